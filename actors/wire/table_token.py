@@ -1,0 +1,35 @@
+"""One NATS token per table, the same in subjects, KV keys, message ids and file names (contract, section 3)."""
+
+import re
+
+_ILLEGAL = re.compile(rb"[^A-Za-z0-9_-]")
+_ESCAPED = re.compile(r"=([0-9A-F]{2})")
+
+
+def _escape(name: str) -> str:
+    # surrogateescape: a name that is not UTF-8 (SQL_ASCII databases) still has bytes, and so a token
+    raw = name.encode("utf-8", "surrogateescape")
+    return _ILLEGAL.sub(lambda m: b"=%02X" % m.group()[0], raw).decode("ascii")
+
+
+def table_token(schema: str, table: str) -> str:
+    """The token of a table: `users` for public.users, `sales/Order=20Lines` for sales."Order Lines".
+
+    Injective, and legal in a subject and as a KV key. Tokens that begin with `_` belong to the bridge itself.
+    """
+    token = _escape(table) if schema == "public" else f"{_escape(schema)}/{_escape(table)}"
+    return "=5F" + token[1:] if token.startswith("_") else token
+
+
+def split_token(token: str) -> tuple[str, str]:
+    """The (schema, table) of a token. Raises ValueError for what `table_token` cannot have made."""
+    schema, slash, table = token.rpartition("/")
+
+    def unescape(part: str) -> str:
+        raw = re.sub(_ESCAPED, lambda m: chr(int(m.group(1), 16)), part).encode("latin-1")
+        return raw.decode("utf-8", "surrogateescape")
+
+    names = (unescape(schema) if slash else "public", unescape(table))
+    if table_token(*names) != token:
+        raise ValueError(f"{token!r} is not a table's token")
+    return names
