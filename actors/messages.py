@@ -30,6 +30,16 @@ START = Position(Lsn(0), -1, GAP_RANK)
 """Before everything: nothing is skipped."""
 
 
+class OutMessage(NamedTuple):
+    """One message for the stream, encoded."""
+
+    subject: bytes
+    msg_id: bytes
+    body: bytes
+    headers: bytes = b""
+    """More header lines, each ending in CRLF."""
+
+
 class Column(NamedTuple):
     """One column of a Relation message."""
 
@@ -60,3 +70,147 @@ class Notes(NamedTuple):
     """Columns whose value stayed PostgreSQL's text although their type has a native form."""
 
 
+class Block(NamedTuple):
+    """Raw messages as they came from one read of the replication stream: `w` and `k` CopyData payloads."""
+
+    messages: list[bytes]
+    size_bytes: int
+    wal_end: Lsn
+    """The furthest WAL position that PostgreSQL has told us so far."""
+
+
+class Transaction(NamedTuple):
+    """One committed transaction, from pgoutput's Begin."""
+
+    commit_lsn: Lsn
+    xid: int
+    commit_us: int
+    """Commit time, microseconds since 1970 UTC."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A published table in one shape. Compared by identity: a new Relation message makes a new one."""
+
+    relation: Relation
+    token: str
+    schema_id: int
+    key: tuple[str, ...]
+    """Columns of the replica identity: all of them under REPLICA IDENTITY FULL, none without one."""
+    protected: frozenset[str]
+    """Columns that identify the row; an event without them would be of no use, so they are never left out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EventKind:
+    """One operation on one table: all that the events of a kind have in common."""
+
+    table: Table
+    operation: str
+    """`insert`, `update`, `delete` or `truncate`."""
+
+
+class RowChange(NamedTuple):
+    """One row of one committed transaction."""
+
+    kind: EventKind
+    txn: Transaction
+    seq: int
+    """0-based place among the transaction's changes as PostgreSQL sent them."""
+    data: dict[str, object]
+    old: dict[str, object] | None
+    """UPDATE: the old key, or the whole old row under REPLICA IDENTITY FULL; None when PostgreSQL sent none."""
+    notes: Notes | None
+
+
+class Truncated(NamedTuple):
+    """One table of a TRUNCATE."""
+
+    kind: EventKind
+    txn: Transaction
+    seq: int
+    cascade: bool
+    restart_identity: bool
+
+
+class SchemaChange(NamedTuple):
+    """A table's rows have a new shape from `position` on. `body` is what KV `schemas` holds (contract, section 6)."""
+
+    table: Table
+    position: Position
+    body: dict[str, object]
+
+
+class Gap(NamedTuple):
+    """Changes that consumers will never see: `from_lsn` up to but not including `to_lsn`."""
+
+    position: Position
+    slot: str
+    reason: str
+    from_lsn: Lsn
+    to_lsn: Lsn
+    tables: tuple[str, ...]
+    token: str = BRIDGE_TOKEN
+    """Whose gap: the bridge's, or one table's when only that one is suspended."""
+
+
+class Committed(NamedTuple):
+    """The end of a transaction: everything up to `end_lsn` has been handed on."""
+
+    end_lsn: Lsn
+    commit_us: int
+
+
+class Mark(NamedTuple):
+    """PostgreSQL has nothing for us below `wal_end`, and no transaction is open."""
+
+    wal_end: Lsn
+
+
+Item = RowChange | Truncated | SchemaChange | Gap | Committed | Mark
+
+
+def position_of(msg_id: str) -> Position:
+    """The position that a message id tells: `{commit lsn, hex}-{seq}-{table token}-{operation}`.
+
+    Raises ValueError when the id was not made by a bridge.
+    """
+    lsn, seq, rest = msg_id.split("-", 2)
+    token, dash, operation = rest.rpartition("-")
+    ranks = {"insert": ROW_RANK, "update": ROW_RANK, "delete": ROW_RANK, "truncate": ROW_RANK, "schema": SCHEMA_RANK}
+    # a suspended table's gap stands in place of the row that did not fit; the bridge's own stands before its place
+    ranks["gap"] = GAP_RANK if token == BRIDGE_TOKEN else ROW_RANK
+    if not dash or not token or operation not in ranks or not seq.isdecimal():
+        raise ValueError(f"{msg_id!r} is not a message id of a bridge")
+    return Position(Lsn(int(lsn, 16)), int(seq), ranks[operation])
+
+
+def message_id(position: Position, token: str, operation: str) -> str:
+    """The id of a message: unique, and the same when the change is replayed."""
+    return f"{position.lsn:x}-{position.seq}-{token}-{operation}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Messages that are published together, and what is done once all of them are stored."""
+
+    messages: list[OutMessage]
+    size_bytes: int
+    counts: dict[EventKind, int]
+    """Row events by kind; messages that are not row events do not count."""
+    position: Position | None
+    """Of the last message; None when there are none."""
+    end_lsn: Lsn
+    """Everything below has been handed on: may be confirmed once this batch is stored. 0 when nothing new."""
+    oldest_commit_us: int
+    """Commit time of the oldest change in it; 0 when there is none."""
+    newest_commit_us: int
+    schema_changes: tuple[SchemaChange, ...] = ()
+
+
+class Published(NamedTuple):
+    """A batch on its way: stored once the stream's sequence reaches `last_seq`."""
+
+    batch: Batch
+    last_seq: int
+    sent_unix_s: float

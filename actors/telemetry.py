@@ -16,7 +16,7 @@ from actors.lsn import NO_LSN, Lsn
 if TYPE_CHECKING:
     from actors.clients.channels import Channel
 
-State = Literal["starting", "catching_up", "streaming", "waiting_postgres", "waiting_nats", "draining", "halted"]
+State = Literal["starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "halted"]
 Operation = Literal["insert", "update", "delete", "truncate", "schema"]
 
 
@@ -83,6 +83,7 @@ class Telemetry:
     fenced: int = 0
     gaps: int = 0
     problems: dict[str, Problem] = field(default_factory=dict)
+    """By what they say."""
     errors_by_code: dict[str, int] = field(default_factory=dict)
     channels: dict[str, Channel[Any]] = field(default_factory=dict)
     publish_mode: str = ""
@@ -114,6 +115,8 @@ class Telemetry:
     last_ack_at: float = 0.0
     waiting_commit_times: deque[tuple[int, float]] = field(default_factory=deque)
     """(stream sequence, commit time in unix seconds) of batches not yet acknowledged, oldest first."""
+    stalled_commit_at: float = 0.0
+    """Commit time, unix seconds, of the oldest change that a broken-off pipeline had read; 0 once it is stored."""
     event_latency_s: Histogram = field(
         default_factory=lambda: Histogram(
             (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)

@@ -32,11 +32,11 @@ class Channel(Generic[T]):
         self._readable: trio.Event | None = None
         self._writable: trio.Event | None = None
 
-    def sender(self) -> _Sender[T]:
-        return _Sender(self)
+    def sender(self) -> Sender[T]:
+        return Sender(self)
 
-    def receiver(self) -> _Receiver[T]:
-        return _Receiver(self)
+    def receiver(self) -> Receiver[T]:
+        return Receiver(self)
 
     def _full(self) -> bool:
         return self.items_waiting > 0 and (
@@ -87,7 +87,7 @@ class Channel(Generic[T]):
             event.set()
 
 
-class _Sender(Generic[T]):
+class Sender(Generic[T]):
     def __init__(self, channel: Channel[T]) -> None:
         self._channel = channel
 
@@ -96,14 +96,14 @@ class _Sender(Generic[T]):
         await trio.lowlevel.checkpoint()
         await self._channel._send(item, size_bytes)
 
-    def __enter__(self) -> _Sender[T]:
+    def __enter__(self) -> Sender[T]:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._channel._close(sender=True)
 
 
-class _Receiver(Generic[T]):
+class Receiver(Generic[T]):
     def __init__(self, channel: Channel[T]) -> None:
         self._channel = channel
 
@@ -125,7 +125,7 @@ class _Receiver(Generic[T]):
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
 
-    def __enter__(self) -> _Receiver[T]:
+    def __enter__(self) -> Receiver[T]:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:

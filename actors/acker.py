@@ -1,0 +1,183 @@
+"""acker: turns acknowledgements into one confirmed LSN; what a batch brought counts once the batch is stored."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import trio
+from trio_util import AsyncValue
+
+from actors.clients.acknowledgements import Acknowledgements
+from actors.clients.bridge_record import RecordStore
+from actors.clients.channels import Receiver
+from actors.clients.feedback import Feedback
+from actors.errors import SinkUnavailable
+from actors.lsn import NO_LSN, Lsn
+from actors.messages import Position, Published, SchemaChange
+from actors.telemetry import Telemetry
+
+CONFIRM_EVERY_S = 1.0
+CONFIRM_EVERY_BYTES = 1024 * 1024
+
+
+class Durable(NamedTuple):
+    """What the stream holds for certain."""
+
+    seq: int
+    position: Position
+    lsn: Lsn
+    """Everything below is stored: may be confirmed."""
+
+
+class AckLedger:
+    """Turns stored sequences into one LSN that is safe to confirm. No I/O, no trio."""
+
+    def __init__(self, seq: int, position: Position) -> None:
+        self.durable = Durable(seq, position, NO_LSN)
+        self._open: deque[Published] = deque()
+
+    @property
+    def open_batches(self) -> int:
+        return len(self._open)
+
+    def published(self, batch: Published) -> None:
+        """A batch is on its way. Batches come in the stream's order."""
+        assert not self._open or batch.last_seq >= self._open[-1].last_seq, "batches are published in stream order"
+        self._open.append(batch)
+
+    def stored(self, seq: int) -> list[Published]:
+        """The stream has stored everything up to `seq`; returns the batches that are whole now, in order."""
+        whole: list[Published] = []
+        while self._open and self._open[0].last_seq <= seq:
+            done = self._open.popleft()
+            whole.append(done)
+            seq_before, position, lsn = self.durable
+            self.durable = Durable(
+                max(seq_before, done.last_seq), done.batch.position or position, max(lsn, done.batch.end_lsn)
+            )
+        return whole
+
+
+async def confirm_stored(
+    published_in: Receiver[Published],
+    acks: Acknowledgements,
+    ledger: AckLedger,
+    store: RecordStore,
+    feedback: Feedback,
+    stored_schemas: Callable[[SchemaChange], None],
+    telemetry: Telemetry,
+    *,
+    ack_deadline_s: float,
+) -> None:
+    """Follow every batch until it is stored, and confirm what is: a record in KV first, then PostgreSQL.
+
+    Ends when `published_in` has ended, every batch is stored and the last LSN is confirmed. Raises SinkUnavailable when
+    nothing is acknowledged for `ack_deadline_s` while something waits, or when NATS is gone; SinkFenced when another bridge
+    took over.
+    """
+    wake = AsyncValue(0)
+    settle = _Settler(ledger, stored_schemas, telemetry)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_await_acks, acks, ledger, settle, wake, ack_deadline_s)
+        nursery.start_soon(_confirm_regularly, ledger, store, feedback, settle, telemetry)
+        with published_in:
+            async for batch in published_in:
+                ledger.published(batch)
+                if batch.batch.oldest_commit_us:
+                    telemetry.waiting_commit_times.append((batch.last_seq, batch.batch.oldest_commit_us / 1e6))
+                settle(acks.stored_seq.value)  # a batch without messages is stored already
+                wake.value += 1
+        while ledger.open_batches:
+            await settle.settled.wait_transition()
+        nursery.cancel_scope.cancel()
+    await _confirm(ledger, store, feedback, settle, telemetry)
+
+
+class _Settler:
+    """Counts what batches brought once they are stored."""
+
+    def __init__(
+        self, ledger: AckLedger, stored_schemas: Callable[[SchemaChange], None], telemetry: Telemetry
+    ) -> None:
+        self.settled = AsyncValue(0)
+        self.schemas: dict[str, int] = {}
+        self._ledger, self._stored_schemas, self._telemetry = ledger, stored_schemas, telemetry
+
+    def __call__(self, seq: int) -> None:
+        telemetry = self._telemetry
+        now = time.time()
+        whole = self._ledger.stored(seq)
+        for done in whole:
+            batch = done.batch
+            for kind, count in batch.counts.items():
+                relation = kind.table.relation
+                key = (relation.schema, relation.name, kind.operation)
+                telemetry.table_events[key] = telemetry.table_events.get(key, 0) + count
+                telemetry.events_published += count
+            for change in batch.schema_changes:
+                self.schemas[change.table.token] = change.table.schema_id
+                self._stored_schemas(change)
+            if batch.messages:
+                telemetry.ack_s.observe(now - done.sent_unix_s)
+                telemetry.last_ack_at = now
+            if batch.newest_commit_us:
+                telemetry.event_latency_s.observe(max(0.0, now - batch.newest_commit_us / 1e6), sum(batch.counts.values()))
+        if whole:
+            waiting = telemetry.waiting_commit_times
+            while waiting and waiting[0][0] <= seq:
+                waiting.popleft()
+            telemetry.durable_lsn = max(telemetry.durable_lsn, self._ledger.durable.lsn)
+            self.settled.value += 1
+
+
+async def _await_acks(
+    acks: Acknowledgements, ledger: AckLedger, settle: _Settler, wake: AsyncValue[int], deadline_s: float
+) -> None:
+    stored = acks.stored_seq.value
+    while True:
+        if not ledger.open_batches:
+            await wake.wait_transition()
+            continue
+        with trio.move_on_after(deadline_s) as deadline:
+            stored = await acks.beyond(stored)
+            settle(stored)
+        if deadline.cancelled_caught:
+            raise SinkUnavailable(
+                "WB222",
+                f"JetStream has acknowledged nothing for {deadline_s:g} s",
+                means="nothing is confirmed to PostgreSQL; trying again from the stream's tail. A full disk makes "
+                "nats-server silent, also after space was made, until it is restarted",
+                fix="check the disk and the log of nats-server: nats server report jetstream",
+            )
+
+
+async def _confirm_regularly(
+    ledger: AckLedger, store: RecordStore, feedback: Feedback, settle: _Settler, telemetry: Telemetry
+) -> None:
+    """Confirm every second, or sooner after a megabyte of WAL."""
+    while True:
+        with trio.move_on_after(CONFIRM_EVERY_S):
+            goal = feedback.confirmed.value + CONFIRM_EVERY_BYTES
+            await settle.settled.wait_value(lambda _, goal=goal: ledger.durable.lsn >= goal)  # type: ignore[misc]
+        await _confirm(ledger, store, feedback, settle, telemetry)
+
+
+async def _confirm(
+    ledger: AckLedger, store: RecordStore, feedback: Feedback, settle: _Settler, telemetry: Telemetry
+) -> None:
+    durable = ledger.durable
+    if durable.lsn <= feedback.confirmed.value and durable.seq == store.record.last_seq:
+        return
+    confirmed = max(durable.lsn, store.record.confirmed_lsn)
+    await store.update(
+        position=durable.position,
+        last_seq=durable.seq,
+        confirmed_lsn=confirmed,
+        schemas={**store.record.schemas, **settle.schemas},
+    )
+    if durable.lsn > feedback.confirmed.value:
+        feedback.confirmed.value = durable.lsn
+        telemetry.confirmed_lsn = durable.lsn

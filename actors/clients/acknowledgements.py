@@ -1,0 +1,74 @@
+"""How far the stream has stored what was sent, from the replies to publishes."""
+
+from __future__ import annotations
+
+from trio_util import AsyncValue
+
+from actors.errors import SinkFenced, SinkUnavailable
+from actors.wire.jetstream import Refused, Stored, parse_publish_reply
+from actors.wire.nats import Msg
+
+WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+
+
+class Acknowledgements:
+    """How far the stream has stored what we sent.
+
+    Written by the NATS connection's reader through `on_reply`, read by the publisher and the acker. Every publish expects
+    the sequence before it, so an acknowledgement of one message is one of all before it.
+    """
+
+    def __init__(self, last_seq: int) -> None:
+        self.reply_prefix = b""
+        self.stored_seq = AsyncValue(last_seq)
+        self.failure: SinkUnavailable | None = None
+
+    def on_reply(self, message: Msg) -> None:
+        """Take one reply to a publish."""
+        reply = parse_publish_reply(message, self.reply_prefix)
+        if isinstance(reply, Stored):
+            if reply.seq != reply.expected_seq:
+                self._fail(_not_at_its_place(reply))
+            elif reply.seq > self.stored_seq.value:
+                self.stored_seq.value = reply.seq
+        elif isinstance(reply, Refused):
+            self._fail(_refused(reply))
+
+    def _fail(self, error: SinkUnavailable) -> None:
+        if self.failure is None:  # the first refusal is the cause, the rest follow from it
+            self.failure = error
+            self.stored_seq.value = -1  # wakes whoever waits
+
+    async def beyond(self, seq: int) -> int:
+        """Wait until more than `seq` is stored; returns how far. Raises SinkUnavailable or SinkFenced."""
+        await self.stored_seq.wait_value(lambda stored: stored > seq or stored < 0)
+        if self.failure is not None:
+            raise self.failure
+        return self.stored_seq.value
+
+
+def _refused(reply: Refused) -> SinkUnavailable:
+    said = f"{reply.code} {reply.err_code} {reply.description}"
+    if reply.err_code in WRONG_LAST_SEQUENCE:
+        return SinkFenced(
+            "WB220",
+            "the stream is not where this bridge left it",
+            said=said,
+            means="another writer published to it, or an acknowledgement was lost: reading the stream's tail again",
+        )
+    return SinkUnavailable(
+        "WB221",
+        "JetStream refused a message",
+        said=said,
+        means="nothing is confirmed to PostgreSQL; trying again from the stream's tail",
+        fix="a full stream or account: nats stream info; nats account info",
+    )
+
+
+def _not_at_its_place(reply: Stored) -> SinkUnavailable:
+    return SinkFenced(
+        "WB220",
+        "the stream is not where this bridge left it",
+        said=f"stored up to {reply.seq} instead of {reply.expected_seq}",
+        means="the server took some messages for duplicates or ended a batch: reading the stream's tail again",
+    )

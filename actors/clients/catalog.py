@@ -1,0 +1,171 @@
+"""What PostgreSQL's catalog says of publications, tables and types. On ordinary connections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from actors.clients.postgres import PgConnection
+from actors.lsn import NO_LSN, parse_lsn
+from actors.telemetry import SlotHealth
+from actors.wire.table_schema import CatalogColumn
+from actors.wire.text_values import BUILTIN_TYPES, TypeInfo
+
+
+class PublicationFacts(NamedTuple):
+    """What a publication publishes."""
+
+    inserts: bool
+    updates: bool
+    deletes: bool
+    truncates: bool
+    via_root: bool
+
+
+class PublishedTable(NamedTuple):
+    """One table of a publication, as its events name it."""
+
+    schema: str
+    name: str
+    relation_oid: int
+    replica_identity: str
+    has_key: bool
+    """Updates and deletes can be published: there is a primary key, an index or FULL."""
+    readable: bool
+    """The role may SELECT it, which snapshots need."""
+    columns: tuple[str, ...]
+    """What is published of it: the publication's column list, or all but generated ones."""
+
+
+async def publication_facts(connection: PgConnection, publication: str) -> PublicationFacts | None:
+    """The publication's options, None when there is none."""
+    rows = await connection.query(
+        "SELECT pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication WHERE pubname = $1", (publication,)
+    )
+    return PublicationFacts(*(value == "t" for value in rows[0])) if rows else None
+
+
+async def published_tables(connection: PgConnection, publication: str) -> list[PublishedTable]:
+    """The tables of a publication, however it names them, in the order of their names."""
+    # attnames exists since PostgreSQL 15 and is right for column lists, roots of partitions and generated columns
+    names = "(SELECT array_to_string(array_agg(replace(replace(n, '\\', '\\\\'), ',', '\\,')), ',') FROM unnest(t.attnames) n)"
+    if connection.server_version < 150000:
+        names = "''"
+    rows = await connection.query(
+        f"""
+        SELECT t.schemaname, t.tablename, c.oid, c.relreplident, {names},
+          CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false WHEN 'i' THEN EXISTS (
+              SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident)
+            ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) END,
+          has_table_privilege(c.oid, 'SELECT')
+        FROM pg_publication_tables t
+        JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relname = t.tablename AND c.relnamespace = n.oid
+        WHERE t.pubname = $1 ORDER BY 1, 2
+        """,
+        (publication,),
+    )
+    found: list[PublishedTable] = []
+    for schema, name, oid, identity, columns, has_key, readable in rows:
+        published = tuple(_split_list(columns or ""))
+        found.append(
+            PublishedTable(
+                schema or "", name or "", int(oid or 0), identity or "d", has_key == "t", readable == "t", published
+            )  # fmt: skip
+        )
+    return found
+
+
+def _split_list(text: str) -> list[str]:
+    names: list[str] = []
+    name, escaped = "", False
+    for char in text:
+        if escaped:
+            name, escaped = name + char, False
+        elif char == "\\":
+            escaped = True
+        elif char == ",":
+            names.append(name)
+            name = ""
+        else:
+            name += char
+    return [*names, name] if text else []
+
+
+async def describe_columns(connection: PgConnection, relation_oid: int) -> list[CatalogColumn]:
+    """A table's columns now, in order; none when it is gone."""
+    rows = await connection.query(
+        """
+        SELECT a.attname, a.atttypid, a.atttypmod, NOT a.attnotnull, a.attgenerated <> '',
+          CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, d.adrelid) END,
+          coalesce(a.attnum = ANY (i.indkey), false)
+        FROM pg_attribute a
+        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
+        WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+        """,
+        (relation_oid,),
+    )
+    return [
+        CatalogColumn(name or "", int(oid or 0), int(typmod or -1), nullable == "t", default, pk == "t", generated == "t")
+        for name, oid, typmod, nullable, generated, default, pk in rows
+    ]
+
+
+async def format_types(connection: PgConnection, types: Sequence[tuple[int, int]]) -> list[str]:
+    """Each (type OID, typmod) in words, as psql's \\d shows it."""
+    if not types:
+        return []
+    oids, typmods = ("{" + ",".join(str(pair[i]) for pair in types) + "}" for i in (0, 1))
+    rows = await connection.query(
+        "SELECT format_type(oid, typmod) FROM unnest($1::oid[], $2::int[]) WITH ORDINALITY AS t(oid, typmod, n) ORDER BY n",
+        (oids, typmods),
+    )
+    return [name or "" for (name,) in rows]
+
+
+async def describe_types(connection: PgConnection, oids: Sequence[int]) -> dict[int, TypeInfo]:
+    """Types that are not PostgreSQL's own, and those they are made of; what is gone from the catalog is left out."""
+    found: dict[int, TypeInfo] = {}
+    wanted = set(oids)
+    while wanted:
+        rows = await connection.query(
+            """
+            SELECT t.oid, t.typtype, t.typbasetype, t.typelem, t.typdelim, coalesce(e.typdelim, ','),
+              t.typelem <> 0 AND t.typlen = -1 AND t.typcategory = 'A'
+            FROM pg_type t LEFT JOIN pg_type e ON e.oid = t.typelem WHERE t.oid = ANY ($1::oid[])
+            """,
+            ("{" + ",".join(map(str, sorted(wanted))) + "}",),
+        )
+        for oid_text, typtype, base, element, _, delimiter, is_array in rows:
+            oid = int(oid_text or 0)
+            if typtype == "d":
+                found[oid] = TypeInfo(oid, "domain", int(base or 0))
+            elif is_array == "t":
+                found[oid] = TypeInfo(oid, "array", int(element or 0), delimiter or ",")
+            else:
+                found[oid] = TypeInfo(oid, "other")
+        asked, wanted = wanted, {t.base_oid for t in found.values() if t.base_oid} - found.keys() - BUILTIN_TYPES.keys()
+        wanted -= asked
+    return found
+
+
+async def slot_health(connection: PgConnection, slot: str) -> SlotHealth | None:
+    """How much WAL is held for the slot and how safe it is; None when there is no slot."""
+    rows = await connection.query(
+        """
+        SELECT s.active, CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
+          s.restart_lsn, s.confirmed_flush_lsn, coalesce(s.wal_status, ''), s.safe_wal_size,
+          current_setting('max_slot_wal_keep_size') <> '-1', coalesce(age(s.catalog_xmin), 0), coalesce(r.spill_bytes, 0)
+        FROM pg_replication_slots s LEFT JOIN pg_stat_replication_slots r ON r.slot_name = s.slot_name
+        WHERE s.slot_name = $1
+        """,
+        (slot,),
+    )
+    if not rows:
+        return None
+    active, current, restart, confirmed, status, safe, limited, age, spilled = rows[0]
+    lsn = [parse_lsn(text) if text else NO_LSN for text in (current, restart, confirmed)]
+    return SlotHealth(
+        active == "t", lsn[0], lsn[1], lsn[2], status or "", int(safe) if safe else None, limited == "t",
+        int(age or 0), int(spilled or 0),
+    )  # fmt: skip

@@ -1,0 +1,154 @@
+"""JetStream's API over one connection: streams, single messages, and key-value buckets, which are streams too.
+
+Requests and replies are JSON: https://docs.nats.io/reference/reference-protocols/nats_api_reference. Configurations stay plain
+dicts, so that a field of a newer server survives.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from actors.clients.nats import NatsConnection
+from actors.errors import SinkUnavailable
+from actors.wire.nats import Msg, decode_headers
+
+API_TIMEOUT_S = 5.0
+STREAM_NOT_FOUND, MESSAGE_NOT_FOUND, WRONG_LAST_SEQUENCE = 10059, 10037, 10071
+
+
+class JetStreamError(SinkUnavailable):
+    """JetStream understood and refused: its own code and words."""
+
+    def __init__(self, doing: str, code: int, err_code: int, description: str) -> None:
+        super().__init__("WB210", f"JetStream refused to {doing}", said=f"{code} {err_code} {description}")
+        self.err_code, self.description = err_code, description
+
+
+class StoredMessage(NamedTuple):
+    """A message as the stream holds it."""
+
+    subject: str
+    seq: int
+    headers: dict[str, str]
+    data: bytes
+
+
+class KvEntry(NamedTuple):
+    """One version of a key."""
+
+    data: bytes
+    revision: int
+
+
+class JetStream:
+    """The API as seen by one account. Every method raises SinkUnavailable when no reply comes, JetStreamError when refused."""
+
+    def __init__(self, connection: NatsConnection) -> None:
+        self.connection = connection
+
+    async def account_info(self) -> dict[str, Any]:
+        """Limits and use of the account; refused when JetStream is off."""
+        return await self._api("INFO", {}, "tell about the account")
+
+    async def stream_info(self, name: str) -> dict[str, Any] | None:
+        """Configuration and state of a stream, None when there is none."""
+        try:
+            return await self._api(f"STREAM.INFO.{name}", {}, f"tell about stream {name}")
+        except JetStreamError as exc:
+            if exc.err_code == STREAM_NOT_FOUND:
+                return None
+            raise
+
+    async def create_stream(self, config: Mapping[str, object]) -> dict[str, Any]:
+        """Create a stream; equal to an existing one is no error."""
+        return await self._api(f"STREAM.CREATE.{config['name']}", config, f"create stream {config['name']}")
+
+    async def get_message(self, stream: str, **query: object) -> StoredMessage | None:
+        """One message by `seq=n`, `last_by_subj=subject`, or `seq=n, next_by_subj=subject`; None when there is none."""
+        try:
+            reply = await self._api(f"STREAM.MSG.GET.{stream}", query, f"read a message of stream {stream}")
+        except JetStreamError as exc:
+            if exc.err_code == MESSAGE_NOT_FOUND:
+                return None
+            raise
+        raw = reply["message"]
+        headers = decode_headers(base64.b64decode(raw.get("hdrs", "")))
+        return StoredMessage(str(raw["subject"]), int(raw["seq"]), headers, base64.b64decode(raw.get("data", "")))
+
+    async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> int:
+        """Publish and wait until it is stored; returns its sequence."""
+        reply = await self.connection.request(subject, payload, timeout_s=API_TIMEOUT_S, headers=headers)
+        return int(_checked(reply, f"store a message on {subject}")["seq"])
+
+    # -- key-value buckets: https://docs.nats.io/nats-concepts/jetstream/key-value-store (ADR-8)
+
+    async def ensure_bucket(self, name: str, *, history: int, replicas: int) -> None:
+        """Create a bucket unless it is there, as the nats command line would."""
+        if await self.stream_info(f"KV_{name}") is None:
+            await self.create_stream(
+                {
+                    "name": f"KV_{name}",
+                    "subjects": [f"$KV.{name}.>"],
+                    "storage": "file",
+                    "num_replicas": replicas,
+                    "max_msgs_per_subject": history,
+                    "discard": "new",
+                    "allow_rollup_hdrs": True,
+                    "deny_delete": True,
+                    "allow_direct": True,
+                    "duplicate_window": 120_000_000_000,
+                }
+            )
+
+    async def kv_get(self, bucket: str, key: str) -> KvEntry | None:
+        """The newest version of a key, None when it is missing or deleted. Read from the bucket's leader."""
+        message = await self.get_message(f"KV_{bucket}", last_by_subj=f"$KV.{bucket}.{key}")
+        if message is None or "KV-Operation" in message.headers:
+            return None
+        return KvEntry(message.data, message.seq)
+
+    async def kv_put(self, bucket: str, key: str, value: bytes, expected_revision: int | None = None) -> int:
+        """Write a key; returns the new revision. With `expected_revision` (0: must not exist) refused if it is another."""
+        headers = None
+        if expected_revision is not None:
+            headers = {"Nats-Expected-Last-Subject-Sequence": str(expected_revision)}
+        return await self.publish(f"$KV.{bucket}.{key}", value, headers)
+
+    async def kv_history(self, bucket: str, key: str) -> list[KvEntry]:
+        """The versions of a key that the bucket still has, oldest first."""
+        found: list[KvEntry] = []
+        seq = 1
+        while True:
+            message = await self.get_message(f"KV_{bucket}", seq=seq, next_by_subj=f"$KV.{bucket}.{key}")
+            if message is None:
+                return found
+            if "KV-Operation" not in message.headers:
+                found.append(KvEntry(message.data, message.seq))
+            seq = message.seq + 1
+
+    async def _api(self, action: str, body: Mapping[str, object], doing: str) -> dict[str, Any]:
+        reply = await self.connection.request(f"$JS.API.{action}", orjson.dumps(body), timeout_s=API_TIMEOUT_S)
+        return _checked(reply, doing)
+
+
+def _checked(message: Msg, doing: str) -> dict[str, Any]:
+    if message.status == 503:
+        raise SinkUnavailable(
+            "WB211",
+            f"nobody in NATS could {doing}",
+            said="503 no responders",
+            means="JetStream is off for this account, has no leader yet, or no stream takes the subject",
+            fix="start the server with JetStream: nats-server -js; or look: nats account info",
+        )
+    try:
+        reply = orjson.loads(message.payload)
+        error = reply.get("error")
+    except (orjson.JSONDecodeError, AttributeError) as exc:
+        raise SinkUnavailable("WB212", f"a reply that is no JSON when asked to {doing}", said=repr(exc)) from exc
+    if error:
+        raise JetStreamError(doing, int(error.get("code", 0)), int(error.get("err_code", 0)), str(error.get("description", "")))
+    return dict(reply)

@@ -1,0 +1,347 @@
+"""What the command line, the environment and an env file say, as one immutable value.
+
+A flag beats the environment, the environment beats the env file, a URL beats its parts. Every value remembers where it came
+from, for `--print-config`. Secrets are never part of a repr.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from actors.errors import ConfigError
+
+PublishMode = Literal["auto", "fast", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresConfig:
+    """How to reach PostgreSQL: a libpq connection string, URI or keywords, without a `replication` word."""
+
+    conninfo: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NatsConfig:
+    """How to reach NATS."""
+
+    urls: tuple[str, ...] = field(repr=False)
+    user: str = ""
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+    nkey_seed: str = field(default="", repr=False)
+    creds: Path | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    tls_first: bool = False
+    replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConfig:
+    """What to read."""
+
+    slot: str = "cdc_slot"
+    publication: str = "cdc_pub"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishConfig:
+    """What to write, and how."""
+
+    stream: str = "CDC"
+    mode: PublishMode = "auto"
+    pack: int = 1
+    encoding: Literal["msgpack", "json"] = "msgpack"
+    arrays: Literal["literal", "list"] = "literal"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """Where telemetry is served."""
+
+    bind: str = "127.0.0.1"
+    port: int = 9090
+    token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """How the log looks."""
+
+    level: str = "INFO"
+    format: Literal["logfmt", "json"] = "logfmt"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything one bridge needs to know."""
+
+    postgres: PostgresConfig
+    nats: NatsConfig
+    source: SourceConfig
+    publish: PublishConfig
+    http: HttpConfig
+    log: LogConfig
+    accept_gap: bool
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """Values that the log masks, should they ever appear."""
+    origins: tuple[tuple[str, str, str], ...] = ()
+    """(setting, value as it may be shown, where it came from)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One thing that can be set."""
+
+    name: str
+    flag: str = ""
+    variable: str = ""
+    default: str = ""
+    secret: bool = False
+
+
+SETTINGS = {
+    s.name: s
+    for s in (
+        Setting("slot", "--slot", "", "cdc_slot"),
+        Setting("pub", "--pub", "", "cdc_pub"),
+        Setting("port", "--port", "BRIDGE_PORT", "9090"),
+        Setting("bind", "--bind", "", "127.0.0.1"),
+        Setting("http_token", "", "BRIDGE_HTTP_TOKEN", secret=True),
+        Setting("stream", "--stream", "", "CDC"),
+        Setting("publish", "--publish", "", "auto"),
+        Setting("pack", "--pack", "", "1"),
+        Setting("json", "--json", "", "no"),
+        Setting("arrays", "--arrays", "", "literal"),
+        Setting("accept_gap", "--accept-gap", "", "no"),
+        Setting("database_url", "", "DATABASE_URL", secret=True),
+        Setting("pg_host", "", "PG_HOST", "127.0.0.1"),
+        Setting("pg_port", "", "PG_PORT", "5432"),
+        Setting("pg_db", "", "PG_DB", "postgres"),
+        Setting("pg_user", "", "POSTGRES_BRIDGE_USER"),
+        Setting("pg_password", "", "POSTGRES_BRIDGE_PASSWORD", secret=True),
+        Setting("nats_url", "", "NATS_URL", secret=True),
+        Setting("nats_host", "", "NATS_HOST", "127.0.0.1"),
+        Setting("nats_port", "", "NATS_PORT", "4222"),
+        Setting("nats_user", "", "NATS_BRIDGE_USER"),
+        Setting("nats_password", "", "NATS_BRIDGE_PASSWORD", secret=True),
+        Setting("nats_token", "", "NATS_TOKEN", secret=True),
+        Setting("nats_nkey_seed", "", "NATS_NKEY_SEED", secret=True),
+        Setting("nats_creds", "", "NATS_CREDS"),
+        Setting("nats_ca", "", "NATS_CA"),
+        Setting("nats_cert", "", "NATS_CERT"),
+        Setting("nats_key", "", "NATS_KEY"),
+        Setting("nats_tls_first", "", "NATS_TLS_FIRST", "no"),
+        Setting("nats_replicas", "", "NATS_REPLICAS", "1"),
+        Setting("log_level", "", "LOG_LEVEL", "INFO"),
+        Setting("log_format", "", "LOG_FORMAT", "logfmt"),
+    )
+}
+
+
+def _bad(where: str, value: str, fix: str, code: str = "WB002") -> ConfigError:
+    return ConfigError(code, f"{where}: {value!r} {fix}" if value else f"{where}: {fix}")
+
+
+class _Resolver:
+    """Looks settings up and remembers where each came from."""
+
+    def __init__(self, flags: Mapping[str, object], environ: Mapping[str, str], env_file: Mapping[str, str]) -> None:
+        self._flags, self._environ, self._env_file = flags, environ, env_file
+        self.origins: list[tuple[str, str, str]] = []
+        self.secrets: set[str] = set()
+
+    def text(self, name: str) -> tuple[str, str]:
+        """The value of a setting and the name under which it was given, for an error to point at."""
+        setting = SETTINGS[name]
+        value, shown, origin = self._find(setting)
+        if setting.secret and value:
+            self.secrets |= _secret_parts(value)
+        display = "********" if setting.secret and value and "url" not in name else _masked_url(value)
+        self.origins.append((setting.flag or setting.variable, display, origin))
+        return value, shown
+
+    def _find(self, setting: Setting) -> tuple[str, str, str]:
+        flag = self._flags.get(setting.name)
+        if flag is not None and flag is not False:
+            return ("yes" if flag is True else str(flag)), setting.flag, "flag"
+        for source, words in ((self._environ, "environment"), (self._env_file, "env file")):
+            value, file = source.get(setting.variable), source.get(f"{setting.variable}_FILE")
+            if not setting.variable or (value is None and (file is None or not setting.secret)):
+                continue
+            if value is not None and file is not None and setting.secret:
+                raise ConfigError("WB003", f"{setting.variable} and {setting.variable}_FILE are both set: remove one")
+            if value is not None:
+                return value, setting.variable, f"{words} {setting.variable}"
+            assert file is not None
+            try:
+                return Path(file).read_text().rstrip("\r\n"), f"{setting.variable}_FILE", f"file {file}"
+            except (OSError, UnicodeDecodeError) as exc:
+                reason = exc.strerror if isinstance(exc, OSError) else "not text"
+                raise ConfigError("WB003", f"{setting.variable}_FILE: cannot read {file!r}: {reason}") from exc
+        return setting.default, setting.flag or setting.variable, "default"
+
+    def number(self, name: str, low: int, high: int, kind: str, example: str) -> int:
+        value, where = self.text(name)
+        if not re.fullmatch(r"\d{1,9}", value) or not low <= int(value) <= high:
+            raise _bad(where, value, f"is not {kind}; give {low}-{high}, e.g. {example}")
+        return int(value)
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> Any:
+        value, where = self.text(name)
+        if value not in choices:
+            raise _bad(where, value, f"is not one of {', '.join(choices)}")
+        return value
+
+    def switch(self, name: str) -> bool:
+        value, where = self.text(name)
+        if value.lower() not in ("yes", "no", "true", "false", "1", "0"):
+            raise _bad(where, value, "is neither yes nor no")
+        return value.lower() in ("yes", "true", "1")
+
+    def pattern(self, name: str, pattern: str, fix: str) -> str:
+        value, where = self.text(name)
+        if not re.fullmatch(pattern, value):
+            raise _bad(where, value, fix)
+        return value
+
+
+def _secret_parts(value: str) -> set[str]:
+    """What must never be shown: the value, and the password of a URL."""
+    parts = {value}
+    for url in value.split(","):
+        try:
+            split = urlsplit(url)
+            parts |= {p for p in (split.password, split.username if not split.password else None) if p}
+        except ValueError:
+            continue
+    return {p for p in parts if len(p) >= 4}
+
+
+def _masked_url(value: str) -> str:
+    """A URL or keyword string without its password."""
+    value = re.sub(r"(://[^:@/?#\s,]*):[^@/\s,]*@", r"\1:********@", value)
+    value = re.sub(r"(?<=://)[^:@/?#\s,]+@(?=[^,]*)", lambda m: m.group() if value.startswith("postgres") else "********@", value)
+    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", r"\1********", value)
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """NAME=value lines, as systemd's EnvironmentFile: comments, blank lines, optional quotes. Raises ConfigError."""
+    found: dict[str, str] = {}
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not text"
+        raise ConfigError("WB003", f"--env-file: cannot read {str(path)!r}: {reason}") from exc
+    for number, line in enumerate(lines, 1):
+        stripped = line.strip().removeprefix("export ")
+        if not stripped or stripped.startswith(("#", ";")):
+            continue
+        name, equals, value = stripped.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
+            raise ConfigError("WB003", f"--env-file: {path}:{number} is not NAME=value")
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        found[name.strip()] = value
+    return found
+
+
+def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: Path | None = None) -> Config:
+    """Put everything together. `flags` are those given, by setting name. Raises ConfigError: one line that names the
+    flag or variable, the value and the fix."""
+    find = _Resolver(flags, environ, read_env_file(env_file) if env_file else {})
+    source = SourceConfig(
+        find.pattern("slot", r"[a-z0-9_]{1,63}", "is not a slot name; give lower-case letters, digits and _, e.g. cdc_slot"),
+        find.pattern("pub", r"(?s).{1,63}", "is not a publication name; give 1-63 characters, e.g. cdc_pub"),
+    )
+    publish = PublishConfig(
+        find.pattern("stream", r"[A-Za-z0-9_-]{1,64}", "is not a stream name; give letters, digits, _ and -, e.g. CDC2"),
+        find.choice("publish", ("auto", "fast", "plain")),
+        find.number("pack", 1, 1000, "a number of events", "100"),
+        "json" if find.switch("json") else "msgpack",
+        find.choice("arrays", ("literal", "list")),
+    )
+    http = HttpConfig(
+        find.pattern("bind", r"[0-9A-Za-z.:_-]+", "is not an address; give e.g. 0.0.0.0"),
+        find.number("port", 1, 65535, "a port", "9091"),
+        find.text("http_token")[0],
+    )
+    log = LogConfig(_level(*find.text("log_level")), find.choice("log_format", ("logfmt", "json")))
+    accept_gap = find.switch("accept_gap")
+    postgres, nats = _postgres(find), _nats(find)
+    return Config(
+        postgres, nats, source, publish, http, log, accept_gap, tuple(sorted(find.secrets)), tuple(find.origins)
+    )
+
+
+def _level(value: str, where: str) -> str:
+    if value.upper() not in ("DEBUG", "INFO", "WARNING", "WARN", "ERROR"):
+        raise _bad(where, value, "is not one of DEBUG, INFO, WARNING, ERROR")
+    return "WARNING" if value.upper() == "WARN" else value.upper()
+
+
+def _postgres(find: _Resolver) -> PostgresConfig:
+    url, where = find.text("database_url")
+    host, port, db = find.text("pg_host")[0], find.number("pg_port", 1, 65535, "a port", "5432"), find.text("pg_db")[0]
+    user, password = find.text("pg_user")[0], find.text("pg_password")[0]
+    from psycopg import ProgrammingError, conninfo  # noqa: PLC0415  (--version and health need no libpq)
+
+    if url:
+        try:
+            words = conninfo.conninfo_to_dict(url)
+        except ProgrammingError as exc:
+            raise _bad(where, "", "is not a libpq connection string; give e.g. postgresql://user@host:5432/db") from exc
+        words.pop("replication", None)
+        if words.get("password"):
+            find.secrets.add(str(words["password"]))
+        return PostgresConfig(conninfo.make_conninfo("", **words))
+    if not user:
+        raise ConfigError(
+            "WB004",
+            "no PostgreSQL user: set POSTGRES_BRIDGE_USER (and POSTGRES_BRIDGE_PASSWORD), or DATABASE_URL",
+            fix="no server at hand? walbridge run --embedded",
+        )
+    parts: dict[str, str] = {"host": host, "port": str(port), "dbname": db, "user": user}
+    if password:
+        parts["password"] = password
+    return PostgresConfig(conninfo.make_conninfo("", **parts))
+
+
+def _nats(find: _Resolver) -> NatsConfig:
+    url, where = find.text("nats_url")
+    host, port = find.text("nats_host")[0], find.number("nats_port", 1, 65535, "a port", "4222")
+    urls = tuple(u.strip() for u in url.split(",") if u.strip()) if url else (f"nats://{host}:{port}",)
+    for one in urls:
+        _check_nats_url(one, where)
+    optional: Callable[[str], str | None] = lambda name: find.text(name)[0] or None  # noqa: E731
+    creds = optional("nats_creds")
+    return NatsConfig(
+        urls,
+        find.text("nats_user")[0],
+        find.text("nats_password")[0],
+        find.text("nats_token")[0],
+        find.text("nats_nkey_seed")[0],
+        Path(creds).expanduser() if creds else None,
+        optional("nats_ca"),
+        optional("nats_cert"),
+        optional("nats_key"),
+        find.switch("nats_tls_first"),
+        find.number("nats_replicas", 1, 5, "a number of replicas", "3"),
+    )
+
+
+def _check_nats_url(url: str, where: str) -> None:
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        good = parts.scheme in ("nats", "tls") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good:
+        raise _bad(where, _masked_url(url), "is not a NATS address; give nats://host:4222 or tls://host:4222")

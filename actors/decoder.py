@@ -1,0 +1,283 @@
+"""decoder: turns pgoutput into row changes; knows relations and transactions; puts schema changes in their place."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+from actors.clients.channels import Receiver, Sender
+from actors.errors import MalformedMessage
+from actors.lsn import Lsn, format_lsn
+from actors.messages import (
+    ROW_RANK,
+    SCHEMA_RANK,
+    Block,
+    Committed,
+    EventKind,
+    Gap,
+    Item,
+    Mark,
+    Notes,
+    Position,
+    Relation,
+    RowChange,
+    SchemaChange,
+    Table,
+    Transaction,
+    Truncated,
+)
+from actors.telemetry import Telemetry
+from actors.wire import pgoutput
+from actors.wire.row_compiler import RowDecoder, compile_row_decoder
+from actors.wire.table_schema import Description, describe_table
+from actors.wire.text_values import Arrays, Encoding, converter_for
+
+_KEEPALIVE, _XLOGDATA = ord("k"), ord("w")
+_BEGIN, _COMMIT, _INSERT, _UPDATE, _DELETE, _TRUNCATE, _RELATION = b"BCIUDTR"
+_NEW, _OLD, _KEY = b"NOK"
+_HEADER = 25  # XLogData: tag, start, end, send time
+_POSTGRES_EPOCH_US = 946_684_800_000_000
+_EVERYTHING: Final = 1 << 62
+
+_u4 = struct.Struct(">I").unpack_from
+_i8 = struct.Struct(">q").unpack_from
+_begin = struct.Struct(">qqI").unpack_from  # commit LSN, commit time, xid
+_commit = struct.Struct(">qqq").unpack_from  # commit LSN, end LSN, commit time
+
+
+class _Shape(NamedTuple):
+    """A relation as the hot loop needs it."""
+
+    table: Table
+    decode: RowDecoder
+    insert: EventKind
+    update: EventKind
+    delete: EventKind
+    truncate: EventKind
+
+
+class Decoder:
+    """Raw messages of one replication stream to items, in order. No I/O, no trio.
+
+    Everything up to `skip`, the position of the stream's last message, has been stored before: those changes are counted,
+    since `seq` counts what PostgreSQL sends, but neither decoded nor handed on. `known_schemas` (table token -> schema_id)
+    are the shapes that the stream's readers know at that place; a row in another shape is preceded by a SchemaChange.
+    """
+
+    def __init__(self, skip: Position, known_schemas: dict[str, int], *, encoding: Encoding, arrays: Arrays) -> None:
+        self.wanted: Relation | None = None
+        """A relation that `feed` met: describe it and call `define` before going on."""
+        self._skip = skip
+        self._known = dict(known_schemas)
+        self._encoding, self._arrays = encoding, arrays
+        self._shapes: dict[int, _Shape] = {}
+        self._unannounced: dict[int, SchemaChange] = {}
+        self._txn: Transaction | None = None
+        self._seq = 0
+        self._first_seq = 0  # changes of the open transaction below this one are stored already
+        self._first_schema_seq = 0
+        self.transactions = 0
+        self.largest_transaction = 0
+        self.last_commit_us = 0
+
+    def define(self, relation: Relation, description: Description) -> SchemaChange:
+        """Take up a relation's shape; rows of it can be decoded from here on. Returns its schema, at no position yet."""
+        table, body = describe_table(relation, description)
+        columns = [
+            (c.name, converter_for(c.type_oid, description.types, self._encoding, self._arrays))
+            for c in relation.columns
+        ]
+        kinds = (EventKind(table, operation) for operation in ("insert", "update", "delete", "truncate"))
+        self._shapes[relation.oid] = _Shape(table, compile_row_decoder(columns), *kinds)
+        change = SchemaChange(table, Position(Lsn(0), 0, SCHEMA_RANK), body)
+        if self._known.get(table.token) == table.schema_id:
+            self._unannounced.pop(relation.oid, None)
+        else:
+            self._unannounced[relation.oid] = change
+        self.wanted = None
+        return change
+
+    def feed(self, block: list[bytes], start: int, items: list[Item]) -> int:
+        """Decode `block` from index `start` on into `items`; returns the index to go on from.
+
+        Stops early, with `wanted` set, after a Relation message. Raises MalformedMessage.
+        """
+        append, shapes, unannounced = items.append, self._shapes, self._unannounced
+        txn, seq, first_seq = self._txn, self._seq, self._first_seq
+        index = start
+        try:
+            for index in range(start, len(block)):
+                message = block[index]
+                tag = message[_HEADER] if message[0] == _XLOGDATA else message[0]
+                if tag == _INSERT:
+                    if txn is None:
+                        raise MalformedMessage("pgoutput: an Insert outside of a transaction")
+                    if seq >= first_seq:
+                        shape = shapes[_u4(message, 26)[0]]
+                        if unannounced:
+                            self._announce(_u4(message, 26)[0], seq, append)
+                        row, end, notes = shape.decode(message, 31)
+                        if end != len(message) or message[30] != _NEW:
+                            raise MalformedMessage(f"pgoutput: an Insert does not end where it should: {message[25:64]!r}")
+                        append(RowChange(shape.insert, txn, seq, row, None, notes))
+                    elif unannounced:
+                        self._announce(_u4(message, 26)[0], seq, append)
+                    seq += 1
+                elif tag == _UPDATE or tag == _DELETE:  # noqa: PLR1714  (this is the hot loop)
+                    if txn is None:
+                        raise MalformedMessage("pgoutput: a change outside of a transaction")
+                    if unannounced:
+                        self._announce(_u4(message, 26)[0], seq, append)
+                    if seq >= first_seq:
+                        shape = shapes[_u4(message, 26)[0]]
+                        decode = _decode_update if tag == _UPDATE else _decode_delete
+                        append(decode(message, shape, txn, seq))
+                    seq += 1
+                elif tag == _BEGIN:
+                    txn = self._begin(message)
+                    seq, first_seq = 0, self._first_seq
+                elif tag == _COMMIT:
+                    append(self._commit(message, txn, seq))
+                    self._txn = txn = None
+                elif tag == _KEEPALIVE:
+                    if txn is None:
+                        append(Mark(Lsn(_i8(message, 1)[0])))
+                else:
+                    seq = self._other(message, txn, seq, first_seq, append)
+                    if self.wanted is not None:
+                        break
+        except (KeyError, IndexError, struct.error) as exc:
+            raise MalformedMessage(f"pgoutput: cannot decode {block[index][25:64]!r}: {exc!r}") from exc
+        self._seq = seq
+        return index + 1
+
+    def _begin(self, message: bytes) -> Transaction:
+        commit_lsn, commit_time, xid = _begin(message, 26)
+        self._txn = txn = Transaction(Lsn(commit_lsn), xid, commit_time + _POSTGRES_EPOCH_US)
+        skip = self._skip
+        if commit_lsn > skip.lsn:
+            self._first_seq = self._first_schema_seq = 0
+        elif commit_lsn < skip.lsn:
+            self._first_seq = self._first_schema_seq = _EVERYTHING
+        else:
+            self._first_seq = skip.seq + (skip.rank >= ROW_RANK)
+            self._first_schema_seq = skip.seq + (skip.rank >= SCHEMA_RANK)
+        return txn
+
+    def _commit(self, message: bytes, txn: Transaction | None, seq: int) -> Committed:
+        commit_lsn, end_lsn, commit_time = _commit(message, 27)
+        if txn is None or txn.commit_lsn != commit_lsn:
+            raise MalformedMessage(f"pgoutput: Commit at {format_lsn(commit_lsn)} of no open transaction")
+        self.transactions += 1
+        self.largest_transaction = max(self.largest_transaction, seq)
+        self.last_commit_us = commit_time + _POSTGRES_EPOCH_US
+        return Committed(Lsn(end_lsn), self.last_commit_us)
+
+    def _announce(self, oid: int, seq: int, append: Callable[[Item], None]) -> None:
+        """Put a new shape before its first row: in the stream, or only in mind where the stream has it already."""
+        change = self._unannounced.pop(oid, None)
+        if change is None:
+            return
+        self._known[change.table.token] = change.table.schema_id
+        txn = self._txn
+        if seq >= self._first_schema_seq and txn is not None:
+            append(change._replace(position=Position(txn.commit_lsn, seq, SCHEMA_RANK)))
+
+    def _other(
+        self, message: bytes, txn: Transaction | None, seq: int, first_seq: int, append: Callable[[Item], None]
+    ) -> int:
+        """The rare messages, by the plain decoder; returns the next seq."""
+        decoded = pgoutput.decode(message, _HEADER)
+        if isinstance(decoded, Relation):
+            self.wanted = decoded
+        elif isinstance(decoded, pgoutput.Truncate):
+            for oid in decoded.relation_oids:
+                self._announce(oid, seq, append)
+                if seq >= first_seq and txn is not None:
+                    shape = self._shapes[oid]
+                    append(Truncated(shape.truncate, txn, seq, decoded.cascade, decoded.restart_identity))
+                seq += 1
+        # Origin and Type carry nothing that an event shows; Message is not asked for.
+        return seq
+
+
+def _decode_update(message: bytes, shape: _Shape, txn: Transaction, seq: int) -> RowChange:
+    offset = 31
+    old: dict[str, object] | None = None
+    old_notes: Notes | None = None
+    marker = message[30]
+    if marker != _NEW:
+        old, offset, old_notes = shape.decode(message, offset)
+        if message[offset] != _NEW:
+            raise MalformedMessage(f"pgoutput: an Update without a new row: {message[25:64]!r}")
+        offset += 1
+    data, end, notes = shape.decode(message, offset)
+    if end != len(message) or marker not in (_NEW, _OLD, _KEY):
+        raise MalformedMessage(f"pgoutput: an Update does not end where it should: {message[25:64]!r}")
+    if old is not None:
+        if marker == _KEY:
+            old = {name: old[name] for name in shape.table.key if name in old}
+        if notes is not None and notes.unchanged:
+            data, notes = _filled(shape, data, notes, old, old_notes)
+        if old_notes is not None and old_notes.raw:
+            raw = dict.fromkeys((notes.raw if notes else ()) + tuple(n for n in old_notes.raw if n in old))
+            notes = Notes(notes.unchanged if notes else (), tuple(raw))
+    return RowChange(shape.update, txn, seq, data, old, notes)
+
+
+def _filled(
+    shape: _Shape, data: dict[str, object], notes: Notes, old: dict[str, object], old_notes: Notes | None
+) -> tuple[dict[str, object], Notes | None]:
+    """The old row has TOASTed values that the new one leaves out: all under REPLICA IDENTITY FULL, else the key's."""
+    whole = old | data
+    found = {c.name: whole[c.name] for c in shape.table.relation.columns if c.name in whole}
+    raw = notes.raw + tuple(n for n in (old_notes.raw if old_notes else ()) if n in notes.unchanged)
+    unchanged = tuple(n for n in notes.unchanged if n not in old)
+    return found, Notes(unchanged, raw) if unchanged or raw else None
+
+
+def _decode_delete(message: bytes, shape: _Shape, txn: Transaction, seq: int) -> RowChange:
+    row, end, notes = shape.decode(message, 31)
+    if end != len(message) or message[30] not in (_OLD, _KEY):
+        raise MalformedMessage(f"pgoutput: a Delete does not end where it should: {message[25:64]!r}")
+    return RowChange(shape.delete, txn, seq, row, None, notes)
+
+
+Describe = Callable[[Relation], Awaitable[Description]]
+"""Asks the catalog what a Relation message does not say."""
+
+
+async def decode_blocks(
+    blocks: Receiver[Block],
+    items_out: Sender[list[Item]],
+    decoder: Decoder,
+    describe: Describe,
+    refresh: Callable[[SchemaChange], None],
+    telemetry: Telemetry,
+    *,
+    gap: Gap | None,
+) -> None:
+    """Decode each block and hand its items on; a `gap` found at the start goes first.
+
+    `refresh` hears of every relation that PostgreSQL announces, new shape or not: its catalog may have changed.
+    Owns both channel ends; ends when `blocks` ends. Raises MalformedMessage, and whatever `describe` raises.
+    """
+    with blocks, items_out:
+        if gap is not None:
+            await items_out.send([gap], 1)
+        async for block in blocks:
+            began = time.perf_counter()
+            items: list[Item] = []
+            index = 0
+            while index < len(block.messages):
+                index = decoder.feed(block.messages, index, items)
+                if decoder.wanted is not None:
+                    refresh(decoder.define(decoder.wanted, await describe(decoder.wanted)))
+            telemetry.transactions = decoder.transactions
+            telemetry.largest_transaction_events = decoder.largest_transaction
+            telemetry.last_commit_at = decoder.last_commit_us / 1e6
+            telemetry.decoded_lsn = block.wal_end
+            telemetry.last_processing_time_us = round((time.perf_counter() - began) * 1e6 / len(block.messages))
+            await items_out.send(items, block.size_bytes)

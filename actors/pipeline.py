@@ -1,0 +1,156 @@
+"""One run of the pipeline: every channel and every actor between PostgreSQL and JetStream, on one screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trio
+
+from actors.acker import AckLedger, confirm_stored
+from actors.batcher import Batcher, Limits, Suspension, batch_items
+from actors.clients.acknowledgements import Acknowledgements
+from actors.clients.channels import Channel
+from actors.clients.feedback import Feedback
+from actors.clients.nats import NatsConnection
+from actors.clients.replication import ReplicationStream
+from actors.config import Config
+from actors.decoder import Decoder, decode_blocks
+from actors.errors import Fatal, SourceUnavailable
+from actors.messages import Batch, Block, Item, Published
+from actors.publisher import Publisher, Window, publish_batches
+from actors.replication_reader import read_blocks
+from actors.schema_publisher import SchemaPublisher
+from actors.startup.opening import Opening
+from actors.startup.streams import StreamSetup
+from actors.telemetry import Telemetry
+from actors.wire.envelope import EventEncoder
+
+DRAIN_S = 30.0
+ACK_DEADLINE_S = 10.0
+CHANNEL_BYTES_MAX = 2 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class LiveStream:
+    """A replication stream whose status updates go on without the pipeline: NATS may be gone for hours.
+
+    `run_status` is its task; `ended` is set when PostgreSQL ended the stream, with `error` saying why.
+    """
+
+    stream: ReplicationStream
+    feedback: Feedback
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
+    error: SourceUnavailable | Fatal | None = None
+
+    async def run_status(self) -> None:
+        """Report to PostgreSQL until cancelled by `close`."""
+        try:
+            with self.scope:
+                await self.feedback.report(self.stream)
+        except* (SourceUnavailable, Fatal) as group:
+            cause = group.exceptions[0]
+            while isinstance(cause, BaseExceptionGroup):
+                cause = cause.exceptions[0]
+            assert isinstance(cause, SourceUnavailable | Fatal)
+            self.error = cause
+        finally:
+            self.ended.set()
+
+    async def watch(self) -> None:
+        """Raise what ended the stream, if anything did."""
+        await self.ended.wait()
+        if self.error is not None:
+            raise self.error
+
+    async def close(self) -> None:
+        """Stop the status updates and end the connection."""
+        self.scope.cancel()
+        await self.ended.wait()
+        await self.stream.close()
+
+
+class DrainTimeout(Fatal):
+    """The stop took too long; what is missing comes again from the slot."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "WB310",
+            f"not drained within {DRAIN_S:g} s of the stop",
+            means="nothing is lost: what was not acknowledged comes again from the slot at the next start",
+            fix="look at NATS: it has not acknowledged what was sent",
+        )
+
+
+async def run_pipeline(
+    config: Config,
+    setup: StreamSetup,
+    opening: Opening,
+    live: LiveStream,
+    nats: NatsConnection,
+    schemas: SchemaPublisher,
+    encoder: EventEncoder,
+    telemetry: Telemetry,
+    *,
+    stop: trio.Event,
+) -> None:
+    """Run until `stop`, then drain: what was read is published, acknowledged and confirmed.
+
+    Raises Transient errors for the supervisor, Fatal ones for the person, DrainTimeout when the drain takes 30 s.
+    """
+    start, store = opening.start, opening.store
+    acks = Acknowledgements(start.last_seq)
+    acks.reply_prefix = await nats.inbox(acks.on_reply)
+    suspended = dict(store.record.suspended)
+    decoder = Decoder(start.skip, dict(store.record.schemas), encoding=config.publish.encoding, arrays=config.publish.arrays)
+    limits = Limits(pack=config.publish.pack, payload_max=setup.max_payload)
+    batcher = Batcher(encoder, limits, config.source.slot, suspended)
+    publisher = Publisher(setup.mode, acks.reply_prefix, start.last_seq)
+
+    async def record_suspension(made: Suspension) -> None:
+        await store.update(suspended={**store.record.suspended, made.token: made.position})
+
+    blocks = Channel[Block]("blocks", 4, CHANNEL_BYTES_MAX)
+    items = Channel[list[Item]]("items", 4, CHANNEL_BYTES_MAX)
+    batches = Channel[Batch]("batches", 4, CHANNEL_BYTES_MAX)
+    published = Channel[Published]("published", 10_000, CHANNEL_BYTES_MAX)
+    telemetry.channels = {c.name: c for c in (blocks, items, batches, published)}
+    telemetry.waiting_commit_times.clear()
+
+    intake, drained = trio.CancelScope(), False
+    async with trio.open_nursery() as pipeline:
+        pipeline.start_soon(_close_intake, stop, intake, pipeline.cancel_scope, telemetry)
+        pipeline.start_soon(live.watch)
+        pipeline.start_soon(schemas.publish_changes)
+        async with trio.open_nursery() as stages:
+            stages.start_soon(read_blocks, live.stream, blocks.sender(), live.feedback, intake, telemetry)
+            stages.start_soon(
+                lambda: decode_blocks(
+                    blocks.receiver(), items.sender(), decoder, schemas.describe, schemas.refresh, telemetry, gap=start.gap
+                )
+            )
+            stages.start_soon(batch_items, items.receiver(), batches.sender(), batcher, record_suspension, telemetry)
+            stages.start_soon(
+                publish_batches, batches.receiver(), published.sender(), nats, publisher, acks, Window(), telemetry
+            )
+            stages.start_soon(
+                lambda: confirm_stored(
+                    published.receiver(), acks, AckLedger(start.last_seq, start.skip), store, live.feedback, schemas.stored,
+                    telemetry, ack_deadline_s=ACK_DEADLINE_S,
+                )  # fmt: skip
+            )
+        await schemas.finish()
+        await live.feedback.send(live.stream)
+        drained = True
+        pipeline.cancel_scope.cancel()
+    if not drained:
+        raise DrainTimeout
+
+
+async def _close_intake(
+    stop: trio.Event, intake: trio.CancelScope, whole: trio.CancelScope, telemetry: Telemetry
+) -> None:
+    await stop.wait()
+    telemetry.state, telemetry.not_ready_reason = "draining", "stopping"
+    intake.cancel()  # the reader ends, its channel closes, the next stage ends ...
+    whole.deadline = trio.current_time() + DRAIN_S

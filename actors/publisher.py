@@ -1,0 +1,84 @@
+"""publisher: sends batches to JetStream, so many ahead of their acknowledgements, and each at its place in the stream."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from typing import Literal, NamedTuple
+
+from actors.clients.acknowledgements import Acknowledgements
+from actors.clients.channels import Receiver, Sender
+from actors.clients.nats import NatsConnection
+from actors.messages import Batch, Published
+from actors.telemetry import Telemetry
+from actors.wire.jetstream import frame_fast_batch, frame_plain
+
+FLOW = 500
+"""How often the server may acknowledge within a fast batch; the batch's own acknowledgement is the one that counts."""
+
+
+class Window(NamedTuple):
+    """How much may be on its way. Bounds memory here and in the server's ingest queue."""
+
+    messages_max: int = 8_000
+    bytes_max: int = 16 * 1024 * 1024
+
+
+class Publisher:
+    """Frames batches for one stream. Holds the next sequence, nothing else."""
+
+    def __init__(self, mode: Literal["fast", "plain"], reply_prefix: bytes, last_seq: int) -> None:
+        self.last_seq = last_seq
+        self._mode, self._reply_prefix = mode, reply_prefix
+        # the server keeps a batch that was cut off for 10 s: a later one must not have its id
+        self._unique = secrets.token_hex(4).encode()
+
+    def frames(self, batch: Batch) -> bytes:
+        """The bytes that publish a batch right after the last one."""
+        before = self.last_seq
+        self.last_seq += len(batch.messages)
+        if self._mode == "fast":
+            return frame_fast_batch(batch.messages, self._reply_prefix, b"%d-%b" % (self.last_seq, self._unique), FLOW, before)
+        return frame_plain(batch.messages, self._reply_prefix, before)
+
+
+async def publish_batches(
+    batches_in: Receiver[Batch],
+    published_out: Sender[Published],
+    connection: NatsConnection,
+    publisher: Publisher,
+    acks: Acknowledgements,
+    window: Window,
+    telemetry: Telemetry,
+) -> None:
+    """Send each batch once there is room in the window; the acker hears of it first.
+
+    Owns both channel ends; ends when `batches_in` ends, with acknowledgements still on their way.
+    Raises SinkUnavailable when NATS does, SinkFenced when another writer was faster.
+    """
+    in_flight: deque[tuple[int, int]] = deque()  # (last sequence, bytes) of batches that are on their way, oldest first
+    bytes_in_flight = 0
+    with batches_in, published_out:
+        async for batch in batches_in:
+            first_unsent = publisher.last_seq
+            while in_flight:
+                stored = acks.stored_seq.value
+                while in_flight and in_flight[0][0] <= stored:
+                    bytes_in_flight -= in_flight.popleft()[1]
+                messages = first_unsent - stored
+                room = messages < window.messages_max and bytes_in_flight + batch.size_bytes <= window.bytes_max
+                if acks.failure is None and (room or not in_flight):
+                    break
+                await acks.beyond(stored)
+            telemetry.in_flight_messages = first_unsent - acks.stored_seq.value + len(batch.messages)
+            telemetry.in_flight_bytes = bytes_in_flight + batch.size_bytes
+            data = publisher.frames(batch) if batch.messages else b""
+            await published_out.send(Published(batch, publisher.last_seq, time.time()), 1)
+            if data:
+                in_flight.append((publisher.last_seq, batch.size_bytes))
+                bytes_in_flight += batch.size_bytes
+                await connection.send(data)
+                telemetry.published_bytes += len(data)
+            if batch.end_lsn:
+                telemetry.published_lsn = batch.end_lsn

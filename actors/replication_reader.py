@@ -1,0 +1,48 @@
+"""replication_reader: owns the replication stream's reading side and hands on blocks of raw messages."""
+
+from __future__ import annotations
+
+import struct
+import time
+
+import trio
+
+from actors.clients.channels import Sender
+from actors.clients.feedback import Feedback
+from actors.clients.replication import ReplicationStream
+from actors.lsn import Lsn
+from actors.messages import Block
+from actors.telemetry import Telemetry
+
+BLOCK_MESSAGES_MAX = 500
+BLOCK_BYTES_MAX = 256 * 1024
+_KEEPALIVE = ord("k")
+_keepalive = struct.Struct(">qqb").unpack_from  # WAL end, send time, reply asked for
+_wal_end = struct.Struct(">q").unpack_from
+
+
+async def read_blocks(
+    stream: ReplicationStream, blocks_out: Sender[Block], feedback: Feedback, intake: trio.CancelScope, telemetry: Telemetry
+) -> None:
+    """Read blocks until `intake` is cancelled; what was not handed on by then comes again from the slot.
+
+    A block is what is there, up to its limits. Owns the channel end, whose closing ends the stages behind it one by one.
+    Raises SourceUnavailable when the connection ends, SlotLost and others for good.
+    """
+    with blocks_out, intake:
+        while True:
+            messages = await stream.read_block(BLOCK_MESSAGES_MAX, BLOCK_BYTES_MAX)
+            size_bytes = sum(map(len, messages))
+            wal_end, reply_wanted = feedback.received, False
+            for message in messages:
+                if message[0] == _KEEPALIVE:
+                    sent_to, _, reply = _keepalive(message, 1)
+                    wal_end, reply_wanted = max(wal_end, Lsn(sent_to)), reply_wanted or reply == 1
+            if messages[-1][0] != _KEEPALIVE:
+                wal_end = max(wal_end, Lsn(_wal_end(messages[-1], 9)[0]))
+            feedback.data_arrived(wal_end, reply_wanted=reply_wanted)
+            telemetry.wal_messages_received += len(messages)
+            telemetry.wal_bytes_received += size_bytes
+            telemetry.received_lsn = wal_end
+            telemetry.last_received_at = time.time()
+            await blocks_out.send(Block(messages, size_bytes, wal_end), size_bytes)

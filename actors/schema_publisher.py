@@ -1,0 +1,114 @@
+"""schema_publisher: keeps KV `schemas` equal to what the tables look like, and asks the catalog what pgoutput leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from actors.clients.catalog import PublishedTable, describe_columns, describe_types, format_types
+from actors.clients.jetstream import JetStream
+from actors.clients.postgres import PgConnection
+from actors.messages import Column, Relation, SchemaChange
+from actors.wire.envelope import EventEncoder
+from actors.wire.table_schema import CatalogColumn, Description, describe_table
+from actors.wire.text_values import BUILTIN_TYPES, TypeInfo
+
+BUCKET = "schemas"
+
+
+class SchemaPublisher:
+    """The schemas of one pipeline. Owns a PostgreSQL connection for the catalog (closed by the bridge).
+
+    What changes is written once the SCHEMA event is in the stream, so that KV never tells of a shape before the stream does.
+    """
+
+    def __init__(self, connection: PgConnection, js: JetStream, encoder: EventEncoder) -> None:
+        self._connection, self._js, self._encoder = connection, js, encoder
+        self._published: dict[str, dict[str, object]] = {}
+        self._pending: dict[str, SchemaChange] = {}  # the newest of each table: bounded by the number of tables
+        self._news = trio.Event()
+        self._writing = trio.Lock()
+
+    async def describe(self, relation: Relation) -> Description:
+        """Ask the catalog about a relation. Raises SourceUnavailable."""
+        connection = self._connection
+        unknown = sorted({c.type_oid for c in relation.columns} - BUILTIN_TYPES.keys())
+        types: dict[int, TypeInfo] = await describe_types(connection, unknown) if unknown else {}
+        data_types = await format_types(connection, [(c.type_oid, c.typmod) for c in relation.columns])
+        return Description(types, tuple(data_types), tuple(await describe_columns(connection, relation.oid)))
+
+    async def publish_current(self, tables: Sequence[PublishedTable]) -> dict[str, int]:
+        """Put every published table's schema as it is now; returns schema ids by token."""
+        known: dict[str, int] = {}
+        for published in tables:
+            columns = await describe_columns(self._connection, published.relation_oid)
+            relation = Relation(
+                published.relation_oid,
+                published.schema,
+                published.name,
+                published.replica_identity,
+                _published_columns(published, columns),
+            )
+            table, body = describe_table(relation, await self.describe(relation))
+            known[table.token] = table.schema_id
+            await self._put(table.token, body)
+        return known
+
+    def stored(self, change: SchemaChange) -> None:
+        """The stream holds this SCHEMA event: KV follows."""
+        self._pending[change.table.token] = change
+        self._news.set()
+
+    def refresh(self, change: SchemaChange) -> None:
+        """A relation was announced; when its shape is the published one, its catalog may still have changed."""
+        token = change.table.token
+        published = self._published.get(token)
+        if published and published["schema_id"] == change.table.schema_id and not _same(published, change.body):
+            self.stored(change)
+
+    async def publish_changes(self) -> None:
+        """Write what changes, until cancelled. Raises SinkUnavailable."""
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            await self.finish()
+
+    async def finish(self) -> None:
+        """Write what still waits."""
+        async with self._writing:
+            while self._pending:
+                token = next(iter(self._pending))
+                change = self._pending.pop(token)
+                if await self._put(token, change.body):
+                    await self._js.publish(f"init.schema.{token}", self._encoder.document(change.body))
+
+    async def _put(self, token: str, body: dict[str, object]) -> bool:
+        """Put a schema unless the bucket has it already; whether it was put."""
+        document = self._encoder.document({**body, "timestamp": 0})
+        held = await self._js.kv_get(BUCKET, token)
+        self._published[token] = body
+        if held is not None and _same_document(self._encoder, held[0], document):
+            return False
+        await self._js.kv_put(BUCKET, token, self._encoder.document(body))
+        return True
+
+
+def _published_columns(published: PublishedTable, columns: Sequence[CatalogColumn]) -> tuple[Column, ...]:
+    """The columns that a Relation message will have. Before PostgreSQL 15 a publication has no column lists."""
+    wanted = set(published.columns)
+    return tuple(
+        Column(c.name, c.type_oid, c.typmod, False)
+        for c in columns
+        if (c.name in wanted if wanted else not c.is_generated)
+    )
+
+
+def _same(a: dict[str, object], b: dict[str, object]) -> bool:
+    return {**a, "timestamp": 0} == {**b, "timestamp": 0}
+
+
+def _same_document(encoder: EventEncoder, held: bytes, document: bytes) -> bool:
+    """Whether two schemas are equal but for their time."""
+    body = encoder.read_document(held)
+    return isinstance(body, dict) and encoder.document({**body, "timestamp": 0}) == document

@@ -1,0 +1,205 @@
+"""Where to go on: the stream's tail is the checkpoint, KV `bridges` and the slot are its witnesses.
+
+Everything here decides from values already read; nothing is read or written. What PostgreSQL and NATS do in each of these
+cases was measured: a slot starts again at its confirmed LSN however low the asked one; an LSN above is honoured; after a
+failover LSNs run backwards from the switch point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actors.clients.bridge_record import BridgeRecord
+from actors.errors import ConfigError, Fatal
+from actors.lsn import NO_LSN, Lsn, format_lsn
+from actors.messages import GAP_RANK, START, Gap, Position, position_of
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTail:
+    """The CDC stream's end."""
+
+    stream: str
+    last_seq: int
+    """0 for a stream that never held a message."""
+    msg_id: str | None
+    """Of the last message; None when it has expired or there never was one."""
+    foreign: bool = False
+    """The last message is there and has no id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """PostgreSQL's side."""
+
+    slot: str
+    system_id: str
+    timeline: int
+    switch_points: tuple[tuple[int, Lsn], ...]
+    wal_end: Lsn
+    confirmed_lsn: Lsn | None
+    """Of the slot; None when there is no slot."""
+    lost: str = ""
+    """Why the slot can no longer be read; empty when it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Changes can no longer be read: only a new slot goes on, and only when a person has said so."""
+
+    code: str
+    reason: str
+    from_lsn: Lsn
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How the pipeline begins."""
+
+    skip: Position
+    """Up to here everything is stored."""
+    start_lsn: Lsn
+    """For START_REPLICATION; 0 starts at the slot's confirmed LSN."""
+    last_seq: int
+    """The stream's last sequence: the next publish expects it."""
+    gap: Gap | None = None
+    warning: str = ""
+
+
+def tail_position(tail: StreamTail, record: BridgeRecord | None) -> Position | None:
+    """The position of the stream's last message; None when nothing tells it.
+
+    Raises ConfigError when the stream belongs to somebody else.
+    """
+    if tail.msg_id is not None:
+        try:
+            return position_of(tail.msg_id)
+        except ValueError as exc:
+            raise _foreign(tail, f"its last message has the id {tail.msg_id!r}") from exc
+    if tail.foreign:
+        raise _foreign(tail, "its last message has no Nats-Msg-Id")
+    if record is not None and tail.last_seq and record.last_seq <= tail.last_seq:
+        return record.position
+    return None
+
+
+def _foreign(tail: StreamTail, found: str) -> ConfigError:
+    return ConfigError(
+        "WB241",
+        f"stream {tail.stream} holds messages that no bridge wrote: {found}",
+        means="one bridge writes one stream: its last message is the checkpoint",
+        fix="give the bridge a stream of its own: --stream NAME",
+    )
+
+
+def check_owner(record: BridgeRecord | None, stream: str, slot: str) -> None:
+    """Raises ConfigError when the stream is another slot's."""
+    if record is not None and record.slot != slot:
+        raise ConfigError(
+            "WB242",
+            f"stream {stream} belongs to slot {record.slot}, not to {slot}",
+            means="two bridges in one stream would take turns refusing each other",
+            fix=f"give this bridge a stream of its own: --stream NAME; or run it with --slot {record.slot}",
+        )
+
+
+def find_loss(source: Source, record: BridgeRecord | None, position: Position | None) -> Loss | None:
+    """What only a new slot can mend. None when the slot can be read on, or when nothing was ever read."""
+    begun = record is not None or position is not None
+    from_lsn = max(record.confirmed_lsn if record else NO_LSN, position.lsn if position else NO_LSN)
+    again = "walbridge run --accept-gap   # stores cdc._bridge.gap and goes on; replicas take new snapshots"
+    if record is not None and record.system_id != source.system_id:
+        reason = f"another database cluster: system id {source.system_id}, the stream was written from {record.system_id}"
+        return Loss("WB150", reason, from_lsn, f"connect to the right server, or:\n{again}")
+    if record is not None and not _descends(record, source):
+        reason = f"timeline {source.timeline} of this server does not descend from timeline {record.timeline}"
+        return Loss("WB150", reason, from_lsn, f"connect to the right server, or:\n{again}")
+    if source.lost:
+        return Loss("WB107", f"slot {source.slot} is lost: {source.lost}", from_lsn, again)
+    if source.confirmed_lsn is None and begun:
+        return Loss("WB108", f"slot {source.slot} was dropped", from_lsn, again)
+    if record is not None and record.timeline == source.timeline and from_lsn > source.wal_end:
+        reason = (
+            f"the server is older than the stream: its WAL ends at {format_lsn(source.wal_end)}, the stream reaches "
+            f"{format_lsn(from_lsn)} (restored from an older copy?)"
+        )
+        return Loss("WB151", reason, from_lsn, f"connect to the right server, or:\n{again}")
+    return None
+
+
+def loss_error(loss: Loss) -> Fatal:
+    """The words with which the process ends when nobody has accepted the loss."""
+    return Fatal(
+        loss.code,
+        f"{loss.reason}; changes from {format_lsn(loss.from_lsn)} on can no longer be read",
+        means="consumers must be told that changes are missing before the bridge may go on",
+        fix=loss.fix,
+    )
+
+
+def start_after_loss(loss: Loss, source: Source, slot_lsn: Lsn, tail: StreamTail, tables: Sequence[str]) -> Start:
+    """Go on with a slot that begins at `slot_lsn`; the gap event goes first."""
+    position = Position(slot_lsn, 0, GAP_RANK)
+    gap = Gap(position, source.slot, loss.reason, loss.from_lsn, slot_lsn, tuple(tables))
+    return Start(position, NO_LSN, tail.last_seq, gap)
+
+
+def plan_start(
+    source: Source,
+    tail: StreamTail,
+    record: BridgeRecord | None,
+    history: Sequence[BridgeRecord],
+    position: Position | None,
+    tables: Sequence[str],
+) -> Start:
+    """Go on from the tail, with a gap event first where the stream cannot be whole. The slot can be read.
+
+    `history` are the older versions of the record: of a stream that was cut short one of them may still prove that
+    nothing confirmed is missing.
+    """
+    confirmed = source.confirmed_lsn or NO_LSN
+    at = position or START
+    switch = _switch_point(record, source) if record and record.timeline != source.timeline else None
+    if record is not None and switch is not None:
+        last = max(at.lsn, record.position.lsn)
+        if last >= switch:
+            reason = f"timeline {record.timeline} was left at {format_lsn(switch)}: what was read beyond is void"
+            resume = max(switch, confirmed)
+            gap = Gap(Position(resume, 0, GAP_RANK), source.slot, reason, switch, max(last, resume), tuple(tables))
+            return _start(gap.position, NO_LSN, tail, gap)
+    if record is None:
+        warning = ""
+        if position is not None:
+            warning = f"KV bridges has no record of stream {tail.stream}: trusting its last message alone"
+        elif tail.last_seq:
+            warning = f"stream {tail.stream} is empty and KV bridges has no record of it: starting at the slot's position"
+        return Start(at, at.lsn, tail.last_seq, None, warning)
+    witnesses = [r for r in (*history, record) if r.position <= at and r.system_id == source.system_id]
+    proven = max([at.lsn, *(r.confirmed_lsn for r in witnesses)])
+    if switch is not None:
+        proven = min(proven, switch)  # beyond it a confirmed LSN names another timeline's WAL
+    if confirmed <= proven:
+        return Start(at, at.lsn, tail.last_seq)
+    if record.last_seq > tail.last_seq:
+        reason = f"stream {tail.stream} was cut short: it ends at {tail.last_seq}, {record.last_seq} was stored before"
+    else:
+        reason = f"slot {source.slot} was moved or made anew: it is beyond what was ever confirmed"
+    gap = Gap(Position(confirmed, 0, GAP_RANK), source.slot, reason, proven, confirmed, tuple(tables))
+    return _start(gap.position, NO_LSN, tail, gap)
+
+
+def _start(skip: Position, start_lsn: Lsn, tail: StreamTail, gap: Gap) -> Start:
+    """Begin with a gap event, unless it is the stream's last message already."""
+    if tail.msg_id is not None and position_of(tail.msg_id) == gap.position:
+        return Start(skip, start_lsn, tail.last_seq)
+    return Start(skip, start_lsn, tail.last_seq, gap)
+
+
+def _descends(record: BridgeRecord, source: Source) -> bool:
+    return record.timeline == source.timeline or record.timeline in dict(source.switch_points)
+
+
+def _switch_point(record: BridgeRecord, source: Source) -> Lsn | None:
+    return dict(source.switch_points).get(record.timeline)

@@ -1,0 +1,189 @@
+"""The streams and buckets of a bridge: made where they are missing, looked at where they are there, never altered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from actors.clients.jetstream import JetStream, JetStreamError
+from actors.clients.nats import SinkRefused
+from actors.config import PublishMode
+from actors.errors import ConfigError
+
+DAY_NS = 86_400_000_000_000
+GIB = 1 << 30
+PAYLOAD_MIN_BYTES = 4096
+"""Below it not even a schema event fits."""
+BUCKETS = ("schemas", "bridges")
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSetup:
+    """The CDC stream as it is."""
+
+    stream: str
+    publish_prefix: bytes
+    """Before each subject as published; the stream maps it away before it stores."""
+    mode: Literal["fast", "plain"]
+    last_seq: int
+    max_payload: int
+    """Bytes of one message, headers included: the smaller of the server's limit and the stream's."""
+
+
+def cdc_config(stream: str, replicas: int, version: tuple[int, int, int]) -> dict[str, object]:
+    """The CDC stream as the bridge creates it."""
+    config: dict[str, object] = {
+        "name": stream,
+        "subjects": ["cdc.>"] if stream == "CDC" else [f"_{stream}.cdc.>"],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "old",
+        "max_age": 8 * DAY_NS,
+        "max_bytes": 10 * GIB,
+        "duplicate_window": 10_000_000_000,
+        "num_replicas": replicas,
+        "allow_direct": True,
+    }
+    if stream != "CDC":
+        config["subject_transform"] = {"src": f"_{stream}.cdc.>", "dest": "cdc.>"}
+    if version >= (2, 12, 0):
+        config["allow_atomic"] = True
+    if version >= (2, 14, 0):
+        config["allow_batched"] = True
+    return config
+
+
+def init_config(replicas: int) -> dict[str, object]:
+    """The INIT stream as the bridge creates it."""
+    return {
+        "name": "INIT",
+        "subjects": ["init.>"],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "old",
+        "max_age": 7 * DAY_NS,
+        "max_bytes": 8 * GIB,
+        "num_replicas": replicas,
+        "allow_direct": True,
+    }
+
+
+async def prepare_streams(js: JetStream, *, stream: str, mode: PublishMode, replicas: int) -> StreamSetup:
+    """Make what is missing and check what is there.
+
+    Raises ConfigError, with the command that mends it, for what cannot work; SinkUnavailable when NATS does not answer.
+    """
+    version = js.connection.version
+    info = await _ensure(js, cdc_config(stream, replicas, version))
+    config = info["config"]
+    _check_cdc(stream, config)
+    init = await _ensure(js, init_config(replicas))
+    _check_covered("INIT", init["config"], "init.x")
+    _check_writable("INIT", init["config"])
+    for bucket in BUCKETS:
+        try:
+            await js.ensure_bucket(bucket, history=10, replicas=replicas)
+        except (JetStreamError, SinkRefused) as exc:
+            raise ConfigError(
+                "WB231", f"KV bucket {bucket} is missing and cannot be created", said=exc.said,
+                fix=f"nats kv add {bucket} --history=10 --replicas={replicas}",
+            ) from exc  # fmt: skip
+    fast = version >= (2, 14, 0) and bool(config.get("allow_batched"))
+    if mode == "fast" and not fast:
+        raise ConfigError(
+            "WB232",
+            f"--publish fast: stream {stream} does not take fast-ingest batches",
+            said=f"nats-server {js.connection.info.get('version')}, allow_batched {bool(config.get('allow_batched'))}",
+            fix=f"nats-server 2.14 or later and: nats stream edit {stream} --allow-batched; or --publish auto",
+        )
+    limits = [js.connection.max_payload, int(config.get("max_msg_size", -1))]
+    payload_max = min(limit for limit in limits if limit > 0)
+    if payload_max < PAYLOAD_MIN_BYTES:
+        raise ConfigError(
+            "WB233",
+            f"messages of stream {stream} may have only {payload_max} bytes; at least {PAYLOAD_MIN_BYTES} are needed",
+            fix=f"raise max_payload of nats-server, or: nats stream edit {stream} --max-msg-size=-1",
+        )
+    return StreamSetup(
+        stream,
+        b"" if _covers(config, "cdc.x.insert") else f"_{stream}.".encode(),
+        "plain" if mode == "plain" or not fast else "fast",
+        int(info["state"]["last_seq"]),
+        payload_max,
+    )
+
+
+async def _ensure(js: JetStream, wanted: Mapping[str, object]) -> dict[str, Any]:
+    name = str(wanted["name"])
+    try:
+        return await js.stream_info(name) or await js.create_stream(wanted)
+    except (JetStreamError, SinkRefused) as exc:
+        subjects = ",".join(map(str, wanted["subjects"]))  # type: ignore[call-overload]
+        raise ConfigError(
+            "WB230",
+            f"stream {name} is missing and cannot be created",
+            said=exc.said,
+            fix=f"nats stream add {name} --subjects='{subjects}' --storage=file --retention=limits --discard=old --defaults",
+        ) from exc
+
+
+def _check_cdc(stream: str, config: Mapping[str, Any]) -> None:
+    _check_writable(stream, config)
+    if not _covers(config, "cdc.x.insert"):
+        _check_covered(stream, config, f"_{stream}.cdc.x.insert")
+        transform = config.get("subject_transform") or {}
+        if (transform.get("src"), transform.get("dest")) != (f"_{stream}.cdc.>", "cdc.>"):
+            raise ConfigError(
+                "WB234",
+                f"stream {stream} does not map _{stream}.cdc.> to cdc.>",
+                means="its messages would not have the subjects that consumers read",
+                fix=f"nats stream edit {stream} --transform-source='_{stream}.cdc.>' --transform-destination='cdc.>'",
+            )
+    if config.get("retention", "limits") != "limits":
+        raise ConfigError(
+            "WB235",
+            f"stream {stream} has retention {config['retention']}",
+            means="it removes what one consumer has read, or what nobody asked for yet",
+            fix=f"a stream with retention limits: nats stream rm {stream}; the bridge makes it anew",
+        )
+
+
+def _check_writable(stream: str, config: Mapping[str, Any]) -> None:
+    for wrong, means, fix in (
+        (config.get("no_ack"), "no_ack: a publish is never acknowledged, so nothing could ever be confirmed", "--ack"),
+        (config.get("sealed"), "sealed: nothing can be stored in it any more", ""),
+        (config.get("mirror"), "a mirror of another stream: only that one can be written", ""),
+        (config.get("persist_mode") == "async", "persist_mode async: it acknowledges before it has written anything", ""),
+    ):
+        if wrong:
+            raise ConfigError(
+                "WB236",
+                f"stream {stream} is {means}" if not fix else f"stream {stream} has {means}",
+                fix=f"nats stream edit {stream} {fix}"
+                if fix
+                else f"nats stream rm {stream}   # the bridge makes it anew; or another one: --stream NAME",
+            )
+
+
+def _check_covered(stream: str, config: Mapping[str, Any], subject: str) -> None:
+    if not _covers(config, subject):
+        wanted = f"{subject.rsplit('.', 2)[0] if subject.endswith('.insert') else subject.rsplit('.', 1)[0]}.>"
+        raise ConfigError(
+            "WB237",
+            f"stream {stream} takes {', '.join(config.get('subjects') or ['nothing'])}, not {wanted}",
+            fix=f"nats stream edit {stream} --subjects='{wanted}'",
+        )
+
+
+def _covers(config: Mapping[str, Any], subject: str) -> bool:
+    return any(_matches(pattern.split("."), subject.split(".")) for pattern in config.get("subjects") or ())
+
+
+def _matches(pattern: list[str], subject: list[str]) -> bool:
+    for i, token in enumerate(pattern):
+        if token == ">":
+            return len(subject) > i
+        if i >= len(subject) or token not in ("*", subject[i]):
+            return False
+    return len(pattern) == len(subject)

@@ -1,0 +1,85 @@
+"""wal_monitor: watches how much WAL PostgreSQL keeps for the slot, and how long that can go on."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import trio
+
+from actors.clients.catalog import slot_health
+from actors.clients.postgres import PgConnection
+from actors.config import PostgresConfig
+from actors.errors import WalbridgeError
+from actors.log import get_logger
+from actors.telemetry import Problem, SlotHealth, Telemetry
+
+log = get_logger("wal_monitor")
+
+CHECK_EVERY_S = 30.0
+WARN_BYTES = 512 * 1024 * 1024
+CRITICAL_BYTES = 1024 * 1024 * 1024
+RATE_OVER_S = 600.0
+
+
+class WalRate:
+    """How fast the WAL that may still be written before the slot is lost shrinks. No I/O."""
+
+    def __init__(self) -> None:
+        self._safe: deque[tuple[float, int]] = deque()
+
+    def seconds_to_loss(self, now_s: float, safe_wal_bytes: int | None) -> float:
+        """At the rate of the last ten minutes; infinite when there is no limit or it does not shrink."""
+        if safe_wal_bytes is None:
+            self._safe.clear()
+            return float("inf")
+        self._safe.append((now_s, safe_wal_bytes))
+        while self._safe[0][0] < now_s - RATE_OVER_S:
+            self._safe.popleft()
+        then_s, then_bytes = self._safe[0]
+        lost = then_bytes - safe_wal_bytes
+        if lost <= 0 or now_s <= then_s:
+            return float("inf")
+        return safe_wal_bytes * (now_s - then_s) / lost
+
+
+async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) -> None:
+    """Look at the slot every 30 s over a connection of its own, until cancelled. Never ends the bridge."""
+    rate = WalRate()
+    while True:
+        try:
+            connection = await PgConnection.connect(config, application_name="walbridge wal_monitor")
+            try:
+                while True:
+                    health = await slot_health(connection, slot)
+                    if health is not None:
+                        health.seconds_to_loss = rate.seconds_to_loss(time.monotonic(), health.safe_wal_bytes)
+                        telemetry.slot = health
+                        _warn(telemetry, slot, health)
+                    else:
+                        telemetry.slot = SlotHealth()
+                    await trio.sleep(CHECK_EVERY_S)
+            finally:
+                connection.close()
+        except WalbridgeError as exc:
+            telemetry.slot.active = False
+            log.debug("cannot look at the slot", error=str(exc))
+            await trio.sleep(CHECK_EVERY_S / 6)
+
+
+def _warn(telemetry: Telemetry, slot: str, health: SlotHealth) -> None:
+    held = health.lag_bytes
+    if held < WARN_BYTES:
+        telemetry.problems.pop("wal", None)
+        return
+    level = "critical" if held >= CRITICAL_BYTES else "warning"
+    limit = "without limit" if not health.wal_limited else f"{health.safe_wal_bytes} bytes before it is lost"
+    what = f"slot {slot} holds {held >> 20} MB of WAL ({level}; {limit})"
+    log.warning(what, wal_status=health.wal_status, restart_lsn=health.restart_lsn, current_lsn=health.current_lsn)
+    telemetry.problems["wal"] = Problem(
+        "WB160",
+        what,
+        means="PostgreSQL's disk fills while the bridge, NATS or an open transaction holds the slot back",
+        fix="GET /status names the stage that stands still; long transactions: "
+        "SELECT pid, xact_start, query FROM pg_stat_activity WHERE backend_xmin IS NOT NULL ORDER BY xact_start",
+    )

@@ -1,0 +1,97 @@
+"""JetStream on the wire: publishing with a place in the stream, and the replies to it.
+
+Fast-ingest batches (nats-server 2.14+) carry their control in the reply subject,
+`<prefix>.<batch id>.<flow>.<gap>.<batch seq>.<op>.$FI`: op 0 starts, 1 appends, 2 stores and commits. Each flush of ours is a
+batch of its own, committed by its last message, whose acknowledgement is prompt and final. Headers as in
+https://docs.nats.io/nats-concepts/jetstream/headers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import orjson
+
+from actors.messages import OutMessage
+from actors.wire.nats import Msg
+
+FAST_SUFFIX = b"$FI"
+
+
+class Stored(NamedTuple):
+    """The stream holds everything up to `seq`; `expected_seq` is where the publish should have brought it."""
+
+    seq: int
+    expected_seq: int
+
+
+class Progress(NamedTuple):
+    """An acknowledgement within a batch: its final one is still to come."""
+
+
+class Refused(NamedTuple):
+    """The server did not store a message, or gave a batch up."""
+
+    code: int
+    err_code: int
+    description: str
+
+
+PublishReply = Stored | Progress | Refused
+
+
+def frame_fast_batch(messages: Sequence[OutMessage], reply_prefix: bytes, batch_id: bytes, flow: int, last_seq: int) -> bytes:
+    """Frames that publish `messages` right behind stream sequence `last_seq`, as one fast-ingest batch.
+
+    The batch id is its last sequence, a dash and something unique: `parse_publish_reply` holds the acknowledgement against
+    the sequence.
+    """
+    frames: list[bytes] = []
+    commit = len(messages)
+    target = b"%b.%b.%d.fail." % (reply_prefix, batch_id, flow)
+    for i, (subject, msg_id, body, more) in enumerate(messages, 1):
+        headers = b"NATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\nNats-Msg-Id: %b\r\n%b\r\n" % (last_seq, msg_id, more)
+        last_seq += 1
+        op = 2 if i == commit else i > 1
+        size = len(headers)
+        frames.append(
+            b"HPUB %b %b%d.%d.$FI %d %d\r\n%b%b\r\n" % (subject, target, i, op, size, size + len(body), headers, body)
+        )
+    return b"".join(frames)
+
+
+def frame_plain(messages: Sequence[OutMessage], reply_prefix: bytes, last_seq: int) -> bytes:
+    """Frames that publish `messages` right behind `last_seq`, one acknowledgement each, to `<prefix>.<its sequence>`."""
+    frames: list[bytes] = []
+    for subject, msg_id, body, more in messages:
+        headers = b"NATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\nNats-Msg-Id: %b\r\n%b\r\n" % (last_seq, msg_id, more)
+        last_seq += 1
+        size = len(headers)
+        frames.append(
+            b"HPUB %b %b.%d %d %d\r\n%b%b\r\n" % (subject, reply_prefix, last_seq, size, size + len(body), headers, body)
+        )
+    return b"".join(frames)
+
+
+def parse_publish_reply(message: Msg, reply_prefix: bytes) -> PublishReply:
+    """What the server says of a publish: to a plain one, or within or at the end of a fast batch.
+
+    Whatever cannot be understood is a refusal: only a clear "stored" counts.
+    """
+    if message.status:
+        return Refused(message.status, 0, "no stream takes this subject, or its leader is away")
+    try:
+        reply = orjson.loads(message.payload)
+        kind, error = reply.get("type"), reply.get("error")
+        if error is not None:
+            return Refused(int(error["code"]), int(error.get("err_code", 0)), str(error.get("description", "")))
+        if kind == "ack":
+            return Progress()
+        if kind == "gap":
+            return Refused(400, 0, f"the server missed messages {reply.get('last_seq')} to {reply.get('seq')} of a batch")
+        # the first token behind the prefix tells the sequence: a plain message's own, or a batch's last
+        expected = int(message.subject[len(reply_prefix) + 1 :].split(b".", 1)[0].split(b"-", 1)[0])
+        return Stored(int(reply["seq"]), expected)
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        return Refused(0, 0, f"a reply that is no acknowledgement: {message.payload[:200]!r} ({exc!r})")

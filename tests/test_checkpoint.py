@@ -1,0 +1,145 @@
+"""Where the bridge goes on, decided from what the stream, KV and the slot say: no server needed for the decision itself."""
+
+from dataclasses import replace
+
+import pytest
+
+from actors.clients.bridge_record import BridgeRecord
+from actors.errors import ConfigError
+from actors.lsn import NO_LSN, Lsn
+from actors.messages import GAP_RANK, START, Position
+from actors.startup.checkpoint import (
+    Source,
+    StreamTail,
+    check_owner,
+    find_loss,
+    loss_error,
+    plan_start,
+    start_after_loss,
+    tail_position,
+)
+
+SOURCE = Source("cdc_slot", "7000", 1, (), Lsn(9000), Lsn(1000))
+RECORD = BridgeRecord("cdc_slot", "cdc_pub", "7000", 1, (), Position(Lsn(900), 4), 50, Lsn(1000))
+
+
+def plan(source=SOURCE, tail=None, record=RECORD, history=()):
+    tail = tail or StreamTail("CDC", 50, "384-4-users-insert")  # 0x384 = 900
+    position = tail_position(tail, record)
+    assert find_loss(source, record, position) is None
+    return plan_start(source, tail, record, history, position, ("users",))
+
+
+def test_a_fresh_stream_starts_at_the_slots_own_position():
+    start = plan(tail=StreamTail("CDC", 0, None), record=None)
+    assert (start.skip, start.start_lsn, start.last_seq, start.gap) == (START, NO_LSN, 0, None)
+
+
+def test_the_tail_is_the_checkpoint_even_when_the_record_is_older():
+    start = plan(tail=StreamTail("CDC", 70, "5dc-2-users-insert"))
+    assert start.skip == Position(Lsn(1500), 2)
+    assert (start.start_lsn, start.last_seq, start.gap) == (1500, 70, None)
+
+
+def test_an_expired_tail_is_remembered_by_the_record():
+    start = plan(tail=StreamTail("CDC", 50, None))
+    assert (start.skip, start.last_seq, start.gap) == (RECORD.position, 50, None)
+
+
+def test_events_after_the_record_come_again_when_the_tail_beyond_it_has_expired():
+    start = plan(tail=StreamTail("CDC", 60, None))
+    assert (start.skip, start.last_seq, start.gap) == (RECORD.position, 60, None)
+
+
+def test_a_confirmed_lsn_that_went_back_after_a_crash_is_no_gap():
+    assert plan(source=replace(SOURCE, confirmed_lsn=Lsn(10))).gap is None
+
+
+def test_a_slot_beyond_the_record_is_a_gap():
+    start = plan(source=replace(SOURCE, confirmed_lsn=Lsn(5000)))
+    assert start.gap is not None
+    assert (start.gap.from_lsn, start.gap.to_lsn, start.gap.tables) == (1000, 5000, ("users",))
+    assert start.skip == start.gap.position == Position(Lsn(5000), 0, GAP_RANK)
+
+
+def test_a_gap_that_is_already_the_streams_tail_is_not_told_twice():
+    start = plan(source=replace(SOURCE, confirmed_lsn=Lsn(5000)), tail=StreamTail("CDC", 51, "1388-0-_bridge-gap"))
+    assert start.gap is None
+    assert start.skip == Position(Lsn(5000), 0, GAP_RANK)
+
+
+def test_a_stream_cut_short_is_rewound_while_the_slot_is_behind_it():
+    cut = StreamTail("CDC", 40, "320-1-users-insert")  # 0x320 = 800
+    start = plan(source=replace(SOURCE, confirmed_lsn=Lsn(700)), tail=cut)
+    assert (start.skip, start.last_seq, start.gap) == (Position(Lsn(800), 1), 40, None)
+
+
+def test_a_stream_cut_short_below_the_confirmed_lsn_is_a_gap():
+    start = plan(tail=StreamTail("CDC", 40, "320-1-users-insert"))
+    assert start.gap is not None
+    assert "cut short" in start.gap.reason
+    assert (start.gap.from_lsn, start.gap.to_lsn) == (800, 1000)
+
+
+def test_an_older_record_proves_that_a_cut_stream_is_whole():
+    older = replace(RECORD, position=Position(Lsn(800), 1), last_seq=40, confirmed_lsn=Lsn(1000))
+    assert plan(tail=StreamTail("CDC", 40, "320-1-users-insert"), history=[older]).gap is None
+
+
+def test_a_stream_made_anew_is_a_gap():
+    start = plan(tail=StreamTail("CDC", 0, None))
+    assert start.gap is not None
+    assert (start.last_seq, start.gap.to_lsn) == (0, 1000)
+
+
+def test_a_promoted_standby_that_has_all_we_read_goes_on_without_a_gap():
+    promoted = replace(SOURCE, timeline=2, switch_points=((1, Lsn(2000)),))
+    assert plan(source=promoted).gap is None
+
+
+def test_what_was_read_beyond_a_switch_point_is_void_and_said_so():
+    promoted = replace(SOURCE, timeline=2, switch_points=((1, Lsn(850)),), confirmed_lsn=Lsn(840))
+    start = plan(source=promoted)
+    assert start.gap is not None
+    assert (start.gap.from_lsn, start.gap.to_lsn) == (850, 900)
+    assert start.skip == Position(Lsn(850), 0, GAP_RANK)
+    assert start.start_lsn == NO_LSN
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (replace(SOURCE, system_id="8000"), "another database cluster"),
+        (replace(SOURCE, lost="wal_removed"), "is lost"),
+        (replace(SOURCE, confirmed_lsn=None), "was dropped"),
+        (replace(SOURCE, wal_end=Lsn(500)), "older copy"),
+        (replace(SOURCE, timeline=3, switch_points=((2, Lsn(5)),)), "does not descend"),
+    ],
+)
+def test_what_cannot_be_read_any_more_ends_the_bridge_until_somebody_accepts_it(source, words):
+    loss = find_loss(source, RECORD, RECORD.position)
+    assert loss is not None
+    assert words in loss.reason
+    error = loss_error(loss)
+    assert error.exit_code == 1
+    assert "--accept-gap" in error.fix
+    start = start_after_loss(loss, source, Lsn(7000), StreamTail("CDC", 50, None), ("users",))
+    assert start.gap is not None
+    assert (start.gap.from_lsn, start.gap.to_lsn, start.last_seq) == (1000, 7000, 50)
+
+
+def test_a_missing_slot_before_anything_was_read_is_no_loss():
+    assert find_loss(replace(SOURCE, confirmed_lsn=None), None, None) is None
+
+
+@pytest.mark.parametrize("tail", [StreamTail("CDC", 5, "hello"), StreamTail("CDC", 5, None, foreign=True)])
+def test_a_foreign_tail_is_refused_and_names_the_stream_flag(tail):
+    with pytest.raises(ConfigError) as caught:
+        tail_position(tail, None)
+    assert "--stream" in caught.value.fix
+
+
+def test_a_stream_of_another_slot_is_refused_and_names_the_stream_flag():
+    with pytest.raises(ConfigError) as caught:
+        check_owner(RECORD, "CDC", "another_slot")
+    assert "--stream" in caught.value.fix
