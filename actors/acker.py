@@ -120,12 +120,14 @@ class _Settler:
             for change in batch.schema_changes:
                 self.schemas[change.table.token] = change.table.schema_id
                 self._stored_schemas(change)
+            telemetry.stored_bytes += batch.size_bytes
             if batch.messages:
                 telemetry.ack_s.observe(now - done.sent_unix_s)
                 telemetry.last_ack_at = now
             if batch.newest_commit_us:
                 telemetry.event_latency_s.observe(max(0.0, now - batch.newest_commit_us / 1e6), sum(batch.counts.values()))
         if whole:
+            telemetry.stored_seq = self._ledger.durable.seq
             waiting = telemetry.waiting_commit_times
             while waiting and waiting[0][0] <= seq:
                 waiting.popleft()

@@ -116,6 +116,8 @@ async def run_pipeline(
     published = Channel[Published]("published", 10_000, CHANNEL_BYTES_MAX)
     telemetry.channels = {c.name: c for c in (blocks, items, batches, published)}
     telemetry.waiting_commit_times.clear()
+    telemetry.sent_seq = telemetry.stored_seq = start.last_seq
+    telemetry.sent_bytes = telemetry.stored_bytes = 0
 
     intake, drained = trio.CancelScope(), False
     async with trio.open_nursery() as pipeline:

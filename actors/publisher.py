@@ -71,13 +71,13 @@ async def publish_batches(
                 if acks.failure is None and (room or not in_flight):
                     break
                 await acks.beyond(stored)
-            telemetry.in_flight_messages = first_unsent - acks.stored_seq.value + len(batch.messages)
-            telemetry.in_flight_bytes = bytes_in_flight + batch.size_bytes
             data = publisher.frames(batch) if batch.messages else b""
             await published_out.send(Published(batch, publisher.last_seq, time.time()), 1)
             if data:
                 in_flight.append((publisher.last_seq, batch.size_bytes))
                 bytes_in_flight += batch.size_bytes
+                telemetry.sent_seq = publisher.last_seq
+                telemetry.sent_bytes += batch.size_bytes
                 await connection.send(data)
                 telemetry.published_bytes += len(data)
             if batch.end_lsn:

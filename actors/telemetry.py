@@ -104,12 +104,17 @@ class Telemetry:
     # publisher
     published_lsn: Lsn = NO_LSN
     published_bytes: int = 0
-    in_flight_messages: int = 0
-    in_flight_bytes: int = 0
+    sent_seq: int = 0
+    """The stream's sequence of the last message sent."""
+    sent_bytes: int = 0
+    """Of batches handed to NATS since this run of the pipeline began."""
     # acker: what JetStream has acknowledged
     events_published: int = 0
     table_events: dict[tuple[str, str, str], int] = field(default_factory=dict)
     """(schema, table, operation) -> events acknowledged by JetStream."""
+    stored_seq: int = 0
+    """The stream's sequence of the last message acknowledged."""
+    stored_bytes: int = 0
     durable_lsn: Lsn = NO_LSN
     confirmed_lsn: Lsn = NO_LSN
     last_ack_at: float = 0.0
@@ -132,6 +137,16 @@ class Telemetry:
     def connected(self) -> bool:
         """Streaming on both sides."""
         return self.postgres_connected and self.nats_connected
+
+    @property
+    def in_flight_messages(self) -> int:
+        """Sent and not yet acknowledged."""
+        return self.sent_seq - self.stored_seq
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Sent and not yet acknowledged."""
+        return self.sent_bytes - self.stored_bytes
 
     @property
     def uptime_s(self) -> int:

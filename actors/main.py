@@ -1,0 +1,165 @@
+"""The command line: flags and environment to one Config, logging, exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from actors import __version__
+from actors.errors import ConfigError, Fatal
+
+if TYPE_CHECKING:
+    from actors.config import Config
+
+EPILOGUE = """\
+Environment: walbridge help env        An error by its code: walbridge help WB107
+
+Examples:
+  python -m actors.main --embedded
+  DATABASE_URL=postgresql://bridge@db/app NATS_URL=nats://nats:4222 walbridge --slot cdc_slot --pub cdc_pub
+"""
+
+SOURCE = Group("Source", sort_key=1)
+NATS = Group("Publishing", sort_key=2)
+HTTP = Group("HTTP", sort_key=3)
+OTHER = Group("Settings", sort_key=4)
+
+app = App(
+    name="walbridge",
+    help="walbridge: every change of your PostgreSQL tables, in order, once, in NATS JetStream",
+    help_epilogue=EPILOGUE,
+    version=__version__,
+    help_format="plaintext",
+    result_action="return_value",
+)
+
+
+@app.default
+@app.command(name="run")
+def run(
+    *,
+    slot: Annotated[str | None, Parameter(group=SOURCE, help="replication slot, created if missing [cdc_slot]")] = None,
+    pub: Annotated[str | None, Parameter(group=SOURCE, help="publication, must exist [cdc_pub]")] = None,
+    accept_gap: Annotated[
+        bool, Parameter(group=SOURCE, negative="", help="after changes were lost for good: store the gap event and go on")
+    ] = False,
+    embedded: Annotated[
+        str | None,
+        Parameter(group=SOURCE, help="start PostgreSQL and NATS from the 'embedded' extra, data kept in this folder"),
+    ] = None,
+    stream: Annotated[str | None, Parameter(group=NATS, help="CDC stream; a second bridge gets its own [CDC]")] = None,
+    publish: Annotated[str | None, Parameter(group=NATS, help="auto, fast or plain [auto]")] = None,
+    pack: Annotated[str | None, Parameter(group=NATS, help="up to N events of a transaction in a message [1]")] = None,
+    json: Annotated[bool, Parameter(group=NATS, negative="", help="JSON instead of MessagePack")] = False,
+    arrays: Annotated[str | None, Parameter(group=NATS, help="literal: PostgreSQL's text; list: nested lists [literal]")] = None,
+    port: Annotated[str | None, Parameter(group=HTTP, help="HTTP telemetry [9090, env BRIDGE_PORT]")] = None,
+    bind: Annotated[str | None, Parameter(group=HTTP, help="HTTP address [127.0.0.1]")] = None,
+    env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
+    print_config: Annotated[
+        bool, Parameter(group=OTHER, negative="", help="show each value and where it came from, and end")
+    ] = False,
+) -> int:
+    """Stream changes until stopped. The default when no command is given."""
+    from actors.config import resolve  # noqa: PLC0415  (--version and health need none of this)
+
+    flags = {
+        "slot": slot, "pub": pub, "accept_gap": accept_gap, "stream": stream, "publish": publish, "pack": pack,
+        "json": json, "arrays": arrays, "port": port, "bind": bind,
+    }  # fmt: skip
+    if embedded is not None:
+        from actors.tools.embedded import run_embedded  # noqa: PLC0415
+
+        return run_embedded(embedded, flags, env_file, print_config=print_config)
+    config = resolve(flags, os.environ, env_file)
+    if print_config:
+        show_config(config.origins)
+        return 0
+    return start(config)
+
+
+def start(config: Config) -> int:
+    """Run the bridge with its log set up."""
+    from actors.bridge import run as run_bridge  # noqa: PLC0415
+    from actors.log import set_up_logging  # noqa: PLC0415
+
+    set_up_logging(config.log.level, config.log.format, config.secrets)
+    return run_bridge(config)
+
+
+def show_config(origins: tuple[tuple[str, str, str], ...]) -> None:
+    """A line a setting: name, value, where it came from."""
+    widths = [max(len(row[i]) for row in origins) for i in (0, 1)]
+    for name, value, origin in origins:
+        print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}".rstrip())
+
+
+@app.command
+def health(
+    *,
+    port: Annotated[str, Parameter(group=HTTP, help="of the running bridge [9090, env BRIDGE_PORT]")] = "",
+    bind: Annotated[str, Parameter(group=HTTP, help="of the running bridge")] = "127.0.0.1",
+) -> int:
+    """Exit 0 while the bridge is streaming, 1 with the reason when it is not: for HEALTHCHECK and probes."""
+    from actors.tools.health import check_health  # noqa: PLC0415
+
+    return check_health(bind, port or os.environ.get("BRIDGE_PORT", "9090"))
+
+
+@app.command(name="help")
+def show_help(topic: str = "", /) -> int:
+    """Explain an error by its code (WB107), list the environment variables (env), or show this help."""
+    from actors.tools.topics import explain  # noqa: PLC0415
+
+    if not topic:
+        app.help_print([])
+        return 0
+    print(explain(topic))
+    return 0
+
+
+def cli(arguments: list[str] | None = None) -> None:
+    """The installed command `walbridge`, and `python -m actors.main`. Exit 0 clean, 1 fault, 2 usage or configuration."""
+    sys.exit(main(sys.argv[1:] if arguments is None else arguments))
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit code. Everything that is wrong is said on stderr."""
+    try:
+        result = app(_with_default_folder(arguments), print_error=False, exit_on_error=False)
+        return result if isinstance(result, int) else 0
+    except CycloptsError as exc:
+        print(f"walbridge: {' '.join(str(exc).split())}", file=sys.stderr)
+        return 2
+    except ConfigError as exc:
+        # what is wrong with the command line or the environment fits one line; what a server has to say does not
+        one_line = exc.code < "WB100" and not exc.said
+        print(f"walbridge: {exc.what}{'; ' + exc.fix if exc.fix else ''}" if one_line else exc.explain(), file=sys.stderr)
+        return exc.exit_code
+    except Fatal as exc:
+        print(exc.explain(), file=sys.stderr)
+        return exc.exit_code
+    except KeyboardInterrupt:
+        return 1
+    except Exception:  # our bug: everything that helps to find it
+        traceback.print_exc()
+        print(f"walbridge {__version__}: this is a bug; please report it with the lines above", file=sys.stderr)
+        return 1
+
+
+def _with_default_folder(arguments: list[str]) -> list[str]:
+    """`--embedded` may stand alone: the folder is then the default one."""
+    found = list(arguments)
+    for i, argument in enumerate(found):
+        if argument == "--embedded" and (i + 1 == len(found) or found[i + 1].startswith("-")):
+            found[i] = "--embedded="
+            break
+    return found
+
+
+if __name__ == "__main__":
+    cli()
