@@ -69,12 +69,18 @@ async def _run(config: Config) -> int:
 
 def _most_telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one error of a group that a person should read: a fatal one, else a bug, else whatever there is."""
-    leaves = list(_leaves(group))
+    leaves = _causes(group)
     for wanted in (Fatal, WalbridgeError):
         for leaf in leaves:
             if isinstance(leaf, wanted) and all(isinstance(x, WalbridgeError) for x in leaves):
                 return leaf
     return next((leaf for leaf in leaves if not isinstance(leaf, WalbridgeError)), leaves[0])
+
+
+def _causes(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The errors of a group without those that only follow: a stage that ended closes its neighbours' channels."""
+    leaves = list(_leaves(group))
+    return [leaf for leaf in leaves if not isinstance(leaf, trio.BrokenResourceError)] or leaves
 
 
 def _leaves(exc: BaseException) -> Iterator[BaseException]:
@@ -134,7 +140,7 @@ class Supervisor:
                 self._opening = opening
                 await self._open_and_run(statuses)
         except BaseExceptionGroup as group:
-            leaves = list(_leaves(group))
+            leaves = _causes(group)
             faults = [leaf for leaf in leaves if isinstance(leaf, Transient)]
             if len(faults) < len(leaves):
                 raise _most_telling(group) from group
