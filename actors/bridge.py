@@ -6,7 +6,7 @@ import gc
 import random
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -39,17 +39,23 @@ log = get_logger("bridge")
 METRICS_EVERY_S = 15.0
 
 
-def run(config: Config) -> int:
-    """Run the bridge until it is told to stop; returns the exit code. Raises Fatal with what to do."""
+Beside = Callable[[Config], Awaitable[None]]
+
+
+def run(config: Config, beside: Beside | None = None) -> int:
+    """Run the bridge until it is told to stop; returns the exit code. Raises Fatal with what to do.
+
+    `beside` runs as long as the bridge does, and ends with it.
+    """
     # What is loaded by now stays: the collector need not look at it again and again. Rows hold no cycles, so it
     # need not run for every few hundred of them either; both together save a tenth of the CPU.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    return trio.run(_run, config)
+    return trio.run(_run, config, beside)
 
 
-async def _run(config: Config) -> int:
+async def _run(config: Config, beside: Beside | None) -> int:
     telemetry, stop = Telemetry(), trio.Event()
     supervisor = Supervisor(config, telemetry, stop)
     try:
@@ -58,8 +64,16 @@ async def _run(config: Config) -> int:
             serve = partial(serve_http, config, telemetry, stop=stop, stream_info=supervisor.stream_info)
             await outer.start(serve)
             outer.start_soon(_log_metrics, telemetry)
+            if beside is not None:
+                outer.start_soon(beside, config)
             outer.start_soon(watch_slot, supervisor.postgres, config.source.slot, telemetry)
             code = await supervisor.run()
+            log.info(
+                "stopped" if code == 0 else "stopped without draining",
+                events=telemetry.events_published, transactions=telemetry.transactions,
+                confirmed_lsn=format_lsn(telemetry.confirmed_lsn), stream_seq=telemetry.stored_seq,
+                uptime_s=telemetry.uptime_s,
+            )  # fmt: skip
             outer.cancel_scope.cancel()
             return code
     except BaseExceptionGroup as group:

@@ -95,6 +95,12 @@ class EmbeddedServers:
         password = shlex.quote(str(self.directory / NATS_PASSWORD))
         return f"nats --server {self.nats_url} --user {NATS_USER} --password \"$(cat {password})\" sub 'cdc.>'"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that lead the bridge to both servers."""
+        return {"DATABASE_URL": self.database_url, "NATS_URL": self.nats_url, "NATS_BRIDGE_USER": self.nats_user,
+                "NATS_BRIDGE_PASSWORD": self.nats_password}  # fmt: skip
+
     def describe(self) -> str:
         """What runs where, for a terminal: aligned lines without secrets."""
         rows = {
@@ -183,7 +189,7 @@ def _check_reachable(directory: Path, account: Account | None) -> None:
 @contextmanager
 def _owned(directory: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system takes back from us however we end."""
-    with (directory / "lock").open("a+", encoding="ascii") as lock:
+    with (directory / "lock").open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -202,10 +208,10 @@ def _choose_ports(directory: Path) -> dict[str, int]:
     path = directory / "ports.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        kept = {}
-    ports = {name: kept[name] if port_is_free(kept.get(name, 0)) else free_port() for name in ("postgres", "nats")}
-    path.write_text(json.dumps(ports), encoding="utf-8")
+    except FileNotFoundError:
+        kept = {"postgres": free_port(), "nats": free_port()}
+    ports = {name: port if port_is_free(port) else free_port() for name, port in kept.items()}
+    _write_whole(path, json.dumps(ports))
     return ports
 
 
@@ -219,19 +225,19 @@ def _postgres_password(directory: Path, data_dir: Path, port: int) -> str:
                           fix=f"bring the file back, or start anew: rm -r {shlex.quote(str(directory))}")  # fmt: skip
     else:
         password = secrets.token_urlsafe(18)
-    _write_secret(path, f"127.0.0.1:{port}:*:{SUPERUSER}:{password}\n")
+    _write_whole(path, f"127.0.0.1:{port}:*:{SUPERUSER}:{password}\n")
     return password
 
 
 def _nats_password(directory: Path) -> str:
     path = directory / NATS_PASSWORD
     if not path.exists():
-        _write_secret(path, secrets.token_urlsafe(18))
+        _write_whole(path, secrets.token_urlsafe(18))
     return path.read_text(encoding="utf-8").strip()
 
 
-def _write_secret(path: Path, text: str) -> None:
-    """Write a file that only we may read; never half of it, whenever we are killed."""
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that only we may read; all of it or nothing, whenever we are killed."""
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.unlink(missing_ok=True)
     unfinished.touch(mode=0o600)

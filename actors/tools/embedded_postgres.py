@@ -138,6 +138,7 @@ class PostgresServer:
                 str(self.bin_dir / "initdb"), "-D", str(unfinished), "-U", SUPERUSER, "--encoding=UTF8", "--locale=C",
                 *(["--no-sync"] if self.settings.get("fsync") == "off" else []), *auth])  # fmt: skip
         if made.returncode:
+            shutil.rmtree(unfinished)
             raise Fatal("WB405", f"initdb could not make {self.data_dir}: exit code {made.returncode}",
                         said=made.stdout.strip(), fix=f"df -h {self.data_dir.parent}")  # fmt: skip
         with (unfinished / "postgresql.conf").open("a", encoding="utf-8") as conf:

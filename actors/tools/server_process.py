@@ -174,12 +174,13 @@ def descendants(pid: int) -> list[Any]:
 def wait_until_gone(processes: Sequence[Any], patience_s: float = 10.0) -> None:
     """Wait for processes that are about to end; one that does not look up in time is killed.
 
-    A zombie counts as gone: nobody may be there to bury a process whose parent was killed.
+    A zombie counts as gone, since nobody may be there to bury a process whose parent was killed; but only with its
+    last thread: until then its files and ports are not closed.
     """
     deadline = time.monotonic() + patience_s
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            while process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1):
                 if time.monotonic() > deadline:
                     process.kill()
                 time.sleep(0.01)
@@ -221,6 +222,6 @@ def _environment() -> dict[str, str]:
 def _start_time(pid: int) -> str:
     """Field 22 of /proc/PID/stat, which tells a process from a later one with its id; empty where there is no /proc."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(") ")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()[19]
     except OSError:
         return ""
