@@ -6,7 +6,7 @@ import gc
 import random
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -39,17 +39,23 @@ log = get_logger("bridge")
 METRICS_EVERY_S = 15.0
 
 
-def run(config: Config) -> int:
-    """Run the bridge until it is told to stop; returns the exit code. Raises Fatal with what to do."""
+Beside = Callable[[Config], Awaitable[None]]
+
+
+def run(config: Config, beside: Beside | None = None) -> int:
+    """Run the bridge until it is told to stop; returns the exit code. Raises Fatal with what to do.
+
+    `beside` runs as long as the bridge does, and ends with it.
+    """
     # What is loaded by now stays: the collector need not look at it again and again. Rows hold no cycles, so it
     # need not run for every few hundred of them either; both together save a tenth of the CPU.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    return trio.run(_run, config)
+    return trio.run(_run, config, beside)
 
 
-async def _run(config: Config) -> int:
+async def _run(config: Config, beside: Beside | None) -> int:
     telemetry, stop = Telemetry(), trio.Event()
     supervisor = Supervisor(config, telemetry, stop)
     try:
@@ -58,8 +64,16 @@ async def _run(config: Config) -> int:
             serve = partial(serve_http, config, telemetry, stop=stop, stream_info=supervisor.stream_info)
             await outer.start(serve)
             outer.start_soon(_log_metrics, telemetry)
+            if beside is not None:
+                outer.start_soon(beside, config)
             outer.start_soon(watch_slot, supervisor.postgres, config.source.slot, telemetry)
             code = await supervisor.run()
+            log.info(
+                "stopped" if code == 0 else "stopped without draining",
+                events=telemetry.events_published, transactions=telemetry.transactions,
+                confirmed_lsn=format_lsn(telemetry.confirmed_lsn), stream_seq=telemetry.stored_seq,
+                uptime_s=telemetry.uptime_s,
+            )  # fmt: skip
             outer.cancel_scope.cancel()
             return code
     except BaseExceptionGroup as group:
@@ -69,12 +83,18 @@ async def _run(config: Config) -> int:
 
 def _most_telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one error of a group that a person should read: a fatal one, else a bug, else whatever there is."""
-    leaves = list(_leaves(group))
+    leaves = _causes(group)
     for wanted in (Fatal, WalbridgeError):
         for leaf in leaves:
             if isinstance(leaf, wanted) and all(isinstance(x, WalbridgeError) for x in leaves):
                 return leaf
     return next((leaf for leaf in leaves if not isinstance(leaf, WalbridgeError)), leaves[0])
+
+
+def _causes(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The errors of a group without those that only follow: a stage that ended closes its neighbours' channels."""
+    leaves = list(_leaves(group))
+    return [leaf for leaf in leaves if not isinstance(leaf, trio.BrokenResourceError)] or leaves
 
 
 def _leaves(exc: BaseException) -> Iterator[BaseException]:
@@ -134,7 +154,7 @@ class Supervisor:
                 self._opening = opening
                 await self._open_and_run(statuses)
         except BaseExceptionGroup as group:
-            leaves = list(_leaves(group))
+            leaves = _causes(group)
             faults = [leaf for leaf in leaves if isinstance(leaf, Transient)]
             if len(faults) < len(leaves):
                 raise _most_telling(group) from group

@@ -84,14 +84,14 @@ class Decoder:
 
     def define(self, relation: Relation, description: Description) -> SchemaChange:
         """Take up a relation's shape; rows of it can be decoded from here on. Returns its schema, at no position yet."""
-        table, body = describe_table(relation, description)
+        change = describe_table(relation, description)
+        table = change.table
         columns = [
             (c.name, converter_for(c.type_oid, description.types, self._encoding, self._arrays))
             for c in relation.columns
         ]
         kinds = (EventKind(table, operation) for operation in ("insert", "update", "delete", "truncate"))
         self._shapes[relation.oid] = _Shape(table, compile_row_decoder(columns), *kinds)
-        change = SchemaChange(table, Position(Lsn(0), 0, SCHEMA_RANK), body)
         if self._known.get(table.token) == table.schema_id:
             self._unannounced.pop(relation.oid, None)
         else:

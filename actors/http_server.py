@@ -46,7 +46,7 @@ async def serve_http(
     host = f"[{http.bind}]" if ":" in http.bind else http.bind
     settings.bind = [f"{host}:{http.port}"]
     settings.accesslog = None
-    settings.errorlog = logging.getLogger("walbridge.http")
+    settings.errorlog = logging.getLogger("hypercorn")  # its level is WARNING: how it starts is said elsewhere
     settings.graceful_timeout = 1.0
     settings.keep_alive_timeout = 15.0
     settings.h11_max_incomplete_size = 16 * 1024

@@ -72,9 +72,9 @@ def run(
         "json": json, "arrays": arrays, "port": port, "bind": bind,
     }  # fmt: skip
     if embedded is not None:
-        from actors.tools.embedded import run_embedded  # noqa: PLC0415
+        from actors.tools.run_embedded import run_embedded  # noqa: PLC0415
 
-        return run_embedded(embedded, flags, env_file, print_config=print_config)
+        return run_embedded(embedded, flags, env_file)
     config = resolve(flags, os.environ, env_file)
     if print_config:
         show_config(config.origins)

@@ -139,6 +139,8 @@ class SchemaChange(NamedTuple):
     table: Table
     position: Position
     body: dict[str, object]
+    described: bool = True
+    """False when the catalog had moved on already, and told nothing of this shape."""
 
 
 class Gap(NamedTuple):

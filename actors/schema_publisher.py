@@ -50,9 +50,9 @@ class SchemaPublisher:
                 published.replica_identity,
                 _published_columns(published, columns),
             )
-            table, body = describe_table(relation, await self.describe(relation))
-            known[table.token] = table.schema_id
-            await self._put(table.token, body)
+            change = describe_table(relation, await self.describe(relation))
+            known[change.table.token] = change.table.schema_id
+            await self._put(change.table.token, change.body)
         return known
 
     def stored(self, change: SchemaChange) -> None:
@@ -61,10 +61,14 @@ class SchemaPublisher:
         self._news.set()
 
     def refresh(self, change: SchemaChange) -> None:
-        """A relation was announced; when its shape is the published one, its catalog may still have changed."""
+        """A relation was announced; when its shape is the published one, its catalog may still have changed.
+
+        What the catalog says counts only if it is (still) of that shape: an ALTER may have come since.
+        """
         token = change.table.token
         published = self._published.get(token)
-        if published and published["schema_id"] == change.table.schema_id and not _same(published, change.body):
+        same_shape = published is not None and published["schema_id"] == change.table.schema_id
+        if published is not None and same_shape and change.described and not _same(published, change.body):
             self.stored(change)
 
     async def publish_changes(self) -> None:

@@ -64,6 +64,10 @@ class Database:
             pass
         return cursor.fetchall() if cursor.description else []
 
+    def close(self) -> None:
+        """End the connection; the database stays, for servers that end with the test."""
+        self._connection.close()
+
     def drop(self) -> None:
         """Drop the database with its replication slots; whoever is connected is thrown out."""
         self._connection.close()

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import psycopg
 import pytest
@@ -85,6 +85,13 @@ def wait_until_drained(bridge: Bridge, database: Database) -> None:
         time.sleep(0.1)
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + HANG_S
+    while not condition():
+        assert time.monotonic() < deadline, "never came true"
+        time.sleep(0.05)
+
+
 def pause(dice: random.Random, longest_s: float = 0.6) -> None:
     time.sleep(dice.uniform(0.05, longest_s))
 
@@ -146,7 +153,7 @@ def test_servers_killed_under_load_cost_nothing(
     # fsync on: a killed server must find its own WAL again
     postgres, nats = make_postgres(fsync="on"), make_nats()
     database = Database(postgres, "chaos")
-    with ledger(database) as oracle:
+    with closing(database), ledger(database) as oracle:
         bridge = make_bridge(database, nats)
         with Load(database):
             for turn in range(6):
@@ -163,6 +170,7 @@ def test_servers_killed_under_load_cost_nothing(
                 else:
                     bridge.kill()
                     bridge.start(ready=False)
+        database.close()  # its server was killed: the next statement connects anew
         bridge.wait_ready()
         wait_until_drained(bridge, database)
         assert_exact(read_stream(nats.url), oracle.expected())
@@ -195,9 +203,7 @@ def test_two_bridges_on_one_slot_take_turns_and_the_stream_stays_exact(
         second = make_bridge(database, nats, start=False)
         with Load(database, workers=2):
             second.start(ready=False)
-            time.sleep(1.5)
-            assert second.get("/ready")[0] == 503
-            assert "another process" in second.status()["reason"]
+            wait_for(lambda: second.get("/ready")[0] == 503 and "another process" in second.status()["reason"])
             first.kill()
             second.wait_ready()
             first.start(ready=False)

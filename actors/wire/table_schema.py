@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import orjson
 
-from actors.messages import Column, Relation, Table
+from actors.lsn import Lsn
+from actors.messages import SCHEMA_RANK, Column, Position, Relation, SchemaChange, Table
 from actors.wire.table_token import table_token
 from actors.wire.text_values import TypeInfo
 
@@ -59,8 +60,8 @@ def matching_catalog(relation: Relation, catalog: Sequence[CatalogColumn]) -> di
     return by_name
 
 
-def describe_table(relation: Relation, description: Description) -> tuple[Table, dict[str, object]]:
-    """The Table that events refer to, and the body for KV `schemas`."""
+def describe_table(relation: Relation, description: Description) -> SchemaChange:
+    """The table in this shape and the body for KV `schemas`, at no position yet."""
     catalog = matching_catalog(relation, description.catalog)
     key = tuple(c.name for c in relation.columns if c.is_key)
     pk = frozenset(name for name, c in catalog.items() if c.is_pk) if catalog else frozenset()
@@ -87,4 +88,4 @@ def describe_table(relation: Relation, description: Description) -> tuple[Table,
         "relation_id": relation.oid,
         "columns": columns,
     }
-    return table, body
+    return SchemaChange(table, Position(Lsn(0), 0, SCHEMA_RANK), body, described=catalog is not None)
