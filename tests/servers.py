@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 import nats
 import psycopg
 from nats.aio.client import Client

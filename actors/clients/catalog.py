@@ -1,15 +1,23 @@
-"""What PostgreSQL's catalog says of publications, tables and types. On ordinary connections."""
+"""What PostgreSQL's catalog says of publications, tables and types. On ordinary connections.
+
+A session finds names in pg_catalog alone. What is printed for people is printed as `public` sees it (`mood`, not
+`public.mood`): those statements write out what they call, so that nothing planted there is called instead.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import orjson
+
 from actors.clients.postgres import PgConnection
 from actors.lsn import NO_LSN, parse_lsn
 from actors.telemetry import SlotHealth
 from actors.wire.table_schema import CatalogColumn
 from actors.wire.text_values import BUILTIN_TYPES, TypeInfo
+
+_AS_PUBLIC_SEES_IT = "SET LOCAL search_path = pg_catalog, public; "
 
 
 class PublicationFacts(NamedTuple):
@@ -47,17 +55,26 @@ async def publication_facts(connection: PgConnection, publication: str) -> Publi
 
 async def published_tables(connection: PgConnection, publication: str) -> list[PublishedTable]:
     """The tables of a publication, however it names them, in the order of their names."""
-    # attnames exists since PostgreSQL 15 and is right for column lists, roots of partitions and generated columns
-    names = "(SELECT array_to_string(array_agg(replace(replace(n, '\\', '\\\\'), ',', '\\,')), ',') FROM unnest(t.attnames) n)"
+    # attnames exists since PostgreSQL 15 and is right for column lists and roots of partitions. Before 18 it tells generated
+    # columns too, which are never sent then.
+    generated = "" if connection.server_version >= 180000 else "AND a.attgenerated = ''"
+    names = (
+        "(SELECT to_json(array_agg(a.attname ORDER BY a.attnum)) FROM pg_attribute a"
+        f" WHERE a.attrelid = c.oid AND a.attname = ANY (t.attnames) {generated})"
+    )
     if connection.server_version < 150000:
-        names = "''"
+        names = "NULL"
     rows = await connection.query(
         f"""
         SELECT t.schemaname, t.tablename, c.oid, c.relreplident, {names},
-          CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false WHEN 'i' THEN EXISTS (
-              SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident)
-            ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) END,
-          has_table_privilege(c.oid, 'SELECT')
+          NOT EXISTS (  -- the identity that counts is that of the table that holds the row: a partition's, not its root's
+            SELECT FROM (SELECT c.oid AS relid WHERE c.relkind <> 'p'
+              UNION ALL SELECT relid FROM pg_partition_tree(c.oid) WHERE isleaf AND c.relkind = 'p') held
+            JOIN pg_class h ON h.oid = held.relid
+            WHERE NOT CASE h.relreplident WHEN 'f' THEN true WHEN 'n' THEN false WHEN 'i' THEN EXISTS (
+                SELECT FROM pg_index i WHERE i.indrelid = h.oid AND i.indisreplident)
+              ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = h.oid AND i.indisprimary) END),
+          has_schema_privilege(n.oid, 'USAGE') AND has_any_column_privilege(c.oid, 'SELECT')
         FROM pg_publication_tables t
         JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relname = t.tablename AND c.relnamespace = n.oid
         WHERE t.pubname = $1 ORDER BY 1, 2
@@ -66,7 +83,7 @@ async def published_tables(connection: PgConnection, publication: str) -> list[P
     )
     found: list[PublishedTable] = []
     for schema, name, oid, identity, columns, has_key, readable in rows:
-        published = tuple(_split_list(columns or ""))
+        published = tuple(orjson.loads(columns)) if columns else ()
         found.append(
             PublishedTable(
                 schema or "", name or "", int(oid or 0), identity or "d", has_key == "t", readable == "t", published
@@ -75,35 +92,20 @@ async def published_tables(connection: PgConnection, publication: str) -> list[P
     return found
 
 
-def _split_list(text: str) -> list[str]:
-    names: list[str] = []
-    name, escaped = "", False
-    for char in text:
-        if escaped:
-            name, escaped = name + char, False
-        elif char == "\\":
-            escaped = True
-        elif char == ",":
-            names.append(name)
-            name = ""
-        else:
-            name += char
-    return [*names, name] if text else []
-
-
 async def describe_columns(connection: PgConnection, relation_oid: int) -> list[CatalogColumn]:
     """A table's columns now, in order; none when it is gone."""
     rows = await connection.query(
+        f"""
+        {_AS_PUBLIC_SEES_IT}
+        SELECT a.attname, a.atttypid, a.atttypmod, NOT (a.attnotnull OR t.typnotnull), a.attgenerated <> '',
+          CASE WHEN a.attgenerated = '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) END,
+          coalesce(a.attnum = ANY (i.indkey::pg_catalog.int2[]), false)
+        FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+        LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        LEFT JOIN pg_catalog.pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
+        WHERE a.attrelid = {int(relation_oid)}::pg_catalog.oid AND a.attnum > 0::pg_catalog.int2 AND NOT a.attisdropped
+        ORDER BY a.attnum
         """
-        SELECT a.attname, a.atttypid, a.atttypmod, NOT a.attnotnull, a.attgenerated <> '',
-          CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, d.adrelid) END,
-          coalesce(a.attnum = ANY (i.indkey), false)
-        FROM pg_attribute a
-        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-        LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
-        WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
-        """,
-        (relation_oid,),
     )
     return [
         CatalogColumn(name or "", int(oid or 0), int(typmod or -1), nullable == "t", default, pk == "t", generated == "t")
@@ -115,10 +117,10 @@ async def format_types(connection: PgConnection, types: Sequence[tuple[int, int]
     """Each (type OID, typmod) in words, as psql's \\d shows it."""
     if not types:
         return []
-    oids, typmods = ("{" + ",".join(str(pair[i]) for pair in types) + "}" for i in (0, 1))
+    values = ", ".join(f"({i}, {int(oid)}::pg_catalog.oid, {int(typmod)})" for i, (oid, typmod) in enumerate(types))
     rows = await connection.query(
-        "SELECT format_type(oid, typmod) FROM unnest($1::oid[], $2::int[]) WITH ORDINALITY AS t(oid, typmod, n) ORDER BY n",
-        (oids, typmods),
+        f"{_AS_PUBLIC_SEES_IT} SELECT pg_catalog.format_type(t.oid, t.typmod) FROM (VALUES {values}) AS t (i, oid, typmod)"
+        " ORDER BY t.i"
     )
     return [name or "" for (name,) in rows]
 

