@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import datetime
 import json
 import os
 import signal
@@ -11,10 +13,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import msgpack
@@ -28,6 +30,7 @@ from actors.tools.embedded_nats import NatsServer
 from actors.tools.embedded_postgres import PostgresServer
 from actors.tools.server_process import free_port
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 HANG_S = 60.0
 """After so long a wait is a hang and the test fails with the bridge's log: never a measure of speed."""
@@ -290,3 +293,33 @@ def decode_body(data: bytes) -> list[dict[str, Any]]:
     """
     body = json.loads(data) if data[:1] in {b"{", b"["} else msgpack.unpackb(data, strict_map_key=False)
     return body if isinstance(body, list) else [body]
+
+
+def commit_to_stored_s(url: str) -> list[float]:
+    """For each message: JetStream's time of storing minus PostgreSQL's time of commit, same clock."""
+
+    async def ages(connection: Client) -> list[float]:
+        info = await connection.jetstream().stream_info("CDC")
+        found: list[float] = []
+        for seq in range(1, info.state.messages + 1):
+            reply = await connection.request("$JS.API.STREAM.MSG.GET.CDC", json.dumps({"seq": seq}).encode())
+            message: dict[str, Any] = json.loads(reply.data)["message"]
+            body = msgpack.unpackb(base64.b64decode(message["data"]))
+            stored = datetime.datetime.fromisoformat(message["time"][:26].rstrip("Z") + "+00:00")
+            found.append(stored.timestamp() - body["commit_ts"] / 1e6)
+        return found
+
+    return with_nats(url, ages)
+
+
+def with_nats(url: str, action: Callable[[Client], Awaitable[T]]) -> T:
+    """Do something over a connection of nats-py's."""
+
+    async def run() -> T:
+        connection = await nats.connect(url)
+        try:
+            return await action(connection)
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from actors.tools.embedded_nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats
 from tests.servers import Database, StoredEvent, read_stream, wait_for_events
 
@@ -15,7 +16,7 @@ def bodies(events: list[StoredEvent]) -> list[dict[str, Any]]:
     return [e.body for e in events]
 
 
-def test_an_insert_has_every_field_of_the_contract(database: Database, nats, make_bridge: MakeBridge) -> None:
+def test_an_insert_has_every_field_of_the_contract(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute("CREATE TABLE users (id int PRIMARY KEY, name text); CREATE PUBLICATION cdc_pub FOR TABLE users")
     make_bridge(database, nats)
     database.execute("INSERT INTO users VALUES (1, 'Ada'), (2, NULL)")
@@ -38,7 +39,7 @@ def test_an_insert_has_every_field_of_the_contract(database: Database, nats, mak
 
 
 def test_updates_and_deletes_carry_keys_old_rows_and_unchanged_columns(
-    database: Database, nats, make_bridge: MakeBridge
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
 ) -> None:
     database.execute("""
         CREATE TABLE d (id int PRIMARY KEY, small text, big text);
@@ -71,7 +72,7 @@ def test_updates_and_deletes_carry_keys_old_rows_and_unchanged_columns(
     assert all(e["last"] for e in events)
 
 
-def test_truncate_is_one_event_a_table_and_counts_in_seq(database: Database, nats, make_bridge: MakeBridge) -> None:
+def test_truncate_is_one_event_a_table_and_counts_in_seq(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute("""
         CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int REFERENCES a);
         CREATE PUBLICATION cdc_pub FOR TABLE a, b""")
@@ -86,7 +87,7 @@ def test_truncate_is_one_event_a_table_and_counts_in_seq(database: Database, nat
     assert [e.get("last") for e in events] == [None, None, None, True]
 
 
-def test_hostile_names_travel_whole(database: Database, nats, make_bridge: MakeBridge) -> None:
+def test_hostile_names_travel_whole(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute("""
         CREATE SCHEMA "sa.les >";
         CREATE TABLE "sa.les >"."a.b c*>""'é" ("id ""x\\" int PRIMARY KEY, "weird.col 'ü" text);
@@ -101,7 +102,7 @@ def test_hostile_names_travel_whole(database: Database, nats, make_bridge: MakeB
     assert private.subject == "cdc.=5Fprivate.insert"
 
 
-def test_partitions_generated_columns_and_tables_without_a_key(database: Database, nats, make_bridge: MakeBridge) -> None:
+def test_partitions_generated_columns_and_tables_without_a_key(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute("""
         CREATE TABLE part (id int, region text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
         CREATE TABLE part_eu PARTITION OF part FOR VALUES IN ('eu');
@@ -123,7 +124,7 @@ def test_partitions_generated_columns_and_tables_without_a_key(database: Databas
     assert "REPLICA IDENTITY FULL" in problem["fix"]
 
 
-def test_a_new_shape_is_announced_before_its_first_row_and_in_kv(database: Database, nats, make_bridge: MakeBridge) -> None:
+def test_a_new_shape_is_announced_before_its_first_row_and_in_kv(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY, a text); CREATE PUBLICATION cdc_pub FOR TABLE t")
     make_bridge(database, nats)
     database.execute("INSERT INTO t VALUES (1, 'x')")
@@ -154,7 +155,7 @@ def test_a_new_shape_is_announced_before_its_first_row_and_in_kv(database: Datab
     assert [e.subject for e in read_stream(nats.url, "INIT")] == ["init.schema.t", "init.schema.late"]
 
 
-def test_shapes_are_announced_once_also_across_restarts(database: Database, nats, make_bridge: MakeBridge) -> None:
+def test_shapes_are_announced_once_also_across_restarts(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
     bridge = make_bridge(database, nats)
     database.execute("INSERT INTO t VALUES (1)")
@@ -223,7 +224,7 @@ def test_a_table_whose_key_alone_is_too_large_is_suspended_and_the_others_go_on(
     assert "keyed" in bridge.status()["suspended_tables"]
 
 
-def test_packed_messages_hold_lists_and_the_last_events_id(database: Database, nats, make_bridge: MakeBridge) -> None:
+def test_packed_messages_hold_lists_and_the_last_events_id(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
     make_bridge(database, nats, "--pack", "3")
     database.execute("INSERT INTO t SELECT generate_series(1, 7); DELETE FROM t WHERE id = 1")
@@ -239,7 +240,7 @@ def test_packed_messages_hold_lists_and_the_last_events_id(database: Database, n
 
 @pytest.mark.parametrize("json_flag", [(), ("--json",)])
 def test_kv_bridges_tells_position_tables_and_cluster(
-    json_flag: tuple[str, ...], database: Database, nats, make_bridge: MakeBridge
+    json_flag: tuple[str, ...], database: Database, nats: NatsServer, make_bridge: MakeBridge
 ) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
     bridge = make_bridge(database, nats, *json_flag)

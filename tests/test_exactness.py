@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 import psycopg
 import pytest
 
+from actors.tools.embedded_nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats, MakePostgres
 from tests.oracle import WalOracle, assert_exact, difference, place
 from tests.servers import HANG_S, Bridge, Database, read_stream
@@ -96,7 +97,7 @@ def pause(dice: random.Random, longest_s: float = 0.6) -> None:
     time.sleep(dice.uniform(0.05, longest_s))
 
 
-def test_a_backlog_of_300000_rows_is_stored_once_and_in_order(database: Database, nats, make_bridge: MakeBridge) -> None:
+def test_a_backlog_of_300000_rows_is_stored_once_and_in_order(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute("CREATE TABLE ledger (id bigint PRIMARY KEY, payload text); CREATE PUBLICATION cdc_pub FOR TABLE ledger")
     bridge = make_bridge(database, nats)
     assert bridge.stop() == 0
@@ -112,7 +113,7 @@ def test_a_backlog_of_300000_rows_is_stored_once_and_in_order(database: Database
 
 @pytest.mark.parametrize("mode", ["fast", "plain"])
 def test_kill_9_of_the_bridge_ten_times_under_load_loses_and_doubles_nothing(
-    mode: str, database: Database, nats, make_bridge: MakeBridge
+    mode: str, database: Database, nats: NatsServer, make_bridge: MakeBridge
 ) -> None:
     dice = random.Random(f"bridge {mode}")
     with ledger(database) as oracle:
@@ -127,7 +128,7 @@ def test_kill_9_of_the_bridge_ten_times_under_load_loses_and_doubles_nothing(
         assert_exact(read_stream(nats.url), oracle.expected())
 
 
-def test_packed_events_survive_kill_9_as_well(database: Database, nats, make_bridge: MakeBridge) -> None:
+def test_packed_events_survive_kill_9_as_well(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     dice = random.Random("pack")
     with ledger(database) as oracle:
         bridge = make_bridge(database, nats, "--pack", "10", "--json")
@@ -176,7 +177,7 @@ def test_servers_killed_under_load_cost_nothing(
         assert_exact(read_stream(nats.url), oracle.expected())
 
 
-def test_sigterm_under_load_drains_confirms_and_repeats_nothing(database: Database, nats, make_bridge: MakeBridge) -> None:
+def test_sigterm_under_load_drains_confirms_and_repeats_nothing(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     with ledger(database) as oracle:
         bridge = make_bridge(database, nats)
         with Load(database):
@@ -196,7 +197,7 @@ def test_sigterm_under_load_drains_confirms_and_repeats_nothing(database: Databa
 
 
 def test_two_bridges_on_one_slot_take_turns_and_the_stream_stays_exact(
-    database: Database, nats, make_bridge: MakeBridge
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
 ) -> None:
     with ledger(database) as oracle:
         first = make_bridge(database, nats)
@@ -212,7 +213,7 @@ def test_two_bridges_on_one_slot_take_turns_and_the_stream_stays_exact(
         assert_exact(read_stream(nats.url), oracle.expected())
 
 
-def test_copy_of_many_rows_arrives_whole(database: Database, nats, make_bridge: MakeBridge) -> None:
+def test_copy_of_many_rows_arrives_whole(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
     bridge = make_bridge(database, nats)
     with database.connect() as connection, connection.cursor().copy("COPY t FROM STDIN") as copy:

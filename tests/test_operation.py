@@ -1,0 +1,246 @@
+"""What must hold while the bridge runs: bounded memory, a walsender that stays, a slot that moves, prompt delivery."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import Any
+
+import psutil
+import pytest
+from nats.js.api import StreamConfig, StreamSource
+
+from actors.tools.embedded_nats import NatsServer
+from tests.conftest import MakeBridge, MakeNats, MakePostgres
+from tests.oracle import WalOracle, assert_exact
+from tests.servers import Bridge, Database, commit_to_stored_s, read_stream, wait_for_events, with_nats
+from tests.test_exactness import Load, ledger, wait_for, wait_until_drained
+
+MB = 1024 * 1024
+
+
+def peak_rss_bytes(bridge: Bridge) -> int:
+    assert bridge.process is not None
+    with open(f"/proc/{bridge.process.pid}/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def rss_bytes(bridge: Bridge) -> int:
+    assert bridge.process is not None
+    return int(psutil.Process(bridge.process.pid).memory_info().rss)
+
+
+def test_a_transaction_of_a_million_rows_needs_no_memory(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY, a text, b int); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    bridge = make_bridge(database, nats)
+    idle = rss_bytes(bridge)
+    database.execute("INSERT INTO t SELECT g, 'row ' || g, g FROM generate_series(1, 1000000) g")
+    wait_until_drained(bridge, database)
+    assert bridge.status()["cdc_events_published"] == 1_000_000
+    assert peak_rss_bytes(bridge) - idle < 40 * MB
+
+
+def test_while_nats_is_gone_memory_is_flat_and_postgresql_hears_from_us(
+    make_postgres: MakePostgres, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    # PostgreSQL ends a walsender that says nothing for 3 s: an outage of 12 s is four times that
+    database = Database(make_postgres(wal_sender_timeout="3s"), "outage")
+    with closing(database), ledger(database) as oracle:
+        bridge = make_bridge(database, nats)
+        with Load(database):
+            time.sleep(1)
+            nats.kill()
+            wait_for(lambda: bridge.status()["state"] == "waiting_nats")
+            before = rss_bytes(bridge)
+            ((pid, since),) = database.execute(
+                "SELECT pid, reply_time FROM pg_stat_replication WHERE application_name = 'walbridge'"
+            )
+            for _ in range(6):
+                time.sleep(2)
+                assert bridge.get("/ready")[0] == 503
+            ((still, reply),) = database.execute(
+                "SELECT pid, reply_time FROM pg_stat_replication WHERE application_name = 'walbridge'"
+            )
+            assert still == pid, "the walsender stays connected"
+            assert (reply - since).total_seconds() > 7, "status goes on"
+            assert rss_bytes(bridge) - before < 10 * MB
+            assert bridge.status()["lag_seconds"] > 7, "the age of what waits grows"
+            nats.start()
+        bridge.wait_ready()
+        wait_until_drained(bridge, database)
+        assert_exact(read_stream(nats.url), oracle.expected())
+
+
+def test_an_idle_publication_beside_a_busy_table_moves_its_slot(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute("""
+        CREATE TABLE idle (id int PRIMARY KEY); CREATE TABLE busy (v text); CREATE PUBLICATION cdc_pub FOR TABLE idle""")
+    bridge = make_bridge(database, nats)
+    for _ in range(3):
+        database.execute("INSERT INTO busy SELECT repeat('x', 1000) FROM generate_series(1, 2000)")
+        wait_until_drained(bridge, database)
+    assert read_stream(nats.url) == []
+
+
+def test_300_bursts_with_silence_between_are_never_withheld(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    make_bridge(database, nats)
+    for burst in range(300):
+        database.execute("INSERT INTO t SELECT %s * 10 + g FROM generate_series(0, 4) g", [burst])
+        time.sleep(0.12)
+    late = [age for age in commit_to_stored_s(nats.url) if age > 0.3]
+    # a machine under load may be slow now and then; a withheld transaction is 1.7 to 21 s late
+    assert max(late, default=0.0) < 1.5, late
+    assert len(late) <= 3, late
+
+
+@pytest.mark.parametrize("version", ["2.12", "2.10"])
+def test_older_nats_servers_are_written_in_plain_mode(
+    version: Any, database: Database, make_nats: MakeNats, make_bridge: MakeBridge
+) -> None:
+    nats = make_nats(version)
+    with ledger(database) as oracle:
+        bridge = make_bridge(database, nats)
+        with Load(database):
+            time.sleep(0.5)
+            bridge.kill()
+            bridge.start()
+            time.sleep(0.5)
+        wait_until_drained(bridge, database)
+        assert bridge.status()["publish"] == "plain"
+        assert_exact(read_stream(nats.url), oracle.expected())
+
+
+def test_postgresql_15_streams_exactly(database15: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    with ledger(database15) as oracle:
+        bridge = make_bridge(database15, nats)
+        with Load(database15):
+            time.sleep(0.5)
+            bridge.kill()
+            bridge.start()
+            time.sleep(0.5)
+        wait_until_drained(bridge, database15)
+        assert_exact(read_stream(nats.url), oracle.expected())
+
+
+def test_two_bridges_with_a_stream_each_and_one_consumer_of_both(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute("""
+        CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);
+        CREATE PUBLICATION pub_a FOR TABLE a; CREATE PUBLICATION pub_b FOR TABLE b""")
+    make_bridge(database, nats, slot="slot_a", pub="pub_a")
+    make_bridge(database, nats, "--stream", "CDC2", slot="slot_b", pub="pub_b")
+    database.execute("INSERT INTO a SELECT generate_series(1, 100); INSERT INTO b SELECT generate_series(1, 100)")
+    first, second = wait_for_events(nats.url, 100), wait_for_events(nats.url, 100, "CDC2")
+    assert {e.subject for e in first} == {"cdc.a.insert"}
+    assert {e.subject for e in second} == {"cdc.b.insert"}
+    view = StreamConfig(name="ALL", sources=[StreamSource("CDC"), StreamSource("CDC2")])
+    with_nats(nats.url, lambda client: client.jetstream().add_stream(view))
+    both = wait_for_events(nats.url, 200, "ALL")
+    assert sorted(e.body["data"]["id"] for e in both if e.subject == "cdc.b.insert") == list(range(1, 101))
+
+
+def test_a_dropped_slot_ends_the_bridge_until_the_gap_is_accepted(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    bridge = make_bridge(database, nats)
+    database.execute("INSERT INTO t VALUES (1)")
+    wait_for_events(nats.url, 1)
+    assert bridge.stop() == 0
+    database.execute("SELECT pg_drop_replication_slot('cdc_slot')")
+    database.execute("INSERT INTO t VALUES (2)")
+    bridge.start(ready=False)
+    assert bridge.wait() == 1
+    assert "WB108" in bridge.log()
+    assert "--accept-gap" in bridge.log()
+    accepting = make_bridge(database, nats, "--accept-gap")
+    database.execute("INSERT INTO t VALUES (3)")
+    events = [e.body for e in wait_for_events(nats.url, 3)]
+    assert [e["operation"] for e in events] == ["INSERT", "GAP", "INSERT"]
+    assert events[1]["from_lsn"] > events[0]["lsn"]
+    assert events[1]["to_lsn"] <= events[2]["lsn"]
+    assert events[1]["tables"] == ["t"]
+    # the flag may stay: nothing more is lost, so nothing more is told
+    accepting.kill()
+    accepting.start()
+    database.execute("INSERT INTO t VALUES (4)")
+    assert [e.body["operation"] for e in wait_for_events(nats.url, 4)] == ["INSERT", "GAP", "INSERT", "INSERT"]
+
+
+def test_a_lost_slot_says_which_range_and_goes_on_when_accepted(
+    make_postgres: MakePostgres, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    postgres = make_postgres(max_slot_wal_keep_size="2MB", max_wal_size="32MB", min_wal_size="32MB")
+    database = Database(postgres, "lost")
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t; CREATE TABLE w (v text)")
+    bridge = make_bridge(database, nats)
+    database.execute("INSERT INTO t VALUES (1)")
+    wait_for_events(nats.url, 1)
+    bridge.kill()
+    for _ in range(40):
+        database.execute("INSERT INTO w SELECT repeat('x', 1000) FROM generate_series(1, 2000)")
+        database.execute("CHECKPOINT")
+        if database.execute("SELECT wal_status FROM pg_replication_slots")[0][0] == "lost":
+            break
+    bridge.start(ready=False)
+    assert bridge.wait() == 1
+    assert "WB107" in bridge.log()
+    make_bridge(database, nats, "--accept-gap")
+    database.execute("INSERT INTO t VALUES (2)")
+    assert [e.body["operation"] for e in wait_for_events(nats.url, 3)] == ["INSERT", "GAP", "INSERT"]
+    database.close()
+
+
+def test_a_stream_cut_short_below_the_confirmed_lsn_is_told_as_a_gap(
+    database: Database, make_nats: MakeNats, make_bridge: MakeBridge
+) -> None:
+    nats = make_nats()
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    bridge = make_bridge(database, nats)
+    database.execute("INSERT INTO t VALUES (1)")
+    wait_for_events(nats.url, 1)
+    assert bridge.stop() == 0
+    with_nats(nats.url, lambda c: c.jetstream().delete_stream("CDC"))
+    bridge.start()
+    database.execute("INSERT INTO t VALUES (2)")
+    events = [e.body for e in wait_for_events(nats.url, 2)]
+    assert [e["operation"] for e in events] == ["GAP", "INSERT"]
+    assert "cut short" in events[0]["reason"]
+    assert "bridge_gaps_total 1.0" in bridge.metrics()
+
+
+def test_the_tail_may_expire_without_a_double_or_a_loss(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    bridge = make_bridge(database, nats)
+    database.execute("INSERT INTO t SELECT generate_series(1, 10)")
+    wait_for_events(nats.url, 10)
+    wait_until_drained(bridge, database)
+    bridge.kill()
+    with_nats(nats.url, lambda c: c.jetstream().purge_stream("CDC"))
+    database.execute("INSERT INTO t VALUES (11)")
+    bridge.start()
+    (event,) = wait_for_events(nats.url, 1)
+    assert (event.seq, event.body["data"]["id"]) == (11, 11)
+
+
+def test_a_foreign_message_in_the_stream_is_refused_by_name(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    bridge = make_bridge(database, nats)
+    assert bridge.stop() == 0
+    with_nats(nats.url, lambda c: c.jetstream().publish("cdc.t.insert", b"hello"))
+    bridge.start(ready=False)
+    assert bridge.wait() == 2
+    assert "--stream" in bridge.log()
+    other = make_bridge(database, nats, start=False, slot="another")
+    other.start(ready=False)
+    assert other.wait() == 2
+    assert "belongs to slot cdc_slot" in other.log()
+
+
+def test_the_oracle_notices_a_lost_a_doubled_and_a_swapped_event(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    oracle = WalOracle(database)
+    make_bridge(database, nats)
+    database.execute("INSERT INTO t SELECT generate_series(1, 5)")
+    events, expected = wait_for_events(nats.url, 5), oracle.expected()
+    assert_exact(events, expected)
+    for wrong in (events[:2] + events[3:], events[:3] + events[2:], [events[1], events[0], *events[2:]]):
+        with pytest.raises(AssertionError):
+            assert_exact(wrong, expected)
