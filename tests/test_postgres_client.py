@@ -53,8 +53,9 @@ def test_values_read_alike_whatever_the_role_has_set(server: str, request: pytes
     database: Database = request.getfixturevalue(server)
     role = f"odd_{database.name}"
     database.execute(f"CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'pw'")
-    for setting in ("datestyle = 'German'", "timezone = 'Asia/Tokyo'", "intervalstyle = 'iso_8601'", "bytea_output = 'escape'",
-                    "extra_float_digits = 0", "statement_timeout = '100ms'", "client_min_messages = 'error'",
+    for setting in ("datestyle = 'German'", "timezone = 'Asia/Tokyo'", "intervalstyle = 'iso_8601'",
+                    "bytea_output = 'escape'", "extra_float_digits = 0", "statement_timeout = '100ms'",
+                    "client_min_messages = 'error'",
                     "search_path = 'nowhere'"):  # fmt: skip
         database.execute(f"ALTER ROLE {role} SET {setting}")
 
@@ -67,7 +68,8 @@ def test_values_read_alike_whatever_the_role_has_set(server: str, request: pytes
                     "SELECT '2025-12-12 12:00:00.5+09'::timestamptz, '1 day 2 hours'::interval, '\\x00ff'::bytea, "
                     "0.1::float8 + 0.2::float8, NULL, current_setting('client_min_messages')"
                 )
-                assert row == ("2025-12-12 03:00:00.5+00", "1 day 02:00:00", "\\x00ff", "0.30000000000000004", None, "warning")
+                assert row[:3] == ("2025-12-12 03:00:00.5+00", "1 day 02:00:00", "\\x00ff")
+                assert row[3:] == ("0.30000000000000004", None, "warning")
                 await connection.query("SELECT pg_sleep(0.2)")
 
     try:
@@ -180,7 +182,7 @@ def test_nothing_at_the_port_is_not_a_refusal() -> None:
     assert refusal("postgresql://u@no-such-host.invalid/db").code == "WB101"
 
 
-def test_a_host_that_is_silent_does_not_keep_us_from_the_next(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_host_does_not_keep_us_from_the_next(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.clients.postgres.CONNECT_TIMEOUT_S", 0.5)
 
     async def check() -> None:
@@ -218,8 +220,8 @@ CREATE TYPE mood AS ENUM ('sad', 'ok');
 CREATE DOMAIN "s.1".small AS int2 CHECK (VALUE < 10);
 CREATE DOMAIN "s.1".smaller AS "s.1".small NOT NULL;
 CREATE DOMAIN "s.1".many AS mood[];
-CREATE TABLE users (id bigserial PRIMARY KEY, name text NOT NULL DEFAULT 'x', price numeric(10, 2), m mood, ms mood[], b box[],
-  "a,b\\c""d" "s.1".smaller, e "s.1".many, up text GENERATED ALWAYS AS (upper(name)) STORED, gone int);
+CREATE TABLE users (id bigserial PRIMARY KEY, name text NOT NULL DEFAULT 'x', price numeric(10, 2), m mood, ms mood[],
+  b box[], "a,b\\c""d" "s.1".smaller, e "s.1".many, up text GENERATED ALWAYS AS (upper(name)) STORED, gone int);
 ALTER TABLE users DROP COLUMN gone;
 CREATE TABLE "s.1"."t,1" (a int);
 CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);

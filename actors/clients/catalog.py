@@ -87,7 +87,7 @@ async def published_tables(connection: PgConnection, publication: str) -> list[P
         found.append(
             PublishedTable(
                 schema or "", name or "", int(oid or 0), identity or "d", has_key == "t", readable == "t", published
-            )  # fmt: skip
+            )
         )
     return found
 

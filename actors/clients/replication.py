@@ -6,6 +6,7 @@ https://www.postgresql.org/docs/18/protocol-replication.html
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import psycopg
@@ -300,7 +301,7 @@ async def _refusal(config: PostgresConfig, error: PostgresError, slot: str, publ
     return stream_error(error, slot, publication)
 
 
-def stream_error(
+def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
     error: PostgresError, slot: str, publication: str, *, streaming: bool = False
 ) -> SourceUnavailable | Fatal:
     """What a refusal or an end of the stream means: https://www.postgresql.org/docs/18/errcodes-appendix.html"""
@@ -314,9 +315,9 @@ def stream_error(
         if streaming:
             return publication_missing(publication, error.said)
         return SourceUnavailable("WB108", f"slot {slot} does not exist", said=error.said)
-    if error.sqlstate == "58P01":
-        return slot_lost(slot, error.said)
-    if error.sqlstate.startswith("58"):
+    if error.sqlstate.startswith("58"):  # system errors; 58P01 is a file that is not there
+        if error.sqlstate == "58P01":
+            return slot_lost(slot, error.said)
         return SourceUnavailable("WB118", f"PostgreSQL cannot read slot {slot} now", said=error.said)
     if error.sqlstate == "54000":
         return Fatal(
@@ -337,15 +338,15 @@ def slot_lost(slot: str, said: str) -> Fatal:
     )  # fmt: skip
 
 
-def publication_missing(publication: str, said: str) -> Fatal:
+def publication_missing(publication: str, said: str, tables: Sequence[str] = ()) -> Fatal:
     """The publication is not there (any more): nothing may be read past it."""
     return Fatal(
         "WB106",
         f"publication {publication} does not exist",
         said=said,
-        means="without it PostgreSQL drops the changes instead of sending them; before version 18 it must also have existed at "
-        "the place in the WAL that is being read",
-        fix=f"CREATE PUBLICATION {_quoted(publication)} FOR TABLE users, orders;   -- your tables, or FOR ALL TABLES",
+        means="without it PostgreSQL drops the changes instead of sending them; before version 18 it must also have existed "
+        "at the place in the WAL that is being read",
+        fix=f"CREATE PUBLICATION {_quoted(publication)} FOR TABLE {', '.join(tables) or 'users, orders'};   -- your tables",
     )
 
 

@@ -24,27 +24,28 @@ async def check_postgres(connection: PgConnection, *, slot: str, publication: st
             fix="upgrade the server",
         )  # fmt: skip
     await _check_wal_level(connection)
-    await _check_role(connection)
+    role = await _check_role(connection)
     facts = await publication_facts(connection, publication)
     if facts is None:
-        missing = publication_missing(publication, "")
+        missing = publication_missing(publication, "", await _tables_with_key(connection))
         raise ConfigError(missing.code, missing.what, means=missing.means, fix=missing.fix)
     await _check_slot(connection, slot)
     tables = await published_tables(connection, publication)
     problems = [_no_identity(t) for t in tables if not t.has_key and (facts.updates or facts.deletes)]
-    problems += [_not_readable(t) for t in tables if not t.readable]
+    problems += [_not_readable(t, role) for t in tables if not t.readable]
+    problems += await _look_between(connection)
     if not tables:
         problems.append(
             Problem(
                 "WB116", f"publication {publication} has no tables", means="nothing will be streamed",
                 fix=f"ALTER PUBLICATION {_quoted(publication)} ADD TABLE users;",
-            )  # fmt: skip
+            )
         )
     return problems
 
 
 async def _check_wal_level(connection: PgConnection) -> None:
-    ((level,),) = await connection.query("SELECT current_setting('wal_level')")
+    ((level, standby),) = await connection.query("SELECT current_setting('wal_level'), pg_is_in_recovery()")
     if level != "logical":
         raise ConfigError(
             "WB111", f"wal_level is {level}; it must be logical",
@@ -52,9 +53,14 @@ async def _check_wal_level(connection: PgConnection) -> None:
             fix="ALTER SYSTEM SET wal_level = 'logical';   -- then restart PostgreSQL. "
             "RDS: rds.logical_replication = 1; Cloud SQL: cloudsql.logical_decoding = on",
         )  # fmt: skip
+    if standby == "t" and connection.server_version < 160000:
+        raise ConfigError(
+            "WB121", f"PostgreSQL at {connection.address} is a standby, and changes cannot be read from one before version 16",
+            fix="give the primary's address; or all hosts and target_session_attrs=primary in DATABASE_URL",
+        )  # fmt: skip
 
 
-async def _check_role(connection: PgConnection) -> None:
+async def _check_role(connection: PgConnection) -> str:
     managed = ", ".join(f"'{role}'" for role in MANAGED_REPLICATION_ROLES)
     ((role, allowed),) = await connection.query(
         f"""
@@ -68,6 +74,44 @@ async def _check_role(connection: PgConnection) -> None:
             "WB112", f"role {role} may not replicate",
             fix=f"ALTER ROLE {_quoted(role or '')} REPLICATION;   -- RDS: GRANT rds_replication TO {_quoted(role or '')};",
         )  # fmt: skip
+    return role or ""
+
+
+async def _tables_with_key(connection: PgConnection) -> list[str]:
+    """Some tables that a publication could hold, for the statement that makes one."""
+    rows = await connection.query(
+        """
+        SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' AND n.nspname !~ '^pg_'
+          AND n.nspname <> 'information_schema' AND c.relhasindex
+          AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
+        ORDER BY n.nspname <> 'public', 1, 2 LIMIT 10
+        """
+    )
+    return [f"{_quoted(schema or '')}.{_quoted(table or '')}" for schema, table in rows]
+
+
+async def _look_between(connection: PgConnection) -> list[Problem]:
+    """A pooler in between, which makes up process ids for its clients; and WAL without a limit."""
+    ((pid, keep),) = await connection.query("SELECT pg_backend_pid(), current_setting('max_slot_wal_keep_size')")
+    problems: list[Problem] = []
+    if pid != str(connection.backend_pid):
+        problems.append(
+            Problem(
+                "WB119", f"a connection pooler answers at {connection.address}, not PostgreSQL itself",
+                means="most do not pass replication on",
+                fix="give PostgreSQL's own address and port, often 5432, with PG_HOST and PG_PORT or DATABASE_URL",
+            )
+        )
+    if keep == "-1":
+        problems.append(
+            Problem(
+                "WB120", "max_slot_wal_keep_size is -1: nothing limits the WAL that PostgreSQL keeps for the slot",
+                means="a bridge that is stopped for long fills PostgreSQL's disk",
+                fix="ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();   -- what the disk can spare",
+            )
+        )
+    return problems
 
 
 async def _check_slot(connection: PgConnection, slot: str) -> None:
@@ -90,6 +134,7 @@ async def _check_slot(connection: PgConnection, slot: str) -> None:
     for wrong, found in (
         (state.slot_type != "logical", f"is a {state.slot_type} slot"),
         (state.plugin != "pgoutput", f"decodes with {state.plugin}, not with pgoutput"),
+        (state.temporary, "is temporary and ends with the connection that made it"),
         (state.database != database, f"belongs to database {state.database}, not to {database}"),
     ):
         if wrong:
@@ -108,13 +153,14 @@ def _no_identity(table: PublishedTable) -> Problem:
     )
 
 
-def _not_readable(table: PublishedTable) -> Problem:
+def _not_readable(table: PublishedTable, role: str) -> Problem:
+    schema, to = _quoted(table.schema), _quoted(role)
     name = f"{_quoted(table.schema)}.{_quoted(table.name)}"
     return Problem(
         "WB117",
-        f"the bridge's role may not SELECT table {table.schema}.{table.name}",
+        f"role {role} may not SELECT table {table.schema}.{table.name}",
         means="its changes are streamed, but no snapshot of it can be taken",
-        fix=f"GRANT SELECT ON {name} TO the_bridge_role;",
+        fix=f"GRANT USAGE ON SCHEMA {schema} TO {to}; GRANT SELECT ON {name} TO {to};",
     )
 
 
