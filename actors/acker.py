@@ -128,6 +128,8 @@ class _Settler:
                 telemetry.event_latency_s.observe(max(0.0, now - batch.newest_commit_us / 1e6), sum(batch.counts.values()))
         if whole:
             telemetry.stored_seq = self._ledger.durable.seq
+            if self._ledger.durable.lsn:
+                telemetry.stalled_commit_at = 0.0
             waiting = telemetry.waiting_commit_times
             while waiting and waiting[0][0] <= seq:
                 waiting.popleft()

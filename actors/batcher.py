@@ -69,9 +69,10 @@ class Batcher:
         self._messages: list[OutMessage] = []
         self._bytes = 0
         self._counts: dict[EventKind, int] = {}
-        self._position: Position | None = None
-        self._end_lsn = NO_LSN
+        self._position: Position | None = None  # of the last message, when `_newest` is not it
+        self._newest: RowChange | Truncated | None = None
         self._oldest_us = self._newest_us = 0
+        self._end_lsn = NO_LSN
         self._schemas: list[SchemaChange] = []
 
     def feed(self, items: list[Item]) -> Iterator[Batch | Suspension]:
@@ -84,6 +85,8 @@ class Batcher:
             held = self._held
             if held is not None:
                 self._held = None
+                if not self._oldest_us:
+                    self._oldest_us = held.txn.commit_us
                 suspension = self._emit(held, last=kind is Committed)
                 if suspension is not None:
                     yield suspension
@@ -108,6 +111,7 @@ class Batcher:
 
     def _cut(self) -> Batch:
         self._close_group()
+        self._settle()
         batch = Batch(
             self._messages, self._bytes, self._counts, self._position, self._end_lsn, self._oldest_us, self._newest_us,
             tuple(self._schemas),
@@ -126,24 +130,29 @@ class Batcher:
                 message = smaller
         else:
             message = self._encoder.truncated(change, last=last)  # type: ignore[arg-type]
-        kind, txn = change.kind, change.txn
+        size = len(message.body) + len(message.msg_id) + HEADER_BYTES
         if self._limits.pack > 1:
-            self._add_to_group(kind, message)
+            self._add_to_group(change.kind, message, size)
         else:
             self._messages.append(message)
-            self._bytes += len(message.body) + len(message.msg_id) + HEADER_BYTES
+            self._bytes += size
         counts = self._counts
-        counts[kind] = counts.get(kind, 0) + 1
-        self._position = Position(txn.commit_lsn, change.seq)
-        self._newest_us = txn.commit_us
-        if not self._oldest_us:
-            self._oldest_us = txn.commit_us
+        counts[change.kind] = counts.get(change.kind, 0) + 1
+        self._newest = change
         return None
 
     def _append(self, message: OutMessage, position: Position) -> None:
         self._messages.append(message)
         self._bytes += len(message.body) + len(message.msg_id) + HEADER_BYTES
+        self._settle()
         self._position = position
+
+    def _settle(self) -> None:
+        """Take over position and times from the newest change: once a batch, not once an event."""
+        newest, self._newest = self._newest, None
+        if newest is not None:
+            self._position = Position(newest.txn.commit_lsn, newest.seq)
+            self._newest_us = newest.txn.commit_us
 
     def _add_rare(self, item: Item) -> None:
         if isinstance(item, SchemaChange):
@@ -154,8 +163,7 @@ class Batcher:
 
     # -- several events in a message
 
-    def _add_to_group(self, kind: EventKind, message: OutMessage) -> None:
-        size = len(message.body) + len(message.msg_id) + HEADER_BYTES
+    def _add_to_group(self, kind: EventKind, message: OutMessage, size: int) -> None:
         full = len(self._group) >= self._limits.pack
         if self._group and (full or kind is not self._group_kind or self._group_bytes + size > self._limits.payload_max):
             self._close_group()

@@ -17,6 +17,8 @@ from actors.telemetry import Problem, SlotHealth, Telemetry
 log = get_logger("wal_monitor")
 
 CHECK_EVERY_S = 30.0
+CHECK_UNREAD_EVERY_S = 2.0
+"""While nobody reads the slot: at the start, and in an outage, people look at these figures."""
 WARN_BYTES = 512 * 1024 * 1024
 CRITICAL_BYTES = 1024 * 1024 * 1024
 RATE_OVER_S = 600.0
@@ -58,13 +60,13 @@ async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) ->
                         _warn(telemetry, slot, health)
                     else:
                         telemetry.slot = SlotHealth()
-                    await trio.sleep(CHECK_EVERY_S)
+                    await trio.sleep(CHECK_EVERY_S if telemetry.slot.active else CHECK_UNREAD_EVERY_S)
             finally:
                 connection.close()
         except WalbridgeError as exc:
             telemetry.slot.active = False
             log.debug("cannot look at the slot", error=str(exc))
-            await trio.sleep(CHECK_EVERY_S / 6)
+            await trio.sleep(CHECK_UNREAD_EVERY_S)
 
 
 def _warn(telemetry: Telemetry, slot: str, health: SlotHealth) -> None:

@@ -173,6 +173,7 @@ def _extras(
 # MessagePack headers: https://github.com/msgpack/msgpack/blob/master/spec.md
 _STR_HEAD = [bytes([0xA0 | n]) if n < 32 else bytes([0xD9, n]) for n in range(256)]
 _STR_HEAD += [b"\xda" + n.to_bytes(2, "big") for n in range(256, 4096)]
+_SMALL_INT = [bytes([n]) for n in range(128)]
 _SHARED_FIELDS = 12  # six of the kind, msg_id, three of the transaction, seq, data
 _LAST = b"\xa4last\xc3"
 
@@ -211,8 +212,8 @@ class MsgpackEvents(EventEncoder):
     def _plain_body(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], last: bool) -> bytes:
         pack = self._pack
         return b"%b%b%b%b%b\xa3seq%b\xa4data%b%b" % (
-            b"\x8d" if last else b"\x8c", head, _STR_HEAD[len(msg_id)], msg_id, self._txn_fields, pack(seq), pack(data),
-            _LAST if last else b"",
+            b"\x8d" if last else b"\x8c", head, _STR_HEAD[len(msg_id)], msg_id, self._txn_fields,
+            _SMALL_INT[seq] if seq < 128 else pack(seq), pack(data), _LAST if last else b"",
         )  # fmt: skip
 
     def _body(
