@@ -1,0 +1,148 @@
+"""The command line and its settings, as scripts and people meet them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors.config import resolve
+from actors.errors import ConfigError
+from tests.servers import ROOT, free_port
+
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "NATS_", "POSTGRES_", "DATABASE", "BRIDGE"))}
+USER = {"POSTGRES_BRIDGE_USER": "bridge"}
+
+
+def walbridge(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "actors.main", *arguments], cwd=ROOT, env=CLEAN | (env or {}), text=True, capture_output=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "words"),
+    [
+        (["--prot", "1"], {}, ["--prot", "--port"]),
+        (["--publish", "fats"], {}, ["--publish", "'fats'", "auto, fast, plain"]),
+        (["--port", "abc"], {}, ["--port", "'abc'", "1-65535"]),
+        (["--port", "0"], {}, ["--port", "'0'", "1-65535"]),
+        (["--pack", "-1"], {}, ["--pack", "-1"]),
+        (["--slot", "Bad-Slot"], {}, ["--slot", "'Bad-Slot'", "cdc_slot"]),
+        (["--stream", "a.b"], {}, ["--stream", "'a.b'", "CDC2"]),
+        (["--arrays", "x"], {}, ["--arrays", "literal, list"]),
+        ([], {"BRIDGE_PORT": "abc"}, ["BRIDGE_PORT", "'abc'", "1-65535"]),
+        ([], {"PG_PORT": "x"}, ["PG_PORT", "'x'"]),
+        ([], {"NATS_URL": "http://x"}, ["NATS_URL", "nats://"]),
+        ([], {"DATABASE_URL": "postgres://[", **USER}, ["DATABASE_URL", "postgresql://"]),
+        ([], {"NATS_REPLICAS": "9"}, ["NATS_REPLICAS", "'9'", "1-5"]),
+        ([], {"LOG_LEVEL": "loud"}, ["LOG_LEVEL", "'loud'"]),
+        ([], {"POSTGRES_BRIDGE_USER": ""}, ["POSTGRES_BRIDGE_USER", "DATABASE_URL"]),
+        ([], {"NATS_TOKEN_FILE": "/nonexistent/token"}, ["NATS_TOKEN_FILE", "/nonexistent/token"]),
+        ([], {"NATS_TOKEN_FILE": "/dev/null", "NATS_TOKEN": "abcd"}, ["NATS_TOKEN", "NATS_TOKEN_FILE"]),
+        (["--env-file", "/nonexistent/env"], {}, ["--env-file", "/nonexistent/env"]),
+        (["nonsense"], {}, ["nonsense"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line_naming_setting_value_and_fix_and_exit_2(
+    arguments: list[str], env: dict[str, str], words: list[str]
+) -> None:
+    done = walbridge(*arguments, env={**USER, **env})
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("walbridge: ")
+    for word in words:
+        assert word in line
+
+
+def test_help_and_version_say_what_there_is() -> None:
+    shown = walbridge("--help")
+    assert shown.returncode == 0
+    for flag in ("--slot", "--pub", "--port", "--json", "--publish", "--pack", "--stream", "--accept-gap", "--embedded"):
+        assert flag in shown.stdout
+    assert walbridge("-h").stdout == shown.stdout
+    assert walbridge("--version").stdout.strip().count(".") == 2
+    assert "DATABASE_URL" in walbridge("help", "env").stdout
+
+
+def test_help_explains_a_code_and_refuses_an_unknown_one() -> None:
+    assert "slot" in walbridge("help", "WB107").stdout
+    unknown = walbridge("help", "WB999")
+    assert unknown.returncode == 2
+    assert "WB999" in unknown.stderr
+
+
+def test_print_config_shows_value_and_origin_and_no_secret(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("hunter2-from-file\n")
+    env_file = tmp_path / "env"
+    env_file.write_text("# comment\nexport NATS_TOKEN='hunter2-token'\nLOG_LEVEL=debug\nPG_HOST=ignored\n")
+    done = walbridge(
+        "--port", "9191", "--env-file", str(env_file), "--print-config",
+        env={**USER, "POSTGRES_BRIDGE_PASSWORD_FILE": str(secret), "PG_HOST": "db.example",
+             "NATS_URL": "nats://u:hunter2-url@a:1,tls://b:2"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert lines["--port"].split()[1:] == ["9191", "flag"]
+    assert lines["PG_HOST"].split()[1:] == ["db.example", "environment", "PG_HOST"]
+    assert lines["LOG_LEVEL"].split()[1:] == ["debug", "env", "file", "LOG_LEVEL"]
+    assert str(secret) in lines["POSTGRES_BRIDGE_PASSWORD"]
+    assert "nats://u:********@a:1,tls://b:2" in lines["NATS_URL"]
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file_and_a_url_beats_its_parts(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("BRIDGE_PORT=1\nNATS_HOST=file\nLOG_FORMAT=json\n")
+    environ = {"DATABASE_URL": "postgresql://u:pw@h:5/d", "PG_HOST": "other", "BRIDGE_PORT": "2", "NATS_URL": "nats://n:3"}
+    config = resolve({"port": "3"}, environ, file)
+    assert (config.http.port, resolve({}, environ, file).http.port, resolve({}, USER, file).http.port) == (3, 2, 1)
+    assert config.log.format == "json"
+    assert "host=h" in config.postgres.conninfo
+    assert (config.nats.urls, resolve({}, USER, file).nats.urls) == (("nats://n:3",), ("nats://file:4222",))
+    assert "pw" not in repr(config)
+
+
+def test_secrets_of_every_kind_come_from_files_too(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("s3cret!\n")
+    names = ("POSTGRES_BRIDGE_PASSWORD", "NATS_BRIDGE_PASSWORD", "NATS_TOKEN", "NATS_NKEY_SEED", "BRIDGE_HTTP_TOKEN")
+    config = resolve({}, USER | {f"{name}_FILE": str(file) for name in names})
+    assert config.nats.password == config.nats.token == config.nats.nkey_seed == config.http.token == "s3cret!"
+    assert "s3cret!" in config.secrets
+    assert "s3cret!" not in repr(config)
+    with pytest.raises(ConfigError):
+        resolve({}, USER | {"NATS_TOKEN_FILE": str(tmp_path)})
+
+
+def test_nothing_at_hand_ends_with_words_not_with_a_trace(tmp_path: Path) -> None:
+    done = subprocess.Popen(
+        [sys.executable, "-m", "actors.main", "--port", str(free_port())], cwd=ROOT, text=True, stderr=subprocess.PIPE,
+        env=CLEAN | USER | {"PG_PORT": str(free_port())},
+    )  # fmt: skip
+    assert done.stderr is not None
+    line = done.stderr.readline()
+    assert "WB101" in line
+    assert "next_try_s" in line
+    done.terminate()
+    rest = done.communicate()[1]
+    assert "Traceback" not in rest
+    assert done.returncode == 1
+
+
+def test_health_tells_ready_from_not_ready() -> None:
+    done = walbridge("health", "--port", str(free_port()))
+    assert done.returncode == 1
+    assert "not ready" in done.stderr
+    assert walbridge("health", "--port", "x").returncode == 2
+
+
+def test_version_and_health_load_neither_libpq_nor_the_http_server() -> None:
+    code = "import sys; from actors.main import main; main(['--version']); print(*sorted(m for m in sys.modules if '.' not in m))"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    assert not {"psycopg", "quart", "trio", "nats"} & set(shown.split())
