@@ -99,9 +99,7 @@ async def confirm_stored(
 class _Settler:
     """Counts what batches brought once they are stored."""
 
-    def __init__(
-        self, ledger: AckLedger, stored_schemas: Callable[[SchemaChange], None], telemetry: Telemetry
-    ) -> None:
+    def __init__(self, ledger: AckLedger, stored_schemas: Callable[[SchemaChange], None], telemetry: Telemetry) -> None:
         self.settled = AsyncValue(0)
         self.schemas: dict[str, int] = {}
         self._ledger, self._stored_schemas, self._telemetry = ledger, stored_schemas, telemetry
@@ -165,13 +163,11 @@ async def _confirm_regularly(
     while True:
         with trio.move_on_after(CONFIRM_EVERY_S):
             goal = feedback.confirmed.value + CONFIRM_EVERY_BYTES
-            await settle.settled.wait_value(lambda _, goal=goal: ledger.durable.lsn >= goal)  # type: ignore[misc]
+            await settle.settled.wait_value(lambda _, goal=goal: ledger.durable.lsn >= goal)
         await _confirm(ledger, store, feedback, settle, telemetry)
 
 
-async def _confirm(
-    ledger: AckLedger, store: RecordStore, feedback: Feedback, settle: _Settler, telemetry: Telemetry
-) -> None:
+async def _confirm(ledger: AckLedger, store: RecordStore, feedback: Feedback, settle: _Settler, telemetry: Telemetry) -> None:
     durable = ledger.durable
     if durable.lsn <= feedback.confirmed.value and durable.seq == store.record.last_seq:
         return

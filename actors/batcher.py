@@ -285,5 +285,3 @@ def suspension_problem(token: str, reason: str) -> Problem:
         means="its changes are left out of the stream until its next snapshot; the other tables go on",
         fix=f"raise max_payload (and the stream's max_msg_size) or shorten the key, then request a snapshot of {token}",
     )
-
-

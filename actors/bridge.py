@@ -173,14 +173,10 @@ class Supervisor:
         source, publishing = config.source, config.publish
         connection = await PgConnection.connect(self.postgres, application_name="walbridge catalog")
         with closing(connection):
-            self._take_problems(
-                await check_postgres(connection, slot=source.slot, publication=source.publication)
-            )
+            self._take_problems(await check_postgres(connection, slot=source.slot, publication=source.publication))
             async with open_nats(config.nats, self._known_servers) as nats:
                 js = JetStream(nats)
-                setup = await prepare_streams(
-                    js, stream=publishing.stream, mode=publishing.mode, replicas=config.nats.replicas
-                )
+                setup = await prepare_streams(js, stream=publishing.stream, mode=publishing.mode, replicas=config.nats.replicas)
                 self._js, telemetry.nats_connected, telemetry.publish_mode = js, True, setup.mode
                 await self._close_stream()  # the one that was kept while NATS was away: a slot has one reader
                 encoder = event_encoder(publishing.encoding, setup.publish_prefix)

@@ -227,7 +227,9 @@ def _secret_parts(value: str) -> set[str]:
 def _masked_url(value: str) -> str:
     """A URL or keyword string without its password."""
     value = re.sub(r"(://[^:@/?#\s,]*):[^@/\s,]*@", r"\1:********@", value)
-    value = re.sub(r"(?<=://)[^:@/?#\s,]+@(?=[^,]*)", lambda m: m.group() if value.startswith("postgres") else "********@", value)
+    value = re.sub(
+        r"(?<=://)[^:@/?#\s,]+@(?=[^,]*)", lambda m: m.group() if value.startswith("postgres") else "********@", value
+    )
     return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", r"\1********", value)
 
 
@@ -276,9 +278,7 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
     log = LogConfig(_level(*find.text("log_level")), find.choice("log_format", ("logfmt", "json")))
     accept_gap = find.switch("accept_gap")
     postgres, nats = _postgres(find), _nats(find)
-    return Config(
-        postgres, nats, source, publish, http, log, accept_gap, tuple(sorted(find.secrets)), tuple(find.origins)
-    )
+    return Config(postgres, nats, source, publish, http, log, accept_gap, tuple(sorted(find.secrets)), tuple(find.origins))
 
 
 def _level(value: str, where: str) -> str:

@@ -87,8 +87,7 @@ class Decoder:
         change = describe_table(relation, description)
         table = change.table
         columns = [
-            (c.name, converter_for(c.type_oid, description.types, self._encoding, self._arrays))
-            for c in relation.columns
+            (c.name, converter_for(c.type_oid, description.types, self._encoding, self._arrays)) for c in relation.columns
         ]
         kinds = (EventKind(table, operation) for operation in ("insert", "update", "delete", "truncate"))
         self._shapes[relation.oid] = _Shape(table, compile_row_decoder(columns), *kinds)
@@ -125,7 +124,7 @@ class Decoder:
                     elif unannounced:
                         self._announce(_u4(message, 26)[0], seq, append)
                     seq += 1
-                elif tag == _UPDATE or tag == _DELETE:  # noqa: PLR1714  (this is the hot loop)
+                elif tag == _UPDATE or tag == _DELETE:  # noqa: PLR1714, SIM109  (this is the hot loop)
                     if txn is None:
                         raise MalformedMessage("pgoutput: a change outside of a transaction")
                     if unannounced:
@@ -185,9 +184,7 @@ class Decoder:
         if seq >= self._first_schema_seq and txn is not None:
             append(change._replace(position=Position(txn.commit_lsn, seq, SCHEMA_RANK)))
 
-    def _other(
-        self, message: bytes, txn: Transaction | None, seq: int, first_seq: int, append: Callable[[Item], None]
-    ) -> int:
+    def _other(self, message: bytes, txn: Transaction | None, seq: int, first_seq: int, append: Callable[[Item], None]) -> int:
         """The rare messages, by the plain decoder; returns the next seq."""
         decoded = pgoutput.decode(message, _HEADER)
         if isinstance(decoded, Relation):

@@ -35,7 +35,7 @@ async def serve_http(
     *,
     stop: trio.Event,
     stream_info: StreamInfo,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `POST /shutdown` sets `stop`. Reports started once the port is bound.
 
@@ -52,9 +52,7 @@ async def serve_http(
     settings.h11_max_incomplete_size = 16 * 1024
     app = make_app(config, telemetry, stop=stop, stream_info=stream_info)
     try:
-        await hypercorn.trio.serve(
-            app, settings, shutdown_trigger=trio.sleep_forever, task_status=task_status  # type: ignore[arg-type]
-        )
+        await hypercorn.trio.serve(app, settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
     except* OSError as group:
         error = group
         while isinstance(error, BaseExceptionGroup):
@@ -65,7 +63,9 @@ async def serve_http(
                 means="Prometheus uses 9090 by default" if http.port == 9090 else "",
                 fix=f"give another one, e.g. --port {http.port + 1 if http.port < 65535 else 9091}",
             ) from None  # fmt: skip
-        raise ConfigError("WB005", f"cannot listen on {settings.bind[0]}", said=str(error), fix="give --bind and --port") from None
+        raise ConfigError(
+            "WB005", f"cannot listen on {settings.bind[0]}", said=str(error), fix="give --bind and --port"
+        ) from None
 
 
 def make_app(config: Config, telemetry: Telemetry, *, stop: trio.Event, stream_info: StreamInfo) -> QuartTrio:
@@ -182,7 +182,8 @@ def status_document(config: Config, telemetry: Telemetry) -> dict[str, Any]:
         "publish": t.publish_mode,
         "lag_seconds": round(lag_seconds(t, time.time()), 3),
         "positions": {
-            stage: format_lsn(getattr(t, f"{stage}_lsn")) for stage in ("received", "decoded", "published", "durable", "confirmed")
+            stage: format_lsn(getattr(t, f"{stage}_lsn"))
+            for stage in ("received", "decoded", "published", "durable", "confirmed")
         },
         "in_flight_messages": t.in_flight_messages,
         "channels": {

@@ -119,4 +119,4 @@ def print_metrics_line(telemetry: Telemetry) -> None:
     try:
         print(metrics_line(telemetry), flush=True)
     except OSError:
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115, PTH123  (the reader has gone; say no more)
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115  (the reader has gone; say no more)

@@ -56,7 +56,9 @@ def run(
     publish: Annotated[str | None, Parameter(group=NATS, help="auto, fast or plain [auto]")] = None,
     pack: Annotated[str | None, Parameter(group=NATS, help="up to N events of a transaction in a message [1]")] = None,
     json: Annotated[bool, Parameter(group=NATS, negative="", help="JSON instead of MessagePack")] = False,
-    arrays: Annotated[str | None, Parameter(group=NATS, help="literal: PostgreSQL's text; list: nested lists [literal]")] = None,
+    arrays: Annotated[
+        str | None, Parameter(group=NATS, help="literal: PostgreSQL's text; list: nested lists [literal]")
+    ] = None,
     port: Annotated[str | None, Parameter(group=HTTP, help="HTTP telemetry [9090, env BRIDGE_PORT]")] = None,
     bind: Annotated[str | None, Parameter(group=HTTP, help="HTTP address [127.0.0.1]")] = None,
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,

@@ -54,7 +54,7 @@ class Metrics:
 
     def __init__(self, telemetry: Telemetry, config: Config) -> None:
         self._telemetry, self._config = telemetry, config
-        prometheus_client.disable_created_metrics()
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -111,7 +111,9 @@ class Metrics:
         for name in WAL_STATUSES:
             status.add_metric([name], slot.wal_status == name)
         yield status
-        yield _gauge("bridge_slot_safe_wal_bytes", "WAL until the slot is lost; 0 when unlimited or lost.", slot.safe_wal_bytes or 0)
+        yield _gauge(
+            "bridge_slot_safe_wal_bytes", "WAL until the slot is lost; 0 when unlimited or lost.", slot.safe_wal_bytes or 0
+        )
         yield _gauge("bridge_slot_wal_limited", "0 when max_slot_wal_keep_size is -1.", slot.wal_limited)
         yield _gauge("bridge_slot_seconds_to_loss", "Until the slot is lost, at the present rate.", slot.seconds_to_loss)
         yield _gauge("bridge_slot_catalog_xmin_age", "Transactions that vacuum cannot pass.", slot.catalog_xmin_age)
@@ -156,9 +158,7 @@ class Metrics:
         for (schema, table, operation), count in t.table_events.items():
             key = (schema, table, operation) if (schema, table) in shown else ("", "_other", operation)
             series[key] = series.get(key, 0) + count
-        tables = CounterMetricFamily(
-            "bridge_table_events", "Events stored, by table.", labels=["schema", "table", "operation"]
-        )
+        tables = CounterMetricFamily("bridge_table_events", "Events stored, by table.", labels=["schema", "table", "operation"])
         for key, count in series.items():
             tables.add_metric(key, count)
         yield tables

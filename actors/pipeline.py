@@ -139,8 +139,14 @@ async def run_pipeline(
             )
             stages.start_soon(
                 lambda: confirm_stored(
-                    published.receiver(), acks, AckLedger(start.last_seq, start.skip), store, live.feedback, schemas.stored,
-                    telemetry, ack_deadline_s=ACK_DEADLINE_S,
+                    published.receiver(),
+                    acks,
+                    AckLedger(start.last_seq, start.skip),
+                    store,
+                    live.feedback,
+                    schemas.stored,
+                    telemetry,
+                    ack_deadline_s=ACK_DEADLINE_S,
                 )  # fmt: skip
             )
         await schemas.finish()
@@ -151,9 +157,7 @@ async def run_pipeline(
         raise DrainTimeout
 
 
-async def _close_intake(
-    stop: trio.Event, intake: trio.CancelScope, whole: trio.CancelScope, telemetry: Telemetry
-) -> None:
+async def _close_intake(stop: trio.Event, intake: trio.CancelScope, whole: trio.CancelScope, telemetry: Telemetry) -> None:
     await stop.wait()
     telemetry.state, telemetry.not_ready_reason = "draining", "stopping"
     intake.cancel()  # the reader ends, its channel closes, the next stage ends ...

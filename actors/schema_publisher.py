@@ -102,9 +102,7 @@ def _published_columns(published: PublishedTable, columns: Sequence[CatalogColum
     """The columns that a Relation message will have. Before PostgreSQL 15 a publication has no column lists."""
     wanted = set(published.columns)
     return tuple(
-        Column(c.name, c.type_oid, c.typmod, False)
-        for c in columns
-        if (c.name in wanted if wanted else not c.is_generated)
+        Column(c.name, c.type_oid, c.typmod, False) for c in columns if (c.name in wanted if wanted else not c.is_generated)
     )
 
 

@@ -123,9 +123,7 @@ class Telemetry:
     stalled_commit_at: float = 0.0
     """Commit time, unix seconds, of the oldest change that a broken-off pipeline had read; 0 once it is stored."""
     event_latency_s: Histogram = field(
-        default_factory=lambda: Histogram(
-            (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
-        )
+        default_factory=lambda: Histogram((0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300))
     )
     ack_s: Histogram = field(
         default_factory=lambda: Histogram((0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 10, 30))

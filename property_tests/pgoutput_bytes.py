@@ -10,7 +10,7 @@ def _string(text: str) -> bytes:
     return text.encode() + b"\0"
 
 
-def tuple_data(values: Sequence[bytes | None | str]) -> bytes:
+def tuple_data(values: Sequence[bytes | str | None]) -> bytes:
     """TupleData: bytes are text values, None is null, "u" is unchanged TOAST."""
     parts = [struct.pack(">H", len(values))]
     for value in values:
@@ -31,7 +31,9 @@ def commit(commit_lsn: int, end_lsn: int, time_us: int = 0) -> bytes:
     return b"C\0" + struct.pack(">qqq", commit_lsn, end_lsn, time_us)
 
 
-def relation(oid: int, name: str, columns: Sequence[tuple[str, int, bool]], schema: str = "public", identity: str = "d") -> bytes:
+def relation(
+    oid: int, name: str, columns: Sequence[tuple[str, int, bool]], schema: str = "public", identity: str = "d"
+) -> bytes:
     """Columns are (name, type OID, part of the key)."""
     parts = [b"R", struct.pack(">I", oid), _string(schema), _string(name), identity.encode(), struct.pack(">H", len(columns))]
     for column, type_oid, is_key in columns:
@@ -39,18 +41,18 @@ def relation(oid: int, name: str, columns: Sequence[tuple[str, int, bool]], sche
     return b"".join(parts)
 
 
-def insert(oid: int, values: Sequence[bytes | None | str]) -> bytes:
+def insert(oid: int, values: Sequence[bytes | str | None]) -> bytes:
     return b"I" + struct.pack(">I", oid) + b"N" + tuple_data(values)
 
 
 def update(
-    oid: int, new: Sequence[bytes | None | str], old: Sequence[bytes | None | str] | None = None, kind: str = "K"
+    oid: int, new: Sequence[bytes | str | None], old: Sequence[bytes | str | None] | None = None, kind: str = "K"
 ) -> bytes:
     before = b"" if old is None else kind.encode() + tuple_data(old)
     return b"U" + struct.pack(">I", oid) + before + b"N" + tuple_data(new)
 
 
-def delete(oid: int, old: Sequence[bytes | None | str], kind: str = "K") -> bytes:
+def delete(oid: int, old: Sequence[bytes | str | None], kind: str = "K") -> bytes:
     return b"D" + struct.pack(">I", oid) + kind.encode() + tuple_data(old)
 
 

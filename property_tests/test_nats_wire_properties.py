@@ -151,7 +151,9 @@ def test_replies_of_the_server_are_told_apart():
     assert parse(b'{"stream":"F","seq":7,"batch":"7-u","count":7}') == Stored(7, 7)
     assert parse(b'{"stream":"A","seq":9}', b"_INBOX.x.7") == Stored(9, 7)
     assert not isinstance(parse(b'{"type":"ack","seq":3,"msgs":3}'), Stored | Refused)
-    assert parse(b'{"type":"err","seq":3,"error":{"code":400,"err_code":10071,"description":"wrong"}}') == Refused(400, 10071, "wrong")
+    assert parse(b'{"type":"err","seq":3,"error":{"code":400,"err_code":10071,"description":"wrong"}}') == Refused(
+        400, 10071, "wrong"
+    )
     assert isinstance(parse(b'{"type":"gap","last_seq":3,"seq":4}'), Refused)
 
 

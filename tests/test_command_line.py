@@ -13,13 +13,20 @@ from actors.config import resolve
 from actors.errors import ConfigError
 from tests.servers import ROOT, free_port
 
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "NATS_", "POSTGRES_", "DATABASE", "BRIDGE"))}
+CLEAN = {
+    name: value for name, value in os.environ.items() if not name.startswith(("PG", "NATS_", "POSTGRES_", "DATABASE", "BRIDGE"))
+}
 USER = {"POSTGRES_BRIDGE_USER": "bridge"}
 
 
 def walbridge(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "actors.main", *arguments], cwd=ROOT, env=CLEAN | (env or {}), text=True, capture_output=True, check=False
+        [sys.executable, "-m", "actors.main", *arguments],
+        cwd=ROOT,
+        env=CLEAN | (env or {}),
+        text=True,
+        capture_output=True,
+        check=False,
     )
 
 
@@ -143,6 +150,8 @@ def test_health_tells_ready_from_not_ready() -> None:
 
 
 def test_version_and_health_load_neither_libpq_nor_the_http_server() -> None:
-    code = "import sys; from actors.main import main; main(['--version']); print(*sorted(m for m in sys.modules if '.' not in m))"
+    code = (
+        "import sys; from actors.main import main; main(['--version']); print(*sorted(m for m in sys.modules if '.' not in m))"
+    )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout
     assert not {"psycopg", "quart", "trio", "nats"} & set(shown.split())

@@ -102,7 +102,9 @@ def test_hostile_names_travel_whole(database: Database, nats: NatsServer, make_b
     assert private.subject == "cdc.=5Fprivate.insert"
 
 
-def test_partitions_generated_columns_and_tables_without_a_key(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_partitions_generated_columns_and_tables_without_a_key(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     database.execute("""
         CREATE TABLE part (id int, region text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
         CREATE TABLE part_eu PARTITION OF part FOR VALUES IN ('eu');
@@ -124,7 +126,9 @@ def test_partitions_generated_columns_and_tables_without_a_key(database: Databas
     assert "REPLICA IDENTITY FULL" in problem["fix"]
 
 
-def test_a_new_shape_is_announced_before_its_first_row_and_in_kv(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_a_new_shape_is_announced_before_its_first_row_and_in_kv(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY, a text); CREATE PUBLICATION cdc_pub FOR TABLE t")
     make_bridge(database, nats)
     database.execute("INSERT INTO t VALUES (1, 'x')")
@@ -224,7 +228,9 @@ def test_a_table_whose_key_alone_is_too_large_is_suspended_and_the_others_go_on(
     assert "keyed" in bridge.status()["suspended_tables"]
 
 
-def test_packed_messages_hold_lists_and_the_last_events_id(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_packed_messages_hold_lists_and_the_last_events_id(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
     make_bridge(database, nats, "--pack", "3")
     database.execute("INSERT INTO t SELECT generate_series(1, 7); DELETE FROM t WHERE id = 1")

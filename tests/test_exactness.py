@@ -97,7 +97,9 @@ def pause(dice: random.Random, longest_s: float = 0.6) -> None:
     time.sleep(dice.uniform(0.05, longest_s))
 
 
-def test_a_backlog_of_300000_rows_is_stored_once_and_in_order(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_a_backlog_of_300000_rows_is_stored_once_and_in_order(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     database.execute("CREATE TABLE ledger (id bigint PRIMARY KEY, payload text); CREATE PUBLICATION cdc_pub FOR TABLE ledger")
     bridge = make_bridge(database, nats)
     assert bridge.stop() == 0
@@ -177,7 +179,9 @@ def test_servers_killed_under_load_cost_nothing(
         assert_exact(read_stream(nats.url), oracle.expected())
 
 
-def test_sigterm_under_load_drains_confirms_and_repeats_nothing(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_sigterm_under_load_drains_confirms_and_repeats_nothing(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     with ledger(database) as oracle:
         bridge = make_bridge(database, nats)
         with Load(database):

@@ -97,14 +97,18 @@ def test_a_token_is_asked_for_where_one_is_set(database: Database, nats: NatsSer
     assert bridge.wait() == 0
 
 
-def test_beyond_loopback_nothing_is_posted_without_a_token(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_beyond_loopback_nothing_is_posted_without_a_token(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
-    bridge = make_bridge(database, nats, "--bind", "0.0.0.0")  # noqa: S104
+    bridge = make_bridge(database, nats, "--bind", "0.0.0.0")
     assert bridge.post("/shutdown")[0] == 403
     assert bridge.get("/health")[0] == 200
 
 
-def test_a_taken_port_is_said_with_the_flag(bridge: Bridge, database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_a_taken_port_is_said_with_the_flag(
+    bridge: Bridge, database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     second = make_bridge(database, nats, start=False)
     second.argv[second.argv.index("--port") + 1] = str(bridge.port)
     second.start(ready=False)
@@ -122,7 +126,9 @@ def test_the_metrics_line_comes_every_15_seconds_verbatim(bridge: Bridge) -> Non
 
 @pytest.mark.parametrize(("style", "check"), [("logfmt", r"^ts=\S+ level=info actor=bridge msg=streaming slot=cdc_slot"),
                                               ("json", r'^\{"ts": "[^"]+", "level": "info", "actor": "bridge"')])  # fmt: skip
-def test_the_log_is_logfmt_or_json(style: str, check: str, database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_the_log_is_logfmt_or_json(
+    style: str, check: str, database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
     bridge = make_bridge(database, nats, env={"LOG_FORMAT": style})
     time.sleep(0.1)

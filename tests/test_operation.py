@@ -71,7 +71,9 @@ def test_while_nats_is_gone_memory_is_flat_and_postgresql_hears_from_us(
         assert_exact(read_stream(nats.url), oracle.expected())
 
 
-def test_an_idle_publication_beside_a_busy_table_moves_its_slot(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_an_idle_publication_beside_a_busy_table_moves_its_slot(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     database.execute("""
         CREATE TABLE idle (id int PRIMARY KEY); CREATE TABLE busy (v text); CREATE PUBLICATION cdc_pub FOR TABLE idle""")
     bridge = make_bridge(database, nats)
@@ -81,7 +83,9 @@ def test_an_idle_publication_beside_a_busy_table_moves_its_slot(database: Databa
     assert read_stream(nats.url) == []
 
 
-def test_300_bursts_with_silence_between_are_never_withheld(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_300_bursts_with_silence_between_are_never_withheld(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
     make_bridge(database, nats)
     for burst in range(300):
@@ -122,7 +126,9 @@ def test_postgresql_15_streams_exactly(database15: Database, nats: NatsServer, m
         assert_exact(read_stream(nats.url), oracle.expected())
 
 
-def test_two_bridges_with_a_stream_each_and_one_consumer_of_both(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_two_bridges_with_a_stream_each_and_one_consumer_of_both(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     database.execute("""
         CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);
         CREATE PUBLICATION pub_a FOR TABLE a; CREATE PUBLICATION pub_b FOR TABLE b""")
@@ -138,7 +144,9 @@ def test_two_bridges_with_a_stream_each_and_one_consumer_of_both(database: Datab
     assert sorted(e.body["data"]["id"] for e in both if e.subject == "cdc.b.insert") == list(range(1, 101))
 
 
-def test_a_dropped_slot_ends_the_bridge_until_the_gap_is_accepted(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_a_dropped_slot_ends_the_bridge_until_the_gap_is_accepted(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
     bridge = make_bridge(database, nats)
     database.execute("INSERT INTO t VALUES (1)")
@@ -220,7 +228,9 @@ def test_the_tail_may_expire_without_a_double_or_a_loss(database: Database, nats
     assert (event.seq, event.body["data"]["id"]) == (11, 11)
 
 
-def test_a_foreign_message_in_the_stream_is_refused_by_name(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_a_foreign_message_in_the_stream_is_refused_by_name(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
     bridge = make_bridge(database, nats)
     assert bridge.stop() == 0
@@ -234,7 +244,9 @@ def test_a_foreign_message_in_the_stream_is_refused_by_name(database: Database, 
     assert "belongs to slot cdc_slot" in other.log()
 
 
-def test_the_oracle_notices_a_lost_a_doubled_and_a_swapped_event(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_the_oracle_notices_a_lost_a_doubled_and_a_swapped_event(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
     oracle = WalOracle(database)
     make_bridge(database, nats)

@@ -37,13 +37,11 @@ def refusal(dsn: str, *, slot: str = "absent", publication: str = "p") -> Config
 
 
 @BOTH
-def test_a_missing_publication_is_refused_with_the_statement_that_makes_it(
-    server: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_missing_publication_is_refused_with_the_statement_that_makes_it(server: str, request: pytest.FixtureRequest) -> None:
     database: Database = request.getfixturevalue(server)
     database.execute('CREATE SCHEMA "S x"; CREATE TABLE "S x"."t""1" (id int PRIMARY KEY)')
     database.execute("CREATE TABLE users (id int PRIMARY KEY)")
-    name = "it's \"p\""
+    name = 'it\'s "p"'
     error = refusal(database.dsn, publication=name)
     assert error.exit_code == 2
     assert name in error.what
@@ -74,9 +72,7 @@ def test_tables_without_identity_are_named_and_the_fix_mends_them(server: str, r
 
 
 @BOTH
-def test_a_role_must_be_able_to_replicate_and_is_told_what_it_may_not_read(
-    server: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_role_must_be_able_to_replicate_and_is_told_what_it_may_not_read(server: str, request: pytest.FixtureRequest) -> None:
     database: Database = request.getfixturevalue(server)
     role = f"Bridge {database.name}"
     database.execute(f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'pw'")

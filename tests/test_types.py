@@ -94,9 +94,26 @@ def same(a: object, b: object) -> bool:
     return type(a) is type(b) and a == b
 
 
-TEXT_COLUMNS = (
-    ["n", "m", "t", "v", "c", "nm", "u", "ti", "tt", "iv", "e", "r", "ip", "bi", "p", "d", "px", "vec"]  # as PostgreSQL prints them, in every mode
-)
+TEXT_COLUMNS = [
+    "n",
+    "m",
+    "t",
+    "v",
+    "c",
+    "nm",
+    "u",
+    "ti",
+    "tt",
+    "iv",
+    "e",
+    "r",
+    "ip",
+    "bi",
+    "p",
+    "d",
+    "px",
+    "vec",
+]  # as PostgreSQL prints them, in every mode
 
 
 def check_common(event: dict[str, Any], text: dict[str, str | None]) -> None:
@@ -156,7 +173,9 @@ def test_json_values_are_exact_or_named_raw(typed_rows: Database, nats: NatsServ
     assert data[5]["by"] == ""
 
 
-def test_arrays_as_lists_are_nested_and_convert_like_scalars(typed_rows: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+def test_arrays_as_lists_are_nested_and_convert_like_scalars(
+    typed_rows: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
     make_bridge(typed_rows, nats, "--arrays", "list")
     insert_rows(typed_rows)
     stored = wait_for_events(nats.url, len(ROWS))

@@ -44,7 +44,7 @@ class Acknowledgements:
         await self.stored_seq.wait_value(lambda stored: stored > seq or stored < 0)
         if self.failure is not None:
             raise self.failure
-        return self.stored_seq.value
+        return int(self.stored_seq.value)
 
 
 def _refused(reply: Refused) -> SinkUnavailable:

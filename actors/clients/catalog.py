@@ -85,9 +85,7 @@ async def published_tables(connection: PgConnection, publication: str) -> list[P
     for schema, name, oid, identity, columns, has_key, readable in rows:
         published = tuple(orjson.loads(columns)) if columns else ()
         found.append(
-            PublishedTable(
-                schema or "", name or "", int(oid or 0), identity or "d", has_key == "t", readable == "t", published
-            )
+            PublishedTable(schema or "", name or "", int(oid or 0), identity or "d", has_key == "t", readable == "t", published)
         )
     return found
 

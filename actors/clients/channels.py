@@ -39,9 +39,7 @@ class Channel(Generic[T]):
         return Receiver(self)
 
     def _full(self) -> bool:
-        return self.items_waiting > 0 and (
-            self.items_waiting >= self.capacity or self.bytes_waiting >= self.bytes_max
-        )
+        return self.items_waiting > 0 and (self.items_waiting >= self.capacity or self.bytes_waiting >= self.bytes_max)
 
     async def _send(self, item: T, size: int) -> None:
         if self._full() and not self._receiver_closed:

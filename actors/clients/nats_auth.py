@@ -66,7 +66,7 @@ def connect_options(config: NatsConfig, server: ServerAddress, info: Mapping[str
         jwt, seed = _read_creds(config.creds)
     if seed:
         try:
-            pair = nkeys.from_seed(seed.encode())
+            pair = nkeys.from_seed(seed.encode())  # type: ignore[no-untyped-call]
         except Exception as exc:  # the library raises several kinds, none of which may show the seed
             raise ConfigError("WB205", "NATS_NKEY_SEED is not an nkey seed", fix="nk -gen user   # makes one") from exc
         signature = pair.sign(str(info.get("nonce", "")).encode())

@@ -83,9 +83,7 @@ class PgConnection:
         connection.notice_handler = self._on_notice
 
     @classmethod
-    async def connect(
-        cls, config: PostgresConfig, *, application_name: str, replication: bool = False
-    ) -> PgConnection:
+    async def connect(cls, config: PostgresConfig, *, application_name: str, replication: bool = False) -> PgConnection:
         """Connect to the first host that answers, 10 s each. Raises SourceUnavailable, or SourceRefused for credentials."""
         words = {**_DEFAULTS, **conninfo.conninfo_to_dict(config.conninfo), "application_name": application_name}
         words["options"] = f"{words.get('options') or ''} {SESSION}".strip()
@@ -145,9 +143,7 @@ class PgConnection:
         for result in results:
             self.check(result)
         last = results[-1]
-        return [
-            tuple(_decoded(last.get_value(row, column)) for column in range(last.nfields)) for row in range(last.ntuples)
-        ]
+        return [tuple(_decoded(last.get_value(row, column)) for column in range(last.nfields)) for row in range(last.ntuples)]
 
     def check(self, result: pq.abc.PGresult) -> None:
         """Raise for a result that is an error: SourceUnavailable if it may pass by itself, else PostgresError."""
@@ -161,9 +157,7 @@ class PgConnection:
             raise SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=said)
         if sqlstate.startswith(_PASSING):
             raise SourceUnavailable("WB118", f"PostgreSQL {self.address} cannot do it now", said=said)
-        raise PostgresError(
-            sqlstate, message, field(pq.DiagnosticField.MESSAGE_DETAIL), field(pq.DiagnosticField.MESSAGE_HINT)
-        )
+        raise PostgresError(sqlstate, message, field(pq.DiagnosticField.MESSAGE_DETAIL), field(pq.DiagnosticField.MESSAGE_HINT))
 
     def lost(self, exc: BaseException | None = None) -> SourceUnavailable:
         """End the connection and return the error that says so."""

@@ -258,9 +258,7 @@ class ReplicationStream:
                 raise self._end  # without the block, in which changes may be missing already
 
 
-async def open_replication_stream(
-    config: PostgresConfig, *, slot: str, publication: str, start_lsn: Lsn
-) -> ReplicationStream:
+async def open_replication_stream(config: PostgresConfig, *, slot: str, publication: str, start_lsn: Lsn) -> ReplicationStream:
     """Start reading a slot at `start_lsn` (0: at its confirmed LSN). Owns a connection of its own; end it with `close`.
 
     Raises SourceUnavailable when the slot is taken, Fatal when it is lost or the publication is missing.
@@ -356,5 +354,3 @@ def _quoted(name: str) -> str:
 
 def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-

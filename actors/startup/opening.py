@@ -123,9 +123,7 @@ async def _read_tail(js: JetStream, setup: StreamSetup) -> StreamTail:
     return StreamTail(setup.stream, setup.last_seq, msg_id, foreign=msg_id is None)
 
 
-async def _read_source(
-    connection: PgConnection, replication: PgConnection, slot: str, record: BridgeRecord | None
-) -> Source:
+async def _read_source(connection: PgConnection, replication: PgConnection, slot: str, record: BridgeRecord | None) -> Source:
     identity = await identify_system(replication)
     switch_points: tuple[tuple[int, Lsn], ...] = ()
     if identity.timeline > 1:
@@ -148,5 +146,3 @@ async def _read_source(
 async def _make_slot(connection: PgConnection, replication: PgConnection, slot: str) -> Lsn:
     log.info("creating the replication slot", slot=slot)
     return await create_slot(replication, slot)
-
-

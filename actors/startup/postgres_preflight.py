@@ -37,7 +37,9 @@ async def check_postgres(connection: PgConnection, *, slot: str, publication: st
     if not tables:
         problems.append(
             Problem(
-                "WB116", f"publication {publication} has no tables", means="nothing will be streamed",
+                "WB116",
+                f"publication {publication} has no tables",
+                means="nothing will be streamed",
                 fix=f"ALTER PUBLICATION {_quoted(publication)} ADD TABLE users;",
             )
         )
@@ -98,7 +100,8 @@ async def _look_between(connection: PgConnection) -> list[Problem]:
     if pid != str(connection.backend_pid):
         problems.append(
             Problem(
-                "WB119", f"a connection pooler answers at {connection.address}, not PostgreSQL itself",
+                "WB119",
+                f"a connection pooler answers at {connection.address}, not PostgreSQL itself",
                 means="most do not pass replication on",
                 fix="give PostgreSQL's own address and port, often 5432, with PG_HOST and PG_PORT or DATABASE_URL",
             )
@@ -106,7 +109,8 @@ async def _look_between(connection: PgConnection) -> list[Problem]:
     if keep == "-1":
         problems.append(
             Problem(
-                "WB120", "max_slot_wal_keep_size is -1: nothing limits the WAL that PostgreSQL keeps for the slot",
+                "WB120",
+                "max_slot_wal_keep_size is -1: nothing limits the WAL that PostgreSQL keeps for the slot",
                 means="a bridge that is stopped for long fills PostgreSQL's disk",
                 fix="ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();   -- what the disk can spare",
             )

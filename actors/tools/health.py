@@ -14,7 +14,9 @@ def check_health(host: str, port: str) -> int:
     if not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise ConfigError("WB002", f"--port: {port!r} is not a port; give 1-65535, e.g. 9091")
     # the address it listens on may be all of them
-    connection = HTTPConnection("127.0.0.1" if host in ("0.0.0.0", "") else "::1" if host == "::" else host, int(port), timeout=3)
+    connection = HTTPConnection(
+        "127.0.0.1" if host in ("0.0.0.0", "") else "::1" if host == "::" else host, int(port), timeout=3
+    )
     try:
         connection.request("GET", "/ready", headers={"Host": "localhost"})
         reply = connection.getresponse()

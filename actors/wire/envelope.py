@@ -153,9 +153,7 @@ class EventEncoder(ABC):
         self._txn_fields = self._fields((("lsn", txn.commit_lsn), ("xid", txn.xid), ("commit_ts", txn.commit_us)))
 
 
-def _extras(
-    old: dict[str, object] | None, notes: Notes, omitted: tuple[str, ...], last: bool
-) -> dict[str, object]:
+def _extras(old: dict[str, object] | None, notes: Notes, omitted: tuple[str, ...], last: bool) -> dict[str, object]:
     extras: dict[str, object] = {}
     if old is not None:
         extras["old"] = old
@@ -216,9 +214,7 @@ class MsgpackEvents(EventEncoder):
             _SMALL_INT[seq] if seq < 128 else pack(seq), pack(data), _LAST if last else b"",
         )  # fmt: skip
 
-    def _body(
-        self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]
-    ) -> bytes:
+    def _body(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]) -> bytes:
         count = _SHARED_FIELDS + len(extras)
         map_head = bytes([0x80 | count]) if count < 16 else b"\xde" + count.to_bytes(2, "big")
         plain = self._plain_body(head, msg_id, seq, data, False)
@@ -255,9 +251,7 @@ class JsonEvents(EventEncoder):
             head, msg_id, self._txn_fields, seq, orjson.dumps(data), b',"last":true}' if last else b"}",
         )  # fmt: skip
 
-    def _body(
-        self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]
-    ) -> bytes:
+    def _body(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]) -> bytes:
         return self._plain_body(head, msg_id, seq, data, False)[:-1] + self._fields(extras.items()) + b"}"
 
 
