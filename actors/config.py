@@ -299,7 +299,12 @@ def _postgres(find: _Resolver) -> PostgresConfig:
         except ProgrammingError as exc:
             raise _bad(where, "", "is not a libpq connection string; give e.g. postgresql://user@host:5432/db") from exc
         words.pop("replication", None)
-        if words.get("password"):
+        # what the URL says counts; who and with which password may stand beside it
+        words.setdefault("user", user or None)
+        words.setdefault("password", password or None)
+        if not words["user"]:
+            raise ConfigError("WB004", f"{where} names no user: add one (postgresql://user@...) or set POSTGRES_BRIDGE_USER")
+        if words["password"]:
             find.secrets.add(str(words["password"]))
         return PostgresConfig(conninfo.make_conninfo("", **words))
     if not user:

@@ -54,10 +54,10 @@ async def serve_http(
     try:
         await hypercorn.trio.serve(app, settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
     except* OSError as group:
-        error = group
+        error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]  # type: ignore[assignment]
-        if error.errno == errno.EADDRINUSE:  # type: ignore[attr-defined]
+            error = error.exceptions[0]
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise ConfigError(
                 "WB005", f"--port {http.port} is taken",
                 means="Prometheus uses 9090 by default" if http.port == 9090 else "",

@@ -35,6 +35,12 @@ def test_a_fresh_stream_starts_at_the_slots_own_position():
     assert (start.skip, start.start_lsn, start.last_seq, start.gap) == (START, NO_LSN, 0, None)
 
 
+def test_a_slot_that_was_read_and_a_nats_that_knows_nothing_of_it_is_a_gap():
+    start = plan(source=replace(SOURCE, read_before=True), tail=StreamTail("CDC", 0, None), record=None)
+    assert start.gap is not None
+    assert (start.gap.from_lsn, start.gap.to_lsn, start.skip) == (0, 1000, start.gap.position)
+
+
 def test_the_tail_is_the_checkpoint_even_when_the_record_is_older():
     start = plan(tail=StreamTail("CDC", 70, "5dc-2-users-insert"))
     assert start.skip == Position(Lsn(1500), 2)

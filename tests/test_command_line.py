@@ -48,6 +48,7 @@ def walbridge(*arguments: str, env: dict[str, str] | None = None) -> subprocess.
         ([], {"NATS_REPLICAS": "9"}, ["NATS_REPLICAS", "'9'", "1-5"]),
         ([], {"LOG_LEVEL": "loud"}, ["LOG_LEVEL", "'loud'"]),
         ([], {"POSTGRES_BRIDGE_USER": ""}, ["POSTGRES_BRIDGE_USER", "DATABASE_URL"]),
+        ([], {"DATABASE_URL": "postgresql://db/app", "POSTGRES_BRIDGE_USER": ""}, ["DATABASE_URL", "POSTGRES_BRIDGE_USER"]),
         ([], {"NATS_TOKEN_FILE": "/nonexistent/token"}, ["NATS_TOKEN_FILE", "/nonexistent/token"]),
         ([], {"NATS_TOKEN_FILE": "/dev/null", "NATS_TOKEN": "abcd"}, ["NATS_TOKEN", "NATS_TOKEN_FILE"]),
         (["--env-file", "/nonexistent/env"], {}, ["--env-file", "/nonexistent/env"]),
@@ -113,6 +114,8 @@ def test_a_flag_beats_the_environment_which_beats_the_file_and_a_url_beats_its_p
     assert "host=h" in config.postgres.conninfo
     assert (config.nats.urls, resolve({}, USER, file).nats.urls) == (("nats://n:3",), ("nats://file:4222",))
     assert "pw" not in repr(config)
+    beside = resolve({}, {"DATABASE_URL": "postgresql://h/d", "POSTGRES_BRIDGE_USER": "u2", "POSTGRES_BRIDGE_PASSWORD": "x"})
+    assert {"user=u2", "password=x", "host=h"} <= set(beside.postgres.conninfo.split())
 
 
 def test_secrets_of_every_kind_come_from_files_too(tmp_path: Path) -> None:

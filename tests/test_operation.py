@@ -214,6 +214,22 @@ def test_a_stream_cut_short_below_the_confirmed_lsn_is_told_as_a_gap(
     assert "bridge_gaps_total 1.0" in bridge.metrics()
 
 
+def test_a_nats_that_lost_everything_is_told_as_a_gap(
+    database: Database, make_nats: MakeNats, make_bridge: MakeBridge
+) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    first = make_nats()
+    bridge = make_bridge(database, first)
+    database.execute("INSERT INTO t VALUES (1)")
+    wait_for_events(first.url, 1)
+    assert bridge.stop() == 0
+    wait_for(lambda: database.execute("SELECT total_txns FROM pg_stat_replication_slots")[0][0] > 0)
+    second = make_nats()
+    make_bridge(database, second)
+    database.execute("INSERT INTO t VALUES (2)")
+    assert [e.body["operation"] for e in wait_for_events(second.url, 2)] == ["GAP", "INSERT"]
+
+
 def test_the_tail_may_expire_without_a_double_or_a_loss(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
     bridge = make_bridge(database, nats)

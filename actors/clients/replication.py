@@ -48,6 +48,8 @@ class SlotState(NamedTuple):
     confirmed_flush_lsn: Lsn | None
     wal_status: str
     invalidation_reason: str
+    transactions_read: int
+    """As far as PostgreSQL's statistics remember (not over a crash): 0 does not prove that nobody has read."""
 
 
 async def identify_system(connection: PgConnection) -> SystemIdentity:
@@ -67,15 +69,18 @@ async def slot_state(connection: PgConnection, slot: str) -> SlotState | None:
     reason = "coalesce(invalidation_reason, '')" if connection.server_version >= 170000 else "''"
     rows = await connection.query(
         "SELECT coalesce(plugin, ''), slot_type, coalesce(database, ''), temporary, active, active_pid, restart_lsn,"
-        f" confirmed_flush_lsn, coalesce(wal_status, ''), {reason} FROM pg_replication_slots WHERE slot_name = $1",
+        f" confirmed_flush_lsn, coalesce(wal_status, ''), {reason}, coalesce((SELECT total_txns"
+        " FROM pg_stat_replication_slots t WHERE t.slot_name = s.slot_name), 0)"
+        " FROM pg_replication_slots s WHERE s.slot_name = $1",
         (slot,),
     )
     if not rows:
         return None
-    plugin, kind, database, temporary, active, pid, restart, confirmed, status, why = rows[0]
+    plugin, kind, database, temporary, active, pid, restart, confirmed, status, why, txns = rows[0]
     return SlotState(
         plugin or "", kind or "", database or "", temporary == "t", active == "t", int(pid) if pid else None,
         parse_lsn(restart) if restart else None, parse_lsn(confirmed) if confirmed else None, status or "", why or "",
+        int(txns or 0),
     )  # fmt: skip
 
 

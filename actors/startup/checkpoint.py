@@ -42,6 +42,8 @@ class Source:
     """Of the slot; None when there is no slot."""
     lost: str = ""
     """Why the slot can no longer be read; empty when it can."""
+    read_before: bool = False
+    """Somebody has read from the slot, as far as PostgreSQL remembers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,10 @@ def plan_start(
             gap = Gap(Position(resume, 0, GAP_RANK), source.slot, reason, switch, max(last, resume), tuple(tables))
             return _start(gap.position, NO_LSN, tail, gap)
     if record is None:
+        if position is None and source.read_before:
+            reason = f"slot {source.slot} was read before, but there is no trace of it in NATS: stream and record are gone"
+            gap = Gap(Position(confirmed, 0, GAP_RANK), source.slot, reason, NO_LSN, confirmed, tuple(tables))
+            return _start(gap.position, NO_LSN, tail, gap)
         warning = ""
         if position is not None:
             warning = f"KV bridges has no record of stream {tail.stream}: trusting its last message alone"

@@ -140,6 +140,7 @@ async def _read_source(connection: PgConnection, replication: PgConnection, slot
         identity.wal_end,
         None if state is None else state.confirmed_flush_lsn or NO_LSN,
         lost,
+        state is not None and state.transactions_read > 0,
     )
 
 
