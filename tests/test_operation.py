@@ -214,9 +214,7 @@ def test_a_stream_cut_short_below_the_confirmed_lsn_is_told_as_a_gap(
     assert "bridge_gaps_total 1.0" in bridge.metrics()
 
 
-def test_a_nats_that_lost_everything_is_told_as_a_gap(
-    database: Database, make_nats: MakeNats, make_bridge: MakeBridge
-) -> None:
+def test_a_nats_that_lost_everything_is_told_as_a_gap(database: Database, make_nats: MakeNats, make_bridge: MakeBridge) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
     first = make_nats()
     bridge = make_bridge(database, first)

@@ -1,0 +1,199 @@
+"""The documents say what the program does: codes, flags, variables, metrics, paths; what they print to copy works."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from actors.config import SETTINGS, resolve
+from actors.http_server import PATHS
+from actors.metrics import Metrics
+from actors.telemetry import Telemetry
+from actors.tools.embedded_nats import NatsServer
+from actors.tools.topics import explain
+from tests.conftest import MakeBridge
+from tests.servers import HANG_S, ROOT, Database, wait_for_events
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+CONSUMERS = (ROOT / "docs/consumers.md").read_text(encoding="utf-8")
+CODE = re.compile(r"\bWB\d{3}\b")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+
+
+def codes_in_use() -> set[str]:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "actors").rglob("*.py")]
+    return {code for source in sources for code in CODE.findall(source)}
+
+
+def section(document: str, title: str) -> str:
+    """The text under a heading, up to the next one of its level or above."""
+    marks = re.search(rf"^(#+) {re.escape(title)}$", document, re.MULTILINE)
+    assert marks, f"no section {title}"
+    rest = document[marks.end() :]
+    end = re.search(rf"^#{{1,{len(marks[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+
+
+def test_every_code_has_a_section_and_every_section_a_code() -> None:
+    headings = re.findall(r"^### (WB.*)$", OPERATIONS, re.MULTILINE)
+    assert all(re.fullmatch(r"WB\d{3} \S.*", heading) for heading in headings), headings
+    documented = [heading[:5] for heading in headings]
+    assert documented == sorted(set(documented))
+    assert set(documented) == codes_in_use()
+
+
+@pytest.mark.parametrize("path", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
+def test_documents_name_only_codes_and_files_that_exist(path: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert set(CODE.findall(text)) <= codes_in_use()
+    for named in re.findall(r"(?:actors|docs|tests|property_tests)/[\w/.-]*\w(?:\.py|\.md)", text):
+        assert (ROOT / named).exists(), named
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / path).parent.joinpath(target).exists(), target
+
+
+def test_help_prints_the_section_of_a_code() -> None:
+    for code in sorted(codes_in_use()):
+        printed = explain(code.lower())
+        assert printed.startswith(code)
+        assert "\n### " not in printed
+        assert len(printed.splitlines()) >= 3, f"{code} has a heading and no words"
+
+
+def test_the_readme_has_every_flag_and_no_other() -> None:
+    shown = set(FLAG.findall(_help()))
+    settings = section(README, "Settings")
+    assert shown - {"--help", "--version"} <= set(re.findall(r"`(--[a-z-]+)", settings))
+    ours = set(re.findall(r"(?<!--user )(?:walbridge|actors\.main)\b([^`\n]*)", README))
+    used = {flag for line in ours for flag in FLAG.findall(line)} | set(FLAG.findall(settings))
+    assert used <= shown
+
+
+def _help() -> str:
+    command = [sys.executable, "-m", "actors.main", "--help"]
+    wide = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run(command, cwd=ROOT, env=wide, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_readme_has_every_variable_with_its_default_and_no_other() -> None:
+    rows = {cells[1].strip(" `"): cells for line in section(README, "Settings").splitlines()
+            if (cells := line.split("|"))[0] == "" and len(cells) > 3}  # fmt: skip
+    for setting in SETTINGS.values():
+        row = rows[setting.flag or setting.variable]
+        assert not setting.variable or f"`{setting.variable}`" in "|".join(row), setting
+        if setting.default not in ("", "no"):
+            assert f"`{setting.default}`" in "|".join(row), setting
+    known = {s.variable for s in SETTINGS.values() if s.variable}
+    named = set(re.findall(r"`((?:PG|NATS|POSTGRES|BRIDGE|LOG|DATABASE)_[A-Z_]+)`", README))
+    assert named == known
+
+
+def test_the_readme_has_every_http_path_and_no_other() -> None:
+    rows = re.findall(r"^\| `(GET|POST) (/[^`?]*)", section(README, "HTTP"), re.MULTILINE)
+    served = {("POST", path[5:]) if path.startswith("POST ") else ("GET", path.partition("?")[0]) for path in PATHS}
+    assert set(rows) == served
+
+
+def test_the_metrics_table_has_every_metric_with_its_type_and_no_other() -> None:
+    config = resolve({}, {"DATABASE_URL": "postgresql://someone@localhost/app"})
+    types = re.findall(r"^# TYPE (bridge_\w+) (\w+)$", Metrics(Telemetry(), config).render().decode(), re.MULTILINE)
+    rows = re.findall(r"^\| `(bridge_\w+)` \| (\w+)", section(OPERATIONS, "Metrics"), re.MULTILINE)
+    assert rows == types
+
+
+@contextmanager
+def example(tmp_path: Path, nats_url: str, *arguments: str) -> Iterator[Path]:
+    """The consumer of docs/consumers.md as it is printed there; gives the file with what it prints."""
+    (program,) = blocks(CONSUMERS, "python")
+    assert len([line for line in program.splitlines() if line]) <= 24, "about 20 lines, it says"
+    script, output = tmp_path / "consumer.py", tmp_path / f"printed{len(arguments)}"
+    script.write_text(program, encoding="utf-8")
+    with output.open("wb") as file:
+        process = subprocess.Popen([sys.executable, str(script), *arguments], stdout=file, stderr=subprocess.STDOUT,
+                                   env={**os.environ, "NATS_URL": nats_url})  # fmt: skip
+        try:
+            yield output
+        finally:
+            process.kill()
+            process.wait()
+
+
+def printed(output: Path, count: int) -> list[str]:
+    deadline = time.monotonic() + HANG_S
+    while len(lines := output.read_text(encoding="utf-8").splitlines()) < count:
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.05)
+    return lines
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",), ("--pack", "10")])
+def test_the_consumer_example_prints_every_change(
+    flags: tuple[str, ...], database: Database, nats: NatsServer, make_bridge: MakeBridge, tmp_path: Path
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY, name text); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats, *flags)
+    database.execute("INSERT INTO users VALUES (1, 'Ada'), (2, 'Grace')")
+    database.execute("ALTER TABLE users ADD age int")
+    database.execute("UPDATE users SET age = 36 WHERE id = 1")
+    database.execute("DELETE FROM users WHERE id = 2")
+    places = [event.seq for event in wait_for_events(nats.url, 5) if event.body["operation"] != "SCHEMA"]
+    words = [
+        "INSERT users {'id': 1, 'name': 'Ada'}",
+        "INSERT users {'id': 2, 'name': 'Grace'}",
+        "UPDATE users {'id': 1, 'name': 'Ada', 'age': 36}",
+        "DELETE users {'id': 2, 'name': None, 'age': None}",
+    ]
+    everything = [f"{place} {text}" for place, text in zip(places, words, strict=True)]
+    with example(tmp_path, nats.url) as output:
+        assert printed(output, 4) == everything
+        database.execute("INSERT INTO users VALUES (3, 'Edsger', 72)")
+        assert printed(output, 5)[4] == f"{places[-1] + 1} INSERT users {{'id': 3, 'name': 'Edsger', 'age': 72}}"
+    with example(tmp_path, nats.url, str(places[-1])) as output:
+        assert printed(output, 2)[0] == everything[-1]
+
+
+def test_the_event_that_the_documents_show_has_the_fields_of_a_real_one(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    database.execute("""
+        CREATE TABLE users (id bigserial PRIMARY KEY, name text NOT NULL, email text, age int, price numeric,
+          created_at timestamptz NOT NULL DEFAULT now());
+        CREATE PUBLICATION cdc_pub FOR TABLE users""")
+    make_bridge(database, nats, "--json")
+    database.execute("INSERT INTO users (name, email) VALUES ('Ada', 'ada@example.org')")
+    (event,) = wait_for_events(nats.url, 1)
+    for document in (README, CONSUMERS):
+        (shown,) = blocks(document, "json")
+        assert _fields(shown) == _fields(str(event.body).replace("'", '"'))
+
+
+def _fields(text: str) -> list[str]:
+    return re.findall(r'"(\w+)":', text)
+
+
+def test_the_role_of_the_readme_is_enough(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE TABLE orders (id int PRIMARY KEY)")
+    (statements,) = blocks(section(README, "With your own servers"), "sql")
+    in_database = [s for s in re.sub(r"--.*", "", statements).split(";") if s.strip() and "ALTER SYSTEM" not in s]
+    (role, password) = re.findall(r"CREATE ROLE (\w+) .*PASSWORD '(.*)'", statements)[0]
+    try:
+        for statement in in_database:
+            database.execute(statement)
+        make_bridge(re.sub(r"//[^@]*@", f"//{role}:{password}@", database.dsn), nats)
+        database.execute("INSERT INTO users VALUES (1); INSERT INTO orders VALUES (2)")
+        assert [event.subject for event in wait_for_events(nats.url, 2)] == ["cdc.users.insert", "cdc.orders.insert"]
+    finally:
+        database.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
