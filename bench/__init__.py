@@ -1,0 +1,1 @@
+"""What Walbridge costs and how fast it is, measured against `pg_recvlogical` in one run: `python -m bench`."""
