@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 from actors.errors import ConfigError, Fatal
 
 with suppress(ModuleNotFoundError):  # it comes with the `embedded` extra, whose absence is reported before any use
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
 # Waits for the end of its standard input, which is ours to close: also kill -9 closes it. A process that got the
 # server's id since then has another start time and is left alone. CONT lets a stopped server take the signal.
