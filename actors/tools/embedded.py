@@ -152,8 +152,12 @@ def start_embedded(directory: Path | None = None) -> EmbeddedServers:
         NatsServer.stop_left_over(nats_dir)
         ports = _choose_ports(directory)
         postgres = PostgresServer(
-            reachable_bin_dir(postgres_bin_dir, account, directory), data_dir, port=ports["postgres"], settings={"max_slot_wal_keep_size": "10GB"},
-            password=_postgres_password(directory, data_dir, ports["postgres"]))  # fmt: skip
+            reachable_bin_dir(postgres_bin_dir, account, directory),
+            data_dir,
+            port=ports["postgres"],
+            settings={"max_slot_wal_keep_size": "10GB"},
+            password=_postgres_password(directory, data_dir, ports["postgres"]),
+        )
         nats = NatsServer(nats_binary, nats_dir, port=ports["nats"],
                           users={NATS_USER: _nats_password(directory)})  # fmt: skip
         starting.callback(postgres.stop)
