@@ -282,6 +282,7 @@ def suspension_problem(token: str, reason: str) -> Problem:
     return Problem(
         "WB301",
         f"table {schema}.{table} is suspended: {reason}",
-        means="its changes are left out of the stream until its next snapshot; the other tables go on",
-        fix=f"raise max_payload (and the stream's max_msg_size) or shorten the key, then request a snapshot of {token}",
+        means="its changes are left out of the stream; the other tables go on",
+        fix=f"raise max_payload (and the stream's max_msg_size) or shorten the key of {token}, then resume the table: "
+        "walbridge help WB301",
     )

@@ -182,24 +182,31 @@ class Supervisor:
                 encoder = event_encoder(publishing.encoding, setup.publish_prefix)
                 schemas = SchemaPublisher(connection, js, encoder)
                 opening = await find_start(config, self.postgres, connection, js, setup)
-                await self._note_start(opening, schemas)
+                await self._publish_schemas(opening, schemas)
                 live = self._live = await self._start_stream(opening, statuses)
+                await self._take_over(opening)
                 self._opening = None
                 self._streaming(opening, setup.mode)
                 await run_pipeline(
                     config, setup, opening, live, nats, schemas, encoder, telemetry, stop=self._stop
                 )  # fmt: skip
 
-    async def _note_start(self, opening: Opening, schemas: SchemaPublisher) -> None:
-        """Publish the schemas; tie the stream to this slot and cluster, unless a gap event must be stored first."""
-        start, store, telemetry = opening.start, opening.store, self._telemetry
+    async def _publish_schemas(self, opening: Opening, schemas: SchemaPublisher) -> None:
+        start, store = opening.start, opening.store
         current = await schemas.publish_current(opening.tables)
         if not store.record.schemas:
             store.record = replace(store.record, schemas=current, position=start.skip, last_seq=start.last_seq)
-        for token in store.record.suspended:
+
+    async def _take_over(self, opening: Opening) -> None:
+        """Tie the stream to this slot and cluster, unless a gap event must be stored first.
+
+        Only who reads the slot writes the record: a bridge that waits for the slot must not disturb the one that has it.
+        """
+        telemetry = self._telemetry
+        for token in opening.store.record.suspended:
             telemetry.suspended_tables[token] = suspension_problem(token, "a row was too large for the stream")
-        if start.gap is None:
-            await store.update()
+        if opening.start.gap is None:
+            await opening.store.update()
         else:
             telemetry.gaps += 1
 

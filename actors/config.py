@@ -305,7 +305,7 @@ def _postgres(find: _Resolver) -> PostgresConfig:
         if not words["user"]:
             raise ConfigError("WB004", f"{where} names no user: add one (postgresql://user@...) or set POSTGRES_BRIDGE_USER")
         if words["password"]:
-            find.secrets.add(str(words["password"]))
+            find.secrets |= _secret_parts(str(words["password"]))
         return PostgresConfig(conninfo.make_conninfo("", **words))
     if not user:
         raise ConfigError(

@@ -14,7 +14,7 @@ from actors.lsn import Lsn
 from actors.messages import Block
 from actors.telemetry import Telemetry
 
-BLOCK_MESSAGES_MAX = 500
+BLOCK_MESSAGES_MAX = 1000
 BLOCK_BYTES_MAX = 256 * 1024
 _KEEPALIVE = ord("k")
 _keepalive = struct.Struct(">qqb").unpack_from  # WAL end, send time, reply asked for

@@ -130,9 +130,16 @@ def hold(directory: Path, account: Account | None) -> Iterator[Hold]:
         wait_until_ended(one.family)
 
 
+def is_alive(process: Any) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # it may end between any two looks
+        return False
+
+
 def wait_until_ended(processes: list[Any]) -> None:
     deadline = time.monotonic() + HANG_S
-    while alive := [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+    while alive := [p for p in processes if is_alive(p)]:
         assert time.monotonic() < deadline, f"still there: {alive}"
         time.sleep(0.02)
 

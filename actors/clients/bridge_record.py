@@ -104,12 +104,14 @@ class RecordStore:
     async def update(self, **changes: Any) -> None:
         """Write the record with these fields changed; returns once JetStream has stored it.
 
+        Not interrupted by a cancellation, for as long as one request may take: the revision would be unknown afterwards.
         Raises SinkFenced when another bridge has written it since, SinkUnavailable when NATS does not answer.
         """
         async with self._lock:
             record = replace(self.record, **changes)
             try:
-                self._revision = await self._js.kv_put(BUCKET, self._stream, record.encode(), self._revision)
+                with trio.CancelScope(shield=True):
+                    self._revision = await self._js.kv_put(BUCKET, self._stream, record.encode(), self._revision)
             except JetStreamError as exc:
                 if exc.err_code != WRONG_LAST_SEQUENCE:
                     raise

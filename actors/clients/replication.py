@@ -327,7 +327,7 @@ def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
             "WB109", f"slot {slot} stands at a row that PostgreSQL cannot send as text", said=error.said,
             means="a row of more than 1 GiB in text form; what was committed from it on until now must be given up",
             fix=f"SELECT pg_replication_slot_advance({_literal(slot)}, pg_current_wal_lsn());\n"
-            "then: walbridge run --accept-gap, and new snapshots",
+            "then start the bridge: it stores a gap event, and consumers copy their tables again",
         )  # fmt: skip
     return Fatal("WB105", f"PostgreSQL refuses to stream slot {slot}", said=error.said, fix=error.hint)
 
@@ -349,7 +349,8 @@ def publication_missing(publication: str, said: str, tables: Sequence[str] = ())
         said=said,
         means="without it PostgreSQL drops the changes instead of sending them; before version 18 it must also have existed "
         "at the place in the WAL that is being read",
-        fix=f"CREATE PUBLICATION {_quoted(publication)} FOR TABLE {', '.join(tables) or 'users, orders'};   -- your tables",
+        fix=f"CREATE PUBLICATION {_quoted(publication)} FOR TABLE {', '.join(tables) or 'users, orders'};   -- your tables\n"
+        "if it was made anew while rows changed, those changes are lost: walbridge help WB106",
     )
 
 
