@@ -1,0 +1,110 @@
+"""The results as a person reads them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from bench.bridge import LatencyRun, Mode
+from bench.machine import cores
+from bench.run import DrainResults, Results, medians
+from bench.workload import CONNECTIONS
+
+METHOD = f"""\
+Table bench (id bigint, name text, email text, age int, price numeric, created_at timestamptz), inserts only.
+PostgreSQL with fsync=off, nats-server as it comes (JetStream on disk, one replica), all on this machine.
+Backlog: each reader gets a copy of one slot, so the same WAL; the readers take turns; the bridge gets an empty nats-server.
+  pg_recvlogical  proto_version=1, to /dev/null; from its first byte of output to its last.
+  bridge          python -m actors.main --publish fast | plain; from the first event stored to the last, by the
+                  timestamps of the stored messages, and start to end: from exec to the last event stored.
+  of reader       bridge by pg_recvlogical, within each round; the median of the rounds.
+  CPU             of the bridge's process, from just before its first event to 0.3 s after its last, without imports.
+  RSS             before: just before the first event. peak: VmHWM. MB are 10^6 bytes.
+Latency: {CONNECTIONS} connections commit rows one by one at a steady rate, from loops inside the server. An event's latency
+  is the timestamp of its JetStream message less its commit_ts, PostgreSQL's time of commit: one clock, every event counted.
+Every figure is the median over the runs, each column on its own."""
+
+
+def print_report(results: Results, console: Console) -> None:
+    """Both tables, then how they came about."""
+    runs = results.plan.repeat
+    if results.drains:
+        console.print(_drain_table(results.drains, runs))
+    if results.latency:
+        console.print(_latency_table(results.latency, runs))
+    for line in METHOD.splitlines():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for name, value in (results.machine | {"other work": _other_work(results.others_cores)}).items():
+        console.print(f"{name + ':':<13}{value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """Plain values: every run, the medians, the method, the machine."""
+    return {
+        "machine": results.machine,
+        "others_cores": results.others_cores,
+        "method": METHOD.splitlines(),
+        "plan": asdict(results.plan) | {"parts": sorted(results.plan.parts)},
+        "drains": [
+            asdict(drain)
+            | {
+                "median": {
+                    "reader": asdict(medians(drain.reader)),
+                    "bridge": {mode: asdict(medians(runs)) for mode, runs in drain.bridge.items()},
+                    "ratio": {mode: drain.ratio(mode) for mode in drain.bridge},
+                }
+            }
+            for drain in results.drains
+        ],
+        "latency": {
+            mode: {"runs": [asdict(run) for run in runs], "median": asdict(medians(runs))}
+            for mode, runs in results.latency.items()
+        },
+    }
+
+
+def _other_work(others: list[float]) -> str:
+    noise = "a quiet machine" if max(others) < 0.2 else "figures are noisy, and worse than on a quiet machine"
+    return (f"{median(others):.1f} of {cores()} cores in the median, {min(others):.1f} to {max(others):.1f},"
+            f" just before the rounds: {noise}")  # fmt: skip
+
+
+LEFT = frozenset({"reader", "bridge"})
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, box=SIMPLE, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, justify="left" if column in LEFT else "right")
+    return table
+
+
+def _drain_table(drains: list[DrainResults], runs: int) -> Table:
+    table = _table(f"Draining a backlog, medians of {runs}", "rows", "a transaction", "reader", "events/s", "of reader",
+                   "start to end", "CPU us/event",
+                   "RSS before", "RSS peak")  # fmt: skip
+    for results in drains:
+        reader = medians(results.reader)
+        table.add_row(f"{results.rows:,}", f"{results.rows_per_transaction:,}", "pg_recvlogical",
+                      f"{reader.events_per_s:,.0f}", "", f"{reader.wall_s:.2f} s", "", "", "")  # fmt: skip
+        for mode, done in results.bridge.items():
+            run = medians(done)
+            table.add_row("", "", f"bridge, {mode}", f"{run.events_per_s:,.0f}", f"{results.ratio(mode):.2f}",
+                          f"{run.wall_s:.2f} s", f"{run.cpu_us_per_event:.1f}", f"{run.rss_before_mb:.0f} MB",
+                          f"{run.rss_peak_mb:.0f} MB")  # fmt: skip
+    return table
+
+
+def _latency_table(latency: dict[Mode, list[LatencyRun]], runs: int) -> Table:
+    table = _table(f"Commit to stored, one row a transaction, medians of {runs}", "bridge", "events/s", "p50", "p99", "max",
+                   "CPU us/event", "RSS idle", "RSS peak")  # fmt: skip
+    for mode, done in latency.items():
+        run = medians(done)
+        table.add_row(mode, f"{run.events_per_s:,.0f}", f"{run.p50_ms:.2f} ms", f"{run.p99_ms:.2f} ms", f"{run.max_ms:.1f} ms",
+                      f"{run.cpu_us_per_event:.0f}", f"{run.rss_idle_mb:.0f} MB", f"{run.rss_peak_mb:.0f} MB")  # fmt: skip
+    return table

@@ -1,0 +1,112 @@
+"""The whole benchmark: which runs there are, in which order, and their medians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from statistics import median
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from bench.bridge import DrainRun, LatencyRun, Mode, drain, steady_load
+from bench.machine import describe_machine
+from bench.recvlogical import ReaderRun, run_recvlogical
+from bench.servers import Servers, open_servers
+from bench.usage import busy_cores
+from bench.workload import Backlog, backlog, create_schema
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Run = TypeVar("Run", bound=DataclassInstance)
+
+Part = Literal["bulk", "single", "latency"]
+Say = Callable[[str], None]
+MODES: tuple[Mode, ...] = ("fast", "plain")
+BULK_ROWS_PER_TRANSACTION = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked for."""
+
+    rows: int
+    single_rows: int
+    per_second: int
+    seconds: int
+    repeat: int
+    parts: frozenset[Part]
+
+
+@dataclass(slots=True)
+class DrainResults:
+    """The same backlog read again and again, by both readers in turn."""
+
+    rows: int
+    rows_per_transaction: int
+    reader: list[ReaderRun] = field(default_factory=list)
+    bridge: dict[Mode, list[DrainRun]] = field(default_factory=lambda: {mode: [] for mode in MODES})
+
+    def ratio(self, mode: Mode) -> float:
+        """The bridge's speed by pg_recvlogical's: the median over the rounds, each compared within itself."""
+        pairs = zip(self.bridge[mode], self.reader, strict=True)
+        return median(bridge.events_per_s / reader.events_per_s for bridge, reader in pairs)
+
+
+@dataclass(slots=True)
+class Results:
+    """Every run of a benchmark and what it ran on."""
+
+    plan: Plan
+    machine: dict[str, str]
+    drains: list[DrainResults] = field(default_factory=list)
+    latency: dict[Mode, list[LatencyRun]] = field(default_factory=dict)
+    others_cores: list[float] = field(default_factory=list)
+    """How many cores the rest of the machine was using just before each round."""
+
+
+def medians(runs: Sequence[Run]) -> Run:
+    """The median of each figure on its own."""
+    return replace(runs[0], **{f.name: median(getattr(run, f.name) for run in runs) for f in fields(runs[0])})
+
+
+def run_benchmark(plan: Plan, say: Say) -> Results:
+    """Run everything that the plan asks for; `say` gets a line after each run."""
+    with open_servers() as servers:
+        create_schema(servers)
+        results = Results(plan, describe_machine(servers.postgres.bin_dir))
+        for part, rows, each in (("bulk", plan.rows, BULK_ROWS_PER_TRANSACTION), ("single", plan.single_rows, 1)):
+            if part in plan.parts:
+                say(f"writing {rows:,} rows, {each:,} a transaction")
+                with backlog(servers, rows, each) as written:
+                    results.drains.append(DrainResults(rows, each))
+                    _run_drains(servers, written, results, say)
+        if "latency" in plan.parts:
+            _run_latency(servers, results, say)
+        return results
+
+
+def _run_drains(servers: Servers, written: Backlog, everything: Results, say: Say) -> None:
+    results, repeat = everything.drains[-1], everything.plan.repeat
+    for number in range(1, repeat + 1):
+        everything.others_cores.append(busy_cores())
+        reader = run_recvlogical(servers, written)
+        results.reader.append(reader)
+        say(f"  {number}/{repeat} pg_recvlogical  {reader.events_per_s:>9,.0f} events/s")
+        for mode in MODES:
+            run = drain(servers, written, mode)
+            results.bridge[mode].append(run)
+            say(f"  {number}/{repeat} bridge, {mode:<6} {run.events_per_s:>9,.0f} events/s, "
+                f"{run.cpu_us_per_event:.1f} us of CPU an event")  # fmt: skip
+
+
+def _run_latency(servers: Servers, results: Results, say: Say) -> None:
+    plan = results.plan
+    results.latency = {mode: [] for mode in MODES}
+    say(f"committing {plan.per_second:,} rows a second for {plan.seconds} s, one a transaction")
+    for number in range(1, plan.repeat + 1):
+        results.others_cores.append(busy_cores())
+        for mode in MODES:
+            run = steady_load(servers, mode, plan.per_second, plan.seconds)
+            results.latency[mode].append(run)
+            say(f"  {number}/{plan.repeat} bridge, {mode:<6} {run.events_per_s:>9,.0f} events/s, "
+                f"p50 {run.p50_ms:.2f} ms, p99 {run.p99_ms:.2f} ms")  # fmt: skip
