@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from actors.errors import ConfigError
 
@@ -162,17 +162,31 @@ class _Resolver:
         setting = SETTINGS[name]
         value, shown, origin = self._find(setting)
         if setting.secret and value:
-            self.secrets |= _secret_parts(value)
-        display = "********" if setting.secret and value and "url" not in name else _masked_url(value)
+            self.secrets.add(value)
+        display = "********" if setting.secret and value else value
         self.origins.append((setting.flag or setting.variable, display, origin))
         return value, shown
+
+    def show(self, name: str, display: str) -> None:
+        """Show this much of a secret: a URL has parts that are none."""
+        variable = SETTINGS[name].variable
+        self.origins = [(n, display if n == variable else d, origin) for n, d, origin in self.origins]
+
+    def overrule(self, winner: str, *names: str) -> None:
+        """Say of settings that were given that another one, also given, has beaten them."""
+        beaten = {SETTINGS[name].variable for name in names}
+        note = f" (not used: {SETTINGS[winner].variable} is set)"
+        self.origins = [
+            (n, d, origin + note if n in beaten and origin != "default" else origin) for n, d, origin in self.origins
+        ]
 
     def _find(self, setting: Setting) -> tuple[str, str, str]:
         flag = self._flags.get(setting.name)
         if flag is not None and flag is not False:
             return ("yes" if flag is True else str(flag)), setting.flag, "flag"
         for source, words in ((self._environ, "environment"), (self._env_file, "env file")):
-            value, file = source.get(setting.variable), source.get(f"{setting.variable}_FILE")
+            # compose files and unit files pass on what is not set as an empty word
+            value, file = source.get(setting.variable) or None, source.get(f"{setting.variable}_FILE") or None
             if not setting.variable or (value is None and (file is None or not setting.secret)):
                 continue
             if value is not None and file is not None and setting.secret:
@@ -212,25 +226,15 @@ class _Resolver:
         return value
 
 
-def _secret_parts(value: str) -> set[str]:
-    """What must never be shown: the value, and the password of a URL."""
-    parts = {value}
-    for url in value.split(","):
-        try:
-            split = urlsplit(url)
-            parts |= {p for p in (split.password, split.username if not split.password else None) if p}
-        except ValueError:
-            continue
-    return {p for p in parts if len(p) >= 4}
-
-
-def _masked_url(value: str) -> str:
-    """A URL or keyword string without its password."""
-    value = re.sub(r"(://[^:@/?#\s,]*):[^@/\s,]*@", r"\1:********@", value)
-    value = re.sub(
-        r"(?<=://)[^:@/?#\s,]+@(?=[^,]*)", lambda m: m.group() if value.startswith("postgres") else "********@", value
-    )
-    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", r"\1********", value)
+def _split_credentials(address: str) -> tuple[str, str, str]:
+    """A NATS address without its password or token, that secret as written, and as meant."""
+    scheme, slashes, rest = address.rpartition("://")
+    credentials, at, host = rest.rpartition("@")
+    user, colon, password = credentials.partition(":")
+    if not at:
+        return address, "", ""
+    secret = password if colon else user
+    return f"{scheme}{slashes}{user + ':' if colon else ''}********@{host}", secret, unquote(secret)
 
 
 def read_env_file(path: Path) -> dict[str, str]:
@@ -278,7 +282,9 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
     log = LogConfig(_level(*find.text("log_level")), find.choice("log_format", ("logfmt", "json")))
     accept_gap = find.switch("accept_gap")
     postgres, nats = _postgres(find), _nats(find)
-    return Config(postgres, nats, source, publish, http, log, accept_gap, tuple(sorted(find.secrets)), tuple(find.origins))
+    # a shorter one would mask half of the log, and is none
+    secrets = tuple(sorted(secret for secret in find.secrets if len(secret) >= 4))
+    return Config(postgres, nats, source, publish, http, log, accept_gap, secrets, tuple(find.origins))
 
 
 def _level(value: str, where: str) -> str:
@@ -300,12 +306,17 @@ def _postgres(find: _Resolver) -> PostgresConfig:
             raise _bad(where, "", "is not a libpq connection string; give e.g. postgresql://user@host:5432/db") from exc
         words.pop("replication", None)
         # what the URL says counts; who and with which password may stand beside it
+        find.overrule("database_url", "pg_host", "pg_port", "pg_db")
+        for part, word in (("pg_user", "user"), ("pg_password", "password")):
+            if word in words:
+                find.overrule("database_url", part)
         words.setdefault("user", user or None)
         words.setdefault("password", password or None)
         if not words["user"]:
             raise ConfigError("WB004", f"{where} names no user: add one (postgresql://user@...) or set POSTGRES_BRIDGE_USER")
-        if words["password"]:
-            find.secrets |= _secret_parts(str(words["password"]))
+        hidden = [word for word in words if words[word] and ("password" in word or "secret" in word)]
+        find.secrets |= {str(words[word]) for word in hidden}
+        find.show("database_url", conninfo.make_conninfo("", **{**words, **dict.fromkeys(hidden, "********")}))
         return PostgresConfig(conninfo.make_conninfo("", **words))
     if not user:
         raise ConfigError(
@@ -321,10 +332,20 @@ def _postgres(find: _Resolver) -> PostgresConfig:
 
 def _nats(find: _Resolver) -> NatsConfig:
     url, where = find.text("nats_url")
-    host, port = find.text("nats_host")[0], find.number("nats_port", 1, 65535, "a port", "4222")
-    urls = tuple(u.strip() for u in url.split(",") if u.strip()) if url else (f"nats://{host}:{port}",)
-    for one in urls:
-        _check_nats_url(one, where)
+    (host, host_where), port = find.text("nats_host"), find.number("nats_port", 1, 65535, "a port", "4222")
+    if url:
+        find.overrule("nats_url", "nats_host", "nats_port")
+    else:
+        url, where = f"nats://[{host}]:{port}" if ":" in host and "@" not in host else f"nats://{host}:{port}", host_where
+    urls = tuple(u.strip() for u in url.split(",") if u.strip())
+    if not urls or not all(map(_is_nats_address, urls)) or (where == host_where and (len(urls) > 1 or "@" in url)):
+        # a password with a comma or a slash comes here in pieces: show nothing that may be one
+        given = host if where == host_where else url
+        raise _bad(where, "" if "@" in given else given, "is not a NATS address; give nats://host:4222 or tls://host:4222")
+    masked = [_split_credentials(address) for address in urls]
+    find.secrets |= {secret for _, *both in masked for secret in both}
+    if where != host_where:
+        find.show("nats_url", ",".join(shown for shown, *_ in masked))
     optional: Callable[[str], str | None] = lambda name: find.text(name)[0] or None  # noqa: E731
     creds = optional("nats_creds")
     return NatsConfig(
@@ -342,11 +363,10 @@ def _nats(find: _Resolver) -> NatsConfig:
     )
 
 
-def _check_nats_url(url: str, where: str) -> None:
+def _is_nats_address(url: str) -> bool:
     try:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
-        good = parts.scheme in ("nats", "tls") and bool(parts.hostname) and (parts.port or 1) > 0
+        more = parts.path.strip("/") or parts.query or parts.fragment or re.search(r"\s", url)
+        return parts.scheme in ("nats", "tls") and bool(parts.hostname) and parts.port != 0 and not more
     except ValueError:
-        good = False
-    if not good:
-        raise _bad(where, _masked_url(url), "is not a NATS address; give nats://host:4222 or tls://host:4222")
+        return False

@@ -6,6 +6,7 @@ import errno
 import hmac
 import ipaddress
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -15,6 +16,8 @@ from typing import Any
 import hypercorn
 import hypercorn.trio
 import trio
+from hypercorn.config import Sockets
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 
@@ -24,6 +27,9 @@ from actors.errors import ConfigError, SinkUnavailable
 from actors.lsn import format_lsn
 from actors.metrics import Metrics, lag_seconds
 from actors.telemetry import Telemetry
+
+UNREAD_S = 5.0
+"""A client that takes nothing of its answer for so long is dropped."""
 
 StreamInfo = Callable[[str], Awaitable[dict[str, Any] | None]]
 PATHS = ("/health", "/ready", "/status", "/metrics", "/streams/info?stream=CDC", "POST /shutdown")
@@ -42,7 +48,7 @@ async def serve_http(
     Raises ConfigError when the port is taken.
     """
     http = config.http
-    settings = hypercorn.Config()
+    settings = _Settings()
     host = f"[{http.bind}]" if ":" in http.bind else http.bind
     settings.bind = [f"{host}:{http.port}"]
     settings.accesslog = None
@@ -52,7 +58,7 @@ async def serve_http(
     settings.h11_max_incomplete_size = 16 * 1024
     app = make_app(config, telemetry, stop=stop, stream_info=stream_info)
     try:
-        await hypercorn.trio.serve(app, settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
+        await hypercorn.trio.serve(_finishing(app), settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
     except* OSError as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
@@ -66,6 +72,34 @@ async def serve_http(
         raise ConfigError(
             "WB005", f"cannot listen on {settings.bind[0]}", said=str(error), fix="give --bind and --port"
         ) from None
+
+
+class _Settings(hypercorn.Config):
+    """Hypercorn's settings, and an end for clients that ask and do not read: no stop could cut such a send short."""
+
+    def create_sockets(self) -> Sockets:
+        sockets = super().create_sockets()
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted connections inherit it
+            for listener in sockets.insecure_sockets:
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1000))
+        return sockets
+
+
+def _finishing(app: QuartTrio) -> ASGIFramework:
+    """The application, with sends that are not cut off.
+
+    quart-trio cancels a request as soon as hypercorn tells it that the answer is complete, which hypercorn does from
+    within the last send: before it has closed the connection or started its idle timer. Both would stay undone.
+    """
+
+    async def finishing(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        async def send_whole(event: ASGISendEvent) -> None:
+            with trio.CancelScope(shield=True):
+                await send(event)
+
+        await app(scope, receive, send_whole)
+
+    return finishing
 
 
 def make_app(config: Config, telemetry: Telemetry, *, stop: trio.Event, stream_info: StreamInfo) -> QuartTrio:
@@ -132,8 +166,8 @@ async def _guard(config: Config) -> tuple[Response, int] | None:
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return None
     if http.token:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), http.token.encode()):
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), http.token.encode()):
             answer = jsonify({"error": "give the token: Authorization: Bearer ..."})
             answer.headers["WWW-Authenticate"] = "Bearer"
             return answer, 401

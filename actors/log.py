@@ -44,7 +44,8 @@ class _Formatter(logging.Formatter):
         super().__init__()
         self._json = as_json
         # a last defence: nothing should ever put a secret into a message
-        longest_first = sorted(secrets, key=len, reverse=True)
+        as_written = {form for s in secrets for form in (s, json.dumps(s)[1:-1], json.dumps(s, ensure_ascii=False)[1:-1])}
+        longest_first = sorted(as_written, key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, longest_first))) if secrets else None
 
     def format(self, record: logging.LogRecord) -> str:
@@ -64,9 +65,10 @@ class _Formatter(logging.Formatter):
 
 def _logfmt(value: object) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    if text and not re.search(r'[\s="\\\x00-\x1f\x7f]', text):
+    if text and text.isprintable() and not re.search(r'[\s="\\]', text):
         return text
-    return json.dumps(text, ensure_ascii=False)
+    # what moves a terminal's cursor or begins a line is written as an escape
+    return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 class _Repeats(logging.Filter):

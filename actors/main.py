@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError, UnusedCliTokensError
 
 from actors import __version__
 from actors.errors import ConfigError, Fatal
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from actors.config import Config
 
 EPILOGUE = """\
-Environment: walbridge help env        An error by its code: walbridge help WB107
+Environment: walbridge help env     An error by its code: walbridge help WB107
 
 Examples:
   python -m actors.main --embedded
-  DATABASE_URL=postgresql://bridge@db/app NATS_URL=nats://nats:4222 walbridge --slot cdc_slot --pub cdc_pub
+  DATABASE_URL=postgresql://bridge@db/app NATS_URL=nats://nats walbridge
 """
 
 SOURCE = Group("Source", sort_key=1)
@@ -36,6 +37,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
     result_action="return_value",
+    default_parameter=Parameter(show_default=False),
 )
 
 
@@ -73,6 +75,8 @@ def run(
         "slot": slot, "pub": pub, "accept_gap": accept_gap, "stream": stream, "publish": publish, "pack": pack,
         "json": json, "arrays": arrays, "port": port, "bind": bind,
     }  # fmt: skip
+    if embedded is not None and print_config:
+        raise ConfigError("WB002", "--print-config: shows the settings for servers of your own; leave out --embedded")
     if embedded is not None:
         from actors.tools.run_embedded import run_embedded  # noqa: PLC0415
 
@@ -109,7 +113,8 @@ def health(
     """Exit 0 while the bridge is streaming, 1 with the reason when it is not: for HEALTHCHECK and probes."""
     from actors.tools.health import check_health  # noqa: PLC0415
 
-    return check_health(bind, port or os.environ.get("BRIDGE_PORT", "9090"))
+    variable = os.environ.get("BRIDGE_PORT")
+    return check_health(bind, port or variable or "9090", "--port" if port or not variable else "BRIDGE_PORT")
 
 
 @app.command(name="help")
@@ -133,17 +138,20 @@ def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code. Everything that is wrong is said on stderr."""
     try:
         result = app(_with_default_folder(arguments), print_error=False, exit_on_error=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except CycloptsError as exc:
-        print(f"walbridge: {' '.join(str(exc).split())}", file=sys.stderr)
+        print(f"walbridge: {_one_line(exc)}", file=sys.stderr)
         return 2
-    except ConfigError as exc:
-        # what is wrong with the command line or the environment fits one line; what a server has to say does not
-        one_line = exc.code < "WB100" and not exc.said
-        print(f"walbridge: {exc.what}{'; ' + exc.fix if exc.fix else ''}" if one_line else exc.explain(), file=sys.stderr)
-        return exc.exit_code
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Fatal as exc:
-        print(exc.explain(), file=sys.stderr)
+        # what is wrong with the command line or the environment fits one line; what a server has to say does not
+        if isinstance(exc, ConfigError) and exc.code < "WB100" and not exc.said:
+            print(f"walbridge: {exc.what}{'; ' + exc.fix if exc.fix else ''}", file=sys.stderr)
+        else:
+            print(exc.explain(), file=sys.stderr)
         return exc.exit_code
     except KeyboardInterrupt:
         return 1
@@ -151,6 +159,20 @@ def main(arguments: list[str]) -> int:
         traceback.print_exc()
         print(f"walbridge {__version__}: this is a bug; please report it with the lines above", file=sys.stderr)
         return 1
+
+
+def _one_line(exc: CycloptsError) -> str:
+    """What is wrong with the words of the command line: the word first, as in all our messages."""
+    if isinstance(exc, UnusedCliTokensError) and exc.unused_tokens:
+        found, kind = exc.unused_tokens[0], "no such command"
+        wanted = ["run", "health", "help"]
+    elif isinstance(exc, UnknownOptionError):
+        found, kind = (exc.token.keyword or exc.token.value).partition("=")[0], "unknown option"
+        wanted = [name for argument in exc.argument_collection for name in argument.names]
+    else:
+        return " ".join(str(exc).split())
+    close = difflib.get_close_matches(found, wanted, n=1)
+    return f"{found}: {kind}; " + (f"did you mean {close[0]}?" if close else "walbridge --help shows what there is")
 
 
 def _with_default_folder(arguments: list[str]) -> list[str]:

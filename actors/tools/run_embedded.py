@@ -26,6 +26,8 @@ WIDTH = 160
 
 def run_embedded(directory: str, flags: Mapping[str, object], env_file: Path | None) -> int:
     """Start the servers on the data in `directory` (empty: the default one), run the bridge, stop them. The exit code."""
+    # what is wrong with the flags is said before anything is started
+    resolve(flags, {**os.environ, "DATABASE_URL": "postgresql://postgres@127.0.0.1"}, env_file)
     with start_embedded(Path(directory) if directory else None) as servers:
         environ = {**os.environ, **servers.environment}
         given = dict(flags)

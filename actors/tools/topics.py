@@ -22,11 +22,11 @@ def explain(topic: str) -> str:
 
 
 def _operations() -> str:
-    """docs/operations.md: beside the package in a source tree, inside of it in an installed wheel."""
-    source = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
-    if source.exists():
-        return source.read_text()
-    return files("actors").joinpath("docs/operations.md").read_text()
+    """docs/operations.md: inside the package in an installed wheel, beside it in a source tree."""
+    installed = files("actors").joinpath("docs/operations.md")
+    if installed.is_file():
+        return installed.read_text(encoding="utf-8")
+    return (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
 def _environment() -> str:
