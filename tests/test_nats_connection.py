@@ -285,7 +285,7 @@ STREAM = {"name": "CDC", "subjects": ["cdc.>"], "storage": "file"}
 @pytest.mark.parametrize(
     ("config", "code", "fix"),
     [
-        ({"subjects": ["other.>"]}, "WB237", "--subjects='_CDC.cdc.>'"),
+        ({"subjects": ["other.>"]}, "WB237", "--subjects='cdc.>'"),
         ({"no_ack": True}, "WB236", "nats stream edit CDC"),
         ({"retention": "workqueue"}, "WB235", "retention"),
         ({"retention": "interest"}, "WB235", "retention"),

@@ -17,15 +17,15 @@ from actors.errors import SinkUnavailable
 from actors.wire.nats import Msg, decode_headers
 
 API_TIMEOUT_S = 5.0
-STREAM_NOT_FOUND, MESSAGE_NOT_FOUND, WRONG_LAST_SEQUENCE = 10059, 10037, 10071
+STREAM_NOT_FOUND, MESSAGE_NOT_FOUND, WRONG_LAST_SEQUENCE, NOT_ENABLED_FOR_ACCOUNT = 10059, 10037, 10071, 10039
 
 
 class JetStreamError(SinkUnavailable):
-    """JetStream understood and refused: its own code and words."""
+    """JetStream understood and refused: its own status (as in HTTP), code and words."""
 
-    def __init__(self, doing: str, code: int, err_code: int, description: str) -> None:
-        super().__init__("WB210", f"JetStream refused to {doing}", said=f"{code} {err_code} {description}")
-        self.err_code, self.description = err_code, description
+    def __init__(self, doing: str, status: int, err_code: int, description: str) -> None:
+        super().__init__("WB210", f"JetStream refused to {doing}", said=f"{status} {err_code} {description}")
+        self.status, self.err_code, self.description = status, err_code, description
 
 
 class StoredMessage(NamedTuple):
@@ -66,6 +66,10 @@ class JetStream:
     async def create_stream(self, config: Mapping[str, object]) -> dict[str, Any]:
         """Create a stream; equal to an existing one is no error."""
         return await self._api(f"STREAM.CREATE.{config['name']}", config, f"create stream {config['name']}")
+
+    async def streams_taking(self, subject: str) -> list[str]:
+        """Names of the streams that take a subject; with wildcards, some part of it."""
+        return list(map(str, (await self._api("STREAM.NAMES", {"subject": subject}, "list streams")).get("streams") or ()))
 
     async def get_message(self, stream: str, **query: object) -> StoredMessage | None:
         """One message by `seq=n`, `last_by_subj=subject`, or `seq=n, next_by_subj=subject`; None when there is none."""
@@ -113,10 +117,19 @@ class JetStream:
 
     async def kv_put(self, bucket: str, key: str, value: bytes, expected_revision: int | None = None) -> int:
         """Write a key; returns the new revision. With `expected_revision` (0: must not exist) refused if it is another."""
-        headers = None
-        if expected_revision is not None:
-            headers = {"Nats-Expected-Last-Subject-Sequence": str(expected_revision)}
-        return await self.publish(f"$KV.{bucket}.{key}", value, headers)
+        subject = f"$KV.{bucket}.{key}"
+        if expected_revision is None:
+            return await self.publish(subject, value)
+        try:
+            return await self.publish(subject, value, {"Nats-Expected-Last-Subject-Sequence": str(expected_revision)})
+        except JetStreamError as exc:
+            if expected_revision or exc.err_code != WRONG_LAST_SEQUENCE:
+                raise
+            last = await self.get_message(f"KV_{bucket}", last_by_subj=subject)
+            if last is None or "KV-Operation" not in last.headers:
+                raise
+        # the key does not exist, and the mark of its deletion is the subject's last message
+        return await self.publish(subject, value, {"Nats-Expected-Last-Subject-Sequence": str(last.seq)})
 
     async def kv_history(self, bucket: str, key: str) -> list[KvEntry]:
         """The versions of a key that the bucket still has, oldest first."""
@@ -136,19 +149,24 @@ class JetStream:
 
 
 def _checked(message: Msg, doing: str) -> dict[str, Any]:
-    if message.status == 503:
-        raise SinkUnavailable(
-            "WB211",
-            f"nobody in NATS could {doing}",
-            said="503 no responders",
-            means="JetStream is off for this account, has no leader yet, or no stream takes the subject",
-            fix="start the server with JetStream: nats-server -js; or look: nats account info",
-        )
+    if message.status and not message.payload:
+        raise _nobody(doing, f"{message.status} no responders")
     try:
         reply = orjson.loads(message.payload)
         error = reply.get("error")
     except (orjson.JSONDecodeError, AttributeError) as exc:
         raise SinkUnavailable("WB212", f"a reply that is no JSON when asked to {doing}", said=repr(exc)) from exc
-    if error:
-        raise JetStreamError(doing, int(error.get("code", 0)), int(error.get("err_code", 0)), str(error.get("description", "")))
-    return dict(reply)
+    if not error:
+        return dict(reply)
+    refusal = JetStreamError(doing, int(error.get("code", 0)), int(error.get("err_code", 0)), str(error.get("description", "")))
+    raise _nobody(doing, refusal.said) if refusal.err_code == NOT_ENABLED_FOR_ACCOUNT else refusal
+
+
+def _nobody(doing: str, said: str) -> SinkUnavailable:
+    return SinkUnavailable(
+        "WB211",
+        f"nobody in NATS could {doing}",
+        said=said,
+        means="JetStream is off for this account, has no leader yet, or no stream takes the subject",
+        fix="start the server with JetStream: nats-server -js; or look: nats account info",
+    )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import trio
 
 from actors import __version__
-from actors.clients.nats_auth import ServerAddress, connect_options, parse_url, tls_context
+from actors.clients.nats_auth import ServerAddress, connect_options, servers_of, tls_context
 from actors.config import NatsConfig
 from actors.errors import ConfigError, MalformedMessage, SinkUnavailable
 from actors.log import get_logger
@@ -50,9 +50,10 @@ class NatsConnection:
     Callbacks of subscriptions run in the reading task: they must not block and must not raise.
     """
 
-    def __init__(self, stream: trio.abc.Stream, server: ServerAddress, info: Mapping[str, Any]) -> None:
+    def __init__(self, stream: trio.abc.Stream, server: ServerAddress, info: Mapping[str, Any], known: set[str]) -> None:
         self.server = server
-        self.info: dict[str, Any] = dict(info)
+        self.info: dict[str, Any] = {}
+        self._known = known
         self._stream = stream
         self._sending = trio.Lock()
         self._broken = ""
@@ -63,6 +64,7 @@ class NatsConnection:
         self._requests = 0
         self._pongs = 0
         self._pong = trio.Event()
+        self._take_info(info)
 
     @property
     def max_payload(self) -> int:
@@ -111,8 +113,8 @@ class NatsConnection:
         target = b"%b.%d" % (self._reply_prefix, self._requests)
         reply = self._replies[target] = _Reply(subject)
         try:
-            await self.send(encode_pub(checked_subject(subject), target, payload, headers))
-            with trio.move_on_after(timeout_s):
+            with trio.move_on_after(timeout_s):  # around the send too: a server that reads nothing answers nothing
+                await self.send(encode_pub(checked_subject(subject), target, payload, headers))
                 await reply.came.wait()
         finally:
             del self._replies[target]
@@ -158,7 +160,7 @@ class NatsConnection:
             self._pongs += 1
             self._pong.set()
         elif isinstance(event, Info):
-            self.info.update(event.fields)
+            self._take_info(event.fields)
             if event.fields.get("ldm"):
                 raise SinkUnavailable(
                     "WB206", f"NATS {self.server} is going away (lame duck)", means="moving to another server of the cluster"
@@ -166,10 +168,14 @@ class NatsConnection:
         elif isinstance(event, Err):
             self._on_error(event.text)
 
+    def _take_info(self, fields: Mapping[str, Any]) -> None:
+        self.info.update(fields)
+        self._known.update(fields.get("connect_urls") or ())
+
     def _on_error(self, text: str) -> None:
         if "permissions violation" in text.lower():
             for reply in self._replies.values():
-                if f'"{reply.subject}"' in text:
+                if f'"{reply.subject}"' in text and not reply.refused:  # equal requests get one complaint each
                     reply.refused = text
                     reply.came.set()
                     return
@@ -203,7 +209,7 @@ async def open_nats(config: NatsConfig, known: set[str]) -> AsyncGenerator[NatsC
     """Connect to one of the servers, in random order; `known` collects what the cluster tells of further ones.
 
     Owns the connection and its tasks. When the connection ends the body is cancelled and SinkUnavailable raised.
-    Raises SinkUnavailable when no server can be reached, SinkRefused when one refuses the credentials.
+    Raises SinkUnavailable when no server can be reached, SinkRefused when one refuses the credentials and no other takes them.
     """
     connection, parser = await _connect_any(config, known)
     try:
@@ -219,24 +225,21 @@ async def open_nats(config: NatsConfig, known: set[str]) -> AsyncGenerator[NatsC
 
 
 async def _connect_any(config: NatsConfig, known: set[str]) -> tuple[NatsConnection, NatsParser]:
-    configured = [parse_url(url) for url in config.urls]
-    # gossiped addresses come without a scheme or credentials: those of the configured servers hold for them
-    gossiped = [ServerAddress(a.host, a.port, configured[0].tls) for a in map(parse_url, sorted(known))]
-    servers = configured + [a for a in gossiped if (a.host, a.port) not in {(c.host, c.port) for c in configured}]
+    servers = servers_of(config.urls, known)
     failures: list[str] = []
+    refusal: SinkRefused | None = None
     for server in random.sample(servers, len(servers)):
         try:
             with trio.fail_after(CONNECT_TIMEOUT_S):
-                connection, parser = await _connect(config, server)
-        except (OSError, trio.BrokenResourceError, ssl.SSLError, MalformedMessage, SinkUnavailable) as exc:
-            if isinstance(exc, SinkRefused):
-                raise
+                return await _connect(config, server, known)
+        except SinkRefused as exc:
+            refusal = exc  # another server may know us
+        except (OSError, UnicodeError, trio.BrokenResourceError, ssl.SSLError, MalformedMessage, SinkUnavailable) as exc:
             failures.append(f"{server}: {_reason(exc)}")
         except trio.TooSlowError:
             failures.append(f"{server}: no answer within {CONNECT_TIMEOUT_S:g} s")
-        else:
-            known.update(connection.info.get("connect_urls") or ())
-            return connection, parser
+    if refusal is not None:
+        raise refusal
     raise SinkUnavailable(
         "WB200",
         f"cannot connect to NATS at {', '.join(map(str, servers))}",
@@ -245,28 +248,32 @@ async def _connect_any(config: NatsConfig, known: set[str]) -> tuple[NatsConnect
     )
 
 
-async def _connect(config: NatsConfig, server: ServerAddress) -> tuple[NatsConnection, NatsParser]:
+async def _connect(config: NatsConfig, server: ServerAddress, known: set[str]) -> tuple[NatsConnection, NatsParser]:
     stream: trio.abc.Stream = await trio.open_tcp_stream(server.host, server.port)
     try:
         if config.tls_first:
             stream = await _start_tls(config, server, stream)
         parser = NatsParser()
-        info = (await _expect(stream, parser, Info)).fields
+        info = (await _expect(stream, parser, Info))[0].fields
         if not config.tls_first and (server.tls or config.ca or config.cert or info.get("tls_required")):
             stream = await _start_tls(config, server, stream)
+            parser = NatsParser()  # what came in the clear behind INFO is not the server's word
         if not info.get("headers", False):
             raise ConfigError("WB207", f"NATS {server} has no headers", said=f"version {info.get('version')}",
                               fix="the bridge needs nats-server 2.10 or later")  # fmt: skip
         await stream.send_all(encode_connect(connect_options(config, server, info, __version__)))
-        await _expect(stream, parser, Pong)
-        return NatsConnection(stream, server, info), parser
+        _, behind = await _expect(stream, parser, Pong)
+        connection = NatsConnection(stream, server, info, known)
+        for event in behind:  # a second INFO has the limits of our account
+            await connection._on_control(event)
+        return connection, parser  # noqa: TRY300
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
 
 
 async def _start_tls(config: NatsConfig, server: ServerAddress, stream: trio.abc.Stream) -> trio.abc.Stream:
-    tls = trio.SSLStream(stream, tls_context(config), server_hostname=server.host, https_compatible=True)
+    tls = trio.SSLStream(stream, tls_context(config), server_hostname=server.tls_name or server.host, https_compatible=True)
     await tls.do_handshake()
     return tls
 
@@ -274,17 +281,21 @@ async def _start_tls(config: NatsConfig, server: ServerAddress, stream: trio.abc
 _E = TypeVar("_E", Info, Pong)
 
 
-async def _expect(stream: trio.abc.Stream, parser: NatsParser, kind: type[_E]) -> _E:
-    """Read until an event of this kind comes; during the opening nothing but INFO, PING and errors may come before it."""
+async def _expect(stream: trio.abc.Stream, parser: NatsParser, kind: type[_E]) -> tuple[_E, list[Event]]:
+    """Read until an event of this kind comes; returns it and what came behind it.
+
+    During the opening nothing but INFO, PING and errors may come before it.
+    """
     while True:
         data = await stream.receive_some(RECEIVE_BYTES)
         if not data:
             raise trio.BrokenResourceError("closed by the server")
-        for event in parser.feed(bytes(data)):
+        events = parser.feed(bytes(data))
+        for i, event in enumerate(events):
             if isinstance(event, kind):
-                return event
+                return event, events[i + 1 :]
             if isinstance(event, Err):
-                refused = "auth" in event.text.lower()
+                refused = "auth" in event.text.lower() and "timeout" not in event.text.lower()
                 raise (SinkRefused if refused else SinkUnavailable)(
                     "WB203",
                     "NATS refused the connection",

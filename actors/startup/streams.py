@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from actors.clients.jetstream import JetStream, JetStreamError
 from actors.clients.nats import SinkRefused
 from actors.config import PublishMode
-from actors.errors import ConfigError
+from actors.errors import ConfigError, SinkUnavailable
 
 DAY_NS = 86_400_000_000_000
 GIB = 1 << 30
 PAYLOAD_MIN_BYTES = 4096
 """Below it not even a schema event fits."""
 BUCKETS = ("schemas", "bridges")
+CDC_SUBJECTS = "cdc.x.insert cdc.x.update cdc.x.delete cdc.x.truncate cdc.x.schema cdc._bridge.gap".split()
+INIT_SUBJECTS = "init.start.x init.snap.x.snap-1-a.0 init.meta.x init.error.x init.schema.x".split()
+SUBJECTS_OVERLAP = 10065
+TRY_AGAIN = 503
+"""JetStream's status while it has no leader: nothing that a person need mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +84,14 @@ async def prepare_streams(js: JetStream, *, stream: str, mode: PublishMode, repl
     config = info["config"]
     _check_cdc(stream, config)
     init = await _ensure(js, init_config(replicas))
-    _check_covered("INIT", init["config"], "init.x")
+    _check_covered("INIT", init["config"], "init.>", INIT_SUBJECTS)
     _check_writable("INIT", init["config"])
     for bucket in BUCKETS:
         try:
             await js.ensure_bucket(bucket, history=10, replicas=replicas)
         except (JetStreamError, SinkRefused) as exc:
+            if isinstance(exc, JetStreamError) and exc.status == TRY_AGAIN:
+                raise
             raise ConfigError(
                 "WB231", f"KV bucket {bucket} is missing and cannot be created", said=exc.said,
                 fix=f"nats kv add {bucket} --history=10 --replicas={replicas}",
@@ -95,7 +102,7 @@ async def prepare_streams(js: JetStream, *, stream: str, mode: PublishMode, repl
             "WB232",
             f"--publish fast: stream {stream} does not take fast-ingest batches",
             said=f"nats-server {js.connection.info.get('version')}, allow_batched {bool(config.get('allow_batched'))}",
-            fix=f"nats-server 2.14 or later and: nats stream edit {stream} --allow-batched; or --publish auto",
+            fix=f"nats-server 2.14 or later and: nats stream edit {stream} --allow-fast; or --publish auto",
         )
     limits = [js.connection.max_payload, int(config.get("max_msg_size", -1))]
     payload_max = min(limit for limit in limits if limit > 0)
@@ -107,7 +114,7 @@ async def prepare_streams(js: JetStream, *, stream: str, mode: PublishMode, repl
         )
     return StreamSetup(
         stream,
-        b"" if _covers(config, "cdc.x.insert") else f"_{stream}.".encode(),
+        b"" if _covers(config, CDC_SUBJECTS) else f"_{stream}.".encode(),
         "plain" if mode == "plain" or not fast else "fast",
         int(info["state"]["last_seq"]),
         payload_max,
@@ -115,23 +122,52 @@ async def prepare_streams(js: JetStream, *, stream: str, mode: PublishMode, repl
 
 
 async def _ensure(js: JetStream, wanted: Mapping[str, object]) -> dict[str, Any]:
+    """The stream's info; made when it is missing. A fault that passes, and one in looking, stays what it is."""
     name = str(wanted["name"])
+    found = await js.stream_info(name)
+    if found is not None:
+        return found
     try:
-        return await js.stream_info(name) or await js.create_stream(wanted)
+        return await js.create_stream(wanted)
     except (JetStreamError, SinkRefused) as exc:
-        subjects = ",".join(map(str, wanted["subjects"]))  # type: ignore[call-overload]
+        if isinstance(exc, JetStreamError) and exc.status == TRY_AGAIN:
+            raise
+        means, fix = "", _add_command(wanted)
+        if isinstance(exc, JetStreamError) and exc.err_code == SUBJECTS_OVERLAP:
+            means = await _who_takes(js, wanted)
+            fix = f"take the subjects from that stream: nats stream edit NAME --subjects=...; then: {fix}"
         raise ConfigError(
-            "WB230",
-            f"stream {name} is missing and cannot be created",
-            said=exc.said,
-            fix=f"nats stream add {name} --subjects='{subjects}' --storage=file --retention=limits --discard=old --defaults",
+            "WB230", f"stream {name} is missing and cannot be created", said=exc.said, means=means, fix=fix
         ) from exc
+
+
+def _add_command(wanted: Mapping[str, Any]) -> str:
+    parts = [
+        f"nats stream add {wanted['name']} --subjects='{','.join(wanted['subjects'])}'",
+        "--storage=file --retention=limits --discard=old",
+    ]
+    if "subject_transform" in wanted:
+        transform = wanted["subject_transform"]
+        parts.append(f"--transform-source='{transform['src']}' --transform-destination='{transform['dest']}'")
+    if wanted["num_replicas"] != 1:
+        parts.append(f"--replicas={wanted['num_replicas']}")
+    return " ".join([*parts, "--defaults"])
+
+
+async def _who_takes(js: JetStream, wanted: Mapping[str, Any]) -> str:
+    try:
+        names = [name for subject in wanted["subjects"] for name in await js.streams_taking(subject)]
+    except SinkUnavailable:  # not allowed to ask: the server's own words must do
+        return ""
+    return f"{' and '.join(names)} takes {', '.join(wanted['subjects'])} or a part of it" if names else ""
 
 
 def _check_cdc(stream: str, config: Mapping[str, Any]) -> None:
     _check_writable(stream, config)
-    if not _covers(config, "cdc.x.insert"):
-        _check_covered(stream, config, f"_{stream}.cdc.x.insert")
+    if stream == "CDC":
+        _check_covered(stream, config, "cdc.>", CDC_SUBJECTS)
+    elif not _covers(config, CDC_SUBJECTS):
+        _check_covered(stream, config, f"_{stream}.cdc.>", [f"_{stream}.{subject}" for subject in CDC_SUBJECTS])
         transform = config.get("subject_transform") or {}
         if (transform.get("src"), transform.get("dest")) != (f"_{stream}.cdc.>", "cdc.>"):
             raise ConfigError(
@@ -154,6 +190,7 @@ def _check_writable(stream: str, config: Mapping[str, Any]) -> None:
         (config.get("no_ack"), "no_ack: a publish is never acknowledged, so nothing could ever be confirmed", "--ack"),
         (config.get("sealed"), "sealed: nothing can be stored in it any more", ""),
         (config.get("mirror"), "a mirror of another stream: only that one can be written", ""),
+        (config.get("sources"), "fed from other streams too, which would come between its own messages", ""),
         (config.get("persist_mode") == "async", "persist_mode async: it acknowledges before it has written anything", ""),
     ):
         if wrong:
@@ -166,9 +203,8 @@ def _check_writable(stream: str, config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_covered(stream: str, config: Mapping[str, Any], subject: str) -> None:
-    if not _covers(config, subject):
-        wanted = f"{subject.rsplit('.', 2)[0] if subject.endswith('.insert') else subject.rsplit('.', 1)[0]}.>"
+def _check_covered(stream: str, config: Mapping[str, Any], wanted: str, subjects: Sequence[str]) -> None:
+    if not _covers(config, subjects):
         raise ConfigError(
             "WB237",
             f"stream {stream} takes {', '.join(config.get('subjects') or ['nothing'])}, not {wanted}",
@@ -176,8 +212,10 @@ def _check_covered(stream: str, config: Mapping[str, Any], subject: str) -> None
         )
 
 
-def _covers(config: Mapping[str, Any], subject: str) -> bool:
-    return any(_matches(pattern.split("."), subject.split(".")) for pattern in config.get("subjects") or ())
+def _covers(config: Mapping[str, Any], subjects: Sequence[str]) -> bool:
+    """The stream takes every one of these subjects, of which `x` stands for any table."""
+    patterns = [pattern.split(".") for pattern in config.get("subjects") or ()]
+    return all(any(_matches(pattern, subject.split(".")) for pattern in patterns) for subject in subjects)
 
 
 def _matches(pattern: list[str], subject: list[str]) -> bool:

@@ -79,7 +79,7 @@ def parse_publish_reply(message: Msg, reply_prefix: bytes) -> PublishReply:
 
     Whatever cannot be understood is a refusal: only a clear "stored" counts.
     """
-    if message.status:
+    if message.status and not message.payload:
         return Refused(message.status, 0, "no stream takes this subject, or its leader is away")
     try:
         reply = orjson.loads(message.payload)
