@@ -258,6 +258,9 @@ class Supervisor:
             # wrong from the start: waiting would not mend it
             raise ConfigError(fault.code, fault.what, said=fault.said, means=fault.means, fix=fault.fix)
         telemetry.errors_by_code[fault.code] = telemetry.errors_by_code.get(fault.code, 0) + 1
+        if not telemetry.stalled_commit_at:  # what commits from now on is not even read: it waits since now
+            waiting = telemetry.waiting_commit_times
+            telemetry.stalled_commit_at = waiting[0][1] if waiting else time.time()
         from_source = isinstance(fault, SourceUnavailable)
         if from_source:
             telemetry.reconnects += 1

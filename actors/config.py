@@ -304,6 +304,8 @@ def _postgres(find: _Resolver) -> PostgresConfig:
             words = conninfo.conninfo_to_dict(url)
         except ProgrammingError as exc:
             raise _bad(where, "", "is not a libpq connection string; give e.g. postgresql://user@host:5432/db") from exc
+        if not re.fullmatch(r"[\d,]*", str(words.get("port") or "")):  # libpq would look at it only when it connects
+            raise _bad(where, "", "its port is no number; escape what is special in a password, e.g. %40 for @")
         words.pop("replication", None)
         # what the URL says counts; who and with which password may stand beside it
         find.overrule("database_url", "pg_host", "pg_port", "pg_db")

@@ -21,16 +21,16 @@ class Log:
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(f"walbridge.{name}")
 
-    def debug(self, text: str, **fields: object) -> None:
+    def debug(self, text: str, /, **fields: object) -> None:
         self._logger.debug(text, extra={"fields": fields})
 
-    def info(self, text: str, **fields: object) -> None:
+    def info(self, text: str, /, **fields: object) -> None:
         self._logger.info(text, extra={"fields": fields})
 
-    def warning(self, text: str, **fields: object) -> None:
+    def warning(self, text: str, /, **fields: object) -> None:
         self._logger.warning(text, extra={"fields": fields})
 
-    def error(self, text: str, **fields: object) -> None:
+    def error(self, text: str, /, **fields: object) -> None:
         self._logger.error(text, extra={"fields": fields})
 
 
@@ -44,7 +44,8 @@ class _Formatter(logging.Formatter):
         super().__init__()
         self._json = as_json
         # a last defence: nothing should ever put a secret into a message
-        as_written = {form for s in secrets for form in (s, json.dumps(s)[1:-1], json.dumps(s, ensure_ascii=False)[1:-1])}
+        shown = {form for s in secrets for form in (s, repr(s)[1:-1])}
+        as_written = {form for s in shown for form in (s, json.dumps(s)[1:-1], json.dumps(s, ensure_ascii=False)[1:-1])}
         longest_first = sorted(as_written, key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, longest_first))) if secrets else None
 

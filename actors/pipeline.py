@@ -115,9 +115,7 @@ async def run_pipeline(
     batches = Channel[Batch]("batches", 4, CHANNEL_BYTES_MAX)
     published = Channel[Published]("published", 10_000, CHANNEL_BYTES_MAX)
     telemetry.channels = {c.name: c for c in (blocks, items, batches, published)}
-    if telemetry.waiting_commit_times:  # of the run that broke off: they come again, and are as old as they are
-        telemetry.stalled_commit_at = telemetry.stalled_commit_at or telemetry.waiting_commit_times[0][1]
-    telemetry.waiting_commit_times.clear()
+    telemetry.waiting_commit_times.clear()  # of the run that broke off: they come again
     telemetry.sent_seq = telemetry.stored_seq = start.last_seq
     telemetry.sent_bytes = telemetry.stored_bytes = 0
 

@@ -121,7 +121,8 @@ class Telemetry:
     waiting_commit_times: deque[tuple[int, float]] = field(default_factory=deque)
     """(stream sequence, commit time in unix seconds) of batches not yet acknowledged, oldest first."""
     stalled_commit_at: float = 0.0
-    """Commit time, unix seconds, of the oldest change that a broken-off pipeline had read; 0 once it is stored."""
+    """Unix seconds since when changes wait while the pipeline is down: the commit time of the oldest that was read and not
+    stored, or when it broke off; 0 once it stores again."""
     event_latency_s: Histogram = field(
         default_factory=lambda: Histogram((0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300))
     )

@@ -348,9 +348,8 @@ def publication_missing(publication: str, said: str, tables: Sequence[str] = ())
         f"publication {publication} does not exist",
         said=said,
         means="without it PostgreSQL drops the changes instead of sending them; before version 18 it must also have existed "
-        "at the place in the WAL that is being read",
-        fix=f"CREATE PUBLICATION {_quoted(publication)} FOR TABLE {', '.join(tables) or 'users, orders'};   -- your tables\n"
-        "if it was made anew while rows changed, those changes are lost: walbridge help WB106",
+        "at the place in the WAL that is being read; made anew while rows changed, those changes are lost",
+        fix=f"CREATE PUBLICATION {_quoted(publication)} FOR TABLE {', '.join(tables) or 'users, orders'};   -- your tables",
     )
 
 

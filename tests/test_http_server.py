@@ -1,0 +1,302 @@
+"""The HTTP server alone, with telemetry that the test makes: strangers, slow clients, states no bridge can be held in."""
+
+from __future__ import annotations
+
+import gc
+import http.client
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from actors.config import resolve
+from actors.errors import ConfigError, SinkUnavailable
+from actors.http_server import serve_http
+from actors.lsn import Lsn
+from actors.metrics import FAULTS, TABLES_MAX, Metrics, lag_seconds
+from actors.telemetry import Problem, Telemetry
+from tests.servers import HANG_S, free_port
+from tests.test_http import SEED_METRICS
+
+
+class Server:
+    """`serve_http` under trio in a thread of its own, from `__enter__` to `__exit__`."""
+
+    def __init__(self, telemetry: Telemetry, *, bind: str = "127.0.0.1", token: str = "") -> None:
+        self.port = free_port()
+        self._config = resolve({"port": self.port, "bind": bind}, {"POSTGRES_BRIDGE_USER": "x", "BRIDGE_HTTP_TOKEN": token})
+        self._telemetry, self._serving = telemetry, threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=[self._serve], daemon=True)
+        self.stop_asked = False
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        assert self._serving.wait(HANG_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Cancel the server and see it end."""
+        if self._thread.is_alive():
+            trio.from_thread.run_sync(self._cancel.cancel, trio_token=self._token)
+        self._thread.join(HANG_S)
+        assert not self._thread.is_alive(), "the server does not end"
+
+    async def _serve(self) -> None:
+        stop = trio.Event()
+        with trio.CancelScope() as self._cancel:
+            async with trio.open_nursery() as nursery:
+                self._token = trio.lowlevel.current_trio_token()
+                await nursery.start(
+                    partial(serve_http, self._config, self._telemetry, stop=stop, stream_info=self._stream_info)
+                )
+                self._serving.set()
+                await stop.wait()
+                self.stop_asked = True
+
+    async def _stream_info(self, name: str) -> dict[str, Any] | None:
+        if name == "AWAY":
+            raise SinkUnavailable("WB200", "not connected to NATS")
+        return {"config": {"name": name}} if name == "CDC" else None
+
+    def ask(self, method: str, path: str, **headers: str) -> tuple[int, http.client.HTTPMessage, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
+        connection.request(method, path, headers=headers)
+        reply = connection.getresponse()
+        body = reply.read().decode()
+        connection.close()
+        return reply.status, reply.headers, body
+
+    @contextmanager
+    def connected(self) -> Iterator[socket.socket]:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S) as client:
+            yield client
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return Telemetry()
+
+
+@pytest.fixture
+def server(telemetry: Telemetry) -> Iterator[Server]:
+    with Server(telemetry) as server:
+        yield server
+
+
+def read_to_end(client: socket.socket) -> bytes:
+    found = b""
+    while more := client.recv(65536):
+        found += more
+    return found
+
+
+@pytest.mark.parametrize("request_line", ["GET /health HTTP/1.0\r\n", "GET /health HTTP/1.1\r\nConnection: close\r\n"])
+def test_a_client_that_reads_to_the_end_sees_the_end(request_line: str, server: Server) -> None:
+    with server.connected() as client:
+        client.sendall(f"{request_line}Host: localhost\r\n\r\n".encode())
+        before = time.monotonic()
+        assert read_to_end(client).endswith(b'{"status":"ok"}\n')
+        assert time.monotonic() - before < 10, "not by the idle timeout"
+
+
+def test_a_connection_is_kept_for_more_and_ended_when_idle(server: Server) -> None:
+    with server.connected() as used, server.connected() as silent, server.connected() as half:
+        for path in ("/health", "/metrics", "/health"):
+            used.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            reply = http.client.HTTPResponse(used)
+            reply.begin()
+            assert reply.status == 200
+            reply.read()
+        half.sendall(b"GET /health HTTP/1.1\r\nHos")
+        assert [read_to_end(client) for client in (used, silent, half)] == [b"", b"", b""]
+
+
+def test_a_client_that_never_reads_does_not_keep_the_server_from_ending(telemetry: Telemetry) -> None:
+    with Server(telemetry) as server, closing(socket.create_connection(("127.0.0.1", server.port))) as client:
+        client.settimeout(1)
+        asked = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1_000_000
+        with pytest.raises(TimeoutError):  # both sides' buffers are full
+            client.sendall(asked)
+        server.end()
+        assert client.fileno() >= 0, "it was there all the time"
+
+
+def test_ready_says_why_not(server: Server, telemetry: Telemetry) -> None:
+    telemetry.state, telemetry.not_ready_reason = "waiting_nats", "WB200: cannot connect to NATS at n:4222"
+    status, _, body = server.ask("GET", "/ready")
+    assert status == 503
+    assert json.loads(body) == {"ready": False, "state": "waiting_nats", "reason": "WB200: cannot connect to NATS at n:4222"}
+    assert server.ask("GET", "/health")[0] == 200, "waiting is no reason to be killed"
+    telemetry.state = "streaming"
+    assert server.ask("GET", "/ready")[0] == 200
+
+
+def test_paths_methods_and_stream_info(server: Server) -> None:
+    assert server.ask("GET", "/streams/info?stream=CDC")[0] == 200
+    assert [server.ask("GET", f"/streams/info{query}")[0] for query in ("", "?stream=", "?stream=a.b", "?stream=NO")] == [
+        400,
+        400,
+        400,
+        404,
+    ]
+    assert server.ask("GET", "/streams/info?stream=AWAY")[0] == 503
+    for method, path, expected in (
+        ("GET", "/", 404),
+        ("GET", "/shutdown", 405),
+        ("POST", "/health", 405),
+        ("HEAD", "/health", 200),
+    ):
+        status, headers, _ = server.ask(method, path)
+        assert (status, headers["Content-Type"]) == (expected, "application/json")
+    assert "/metrics" in json.loads(server.ask("GET", "/nothing")[2])["paths"]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:9090", "localhost.evil.example", "127.0.0.1.evil.example"])
+def test_a_rebound_name_is_refused(host: str, server: Server) -> None:
+    assert server.ask("GET", "/status", Host=host)[0] == 403
+    assert server.ask("POST", "/shutdown", Host=host)[0] == 403
+    assert not server.stop_asked
+
+
+def test_loopback_by_any_of_its_names_is_served(server: Server) -> None:
+    for host in ("localhost", "LOCALHOST:1", "127.0.0.1:80", "[::1]:9090", "[::1]"):
+        assert server.ask("GET", "/status", Host=host)[0] == 200, host
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://localhost.evil.example", ""])
+def test_a_page_from_elsewhere_cannot_stop_the_bridge(origin: str, server: Server) -> None:
+    assert server.ask("POST", "/shutdown", Origin=origin)[0] == 403
+    assert not server.stop_asked
+
+
+@pytest.mark.parametrize(
+    "given", ["", "hunter2-token", "Basic hunter2-token", "Bearer", "Bearer wrong", "Bearer hunter2-tokem"]
+)
+def test_only_the_bearer_token_opens(given: str, telemetry: Telemetry) -> None:
+    with Server(telemetry, token="hunter2-token") as server:
+        status, headers, body = server.ask("POST", "/shutdown", Authorization=given)
+        assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert "hunter2" not in body
+        assert not server.stop_asked
+        assert server.ask("POST", "/shutdown", Authorization="bearer hunter2-token")[0] == 202
+        assert server.stop_asked
+
+
+def test_beyond_loopback_any_name_may_read_and_nobody_may_post(telemetry: Telemetry) -> None:
+    with Server(telemetry, bind="0.0.0.0") as server:
+        assert server.ask("GET", "/metrics", Host="bridge.monitoring.svc:9090")[0] == 200
+        assert server.ask("POST", "/shutdown", Host="bridge.monitoring.svc:9090")[0] == 403
+
+
+def test_a_header_without_end_is_refused(server: Server) -> None:
+    with server.connected() as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+        with pytest.raises(OSError):  # noqa: PT011  (a reset, or a pipe that broke, as the race falls)
+            client.sendall((b"X-Filler: " + b"x" * 4096 + b"\r\n") * 10_000)
+    assert server.ask("GET", "/health")[0] == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # hypercorn leaves its socket open, and ends
+@pytest.mark.parametrize(("bind", "words"), [("nosuchhost.invalid", "nosuchhost.invalid"), ("192.0.2.1", "192.0.2.1")])
+def test_an_address_that_is_not_ours_is_named(bind: str, words: str, telemetry: Telemetry) -> None:
+    config = resolve({"port": free_port(), "bind": bind}, {"POSTGRES_BRIDGE_USER": "x"})
+    info: Any = None
+    with pytest.raises(ConfigError) as refused:
+        trio.run(partial(serve_http, config, telemetry, stop=trio.Event(), stream_info=info))
+    assert refused.value.code == "WB005"
+    assert words in refused.value.what
+    del refused
+    gc.collect()
+
+
+def test_status_shows_problems_and_suspended_tables_in_full(server: Server, telemetry: Telemetry) -> None:
+    problem = Problem("WB120", "no limit", means="the disk fills", fix="ALTER SYSTEM ...")
+    telemetry.problems[problem.what] = problem
+    telemetry.suspended_tables["users"] = Problem("WB301", "a key too large")
+    telemetry.confirmed_lsn, telemetry.slot.current_lsn, telemetry.slot.restart_lsn = Lsn(0xABC), Lsn(5 << 20), Lsn(1 << 20)
+    status = json.loads(server.ask("GET", "/status")[2])
+    assert [p["code"] for p in status["problems"]] == ["WB120", "WB301"]
+    assert status["problems"][0]["fix"] == "ALTER SYSTEM ..."
+    assert list(status["suspended_tables"]) == ["users"]
+    assert (status["status"], status["is_connected"], status["state"]) == ("disconnected", False, "starting")
+    assert (status["current_lsn"], status["wal_lag_bytes"], status["wal_lag_mb"]) == ("0/abc", 4 << 20, 4)
+
+
+def _as_declared(label: tuple[str, str]) -> int:
+    return ["schema", "table", "operation"].index(label[0]) if label[0] in ("schema", "table", "operation") else 0
+
+
+def samples(telemetry: Telemetry) -> dict[tuple[str, tuple[str, ...]], float]:
+    text = Metrics(telemetry, resolve({}, {"POSTGRES_BRIDGE_USER": "x"})).render().decode()
+    return {
+        (s.name, tuple(v for _, v in sorted(s.labels.items(), key=_as_declared))): s.value
+        for f in text_string_to_metric_families(text)
+        for s in f.samples
+    }
+
+
+def test_every_number_stays_an_integer_in_the_ten_lines_however_large(telemetry: Telemetry) -> None:
+    telemetry.confirmed_lsn, telemetry.events_published, telemetry.wal_messages_received = Lsn(2**62), 10**15, 10**12
+    text = Metrics(telemetry, resolve({}, {"POSTGRES_BRIDGE_USER": "x"})).render().decode()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert [line.split()[0] for line in lines[:10]] == SEED_METRICS
+    assert all(re.fullmatch(r"[a-z_]+ \d+", line) for line in lines[:10])
+    assert f"bridge_last_ack_lsn {2**62}" in lines
+    assert lines[10].startswith("bridge_lag_seconds "), "the one number, first of ours"
+
+
+def test_counters_are_there_before_anything_happens(telemetry: Telemetry) -> None:
+    found = samples(telemetry)
+    for operation in ("insert", "update", "delete", "truncate"):
+        assert found["bridge_events_total", (operation,)] == 0
+    for code in FAULTS:
+        assert found["bridge_errors_total", (code,)] == 0
+    for name in ("gaps", "fenced", "transactions", "wal_bytes_received", "published_bytes"):
+        assert found[f"bridge_{name}_total", ()] == 0
+    assert found["bridge_state", ("starting",)] == 1
+    assert sum(value for (name, _), value in found.items() if name == "bridge_state") == 1
+    assert found["bridge_slot_seconds_to_loss", ()] == float("inf")
+
+
+def test_the_table_series_are_bounded_and_no_counter_ever_falls(telemetry: Telemetry) -> None:
+    for number in range(TABLES_MAX + 50):
+        telemetry.table_events["public", f"t{number}", "insert"] = 10
+    before = samples(telemetry)
+    tables = {labels: value for (name, labels), value in before.items() if name == "bridge_table_events_total"}
+    assert len(tables) == TABLES_MAX + 1
+    assert tables["", "_other", "insert"] == 500
+    telemetry.table_events["public", f"t{TABLES_MAX + 10}", "insert"] = 1_000_000
+    after = samples(telemetry)
+    for key, value in before.items():
+        if key[0].startswith("bridge_") and key[0].endswith("_total"):
+            assert after[key] >= value, key
+    assert after["bridge_events_total", ("insert",)] == sum(telemetry.table_events.values())
+
+
+def test_label_values_of_any_table_name_parse(telemetry: Telemetry) -> None:
+    telemetry.table_events['sch"ema', "ta\\ble\nname", "update"] = 3
+    assert samples(telemetry)["bridge_table_events_total", ('sch"ema', "ta\\ble\nname", "update")] == 3
+
+
+def test_lag_is_the_age_of_the_oldest_change_that_is_not_stored(telemetry: Telemetry) -> None:
+    assert lag_seconds(telemetry, 1000.0) == 0
+    telemetry.waiting_commit_times.extend([(7, 990.0), (8, 995.0)])
+    assert lag_seconds(telemetry, 1000.0) == 10
+    telemetry.waiting_commit_times.popleft()
+    assert lag_seconds(telemetry, 1000.0) == 5
+    telemetry.waiting_commit_times.clear()
+    telemetry.stalled_commit_at = 900.0
+    assert lag_seconds(telemetry, 1000.0) == 100, "also while the pipeline is down"
+    assert lag_seconds(telemetry, 800.0) == 0, "PostgreSQL's clock may be ahead of ours"
