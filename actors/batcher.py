@@ -17,6 +17,7 @@ from actors.messages import (
     OutMessage,
     Position,
     RowChange,
+    Rows,
     SchemaChange,
     Truncated,
 )
@@ -59,6 +60,7 @@ class Batcher:
         self.suspended = dict(suspended)
         self.omitting = 0
         self._encoder, self._limits, self._slot = encoder, limits, slot
+        self._event_max = limits.payload_max - HEADER_BYTES
         self._held: RowChange | Truncated | None = None
         self._group: list[OutMessage] = []
         self._group_kind: EventKind | None = None
@@ -77,23 +79,20 @@ class Batcher:
 
     def feed(self, items: list[Item]) -> Iterator[Batch | Suspension]:
         """Encode items; yields a batch whenever one is full, and a Suspension that must be recorded before going on."""
-        events_max, bytes_max = self._limits.events_max, self._limits.bytes_max
         for item in items:
             kind = type(item)
+            if kind is Rows and (self.suspended or self._limits.pack > 1):
+                yield from self.feed([item.change(i) for i in range(len(item.rows))])  # type: ignore[union-attr]
+                continue
             if self.suspended and self._left_out(item):
                 continue
             held = self._held
             if held is not None:
                 self._held = None
-                if not self._oldest_us:
-                    self._oldest_us = held.txn.commit_us
-                suspension = self._emit(held, last=kind is Committed)
-                if suspension is not None:
-                    yield suspension
-                    self._add_gap(held, last=kind is Committed)
-                if len(self._messages) >= events_max or self._bytes >= bytes_max:
-                    yield self._cut()
-            if kind is RowChange or kind is Truncated:
+                yield from self._publish(held, last=kind is Committed)
+            if kind is Rows:
+                yield from self._add_rows(item)  # type: ignore[arg-type]
+            elif kind is RowChange or kind is Truncated:
                 self._held = item  # type: ignore[assignment]
             elif kind is Committed:
                 self._close_group()
@@ -103,6 +102,40 @@ class Batcher:
             else:
                 self._close_group()
                 self._add_rare(item)
+
+    def _publish(self, change: RowChange | Truncated, *, last: bool) -> Iterator[Batch | Suspension]:
+        if not self._oldest_us:
+            self._oldest_us = change.txn.commit_us
+        suspension = self._emit(change, last=last)
+        if suspension is not None:
+            yield suspension
+            self._add_gap(change, last=last)
+        if self._is_full():
+            yield self._cut()
+
+    def _is_full(self) -> bool:
+        return len(self._messages) >= self._limits.events_max or self._bytes >= self._limits.bytes_max
+
+    def _add_rows(self, run: Rows) -> Iterator[Batch | Suspension]:
+        """All rows of a run but its last, which is held back. One that does not fit goes the long way, and those after it."""
+        index, stop = 0, len(run.rows) - 1
+        while index < stop:
+            if not self._oldest_us:
+                self._oldest_us = run.txn.commit_us
+            most = min(stop, index + self._limits.events_max - len(self._messages))
+            made, size = self._encoder.rows(run, index, most, self._limits.bytes_max - self._bytes, self._event_max)
+            if made:
+                self._messages += made
+                self._bytes += size + HEADER_BYTES * len(made)
+                self._counts[run.kind] = self._counts.get(run.kind, 0) + len(made)
+                index += len(made)
+                self._newest = run.change(index - 1)
+                if self._is_full():
+                    yield self._cut()
+            else:
+                yield from self.feed([run.change(i) for i in range(index, len(run.rows))])
+                return
+        self._held = run.change(stop)
 
     def flush(self) -> Batch | None:
         """What has been gathered, or None. An event held back stays: its transaction's end is on its way."""

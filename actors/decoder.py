@@ -23,6 +23,7 @@ from actors.messages import (
     Position,
     Relation,
     RowChange,
+    Rows,
     SchemaChange,
     Table,
     Transaction,
@@ -37,6 +38,11 @@ from actors.wire.text_values import Arrays, Encoding, converter_for
 _KEEPALIVE, _XLOGDATA = ord("k"), ord("w")
 _BEGIN, _COMMIT, _INSERT, _UPDATE, _DELETE, _TRUNCATE, _RELATION = b"BCIUDTR"
 _NEW, _OLD, _KEY = b"NOK"
+_CHANGES = {_INSERT: (_NEW,), _UPDATE: (_NEW, _OLD, _KEY), _DELETE: (_OLD, _KEY)}
+"""What may stand before the first tuple of a change."""
+_OPERATIONS = {_INSERT: "insert", _UPDATE: "update", _DELETE: "delete", _TRUNCATE: "truncate"}
+_NO_RUN = b"-"  # no message has it in the place of operation, relation and marker
+_no_columns = compile_row_decoder(())
 _HEADER = 25  # XLogData: tag, start, end, send time
 _POSTGRES_EPOCH_US = 946_684_800_000_000
 _EVERYTHING: Final = 1 << 62
@@ -52,10 +58,8 @@ class _Shape(NamedTuple):
 
     table: Table
     decode: RowDecoder
-    insert: EventKind
-    update: EventKind
-    delete: EventKind
-    truncate: EventKind
+    kinds: dict[int, EventKind]
+    """By message tag."""
 
 
 class Decoder:
@@ -89,8 +93,8 @@ class Decoder:
         columns = [
             (c.name, converter_for(c.type_oid, description.types, self._encoding, self._arrays)) for c in relation.columns
         ]
-        kinds = (EventKind(table, operation) for operation in ("insert", "update", "delete", "truncate"))
-        self._shapes[relation.oid] = _Shape(table, compile_row_decoder(columns), *kinds)
+        kinds = {tag: EventKind(table, operation) for tag, operation in _OPERATIONS.items()}
+        self._shapes[relation.oid] = _Shape(table, compile_row_decoder(columns), kinds)
         if self._known.get(table.token) == table.schema_id:
             self._unannounced.pop(relation.oid, None)
         else:
@@ -105,34 +109,31 @@ class Decoder:
         """
         append, shapes, unannounced = items.append, self._shapes, self._unannounced
         txn, seq, first_seq = self._txn, self._seq, self._first_seq
+        run, decode = _NO_RUN, _no_columns
+        rows: list[dict[str, object]] = []
         index = start
         try:
             for index in range(start, len(block)):
                 message = block[index]
+                if message[25:31] == run:  # the same operation on the same table again: most messages are
+                    row, end, notes = decode(message, 31)
+                    if notes is None and end == len(message):
+                        rows.append(row)
+                        seq += 1
+                        continue
+                run = _NO_RUN
                 tag = message[_HEADER] if message[0] == _XLOGDATA else message[0]
-                if tag == _INSERT:
-                    if txn is None:
-                        raise MalformedMessage("pgoutput: an Insert outside of a transaction")
-                    if seq >= first_seq:
-                        shape = shapes[_u4(message, 26)[0]]
-                        if unannounced:
-                            self._announce(_u4(message, 26)[0], seq, append)
-                        row, end, notes = shape.decode(message, 31)
-                        if end != len(message) or message[30] != _NEW:
-                            raise MalformedMessage(f"pgoutput: an Insert does not end where it should: {message[25:64]!r}")
-                        append(RowChange(shape.insert, txn, seq, row, None, notes))
-                    elif unannounced:
-                        self._announce(_u4(message, 26)[0], seq, append)
-                    seq += 1
-                elif tag == _UPDATE or tag == _DELETE:  # noqa: PLR1714, SIM109  (this is the hot loop)
+                if tag in _CHANGES:
                     if txn is None:
                         raise MalformedMessage("pgoutput: a change outside of a transaction")
+                    oid = _u4(message, 26)[0]
                     if unannounced:
-                        self._announce(_u4(message, 26)[0], seq, append)
+                        self._announce(oid, seq, append)
                     if seq >= first_seq:
-                        shape = shapes[_u4(message, 26)[0]]
-                        decode = _decode_update if tag == _UPDATE else _decode_delete
-                        append(decode(message, shape, txn, seq))
+                        change = _decode_change(message, tag, shapes[oid], txn, seq)
+                        append(change)
+                        if type(change) is Rows:
+                            run, decode, rows = message[25:31], shapes[oid].decode, change.rows
                     seq += 1
                 elif tag == _BEGIN:
                     txn = self._begin(message)
@@ -194,10 +195,21 @@ class Decoder:
                 self._announce(oid, seq, append)
                 if seq >= first_seq and txn is not None:
                     shape = self._shapes[oid]
-                    append(Truncated(shape.truncate, txn, seq, decoded.cascade, decoded.restart_identity))
+                    append(Truncated(shape.kinds[_TRUNCATE], txn, seq, decoded.cascade, decoded.restart_identity))
                 seq += 1
         # Origin and Type carry nothing that an event shows; Message is not asked for.
         return seq
+
+
+def _decode_change(message: bytes, tag: int, shape: _Shape, txn: Transaction, seq: int) -> Rows | RowChange:
+    marker = message[30]
+    if tag == _UPDATE and marker != _NEW:
+        return _decode_update(message, shape, txn, seq)
+    row, end, notes = shape.decode(message, 31)
+    if end != len(message) or marker not in _CHANGES[tag]:
+        raise MalformedMessage(f"pgoutput: a change does not end where it should: {message[25:64]!r}")
+    kind = shape.kinds[tag]
+    return Rows(kind, txn, seq, [row]) if notes is None else RowChange(kind, txn, seq, row, None, notes)
 
 
 def _decode_update(message: bytes, shape: _Shape, txn: Transaction, seq: int) -> RowChange:
@@ -221,7 +233,7 @@ def _decode_update(message: bytes, shape: _Shape, txn: Transaction, seq: int) ->
         if old_notes is not None and old_notes.raw:
             raw = dict.fromkeys((notes.raw if notes else ()) + tuple(n for n in old_notes.raw if n in old))
             notes = Notes(notes.unchanged if notes else (), tuple(raw))
-    return RowChange(shape.update, txn, seq, data, old, notes)
+    return RowChange(shape.kinds[_UPDATE], txn, seq, data, old, notes)
 
 
 def _filled(
@@ -233,13 +245,6 @@ def _filled(
     raw = notes.raw + tuple(n for n in (old_notes.raw if old_notes else ()) if n in notes.unchanged)
     unchanged = tuple(n for n in notes.unchanged if n not in old)
     return found, Notes(unchanged, raw) if unchanged or raw else None
-
-
-def _decode_delete(message: bytes, shape: _Shape, txn: Transaction, seq: int) -> RowChange:
-    row, end, notes = shape.decode(message, 31)
-    if end != len(message) or message[30] not in (_OLD, _KEY):
-        raise MalformedMessage(f"pgoutput: a Delete does not end where it should: {message[25:64]!r}")
-    return RowChange(shape.delete, txn, seq, row, None, notes)
 
 
 Describe = Callable[[Relation], Awaitable[Description]]

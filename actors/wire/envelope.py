@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgpack
@@ -20,6 +21,7 @@ from actors.messages import (
     Notes,
     OutMessage,
     RowChange,
+    Rows,
     SchemaChange,
     Transaction,
     Truncated,
@@ -27,6 +29,7 @@ from actors.messages import (
 )
 
 NO_NOTES = Notes()
+_out_message = partial(tuple.__new__, OutMessage)  # what OutMessage(...) does, in half of the time
 
 
 class _KindBytes(NamedTuple):
@@ -35,7 +38,7 @@ class _KindBytes(NamedTuple):
     subject: bytes
     id_suffix: bytes
     head: bytes
-    """The first fields, up to and including the name of `msg_id`."""
+    """The fields that they share."""
 
 
 class EventEncoder(ABC):
@@ -48,32 +51,42 @@ class EventEncoder(ABC):
         self._prefix = publish_prefix
         self._kinds: dict[EventKind, _KindBytes] = {}
         self._txn: Transaction | None = None
+        self._heads: dict[EventKind, bytes] = {}
         self._id_head = b""
         self._txn_fields = b""
+
+    def rows(self, run: Rows, first: int, stop: int, bytes_max: int, event_max: int) -> tuple[list[OutMessage], int]:
+        """Events of `run.rows[first:stop]`, none of them its transaction's last, and the bytes of their ids and bodies.
+
+        Ends behind the one that reaches `bytes_max`, and before one that is larger than `event_max` bytes alone.
+        """
+        known, head = self._shared(run.kind, run.txn)
+        subject, id_head, id_suffix, event = known.subject, self._id_head, known.id_suffix, self._event
+        made: list[OutMessage] = []
+        total = 0
+        for seq, row in enumerate(run.rows[first:stop], run.seq + first):
+            msg_id = b"%b%d%b" % (id_head, seq, id_suffix)
+            body = event(head, msg_id, seq, row)
+            size = len(msg_id) + len(body)
+            if size > event_max:
+                break
+            made.append(_out_message((subject, msg_id, body, b"")))
+            total += size
+            if total >= bytes_max:
+                break
+        return made, total
 
     def row(self, change: RowChange, *, last: bool, omitted: tuple[str, ...] = ()) -> OutMessage:
         """One row event; `last` when it is its transaction's last, `omitted` names columns that were left out."""
         kind, txn, seq, data, old, notes = change
-        known = self._kinds.get(kind) or self._remember(kind)
-        if txn is not self._txn:
-            self._begin(txn)
-        msg_id = b"%b%d%b" % (self._id_head, seq, known.id_suffix)
-        if old is None and notes is None and not omitted:
-            body = self._plain_body(known.head, msg_id, seq, data, last)
-        else:
-            body = self._body(known.head, msg_id, seq, data, _extras(old, notes or NO_NOTES, omitted, last))
-        return OutMessage(known.subject, msg_id, body)
+        return self._message(kind, txn, seq, data, _extras(old, notes or NO_NOTES, omitted, last))
 
     def truncated(self, event: Truncated, *, last: bool) -> OutMessage:
         """One table's TRUNCATE."""
-        known = self._kinds.get(event.kind) or self._remember(event.kind)
-        if event.txn is not self._txn:
-            self._begin(event.txn)
-        msg_id = b"%b%d%b" % (self._id_head, event.seq, known.id_suffix)
         extras: dict[str, object] = {"cascade": event.cascade, "restart_identity": event.restart_identity}
         if last:
             extras["last"] = True
-        return OutMessage(known.subject, msg_id, self._body(known.head, msg_id, event.seq, {}, extras))
+        return self._message(event.kind, event.txn, event.seq, {}, extras)
 
     def schema(self, change: SchemaChange) -> OutMessage:
         """A SCHEMA event: what KV `schemas` holds, with its place in the stream."""
@@ -119,15 +132,34 @@ class EventEncoder(ABC):
     def _fields(self, fields: Iterable[tuple[str, object]]) -> bytes: ...
 
     @abstractmethod
-    def _plain_body(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], last: bool) -> bytes: ...
+    def _head(self, fields: bytes) -> bytes:
+        """An event's beginning, up to where its `msg_id` is written; `fields` are those it shares with others."""
 
     @abstractmethod
-    def _body(
-        self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]
-    ) -> bytes: ...
+    def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
+        """A whole event that has nothing but what every event has."""
 
     @abstractmethod
-    def _head(self, shared: Iterable[tuple[str, object]]) -> bytes: ...
+    def _with_extras(self, event: bytes, extras: Mapping[str, object]) -> bytes:
+        """An event with more fields at its end."""
+
+    def _message(
+        self, kind: EventKind, txn: Transaction, seq: int, data: Mapping[str, object], extras: Mapping[str, object]
+    ) -> OutMessage:
+        known, head = self._shared(kind, txn)
+        msg_id = b"%b%d%b" % (self._id_head, seq, known.id_suffix)
+        event = self._event(head, msg_id, seq, data)
+        return OutMessage(known.subject, msg_id, self._with_extras(event, extras) if extras else event)
+
+    def _shared(self, kind: EventKind, txn: Transaction) -> tuple[_KindBytes, bytes]:
+        """What an event shares with others of its kind, and its beginning, which it shares with those of its transaction."""
+        known = self._kinds.get(kind) or self._remember(kind)
+        if txn is not self._txn:
+            self._begin(txn)
+        head = self._heads.get(kind)
+        if head is None:
+            head = self._heads[kind] = self._head(known.head + self._txn_fields)
+        return known, head
 
     def _remember(self, kind: EventKind) -> _KindBytes:
         # A kind lives as long as its table's shape: ten thousand shapes are more than any publication has at once.
@@ -143,12 +175,13 @@ class EventEncoder(ABC):
             ("relation_id", table.relation.oid),
             ("key", list(table.key)),
         )
-        known = _KindBytes(self._prefix + subject.encode(), f"-{table.token}-{operation}".encode(), self._head(shared))
+        known = _KindBytes(self._prefix + subject.encode(), f"-{table.token}-{operation}".encode(), self._fields(shared))
         self._kinds[kind] = known
         return known
 
     def _begin(self, txn: Transaction) -> None:
         self._txn = txn
+        self._heads = {}
         self._id_head = b"%x-" % txn.commit_lsn
         self._txn_fields = self._fields((("lsn", txn.commit_lsn), ("xid", txn.xid), ("commit_ts", txn.commit_us)))
 
@@ -173,7 +206,7 @@ _STR_HEAD = [bytes([0xA0 | n]) if n < 32 else bytes([0xD9, n]) for n in range(25
 _STR_HEAD += [b"\xda" + n.to_bytes(2, "big") for n in range(256, 4096)]
 _SMALL_INT = [bytes([n]) for n in range(128)]
 _SHARED_FIELDS = 12  # six of the kind, msg_id, three of the transaction, seq, data
-_LAST = b"\xa4last\xc3"
+_EVENT_HEAD = bytes([0x80 | _SHARED_FIELDS])
 
 
 class MsgpackEvents(EventEncoder):
@@ -204,21 +237,18 @@ class MsgpackEvents(EventEncoder):
     def _fields(self, fields: Iterable[tuple[str, object]]) -> bytes:
         return b"".join(self._pack(name) + self._pack(value) for name, value in fields)
 
-    def _head(self, shared: Iterable[tuple[str, object]]) -> bytes:
-        return self._fields(shared) + b"\xa6msg_id"
+    def _head(self, fields: bytes) -> bytes:
+        return _EVENT_HEAD + fields + b"\xa6msg_id"
 
-    def _plain_body(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], last: bool) -> bytes:
+    def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
         pack = self._pack
-        return b"%b%b%b%b%b\xa3seq%b\xa4data%b%b" % (
-            b"\x8d" if last else b"\x8c", head, _STR_HEAD[len(msg_id)], msg_id, self._txn_fields,
-            _SMALL_INT[seq] if seq < 128 else pack(seq), pack(data), _LAST if last else b"",
-        )  # fmt: skip
+        place = _SMALL_INT[seq] if seq < 128 else pack(seq)
+        return b"".join((head, _STR_HEAD[len(msg_id)], msg_id, b"\xa3seq", place, b"\xa4data", pack(data)))
 
-    def _body(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]) -> bytes:
+    def _with_extras(self, event: bytes, extras: Mapping[str, object]) -> bytes:
         count = _SHARED_FIELDS + len(extras)
         map_head = bytes([0x80 | count]) if count < 16 else b"\xde" + count.to_bytes(2, "big")
-        plain = self._plain_body(head, msg_id, seq, data, False)
-        return map_head + plain[1:] + self._fields(extras.items())
+        return map_head + event[1:] + self._fields(extras.items())
 
 
 class JsonEvents(EventEncoder):
@@ -242,17 +272,15 @@ class JsonEvents(EventEncoder):
     def _fields(self, fields: Iterable[tuple[str, object]]) -> bytes:
         return b"".join(b",%b:%b" % (orjson.dumps(name), orjson.dumps(value)) for name, value in fields)
 
-    def _head(self, shared: Iterable[tuple[str, object]]) -> bytes:
-        return b"{" + self._fields(shared)[1:] + b',"msg_id":"'
+    def _head(self, fields: bytes) -> bytes:
+        return b"{" + fields[1:] + b',"msg_id":"'
 
-    def _plain_body(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], last: bool) -> bytes:
+    def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
         # a message id needs no escapes: hex, digits, dashes and a table's token
-        return b'%b%b"%b,"seq":%d,"data":%b%b' % (
-            head, msg_id, self._txn_fields, seq, orjson.dumps(data), b',"last":true}' if last else b"}",
-        )  # fmt: skip
+        return b'%b%b","seq":%d,"data":%b}' % (head, msg_id, seq, orjson.dumps(data))
 
-    def _body(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]) -> bytes:
-        return self._plain_body(head, msg_id, seq, data, False)[:-1] + self._fields(extras.items()) + b"}"
+    def _with_extras(self, event: bytes, extras: Mapping[str, object]) -> bytes:
+        return event[:-1] + self._fields(extras.items()) + b"}"
 
 
 def event_encoder(encoding: str, publish_prefix: bytes = b"") -> EventEncoder:

@@ -16,7 +16,7 @@ import orjson
 from actors.messages import OutMessage
 from actors.wire.nats import Msg
 
-FAST_SUFFIX = b"$FI"
+_HEADERS_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: \r\nNats-Msg-Id: \r\n\r\n")
 
 
 class Stored(NamedTuple):
@@ -50,28 +50,40 @@ def frame_fast_batch(messages: Sequence[OutMessage], reply_prefix: bytes, batch_
     frames: list[bytes] = []
     commit = len(messages)
     target = b"%b.%b.%d.fail." % (reply_prefix, batch_id, flow)
+    digits, longer_from = _digits(last_seq)
     for i, (subject, msg_id, body, more) in enumerate(messages, 1):
-        headers = b"NATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\nNats-Msg-Id: %b\r\n%b\r\n" % (last_seq, msg_id, more)
-        last_seq += 1
+        if last_seq >= longer_from:
+            digits, longer_from = _digits(last_seq)
+        size = _HEADERS_BYTES + digits + len(msg_id) + len(more)
         op = 2 if i == commit else i > 1
-        size = len(headers)
         frames.append(
-            b"HPUB %b %b%d.%d.$FI %d %d\r\n%b%b\r\n" % (subject, target, i, op, size, size + len(body), headers, body)
+            b"HPUB %b %b%d.%d.$FI %d %d\r\nNATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\nNats-Msg-Id: %b\r\n%b\r\n%b\r\n"
+            % (subject, target, i, op, size, size + len(body), last_seq, msg_id, more, body)
         )
+        last_seq += 1
     return b"".join(frames)
 
 
 def frame_plain(messages: Sequence[OutMessage], reply_prefix: bytes, last_seq: int) -> bytes:
     """Frames that publish `messages` right behind `last_seq`, one acknowledgement each, to `<prefix>.<its sequence>`."""
     frames: list[bytes] = []
+    digits, longer_from = _digits(last_seq)
     for subject, msg_id, body, more in messages:
-        headers = b"NATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\nNats-Msg-Id: %b\r\n%b\r\n" % (last_seq, msg_id, more)
-        last_seq += 1
-        size = len(headers)
+        if last_seq >= longer_from:
+            digits, longer_from = _digits(last_seq)
+        size = _HEADERS_BYTES + digits + len(msg_id) + len(more)
         frames.append(
-            b"HPUB %b %b.%d %d %d\r\n%b%b\r\n" % (subject, reply_prefix, last_seq, size, size + len(body), headers, body)
+            b"HPUB %b %b.%d %d %d\r\nNATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\nNats-Msg-Id: %b\r\n%b\r\n%b\r\n"
+            % (subject, reply_prefix, last_seq + 1, size, size + len(body), last_seq, msg_id, more, body)
         )
+        last_seq += 1
     return b"".join(frames)
+
+
+def _digits(number: int) -> tuple[int, int]:
+    """How many digits a number has, and the first number that has more."""
+    digits = len(b"%d" % number)
+    return digits, 10**digits
 
 
 def parse_publish_reply(message: Msg, reply_prefix: bytes) -> PublishReply:
