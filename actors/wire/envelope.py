@@ -7,7 +7,7 @@ common once a transaction, and only place, id and row are encoded for each event
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -125,6 +125,14 @@ class EventEncoder(ABC):
         """Several event bodies as one list."""
 
     @abstractmethod
+    def join_rows(self, parts: Sequence[bytes], count: int) -> bytes:
+        """An array of `count` rows from parts of its inside (see `row_blocks`)."""
+
+    @abstractmethod
+    def with_rows(self, fields: Mapping[str, object], rows: bytes) -> bytes:
+        """A map with these fields and, as `data`, rows that are encoded already."""
+
+    @abstractmethod
     def value_size_bytes(self, value: object) -> int:
         """How much one column's value adds to a body."""
 
@@ -209,6 +217,13 @@ _SHARED_FIELDS = 12  # six of the kind, msg_id, three of the transaction, seq, d
 _EVENT_HEAD = bytes([0x80 | _SHARED_FIELDS])
 
 
+def array_head(count: int) -> bytes:
+    """MessagePack's head of an array."""
+    if count < 16:
+        return bytes([0x90 | count])
+    return b"\xdc" + count.to_bytes(2, "big") if count < 65536 else b"\xdd" + count.to_bytes(4, "big")
+
+
 class MsgpackEvents(EventEncoder):
     """Events as MessagePack maps."""
 
@@ -227,9 +242,13 @@ class MsgpackEvents(EventEncoder):
             return None
 
     def pack(self, bodies: list[bytes]) -> bytes:
-        count = len(bodies)
-        head = bytes([0x90 | count]) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
-        return head + b"".join(bodies)
+        return array_head(len(bodies)) + b"".join(bodies)
+
+    def join_rows(self, parts: Sequence[bytes], count: int) -> bytes:
+        return array_head(count) + b"".join(parts)
+
+    def with_rows(self, fields: Mapping[str, object], rows: bytes) -> bytes:
+        return bytes([0x80 | len(fields) + 1]) + self._fields(fields.items()) + b"\xa4data" + rows
 
     def value_size_bytes(self, value: object) -> int:
         return len(self._pack(value))
@@ -265,6 +284,12 @@ class JsonEvents(EventEncoder):
 
     def pack(self, bodies: list[bytes]) -> bytes:
         return b"[" + b",".join(bodies) + b"]"
+
+    def join_rows(self, parts: Sequence[bytes], count: int) -> bytes:
+        return b"[" + b",".join(parts) + b"]"
+
+    def with_rows(self, fields: Mapping[str, object], rows: bytes) -> bytes:
+        return b'{%b,"data":%b}' % (self._fields(fields.items())[1:], rows)
 
     def value_size_bytes(self, value: object) -> int:
         return len(orjson.dumps(value))
