@@ -27,6 +27,7 @@ from actors.messages import (
     Truncated,
     message_id,
 )
+from actors.wire.compression import Compressor
 
 NO_NOTES = Notes()
 _out_message = partial(tuple.__new__, OutMessage)  # what OutMessage(...) does, in half of the time
@@ -45,10 +46,12 @@ class EventEncoder(ABC):
     """Encodes events for one stream. Holds the bytes that recent events share, nothing else; not for two tasks.
 
     `publish_prefix` goes before the subject on the wire, not in the body: the stream maps it away (contract, section 2).
+    `compressors`, by table token, are of the tables whose events are compressed.
     """
 
-    def __init__(self, publish_prefix: bytes = b"") -> None:
+    def __init__(self, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None) -> None:
         self._prefix = publish_prefix
+        self._compressors = compressors or {}
         self._kinds: dict[EventKind, _KindBytes] = {}
         self._txn: Transaction | None = None
         self._heads: dict[EventKind, bytes] = {}
@@ -75,6 +78,10 @@ class EventEncoder(ABC):
             if total >= bytes_max:
                 break
         return made, total
+
+    def compressor(self, kind: EventKind) -> Compressor | None:
+        """What the events of a kind are compressed with, if they are."""
+        return self._compressors.get(kind.table.token)
 
     def row(self, change: RowChange, *, last: bool, omitted: tuple[str, ...] = ()) -> OutMessage:
         """One row event; `last` when it is its transaction's last, `omitted` names columns that were left out."""
@@ -227,8 +234,8 @@ def array_head(count: int) -> bytes:
 class MsgpackEvents(EventEncoder):
     """Events as MessagePack maps."""
 
-    def __init__(self, publish_prefix: bytes = b"") -> None:
-        super().__init__(publish_prefix)
+    def __init__(self, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None) -> None:
+        super().__init__(publish_prefix, compressors)
         packer = msgpack.Packer(autoreset=True, unicode_errors="surrogateescape")
         self._pack: Any = packer.pack
 
@@ -308,6 +315,21 @@ class JsonEvents(EventEncoder):
         return event[:-1] + self._fields(extras.items()) + b"}"
 
 
-def event_encoder(encoding: str, publish_prefix: bytes = b"") -> EventEncoder:
+def compressed(message: OutMessage, compressor: Compressor) -> OutMessage:
+    """The same message with its body compressed, where that makes it smaller."""
+    packed = compressor.compress(message.body)
+    if len(packed) + len(compressor.header_lines) >= len(message.body):
+        return message
+    return OutMessage(message.subject, message.msg_id, packed, compressor.header_lines)
+
+
+def event_encoder(
+    encoding: str, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None
+) -> EventEncoder:
     """The encoder for `msgpack` or `json`."""
-    return JsonEvents(publish_prefix) if encoding == "json" else MsgpackEvents(publish_prefix)
+    return (JsonEvents if encoding == "json" else MsgpackEvents)(publish_prefix, compressors)
+
+
+def read_any_document(body: bytes) -> object:
+    """What an encoder's `document` made, in whichever encoding; None when it is neither."""
+    return MsgpackEvents().read_document(body) or JsonEvents().read_document(body)

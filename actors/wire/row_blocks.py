@@ -11,12 +11,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from psycopg import pq
 from psycopg.adapt import Transformer
 
+from actors.config import SnapshotFormat
 from actors.wire.envelope import array_head
 from actors.wire.text_values import (
     BOOL,
@@ -32,7 +33,6 @@ from actors.wire.text_values import (
     Encoding,
 )
 
-Format = Literal["map", "array"]
 _BOOL_OID, _BYTEA_OID, _INT_OID, _TEXT_OID, _FLOAT_OID = 16, 17, 20, 25, 701
 _LOADED_AS = {
     BOOL: _BOOL_OID, BYTEA: _BYTEA_OID, INT: _INT_OID, JSON_INT: _INT_OID, FLOAT: _FLOAT_OID, JSON_FLOAT: _FLOAT_OID
@@ -62,7 +62,7 @@ class RowBlocks:
     `columns` are the result's columns, in order. Raises ValueError for values that cannot be read (text that is no UTF-8).
     """
 
-    def __init__(self, columns: Sequence[tuple[str, Converter]], encoding: Encoding, fmt: Format) -> None:
+    def __init__(self, columns: Sequence[tuple[str, Converter]], encoding: Encoding, fmt: SnapshotFormat) -> None:
         self._converters = [converter for _, converter in columns]
         self._types = [_LOADED_AS.get(converter, _TEXT_OID) for converter in self._converters]
         self._fixes = [
@@ -107,7 +107,7 @@ class RowBlocks:
         return list(msgspec.msgpack.decode(array_head(piece.rows) + piece.body))
 
 
-def _row_maker(names: Sequence[str], fmt: Format) -> Callable[[list[Column], int], list[Any]]:
+def _row_maker(names: Sequence[str], fmt: SnapshotFormat) -> Callable[[list[Column], int], list[Any]]:
     """(columns, number of rows) -> rows that msgspec encodes: as arrays, or as maps in the columns' order."""
     if fmt == "array":
         return lambda columns, count: list(zip(*columns, strict=True)) if columns else [()] * count

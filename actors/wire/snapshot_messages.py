@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from actors.config import SnapshotFormat
 from actors.lsn import Lsn, format_lsn
 from actors.messages import Relation
 from actors.wire.envelope import EventEncoder
-from actors.wire.row_blocks import Format, Piece
+from actors.wire.row_blocks import Piece
 from actors.wire.table_schema import schema_id
 
 ROWS_MAX = 10_000
@@ -51,7 +52,7 @@ def new_snapshot_id(unix_s: float) -> str:
 class SnapshotMessages:
     """Writes the messages of one snapshot, in one encoding and format."""
 
-    def __init__(self, head: SnapshotHead, encoder: EventEncoder, fmt: Format) -> None:
+    def __init__(self, head: SnapshotHead, encoder: EventEncoder, fmt: SnapshotFormat) -> None:
         self._head, self._encoder, self._format = head, encoder, fmt
 
     def start(self) -> list[Message]:
