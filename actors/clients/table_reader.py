@@ -33,7 +33,8 @@ from actors.wire.transaction_log import XidSnapshot, parse_snapshot
 LOCK_TIMEOUT_S = 30.0
 SLOT_TIMEOUT_S = 5.0
 """So long the exact watermark may wait for transactions that write; then the other way is taken."""
-BLOCK_ROWS = 100
+BLOCK_ROWS_MAX = 300
+BLOCKS_A_CHUNK = 10
 WIDE_BLOCK_BYTES = 8 * 1024 * 1024
 """Of a table with wide rows so much is held at a time, if each row is as large as a message may be."""
 
@@ -107,6 +108,8 @@ async def open_table(config: PostgresConfig, published: PublishedTable, *, paylo
     try:
         name = f"{_quoted(published.schema)}.{_quoted(published.name)}"
         only = "" if published.is_partitioned else "ONLY "  # children by inheritance are tables of their own
+        # libpq's buffer keeps the size of the largest message it met, and a larger one makes fewer, larger reads
+        await connection.query("SELECT repeat('x', 1000000)")
         await connection.query(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off;"
             f" SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}; LOCK TABLE {only}{name} IN ACCESS SHARE MODE",
@@ -117,14 +120,18 @@ async def open_table(config: PostgresConfig, published: PublishedTable, *, paylo
         if not relation.columns:
             raise PostgresError("42P01", f"table {published.schema}.{published.name} was dropped or made anew")
         description = await describe_relation(connection, relation)
-        ((expected,),) = await connection.query(
-            "SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class WHERE oid IN"
+        ((expected, size),) = await connection.query(
+            "SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint, coalesce(sum(relpages), 0)::bigint * 8192 FROM pg_class"
+            " WHERE oid IN"
             " (SELECT $1::oid UNION SELECT relid FROM pg_partition_tree($1::oid))",
             (published.relation_oid,),
         )
         columns = ", ".join(_quoted(column.name) for column in relation.columns)
         where = f" WHERE {published.row_filter}" if published.row_filter else ""
-        block_rows = max(1, min(BLOCK_ROWS, WIDE_BLOCK_BYTES // payload_max)) if published.has_toast else BLOCK_ROWS
+        width = max(16, int(size or 0) // max(1, int(expected or 0)))
+        block_rows = max(1, min(BLOCK_ROWS_MAX, payload_max // BLOCKS_A_CHUNK // width))
+        if published.has_toast:  # some rows may be as large as a message, or larger
+            block_rows = max(1, min(block_rows, WIDE_BLOCK_BYTES // payload_max))
         select = f"SELECT {columns} FROM {only}{name}{where}"
         yield OpenTable(connection, relation, description, watermark, int(expected or 0), select, block_rows)
         finished = True

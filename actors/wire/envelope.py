@@ -136,8 +136,8 @@ class EventEncoder(ABC):
         """An array of `count` rows from parts of its inside (see `row_blocks`)."""
 
     @abstractmethod
-    def with_rows(self, fields: Mapping[str, object], rows: bytes) -> bytes:
-        """A map with these fields and, as `data`, rows that are encoded already."""
+    def with_rows(self, fields: Mapping[str, object], parts: Sequence[bytes], count: int) -> bytes:
+        """A map with these fields and, as `data`, that array."""
 
     @abstractmethod
     def value_size_bytes(self, value: object) -> int:
@@ -254,8 +254,9 @@ class MsgpackEvents(EventEncoder):
     def join_rows(self, parts: Sequence[bytes], count: int) -> bytes:
         return array_head(count) + b"".join(parts)
 
-    def with_rows(self, fields: Mapping[str, object], rows: bytes) -> bytes:
-        return bytes([0x80 | len(fields) + 1]) + self._fields(fields.items()) + b"\xa4data" + rows
+    def with_rows(self, fields: Mapping[str, object], parts: Sequence[bytes], count: int) -> bytes:
+        head = bytes([0x80 | len(fields) + 1]) + self._fields(fields.items()) + b"\xa4data" + array_head(count)
+        return b"".join((head, *parts))
 
     def value_size_bytes(self, value: object) -> int:
         return len(self._pack(value))
@@ -295,8 +296,8 @@ class JsonEvents(EventEncoder):
     def join_rows(self, parts: Sequence[bytes], count: int) -> bytes:
         return b"[" + b",".join(parts) + b"]"
 
-    def with_rows(self, fields: Mapping[str, object], rows: bytes) -> bytes:
-        return b'{%b,"data":%b}' % (self._fields(fields.items())[1:], rows)
+    def with_rows(self, fields: Mapping[str, object], parts: Sequence[bytes], count: int) -> bytes:
+        return b'{%b,"data":[%b]}' % (self._fields(fields.items())[1:], b",".join(parts))
 
     def value_size_bytes(self, value: object) -> int:
         return len(orjson.dumps(value))

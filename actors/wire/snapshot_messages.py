@@ -94,10 +94,10 @@ class SnapshotMessages:
     def chunk(self, number: int, pieces: Sequence[Piece]) -> Message:
         """One chunk, not compressed yet."""
         head = self._head
-        inside = self._encoder.join_rows([piece.body for piece in pieces], sum(piece.rows for piece in pieces))
+        parts, rows = [piece.body for piece in pieces], sum(piece.rows for piece in pieces)
         headers = {"Nats-Msg-Id": f"{head.snapshot_id}-{number}", "Snapshot-Id": head.snapshot_id, "Chunk": str(number)}
         if self._format == "array":
-            return Message(f"snapshot.data.{head.token}", inside, headers)
+            return Message(f"snapshot.data.{head.token}", self._encoder.join_rows(parts, rows), headers)
         fields: dict[str, object] = {
             "table": head.relation.name,
             "operation": "snapshot",
@@ -113,7 +113,7 @@ class SnapshotMessages:
             first += piece.rows
         if raw:
             fields["raw"] = raw
-        body = self._encoder.with_rows(fields, inside)
+        body = self._encoder.with_rows(fields, parts, rows)
         return Message(f"init.snap.{head.token}.{head.snapshot_id}.{number}", body, headers)
 
     def meta(self, batch_count: int, row_count: int) -> Message:
