@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "actors"
 PLAIN = {"config", "errors", "lsn", "messages", "telemetry"}
 RANKS = {"main": 6, "tools": 6, "bridge": 5, "pipeline": 4, "startup": 2, "clients": 1, "wire": 0, "log": 0, "metrics": 2}
 ACTORS = {
-    "replication_reader", "decoder", "batcher", "publisher", "acker", "schema_publisher", "wal_monitor", "http_server"
+    "replication_reader", "decoder", "batcher", "publisher", "acker", "schema_publisher", "wal_monitor", "snapshotter",
+    "http_server",
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
