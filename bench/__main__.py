@@ -27,8 +27,8 @@ def main(
     seconds: Annotated[int, Parameter(validator=Positive, help="how long, for latency")] = 8,
     repeat: Annotated[int, Parameter(validator=Positive, help="runs of each; the report shows medians")] = 3,
     only: Annotated[
-        list[Literal["bulk", "single", "latency"]] | None,
-        Parameter(negative="", help="bulk, single or latency; may be given more than once [all three]"),
+        list[Literal["bulk", "single", "latency", "zstd"]] | None,
+        Parameter(negative="", help="bulk, single, latency or zstd; may be given more than once [the first three]"),
     ] = None,
     json: Annotated[Path | None, Parameter(help="also write every run, and what it ran on, to this file")] = None,
 ) -> int:

@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bench.bridge import DrainRun, LatencyRun, Mode, drain, steady_load
+from bench.compression import TableResult, run_compression
 from bench.machine import describe_machine
 from bench.recvlogical import ReaderRun, run_recvlogical
 from bench.servers import Servers, open_servers
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     Run = TypeVar("Run", bound=DataclassInstance)
 
-Part = Literal["bulk", "single", "latency"]
+Part = Literal["bulk", "single", "latency", "zstd"]
 Say = Callable[[str], None]
 MODES: tuple[Mode, ...] = ("fast", "plain")
 BULK_ROWS_PER_TRANSACTION = 1_000
@@ -60,6 +61,7 @@ class Results:
     machine: dict[str, str]
     drains: list[DrainResults] = field(default_factory=list)
     latency: dict[Mode, list[LatencyRun]] = field(default_factory=dict)
+    compression: list[TableResult] = field(default_factory=list)
     others_cores: list[float] = field(default_factory=list)
     """How many cores the rest of the machine was using just before each round."""
 
@@ -82,6 +84,10 @@ def run_benchmark(plan: Plan, say: Say) -> Results:
                     _run_drains(servers, written, results, say)
         if "latency" in plan.parts:
             _run_latency(servers, results, say)
+        if "zstd" in plan.parts:
+            say("compressing events and chunks of three tables")
+            results.others_cores.append(busy_cores())
+            results.compression = run_compression(servers, say)
         return results
 
 
