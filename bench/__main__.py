@@ -28,8 +28,8 @@ def main(
     snapshot_rows: Annotated[int, Parameter(validator=Positive, help="rows of the table that is sent whole")] = 1_000_000,
     repeat: Annotated[int, Parameter(validator=Positive, help="runs of each; the report shows medians")] = 3,
     only: Annotated[
-        list[Literal["bulk", "single", "latency", "snapshot"]] | None,
-        Parameter(negative="", help="bulk, single, latency or snapshot; may be given more than once [all four]"),
+        list[Literal["bulk", "single", "latency", "snapshot", "zstd"]] | None,
+        Parameter(negative="", help="bulk, single, latency, snapshot or zstd; may be given more than once [all but zstd]"),
     ] = None,
     json: Annotated[Path | None, Parameter(help="also write every run, and what it ran on, to this file")] = None,
 ) -> int:

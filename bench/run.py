@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bench.bridge import DrainRun, LatencyRun, Mode, drain, steady_load
+from bench.compression import TableResult, run_compression
 from bench.machine import describe_machine
 from bench.recvlogical import ReaderRun, run_recvlogical
 from bench.servers import Servers, open_servers
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     Run = TypeVar("Run", bound=DataclassInstance)
 
-Part = Literal["bulk", "single", "latency", "snapshot"]
+Part = Literal["bulk", "single", "latency", "snapshot", "zstd"]
 Say = Callable[[str], None]
 MODES: tuple[Mode, ...] = ("fast", "plain")
 BULK_ROWS_PER_TRANSACTION = 1_000
@@ -67,6 +68,7 @@ class Results:
     snapshots: dict[str, list[SnapshotRun]] = field(default_factory=dict)
     beside_snapshots: list[tuple[LatencyRun, LatencyRun]] = field(default_factory=list)
     """The same load without and with a snapshot of a large table running all the time."""
+    compression: list[TableResult] = field(default_factory=list)
     others_cores: list[float] = field(default_factory=list)
     """How many cores the rest of the machine was using just before each round."""
 
@@ -96,6 +98,10 @@ def run_benchmark(plan: Plan, say: Say) -> Results:
             _run_latency(servers, results, say)
         if "snapshot" in plan.parts:
             _run_snapshots(servers, results, say)
+        if "zstd" in plan.parts:
+            say("compressing events and chunks of three tables")
+            results.others_cores.append(busy_cores())
+            results.compression = run_compression(servers, say)
         return results
 
 

@@ -60,12 +60,12 @@ class SampleRows:
         email = f"{first}.{last}{pick.randrange(1000)}@{pick.choice(_HOSTS)}".lower() if pick.random() < 0.9 else None
         age = pick.randint(18, 90) if pick.random() < 0.8 else None
         price = f"{pick.lognormvariate(4, 1.2):.2f}" if pick.random() < 0.7 else None
-        return f"{first} {last}", email, age, price, self._time()
+        return f"{first} {last}", email, age, price, self.time()
 
     def order(self, user_id: int) -> Row:
         """user_id, total, status, created_at."""
         pick = self.random
-        return user_id, f"{pick.lognormvariate(4, 1):.2f}", pick.choice(_STATUS), self._time()
+        return user_id, f"{pick.lognormvariate(4, 1):.2f}", pick.choice(_STATUS), self.time()
 
     def test_type(self) -> Row:
         """uid, age, temperature, price, is_true, some_text, tags, matrix, metadata, created_at."""
@@ -75,21 +75,23 @@ class SampleRows:
                 "kind": pick.choice(_DEVICES),
                 "version": f"{pick.randint(1, 9)}.{pick.randrange(20)}.{pick.randrange(10)}",
             },
-            "tags": self._words(pick.randrange(4)),
+            "tags": self.words(pick.randrange(4)),
             "score": round(pick.gauss(50, 15), 3),
             "active": pick.random() < 0.7,
             "visits": pick.randrange(1000),
-            "note": " ".join(self._words(pick.randrange(1, 12))) if pick.random() < 0.5 else None,
+            "note": " ".join(self.words(pick.randrange(1, 12))) if pick.random() < 0.5 else None,
         }
         return (
             uuid.UUID(int=pick.getrandbits(128), version=4), pick.randint(0, 120), round(pick.gauss(20, 8), 2),
-            f"{pick.uniform(0, 10_000):.4f}", pick.random() < 0.5, " ".join(self._words(pick.randrange(2, 16))),
-            self._words(pick.randrange(5)), [[pick.randrange(100) for _ in range(3)] for _ in range(2)], json.dumps(metadata),
-            self._time(),
+            f"{pick.uniform(0, 10_000):.4f}", pick.random() < 0.5, " ".join(self.words(pick.randrange(2, 16))),
+            self.words(pick.randrange(5)), [[pick.randrange(100) for _ in range(3)] for _ in range(2)], json.dumps(metadata),
+            self.time(),
         )  # fmt: skip
 
-    def _time(self) -> datetime:
+    def time(self) -> datetime:
+        """Some moment of two years."""
         return _SINCE + timedelta(microseconds=self.random.randrange(2 * 365 * 86_400 * 1_000_000))
 
-    def _words(self, count: int) -> list[str]:
+    def words(self, count: int) -> list[str]:
+        """So many words."""
         return self.random.choices(_WORDS, k=count)

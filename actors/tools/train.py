@@ -149,19 +149,20 @@ def _report(trained: Trained, sample: TableSample, file: Path, *, uploaded: bool
     lines = [
         f"{trained.token}: trained on {trained.rows_trained:,} rows{of}, tested on {trained.rows_tested:,} others",
         "",
-        f"{'saved on':<22}{'messages':>10}{'bytes':>12}{'zstd':>9}{'with the dictionary':>22}",
+        f"{'saved on':<22}{'messages':>10}{'bytes':>12}{'zstd':>9}{'with the dictionary':>22}{'as sent*':>11}",
     ]
     for one in trained.figures:
         name = f"{one.what}s, {_NAMES[one.encoding]}"
         lines.append(
             f"{name:<22}{one.messages:>10,}{one.plain_bytes:>12,}{one.saved(one.zstd_bytes):>9.1%}"
-            f"{one.saved(one.dictionary_bytes):>22.1%}"
+            f"{one.saved(one.dictionary_bytes):>22.1%}{one.saved(one.sent_bytes):>11.1%}"
         )
+    lines.append("* with the header lines that name the dictionary")
     event = trained.figures[0]
     lines += ["", f"{len(trained.dictionary):,} bytes written to {file}"]
     if uploaded:
         lines.append(f"uploaded to KV {BUCKET} as {dictionary_id(trained.token, trained.dictionary)}")
-    if event.dictionary_bytes >= event.plain_bytes:
+    if event.sent_bytes >= event.plain_bytes:
         lines.append("it saves nothing on events: leave it out")
     else:
         lines.append(f"a bridge uses it from its next start: walbridge --zstd-events{_folder_flag(file, trained.token)}")
@@ -184,7 +185,12 @@ def _as_json(trained: Trained, file: Path, *, uploaded: bool) -> Mapping[str, ob
         "rows_tested": trained.rows_tested,
         "figures": [
             one._asdict()
-            | {"zstd_saved": round(one.saved(one.zstd_bytes), 4), "dictionary_saved": round(one.saved(one.dictionary_bytes), 4)}
+            | {"zstd_us": round(one.zstd_us, 2), "dictionary_us": round(one.dictionary_us, 2)}
+            | {
+                "zstd_saved": round(one.saved(one.zstd_bytes), 4),
+                "dictionary_saved": round(one.saved(one.dictionary_bytes), 4),
+                "sent_saved": round(one.saved(one.sent_bytes), 4),
+            }
             for one in trained.figures
         ],
     }

@@ -31,7 +31,7 @@ TRAINING_BYTES_MAX = 12 * 1024 * 1024
 """A hundred times a dictionary's size is what zstd recommends; more only takes longer."""
 EVENT_BYTES_MAX = 64 * 1024
 """Larger ones compress by themselves: nothing is learnt from them."""
-_MONTH_S = 30 * 86_400
+MONTH_S = 30 * 86_400
 
 
 class Measured(NamedTuple):
@@ -44,6 +44,11 @@ class Measured(NamedTuple):
     plain_bytes: int
     zstd_bytes: int
     dictionary_bytes: int
+    sent_bytes: int
+    """With the dictionary and the header lines that name it; a body that gets no smaller goes as it is."""
+    zstd_us: float
+    """To compress one of them, microseconds."""
+    dictionary_us: float
 
     def saved(self, compressed_bytes: int) -> float:
         """The part of the bytes that compression saves; below 0 when it adds some."""
@@ -72,7 +77,7 @@ def train(sample: TableSample, size_bytes: int) -> Trained:
     encoded = {encoding: event_encoder(encoding) for encoding in ENCODINGS}
     material: list[bytes | bytearray | memoryview] = []
     budget = max(TRAINING_BYTES_MAX, 100 * size_bytes)
-    rows = [_events(sample, table, encoder, encoding, halves[0], -_MONTH_S) for encoding, encoder in encoded.items()]
+    rows = [events_of(sample, table, encoder, encoding, halves[0], -MONTH_S) for encoding, encoder in encoded.items()]
     for both in zip(*rows, strict=True):
         material += [body for body in both if len(body) <= EVENT_BYTES_MAX]
         budget -= sum(map(len, both))
@@ -85,60 +90,63 @@ def train(sample: TableSample, size_bytes: int) -> Trained:
         raise TooLittle(str(exc)) from exc
     figures: list[Measured] = []
     for encoding, encoder in encoded.items():
-        events = _events(sample, table, encoder, encoding, halves[1], _MONTH_S)
-        figures.append(_measure("event", encoding, events, with_it))
-        chunks = _chunks(sample, table, encoder, encoding, halves[1])
-        figures.append(_measure("chunk", encoding, chunks, with_it))
+        events = events_of(sample, table, encoder, encoding, halves[1], MONTH_S)
+        figures.append(measure("event", encoding, list(events), with_it))
+        chunks = chunks_of(sample, table, encoder, encoding, halves[1])
+        figures.append(measure("chunk", encoding, list(chunks), with_it))
     figures.sort(key=lambda one: one.what != "event")
     return Trained(table.token, dictionary, len(halves[0]), len(halves[1]), tuple(figures))
 
 
-def _measure(what: str, encoding: Encoding, bodies: Iterator[bytes], with_it: Compressor) -> Measured:
-    without = Compressor()
-    count = plain = zstd = dictionary = 0
-    for body in bodies:
-        count += 1
-        plain += len(body)
-        zstd += len(without.compress(body))
-        dictionary += len(with_it.compress(body))
-    return Measured(what, encoding, count, plain, zstd, dictionary)
+def measure(what: str, encoding: Encoding, bodies: Sequence[bytes], with_it: Compressor) -> Measured:
+    """Compress each of them, without a dictionary and with one."""
+    sizes: list[list[int]] = []
+    times_us: list[float] = []
+    for compress in (Compressor().compress, with_it.compress):
+        began = time.perf_counter()
+        sizes.append([len(compress(body)) for body in bodies])
+        times_us.append((time.perf_counter() - began) * 1e6 / max(1, len(bodies)))
+    plain, header_bytes = list(map(len, bodies)), len(with_it.header_lines)
+    sent = sum(min(before, after + header_bytes) for before, after in zip(plain, sizes[1], strict=True))
+    return Measured(what, encoding, len(bodies), sum(plain), sum(sizes[0]), sum(sizes[1]), sent, *times_us)
 
 
-def _events(
-    sample: TableSample, table: Table, encoder: EventEncoder, encoding: Encoding, rows: Sequence[Row], within_s: int
-) -> Iterator[bytes]:
-    """Event bodies: each row inserted and updated, every second one deleted, in transactions of one to nine changes.
+def events_of(
+    sample: TableSample, table: Table, encoder: EventEncoder, encoding: Encoding, rows: Sequence[Row], within_s: int,
+    *, changes: tuple[int, int] = (1, 9), inserts_only: bool = False,
+) -> Iterator[bytes]:  # fmt: skip
+    """Event bodies: each row inserted and updated, every second one deleted, in transactions of one to nine `changes`.
 
     Their positions and times lie `within_s` of now: what is trained on lies in the past, what is tested lies ahead, as the
     events that a dictionary will meet do. The same each time, in both encodings.
     """
     places = random.Random(sample.relation.oid)
     convert = _converter(sample, encoding)
-    can_identify = bool(table.key)
+    identified = bool(table.key) and not inserts_only
     kinds = {operation: EventKind(table, operation) for operation in ("insert", "update", "delete")}
     now_us = int(time.time()) * 1_000_000
     txn, seq, left = Transaction(Lsn(0), 0, 0), 0, 0
     for number, row in enumerate(rows):
         data, notes = convert(row)
         old = data if sample.relation.replica_identity == "f" else None
-        changes: list[tuple[str, dict[str, object], dict[str, object] | None, Notes | None]] = [("insert", data, None, notes)]
-        if can_identify:
-            changes.append(("update", data, old, notes))
+        made: list[tuple[str, dict[str, object], dict[str, object] | None, Notes | None]] = [("insert", data, None, notes)]
+        if identified:
+            made.append(("update", data, old, notes))
             if number % 2:
-                changes.append(("delete", {name: data[name] if name in table.key else None for name in data}, None, None))
-        for operation, values, before, noted in changes:
+                made.append(("delete", {name: data[name] if name in table.key else None for name in data}, None, None))
+        for operation, values, before, noted in made:
             if not left:
                 way = places.random() * (1 if within_s > 0 else -1)
                 lsn = max(8, round(sample.wal_lsn * (1 + way / 2))) & ~7
                 xid = max(3, round(sample.next_xid * (1 + way / 2))) & 0xFFFF_FFFF
                 txn = Transaction(Lsn(lsn), xid, now_us + round(way * abs(within_s) * 1e6))
-                seq, left = 0, places.randint(1, 9)
+                seq, left = 0, places.randint(*changes)
             left -= 1
             yield encoder.row(RowChange(kinds[operation], txn, seq, values, before, noted), last=not left).body
             seq += 1
 
 
-def _chunks(
+def chunks_of(
     sample: TableSample, table: Table, encoder: EventEncoder, encoding: Encoding, rows: Sequence[Row]
 ) -> Iterator[bytes]:
     """The same rows as the chunks of a snapshot, up to 1 MB each."""
