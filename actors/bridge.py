@@ -32,11 +32,13 @@ from actors.schema_publisher import SchemaPublisher
 from actors.startup.opening import Opening, find_start
 from actors.startup.postgres_preflight import check_postgres
 from actors.startup.streams import prepare_streams
+from actors.stream_monitor import watch_stream
 from actors.telemetry import Problem, Telemetry
 from actors.wal_monitor import watch_slot
 from actors.wire.compression import Compressor
 from actors.wire.envelope import event_encoder
 from actors.wire.nats import encode_pub
+from actors.wire.table_token import table_token
 from actors.wire.transaction_log import TransactionLog
 
 log = get_logger("bridge")
@@ -75,6 +77,9 @@ async def _run(config: Config, beside: Beside | None) -> int:
             if beside is not None:
                 outer.start_soon(beside, config)
             outer.start_soon(watch_slot, supervisor.postgres, config.source.slot, telemetry)
+            outer.start_soon(
+                watch_stream, supervisor.stream_info, supervisor.stream_consumers, config.publish.stream, telemetry
+            )
             code = await supervisor.run()
             log.info(
                 "stopped" if code == 0 else "stopped without draining",
@@ -155,6 +160,12 @@ class Supervisor:
             raise SinkUnavailable("WB200", "not connected to NATS")
         return await self._js.stream_info(name)
 
+    async def stream_consumers(self, name: str) -> list[dict[str, Any]]:
+        """The stream's consumers. Raises SinkUnavailable while NATS is away, SinkRefused when they may not be listed."""
+        if self._js is None:
+            raise SinkUnavailable("WB200", "not connected to NATS")
+        return await self._js.consumers(name)
+
     async def request_snapshot(self, token: str) -> None:
         """Ask for a table, as anybody may. Raises SinkUnavailable while NATS is away."""
         if self._js is None:
@@ -188,7 +199,10 @@ class Supervisor:
         source, publishing = config.source, config.publish
         connection = await PgConnection.connect(self.postgres, application_name="walbridge catalog")
         with closing(connection):
-            self._take_problems(await check_postgres(connection, slot=source.slot, publication=source.publication))
+            found = await check_postgres(
+                connection, slot=source.slot, publication=source.publication, temporary=source.temporary
+            )
+            self._take_problems(found)
             async with open_nats(config.nats, self._known_servers) as nats:
                 js = JetStream(nats)
                 setup = await prepare_streams(
@@ -203,7 +217,11 @@ class Supervisor:
                 )
                 schemas = SchemaPublisher(connection, js, encoder)
                 opening = await find_start(config, self.postgres, connection, js, setup)
-                await self._publish_schemas(opening, schemas)
+                try:
+                    await self._publish_schemas(opening, schemas)
+                except BaseException:
+                    opening.close()
+                    raise
                 live = self._live = await self._start_stream(opening, statuses)
                 await self._take_over(opening)
                 self._opening = None
@@ -242,7 +260,11 @@ class Supervisor:
     async def _start_stream(self, opening: Opening, statuses: trio.Nursery) -> LiveStream:
         source = self._config.source
         stream = await open_replication_stream(
-            self.postgres, slot=source.slot, publication=source.publication, start_lsn=opening.start.start_lsn
+            self.postgres,
+            slot=source.slot,
+            publication=source.publication,
+            start_lsn=opening.start.start_lsn,
+            connection=opening.slot_connection,
         )
         live = LiveStream(stream, Feedback(opening.store.record.confirmed_lsn))
         statuses.start_soon(live.run_status)
@@ -257,7 +279,8 @@ class Supervisor:
 
     def _streaming(self, opening: Opening, mode: str) -> None:
         telemetry = self._telemetry
-        telemetry.state, telemetry.not_ready_reason = "streaming", ""
+        telemetry.state, telemetry.not_ready_reason, telemetry.fault = "streaming", "", None
+        telemetry.tables = tuple(table_token(table.schema, table.name) for table in opening.tables)
         self._has_streamed = True
         away = ""
         if self._down_since is not None:
@@ -299,7 +322,10 @@ class Supervisor:
             telemetry.nats_reconnects += 1
             telemetry.fenced += isinstance(fault, SinkFenced)
             telemetry.state = "waiting_nats"
+            if self._config.source.temporary:
+                await self._close_stream()  # it could not be read on: only the connection that made its slot can
         telemetry.not_ready_reason = str(fault)
+        telemetry.note_fault(Problem(fault.code, fault.what, fault.said, fault.means, fault.fix))
         if self._down_since is None:
             self._down_since = time.monotonic()
         delay_s = fault.retry_s * random.uniform(0.75, 1.25)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from actors.errors import ConfigError
+from actors.nats_context import read_context
 
 PublishMode = Literal["auto", "fast", "plain"]
 SnapshotFormat = Literal["map", "array"]
@@ -36,6 +37,8 @@ class NatsConfig:
     token: str = field(default="", repr=False)
     nkey_seed: str = field(default="", repr=False)
     creds: Path | None = None
+    user_jwt: str = field(default="", repr=False)
+    """Beside `nkey_seed`, as in a creds file."""
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
@@ -49,6 +52,8 @@ class SourceConfig:
 
     slot: str = "cdc_slot"
     publication: str = "cdc_pub"
+    temporary: bool = False
+    """The slot ends with its connection: nothing can be left behind, and each interruption is a gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,7 @@ SETTINGS = {
     for s in (
         Setting("slot", "--slot", "", "cdc_slot"),
         Setting("pub", "--pub", "", "cdc_pub"),
+        Setting("temporary_slot", "--temporary-slot", "", "no"),
         Setting("port", "--port", "BRIDGE_PORT", "9090"),
         Setting("bind", "--bind", "", "127.0.0.1"),
         Setting("http_token", "", "BRIDGE_HTTP_TOKEN", secret=True),
@@ -143,6 +149,7 @@ SETTINGS = {
         Setting("pg_db", "", "PG_DB", "postgres"),
         Setting("pg_user", "", "POSTGRES_BRIDGE_USER"),
         Setting("pg_password", "", "POSTGRES_BRIDGE_PASSWORD", secret=True),
+        Setting("nats_context", "--nats-context", "NATS_CONTEXT"),
         Setting("nats_url", "", "NATS_URL", secret=True),
         Setting("nats_host", "", "NATS_HOST", "127.0.0.1"),
         Setting("nats_port", "", "NATS_PORT", "4222"),
@@ -171,6 +178,8 @@ class _Resolver:
 
     def __init__(self, flags: Mapping[str, object], environ: Mapping[str, str], env_file: Mapping[str, str]) -> None:
         self._flags, self._environ, self._env_file = flags, environ, env_file
+        self._context: dict[str, str] = {}
+        self._context_name = ""
         self.origins: list[tuple[str, str, str]] = []
         self.secrets: set[str] = set()
 
@@ -197,6 +206,14 @@ class _Resolver:
             (n, d, origin + note if n in beaten and origin != "default" else origin) for n, d, origin in self.origins
         ]
 
+    def given(self, *names: str) -> bool:
+        """Whether any of these is set, anywhere but in the context."""
+        return any(self._find(SETTINGS[name])[2] not in ("default", f"context {self._context_name}") for name in names)
+
+    def use_context(self, name: str, settings: Mapping[str, str]) -> None:
+        """From here on what nobody else sets comes from a context of the nats command line."""
+        self._context, self._context_name = dict(settings), name
+
     def _find(self, setting: Setting) -> tuple[str, str, str]:
         flag = self._flags.get(setting.name)
         if flag is not None and flag is not False:
@@ -216,6 +233,8 @@ class _Resolver:
             except (OSError, UnicodeDecodeError) as exc:
                 reason = exc.strerror if isinstance(exc, OSError) else "not text"
                 raise ConfigError("WB003", f"{setting.variable}_FILE: cannot read {file!r}: {reason}") from exc
+        if setting.name in self._context:
+            return self._context[setting.name], f"context {self._context_name}", f"context {self._context_name}"
         return setting.default, setting.flag or setting.variable, "default"
 
     def number(self, name: str, low: int, high: int, kind: str, example: str) -> int:
@@ -283,6 +302,7 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
     source = SourceConfig(
         find.pattern("slot", r"[a-z0-9_]{1,63}", "is not a slot name; give lower-case letters, digits and _, e.g. cdc_slot"),
         find.pattern("pub", r"(?s).{1,63}", "is not a publication name; give 1-63 characters, e.g. cdc_pub"),
+        find.switch("temporary_slot"),
     )
     publish = PublishConfig(
         find.pattern("stream", r"[A-Za-z0-9_-]{1,64}", "is not a stream name; give letters, digits, _ and -, e.g. CDC2"),
@@ -304,7 +324,7 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
     )
     log = LogConfig(_level(*find.text("log_level")), find.choice("log_format", ("logfmt", "json")))
     accept_gap = find.switch("accept_gap")
-    postgres, nats = _postgres(find), _nats(find)
+    postgres, nats = _postgres(find), _nats(find, environ)
     # a shorter one would mask half of the log, and is none
     secrets = tuple(sorted(secret for secret in find.secrets if len(secret) >= 4))
     return Config(postgres, nats, source, publish, snapshots, http, log, accept_gap, secrets, tuple(find.origins))
@@ -355,7 +375,30 @@ def _postgres(find: _Resolver) -> PostgresConfig:
     return PostgresConfig(conninfo.make_conninfo("", **parts))
 
 
-def _nats(find: _Resolver) -> NatsConfig:
+_NATS_WHERE = ("nats_url", "nats_host", "nats_port")
+_NATS_WHO = ("nats_user", "nats_password", "nats_token", "nats_nkey_seed", "nats_creds")
+
+
+def _use_nats_context(find: _Resolver, environ: Mapping[str, str]) -> str:
+    """Read the context that was asked for; returns its user JWT. What the environment says of where or who beats all of it
+    of that kind: a password of one user must not meet the name of another.
+    """
+    name, where = find.text("nats_context")
+    if not name:
+        return ""
+    found = read_context(name, where, environ)
+    for kind in (_NATS_WHERE, (*_NATS_WHO, "nats_user_jwt")):
+        if find.given(*(setting for setting in kind if setting in SETTINGS)):
+            found = {setting: value for setting, value in found.items() if setting not in kind}
+    jwt = found.pop("nats_user_jwt", "")
+    if jwt:
+        find.secrets.add(jwt)
+    find.use_context(name, found)
+    return jwt
+
+
+def _nats(find: _Resolver, environ: Mapping[str, str]) -> NatsConfig:
+    user_jwt = _use_nats_context(find, environ)
     url, where = find.text("nats_url")
     (host, host_where), port = find.text("nats_host"), find.number("nats_port", 1, 65535, "a port", "4222")
     if url:
@@ -380,6 +423,7 @@ def _nats(find: _Resolver) -> NatsConfig:
         find.text("nats_token")[0],
         find.text("nats_nkey_seed")[0],
         Path(creds).expanduser() if creds else None,
+        user_jwt,
         optional("nats_ca"),
         optional("nats_cert"),
         optional("nats_key"),

@@ -1,15 +1,11 @@
-"""http: health, status, metrics and the graceful stop (contract, section 7), on quart-trio and hypercorn."""
+"""http: the page, health, status, metrics and the graceful stop (contract, section 7), on quart-trio and hypercorn."""
 
 from __future__ import annotations
 
 import errno
-import hmac
-import ipaddress
 import logging
 import socket
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -21,12 +17,15 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 
-from actors import __version__
 from actors.config import Config
 from actors.errors import ConfigError, SinkUnavailable
-from actors.lsn import format_lsn
-from actors.metrics import Metrics, lag_seconds
+from actors.metrics import Metrics
 from actors.telemetry import Telemetry
+from actors.web.feed import VIEWERS_MAX, Feed
+from actors.web.guard import guard
+from actors.web.history import History
+from actors.web.page import load_page
+from actors.web.status import status_document
 from actors.wire.table_token import as_token
 
 UNREAD_S = 5.0
@@ -35,7 +34,17 @@ UNREAD_S = 5.0
 RequestSnapshot = Callable[[str], Awaitable[None]]
 """Takes a table's token."""
 StreamInfo = Callable[[str], Awaitable[dict[str, Any] | None]]
-PATHS = ("/health", "/ready", "/status", "/metrics", "/streams/info?stream=CDC", "POST /shutdown", "POST /snapshot/users")
+PATHS = (
+    "/",
+    "/events",
+    "/health",
+    "/ready",
+    "/status",
+    "/metrics",
+    "/streams/info?stream=CDC",
+    "POST /shutdown",
+    "POST /snapshot/users",
+)
 
 
 async def serve_http(
@@ -60,9 +69,12 @@ async def serve_http(
     settings.graceful_timeout = 1.0
     settings.keep_alive_timeout = 15.0
     settings.h11_max_incomplete_size = 16 * 1024
-    app = make_app(config, telemetry, stop=stop, stream_info=stream_info, request_snapshot=request_snapshot)
+    feed = Feed(config, telemetry, History(telemetry))
+    app = make_app(config, telemetry, feed, stop=stop, stream_info=stream_info, request_snapshot=request_snapshot)
     try:
-        await hypercorn.trio.serve(_finishing(app), settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(feed.run)
+            await hypercorn.trio.serve(_finishing(app), settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
     except* OSError as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
@@ -107,13 +119,31 @@ def _finishing(app: QuartTrio) -> ASGIFramework:
 
 
 def make_app(
-    config: Config, telemetry: Telemetry, *, stop: trio.Event, stream_info: StreamInfo, request_snapshot: RequestSnapshot
+    config: Config,
+    telemetry: Telemetry,
+    feed: Feed,
+    *,
+    stop: trio.Event,
+    stream_info: StreamInfo,
+    request_snapshot: RequestSnapshot,
 ) -> QuartTrio:
     """The application; every answer is made from the telemetry at that moment."""
     app = QuartTrio(__name__)
     app.config["MAX_CONTENT_LENGTH"] = 64 * 1024
-    metrics = Metrics(telemetry, config)
-    app.before_request(partial(_guard, config))
+    metrics, page = Metrics(telemetry, config), load_page()
+    app.before_request(partial(guard, config.http))
+
+    @app.get("/")
+    async def dashboard() -> Response:
+        return Response(page.html, content_type="text/html; charset=utf-8", headers=page.headers)
+
+    @app.get("/events")
+    async def events() -> Response | tuple[Response, int]:
+        if feed.viewers >= VIEWERS_MAX:
+            return jsonify({"error": f"{VIEWERS_MAX} pages are open already; close one"}), 503
+        response = Response(_view(feed), content_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        response.timeout = None  # until the viewer or the bridge goes
+        return response
 
     @app.get("/health")
     async def health() -> Response:
@@ -127,7 +157,7 @@ def make_app(
 
     @app.get("/status")
     async def status() -> Response:
-        return jsonify(status_document(config, telemetry))
+        return jsonify(status_document(config, telemetry, feed.history))
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
@@ -169,79 +199,8 @@ def make_app(
     return app
 
 
-async def _guard(config: Config) -> tuple[Response, int] | None:
-    """Refuse what a browser was tricked into sending, and POSTs without the token."""
-    http = config.http
-    allowed = {"localhost", "127.0.0.1", "::1", http.bind}
-    loopback = _is_loopback(http.bind)
-    origin = request.headers.get("Origin")
-    foreign = _host_of(request.host) not in allowed and loopback
-    if foreign or (origin is not None and _host_of(origin.partition("://")[2]) not in allowed):
-        return jsonify({"error": "foreign Host or Origin"}), 403
-    if request.method in ("GET", "HEAD", "OPTIONS"):
-        return None
-    if http.token:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), http.token.encode()):
-            answer = jsonify({"error": "give the token: Authorization: Bearer ..."})
-            answer.headers["WWW-Authenticate"] = "Bearer"
-            return answer, 401
-    elif not loopback:
-        return jsonify({"error": "set BRIDGE_HTTP_TOKEN to allow this beyond loopback"}), 403
-    return None
-
-
-def _host_of(address: str) -> str:
-    """The host of `host:port`, `[v6]:port` or either alone."""
-    if address.startswith("["):
-        return address[1:].partition("]")[0]
-    return address.partition(":")[0].lower()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def status_document(config: Config, telemetry: Telemetry) -> dict[str, Any]:
-    """GET /status: the keys that its first users read, then ours."""
-    t = telemetry
-    lag_bytes = t.slot.lag_bytes
-    return {
-        "status": "connected" if t.connected else "disconnected",
-        "uptime_seconds": t.uptime_s,
-        "wal_messages_received": t.wal_messages_received,
-        "cdc_events_published": t.events_published,
-        "current_lsn": format_lsn(t.confirmed_lsn).lower(),
-        "is_connected": t.connected,
-        "reconnect_count": t.reconnects,
-        "nats_reconnect_count": t.nats_reconnects,
-        "last_processing_time_us": t.last_processing_time_us,
-        "slot_active": t.slot.active,
-        "wal_lag_bytes": lag_bytes,
-        "wal_lag_mb": lag_bytes >> 20,
-        "version": __version__,
-        "state": t.state,
-        "reason": t.not_ready_reason,
-        "slot": config.source.slot,
-        "publication": config.source.publication,
-        "stream": config.publish.stream,
-        "publish": t.publish_mode,
-        "lag_seconds": round(lag_seconds(t, time.time()), 3),
-        "positions": {
-            stage: format_lsn(getattr(t, f"{stage}_lsn"))
-            for stage in ("received", "decoded", "published", "durable", "confirmed")
-        },
-        "in_flight_messages": t.in_flight_messages,
-        "channels": {
-            name: {"items": c.items_waiting, "capacity": c.capacity, "blocked_seconds": round(c.blocked_s, 3)}
-            for name, c in t.channels.items()
-        },
-        "wal_status": t.slot.wal_status,
-        "gaps": t.gaps,
-        "snapshots": [asdict(progress) for progress in t.snapshots.values()],
-        "suspended_tables": {token: asdict(problem) for token, problem in t.suspended_tables.items()},
-        "problems": [asdict(problem) for problem in (*t.problems.values(), *t.suspended_tables.values())],
-    }
+async def _view(feed: Feed) -> AsyncIterator[bytes]:
+    with feed.viewer() as admitted:
+        if admitted:
+            async for frame in feed.frames():
+                yield frame

@@ -49,6 +49,10 @@ def run(
     *,
     slot: Annotated[str | None, Parameter(group=SOURCE, help="replication slot, created if missing [cdc_slot]")] = None,
     pub: Annotated[str | None, Parameter(group=SOURCE, help="publication, must exist [cdc_pub]")] = None,
+    temporary_slot: Annotated[
+        bool,
+        Parameter(group=SOURCE, negative="", help="the slot ends with the bridge; each start stores a gap event (previews)"),
+    ] = False,
     accept_gap: Annotated[
         bool, Parameter(group=SOURCE, negative="", help="after changes were lost for good: store the gap event and go on")
     ] = False,
@@ -57,6 +61,9 @@ def run(
         Parameter(group=SOURCE, help="start PostgreSQL and NATS from the 'embedded' extra, data kept in this folder"),
     ] = None,
     stream: Annotated[str | None, Parameter(group=NATS, help="CDC stream; a second bridge gets its own [CDC]")] = None,
+    nats_context: Annotated[
+        str | None, Parameter(group=NATS, help="context of the nats command line, by name or file [env NATS_CONTEXT]")
+    ] = None,
     publish: Annotated[str | None, Parameter(group=NATS, help="auto, fast or plain [auto]")] = None,
     pack: Annotated[str | None, Parameter(group=NATS, help="up to N events of a transaction in a message [1]")] = None,
     json: Annotated[bool, Parameter(group=NATS, negative="", help="JSON instead of MessagePack")] = False,
@@ -84,7 +91,8 @@ def run(
     from actors.config import resolve  # noqa: PLC0415  (--version and health need none of this)
 
     flags = {
-        "slot": slot, "pub": pub, "accept_gap": accept_gap, "stream": stream, "publish": publish, "pack": pack,
+        "slot": slot, "pub": pub, "accept_gap": accept_gap, "temporary_slot": temporary_slot,
+        "nats_context": nats_context, "stream": stream, "publish": publish, "pack": pack,
         "json": json, "arrays": arrays, "snapshot_format": snapshot_format, "zstd": zstd, "zstd_events": zstd_events,
         "dictionaries": dictionaries, "port": port, "bind": bind,
     }  # fmt: skip
@@ -128,6 +136,44 @@ def health(
 
     variable = os.environ.get("BRIDGE_PORT")
     return check_health(bind, port or variable or "9090", "--port" if port or not variable else "BRIDGE_PORT")
+
+
+@app.command
+def status(
+    *,
+    url: Annotated[str, Parameter(group=HTTP, help="of the running bridge [http://127.0.0.1:9090, port by BRIDGE_PORT]")] = "",
+    json: Annotated[bool, Parameter(group=OTHER, negative="", help="as JSON, a line a look with --watch")] = False,
+    watch: Annotated[bool, Parameter(group=OTHER, negative="", help="look every second until Ctrl-C")] = False,
+) -> int:
+    """What a running bridge is doing: state, rates, positions, WAL held, snapshots, problems. Exit 0 while it streams."""
+    from actors.tools.status import show_status  # noqa: PLC0415
+
+    return show_status(url or f"http://127.0.0.1:{os.environ.get('BRIDGE_PORT') or 9090}", as_json=json, watch=watch)
+
+
+@app.command
+def cleanup(
+    *,
+    slot: Annotated[str | None, Parameter(group=SOURCE, help="of the bridge to remove [cdc_slot]")] = None,
+    pub: Annotated[str | None, Parameter(group=SOURCE, help="its publication, which stays [cdc_pub]")] = None,
+    stream: Annotated[str | None, Parameter(group=NATS, help="its CDC stream [CDC]")] = None,
+    nats_context: Annotated[
+        str | None, Parameter(group=NATS, help="context of the nats command line, by name or file [env NATS_CONTEXT]")
+    ] = None,
+    slot_only: Annotated[bool, Parameter(group=OTHER, negative="", help="remove the slot alone, leave NATS as it is")] = False,
+    yes: Annotated[bool, Parameter(group=OTHER, negative="", help="do not ask")] = False,
+    force: Annotated[
+        bool, Parameter(group=OTHER, negative="", help="also streams that have consumers, or were written from elsewhere")
+    ] = False,
+    env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
+) -> int:
+    """Remove what a bridge leaves behind: slot, streams, entries in buckets. Shows first what that frees, then asks."""
+    from actors.config import resolve  # noqa: PLC0415
+    from actors.tools.cleanup import run_cleanup  # noqa: PLC0415
+
+    flags = {"slot": slot, "pub": pub, "stream": stream, "nats_context": nats_context}
+    config = resolve(flags, os.environ, env_file)
+    return run_cleanup(config, slot_only=slot_only, yes=yes, force=force)
 
 
 @app.command(name="train")
@@ -202,7 +248,7 @@ def _one_line(exc: CycloptsError) -> str:
     """What is wrong with the words of the command line: the word first, as in all our messages."""
     if isinstance(exc, UnusedCliTokensError) and exc.unused_tokens:
         found, kind = exc.unused_tokens[0], "no such command"
-        wanted = ["run", "health", "help", "train", "produce"]
+        wanted = [name for name in app if not name.startswith("-")]
     elif isinstance(exc, UnknownOptionError):
         found, kind = (exc.token.keyword or exc.token.value).partition("=")[0], "unknown option"
         wanted = [name for argument in exc.argument_collection for name in argument.names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import prometheus_client
@@ -78,6 +79,7 @@ class Metrics:
         yield from self._identity()
         yield from self._times(t)
         yield from self._slot(t)
+        yield from self._stream(t)
         yield from self._pipeline(t)
         yield from self._snapshots(t)
         yield from self._events(t)
@@ -125,6 +127,19 @@ class Metrics:
         yield _gauge("bridge_slot_catalog_xmin_age", "Transactions that vacuum cannot pass.", slot.catalog_xmin_age)
         yield _counter("bridge_slot_spill_bytes", "Decoded changes that PostgreSQL spilled to disk.", slot.spill_bytes)
 
+    def _stream(self, t: Telemetry) -> Iterator[Metric]:
+        stream = t.stream
+        for name, text, value in (
+            ("bytes", "Bytes that the stream holds.", stream.bytes),
+            ("limit_bytes", "Bytes that it may hold; 0 for no limit.", stream.bytes_max),
+            ("first_sequence", "Sequence of its oldest message.", stream.first_seq),
+            ("last_sequence", "Sequence of its newest message.", stream.last_seq),
+            ("oldest_timestamp_seconds", "When its oldest message was stored.", stream.oldest_unix_s),
+        ):
+            family = GaugeMetricFamily(f"bridge_stream_{name}", text, labels=["stream_name"])
+            family.add_metric([self._config.publish.stream], value)
+            yield family
+
     def _pipeline(self, t: Telemetry) -> Iterator[Metric]:
         items = GaugeMetricFamily("bridge_channel_items", "Items that wait in a channel.", labels=["channel"])
         capacity = GaugeMetricFamily("bridge_channel_capacity", "Items that fit into a channel.", labels=["channel"])
@@ -144,6 +159,10 @@ class Metrics:
         yield _counter("bridge_fenced", "Times another writer was in the stream.", t.fenced)
         yield _counter("bridge_events_omitting_columns", "Events too large to carry all columns.", t.events_omitting_columns)
         yield _gauge("bridge_tables_suspended", "Tables whose events are left out.", len(t.suspended_tables))
+        problems = GaugeMetricFamily("bridge_problems", "What a person should know of, by code.", labels=["code"])
+        for code, count in sorted(Counter(p.code for p in (*t.problems.values(), *t.suspended_tables.values())).items()):
+            problems.add_metric([code], count)
+        yield problems
         errors = CounterMetricFamily("bridge_errors", "Faults by code.", labels=["code"])
         for code, count in sorted({**dict.fromkeys(FAULTS, 0), **t.errors_by_code}.items()):
             errors.add_metric([code], count)

@@ -68,6 +68,33 @@ class Problem:
     since_unix_s: float = field(default_factory=time.time)
 
 
+@dataclass(slots=True)
+class StreamHealth:
+    """The CDC stream as JetStream sees it. Written by the stream_monitor."""
+
+    messages: int = 0
+    bytes: int = 0
+    bytes_max: int = 0
+    """0 for no limit."""
+    first_seq: int = 0
+    last_seq: int = 0
+    oldest_unix_s: float = 0.0
+    looked_at: float = 0.0
+    """0: not yet, or it may not be looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerHealth:
+    """A consumer of the CDC stream. Written by the stream_monitor."""
+
+    name: str
+    pending: int
+    """Messages that it has yet to be sent."""
+    unacknowledged: int
+    history_used: float
+    """Share of the stream's messages that it has yet to be sent; at 1 the stream removes what it has not read."""
+
+
 SnapshotState = Literal["waiting", "running", "done", "failed"]
 
 
@@ -106,6 +133,12 @@ class Telemetry:
     gaps: int = 0
     problems: dict[str, Problem] = field(default_factory=dict)
     """By what they say."""
+    fault: Problem | None = None
+    """Why the pipeline does not run at the moment."""
+    recent_faults: deque[Problem] = field(default_factory=lambda: deque(maxlen=20))
+    """What ended earlier runs of the pipeline, the newest last."""
+    tables: tuple[str, ...] = ()
+    """Tokens of the published tables, when the pipeline last began."""
     errors_by_code: dict[str, int] = field(default_factory=dict)
     channels: dict[str, Channel[Any]] = field(default_factory=dict)
     publish_mode: str = ""
@@ -159,8 +192,18 @@ class Telemetry:
     snapshots_failed: int = 0
     snapshot_rows: int = 0
     snapshot_bytes: int = 0
+    # stream_monitor
+    stream: StreamHealth = field(default_factory=StreamHealth)
+    consumers: tuple[ConsumerHealth, ...] = ()
+    """Those that are furthest behind; none when they may not be listed."""
     # wal_monitor
     slot: SlotHealth = field(default_factory=SlotHealth)
+
+    def note_fault(self, fault: Problem) -> None:
+        """The pipeline has ended and will run again; what repeats is kept once, with its first time."""
+        if self.fault is None or self.fault.what != fault.what:
+            self.fault = fault
+            self.recent_faults.append(fault)
 
     @property
     def connected(self) -> bool:

@@ -8,11 +8,22 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "actors"
-PLAIN = {"config", "errors", "lsn", "messages", "telemetry"}
-RANKS = {"main": 6, "tools": 6, "bridge": 5, "pipeline": 4, "startup": 2, "clients": 1, "wire": 0, "log": 0, "metrics": 2}
+PLAIN = {"config", "nats_context", "errors", "lsn", "messages", "telemetry"}
+RANKS = {
+    "main": 6,
+    "tools": 6,
+    "bridge": 5,
+    "pipeline": 4,
+    "startup": 2,
+    "clients": 1,
+    "wire": 0,
+    "log": 0,
+    "metrics": 2,
+    "web": 2,
+}
 ACTORS = {
     "replication_reader", "decoder", "batcher", "publisher", "acker", "schema_publisher", "wal_monitor", "snapshotter",
-    "http_server",
+    "stream_monitor", "http_server",
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -63,6 +63,19 @@ class JetStream:
                 return None
             raise
 
+    async def consumers(self, stream: str) -> list[dict[str, Any]]:
+        """The consumers of a stream, the first few hundred."""
+        reply = await self._api(f"CONSUMER.LIST.{stream}", {"offset": 0}, f"list the consumers of stream {stream}")
+        return list(reply["consumers"] or ())
+
+    async def delete_stream(self, name: str) -> None:
+        """Delete a stream with all it holds; one that is not there is no error."""
+        try:
+            await self._api(f"STREAM.DELETE.{name}", {}, f"delete stream {name}")
+        except JetStreamError as exc:
+            if exc.err_code != STREAM_NOT_FOUND:
+                raise
+
     async def create_stream(self, config: Mapping[str, object]) -> dict[str, Any]:
         """Create a stream; equal to an existing one is no error."""
         return await self._api(f"STREAM.CREATE.{config['name']}", config, f"create stream {config['name']}")

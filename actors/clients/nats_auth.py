@@ -92,7 +92,7 @@ def connect_options(config: NatsConfig, server: ServerAddress, info: Mapping[str
         "headers": True,
         "no_responders": True,
     }
-    seed, jwt = config.nkey_seed, ""
+    seed, jwt = config.nkey_seed, config.user_jwt
     if config.creds is not None:
         jwt, seed = _read_creds(config.creds)
     if seed:

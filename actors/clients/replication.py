@@ -98,14 +98,16 @@ async def export_snapshot(connection: PgConnection, name: str, *, timeout_s: flo
     return parse_lsn(point or "0/0"), snapshot or ""
 
 
-async def create_slot(connection: PgConnection, slot: str) -> Lsn:
+async def create_slot(connection: PgConnection, slot: str, *, temporary: bool = False) -> Lsn:
     """Make the slot, to be synchronized to standbys where the server can; returns its consistent point.
+
+    A temporary one ends with `connection`, and only it can read the slot.
 
     Waits for transactions that write at this moment, however long; after 5 s the log says for which. Cancelled, it leaves no
     slot and ends the connection. On a replication connection. Raises ConfigError when no slot is free.
     """
     ((standby,),) = await connection.query("SELECT pg_is_in_recovery()")
-    if connection.server_version >= 170000 and standby == "f":
+    if connection.server_version >= 170000 and standby == "f" and not temporary:
         options = " (SNAPSHOT 'nothing', FAILOVER)"
     elif connection.server_version >= 150000:
         options = " (SNAPSHOT 'nothing')"
@@ -116,7 +118,8 @@ async def create_slot(connection: PgConnection, slot: str) -> Lsn:
         nursery.start_soon(_say_what_creation_waits_for, connection, slot)
         try:
             ((_, point, *_),) = await connection.query(
-                f"CREATE_REPLICATION_SLOT {_quoted(slot)} LOGICAL pgoutput{options}", timeout_s=float("inf")
+                f"CREATE_REPLICATION_SLOT {_quoted(slot)}{' TEMPORARY' if temporary else ''} LOGICAL pgoutput{options}",
+                timeout_s=float("inf"),
             )
             consistent_point = point or "0/0"
         except WalbridgeError as exc:  # raised inside, it would come out in a group
@@ -277,12 +280,16 @@ class ReplicationStream:
                 raise self._end  # without the block, in which changes may be missing already
 
 
-async def open_replication_stream(config: PostgresConfig, *, slot: str, publication: str, start_lsn: Lsn) -> ReplicationStream:
-    """Start reading a slot at `start_lsn` (0: at its confirmed LSN). Owns a connection of its own; end it with `close`.
+async def open_replication_stream(
+    config: PostgresConfig, *, slot: str, publication: str, start_lsn: Lsn, connection: PgConnection | None = None
+) -> ReplicationStream:
+    """Start reading a slot at `start_lsn` (0: at its confirmed LSN). Owns `connection`, which made a temporary slot, or one of
+    its own; end it with `close`.
 
     Raises SourceUnavailable when the slot is taken, Fatal when it is lost or the publication is missing.
     """
-    connection = await PgConnection.connect(config, application_name="walbridge", replication=True)
+    if connection is None:
+        connection = await PgConnection.connect(config, application_name="walbridge", replication=True)
     try:
         # libpq's buffer keeps the size of the largest message it met, and a larger one makes larger blocks
         await connection.query("SELECT repeat('x', 1000000)")

@@ -46,6 +46,13 @@ class Opening:
     tables: tuple[PublishedTable, ...]
     wal_end: Lsn
     """Where PostgreSQL's WAL ended when we looked: behind it the bridge is catching up."""
+    slot_connection: PgConnection | None = None
+    """The one that has made a temporary slot: it alone can read it. Whoever opens the stream owns it."""
+
+    def close(self) -> None:
+        """No stream will be opened."""
+        if self.slot_connection is not None:
+            self.slot_connection.close()
 
 
 async def find_start(
@@ -55,7 +62,7 @@ async def find_start(
 
     Raises Fatal when changes are lost for good and nobody accepted it, ConfigError when the stream is somebody else's.
     """
-    slot, stream = config.source.slot, config.publish.stream
+    slot, stream, temporary = config.source.slot, config.publish.stream, config.source.temporary
     record, revision, history = await _read_record(js, stream)
     check_owner(record, stream, slot)
     tail = await _read_tail(js, setup)
@@ -67,20 +74,25 @@ async def find_start(
         source = await _read_source(connection, replication, slot, record)
         loss = find_loss(source, record, position)
         if loss is not None:
-            if not config.accept_gap:
+            if temporary and loss.code == "WB108":
+                loss = replace(loss, reason=f"temporary slot {slot} ended with its connection")
+            elif not config.accept_gap:
                 raise loss_error(loss)
             if source.lost:
                 await drop_slot(connection, slot)
             if source.lost or source.confirmed_lsn is None:
-                slot_lsn = await _make_slot(connection, replication, slot)
+                slot_lsn = await _make_slot(replication, slot, temporary=temporary)
             else:
                 slot_lsn = source.confirmed_lsn
             start = start_after_loss(loss, source, slot_lsn, tail, tokens)
         else:
             if source.confirmed_lsn is None:
-                source = replace(source, confirmed_lsn=await _make_slot(connection, replication, slot))
+                source = replace(source, confirmed_lsn=await _make_slot(replication, slot, temporary=temporary))
             start = plan_start(source, tail, record, history, position, tokens)
-    finally:
+    except BaseException:
+        replication.close()
+        raise
+    if not temporary:
         replication.close()
     if start.warning:
         log.warning(start.warning)
@@ -101,7 +113,7 @@ async def find_start(
     elif start.gap is not None:
         record = replace(record, confirmed_lsn=start.gap.to_lsn)
     record = replace(record, **identity)  # type: ignore[arg-type]
-    return Opening(start, RecordStore(js, stream, record, revision), tables, source.wal_end)
+    return Opening(start, RecordStore(js, stream, record, revision), tables, source.wal_end, replication if temporary else None)
 
 
 async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None, int, Sequence[BridgeRecord]]:
@@ -144,6 +156,6 @@ async def _read_source(connection: PgConnection, replication: PgConnection, slot
     )
 
 
-async def _make_slot(connection: PgConnection, replication: PgConnection, slot: str) -> Lsn:
-    log.info("creating the replication slot", slot=slot)
-    return await create_slot(replication, slot)
+async def _make_slot(replication: PgConnection, slot: str, *, temporary: bool) -> Lsn:
+    log.info("creating the replication slot", slot=slot, temporary=temporary)
+    return await create_slot(replication, slot, temporary=temporary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from actors.clients.catalog import PublishedTable, publication_facts, published_tables
 from actors.clients.postgres import PgConnection
 from actors.clients.replication import publication_missing, slot_state
-from actors.errors import ConfigError
+from actors.errors import ConfigError, SourceUnavailable
 from actors.telemetry import Problem
 
 OLDEST_VERSION = 140000
@@ -13,7 +13,7 @@ MANAGED_REPLICATION_ROLES = ("rds_replication", "rds_superuser", "cloudsqlsuperu
 """Roles that may replicate on managed servers, whose users have no REPLICATION attribute."""
 
 
-async def check_postgres(connection: PgConnection, *, slot: str, publication: str) -> list[Problem]:
+async def check_postgres(connection: PgConnection, *, slot: str, publication: str, temporary: bool = False) -> list[Problem]:
     """Refuse what cannot work; returns what works now and will hurt later.
 
     Raises ConfigError or Fatal with the mending statement, SourceUnavailable when the connection ends.
@@ -29,7 +29,7 @@ async def check_postgres(connection: PgConnection, *, slot: str, publication: st
     if facts is None:
         missing = publication_missing(publication, "", await _tables_with_key(connection))
         raise ConfigError(missing.code, missing.what, means=missing.means, fix=missing.fix)
-    await _check_slot(connection, slot)
+    await _check_slot(connection, slot, temporary=temporary)
     tables = await published_tables(connection, publication)
     problems = [_no_identity(t) for t in tables if not t.has_key and (facts.updates or facts.deletes)]
     problems += [_not_readable(t, role) for t in tables if not t.readable]
@@ -118,7 +118,7 @@ async def _look_between(connection: PgConnection) -> list[Problem]:
     return problems
 
 
-async def _check_slot(connection: PgConnection, slot: str) -> None:
+async def _check_slot(connection: PgConnection, slot: str, *, temporary: bool) -> None:
     state = await slot_state(connection, slot)
     ((database,),) = await connection.query("SELECT current_database()")
     if state is None:
@@ -135,7 +135,14 @@ async def _check_slot(connection: PgConnection, slot: str) -> None:
                     "left over: SELECT slot_name, active FROM pg_replication_slots",
                 )  # fmt: skip
         return
+    if temporary and state.temporary:
+        raise SourceUnavailable(
+            "WB104", f"temporary slot {slot} is still there",
+            means="its connection has not ended yet, or another bridge has it: waiting for it",
+            fix="to see it: SELECT pid, application_name FROM pg_stat_replication",
+        )  # fmt: skip
     for wrong, found in (
+        (temporary, "is not temporary: leave out --temporary-slot, or drop it"),
         (state.slot_type != "logical", f"is a {state.slot_type} slot"),
         (state.plugin != "pgoutput", f"decodes with {state.plugin}, not with pgoutput"),
         (state.temporary, "is temporary and ends with the connection that made it"),

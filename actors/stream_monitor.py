@@ -1,0 +1,77 @@
+"""stream_monitor: watches how full the CDC stream is, and which of its consumers are about to lose what it removes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import trio
+
+from actors.clients.nats import SinkRefused
+from actors.errors import SinkUnavailable
+from actors.log import get_logger
+from actors.telemetry import ConsumerHealth, StreamHealth, Telemetry
+
+log = get_logger("stream_monitor")
+
+LOOK_EVERY_S = 10.0
+LOOK_AGAIN_S = 1.0
+"""While NATS is away, or not there yet."""
+SHOWN_MAX = 20
+
+StreamInfo = Callable[[str], Awaitable[dict[str, Any] | None]]
+Consumers = Callable[[str], Awaitable[Sequence[Mapping[str, Any]]]]
+
+
+def stream_health(info: Mapping[str, Any], now_unix_s: float) -> StreamHealth:
+    """What a reply of STREAM.INFO says."""
+    state, limit = info["state"], int(info["config"].get("max_bytes", -1))
+    oldest = str(state.get("first_ts", ""))
+    return StreamHealth(
+        messages=int(state["messages"]),
+        bytes=int(state["bytes"]),
+        bytes_max=max(0, limit),
+        first_seq=int(state["first_seq"]),
+        last_seq=int(state["last_seq"]),
+        oldest_unix_s=_unix_s(oldest) if state["messages"] else 0.0,
+        looked_at=now_unix_s,
+    )
+
+
+def consumer_health(info: Mapping[str, Any], messages: int) -> ConsumerHealth:
+    """What an entry of CONSUMER.LIST says of a consumer of a stream with so many messages."""
+    pending = int(info.get("num_pending", 0))
+    return ConsumerHealth(
+        str(info["name"]), pending, int(info.get("num_ack_pending", 0)), round(min(1.0, pending / max(1, messages)), 3)
+    )
+
+
+def _unix_s(text: str) -> float:
+    """RFC 3339 with nanoseconds, as NATS writes it."""
+    seconds, _, _ = text.partition(".")
+    return datetime.fromisoformat(seconds.rstrip("Z") + "+00:00").timestamp()
+
+
+async def watch_stream(info: StreamInfo, consumers: Consumers, stream: str, telemetry: Telemetry) -> None:
+    """Look at the stream every 10 s, until cancelled. Never ends the bridge."""
+    while True:
+        try:
+            found = await info(stream)
+            if found is not None:
+                telemetry.stream = stream_health(found, time.time())
+                telemetry.consumers = await _look_at_consumers(consumers, stream, telemetry.stream.messages)
+            await trio.sleep(LOOK_EVERY_S)
+        except SinkUnavailable as exc:
+            log.debug("cannot look at the stream", error=str(exc))
+            await trio.sleep(LOOK_AGAIN_S)
+
+
+async def _look_at_consumers(consumers: Consumers, stream: str, messages: int) -> tuple[ConsumerHealth, ...]:
+    try:
+        listed = await consumers(stream)
+    except SinkRefused:  # a right that the bridge does not need
+        return ()
+    health = [consumer_health(entry, messages) for entry in listed]
+    return tuple(sorted(health, key=lambda one: -one.history_used)[:SHOWN_MAX])

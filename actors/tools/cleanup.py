@@ -1,0 +1,230 @@
+"""`walbridge cleanup`: remove what a bridge leaves behind: its slot, its streams, its entries in the buckets.
+
+Shows first what it would remove and what that frees, then asks. What other bridges use is left. The slot goes first, for it
+holds PostgreSQL's disk; the bridge's record goes last, so that a cleanup that broke off can be run again.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import trio
+
+from actors.clients.bridge_record import BUCKET as RECORDS
+from actors.clients.bridge_record import BridgeRecord
+from actors.clients.catalog import slot_health
+from actors.clients.jetstream import JetStream
+from actors.clients.nats import SinkRefused, open_nats
+from actors.clients.postgres import PgConnection
+from actors.clients.replication import drop_slot, slot_state
+from actors.config import Config
+from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
+from actors.tools.status import printable
+from actors.web.status import human_bytes
+
+SHARED_STREAMS = ("INIT", "REQUESTS")
+BUCKETS = ("schemas", "dictionaries")
+
+
+class Removal(NamedTuple):
+    """One thing to remove."""
+
+    kind: str
+    """`slot`, `stream`, `messages` or `bucket`."""
+    name: str
+    words: str
+    subject: str = ""
+    """Of `messages`: only these, of stream `name`."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """What would be removed, in order, and what is left and why."""
+
+    removals: list[Removal] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    objections: list[str] = field(default_factory=list)
+    """What only --force overrules."""
+
+
+def run_cleanup(config: Config, *, slot_only: bool, yes: bool, force: bool) -> int:
+    """Plan, show, ask, remove. 0 when all is removed or nothing was there, 1 when the person said no.
+
+    Raises ConfigError when it may not be done, Fatal when a server does not answer or refuses.
+    """
+    try:
+        plan = trio.run(_planned, config, slot_only)
+        for line in describe(config, plan):
+            print(line)
+        if not plan.removals:
+            return 0
+        if plan.objections and not force:
+            raise ConfigError("WB008", "; ".join(plan.objections), fix="add --force if that is meant")
+        if not yes and not _confirmed(config.source.slot):
+            print("nothing was removed", file=sys.stderr)
+            return 1
+        trio.run(_remove, config, plan)
+    except* WalbridgeError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, Transient):  # nobody waits and tries again here
+            raise Fatal(error.code, error.what, said=error.said, means=error.means, fix=error.fix) from None
+        raise error from None
+    return 0
+
+
+def describe(config: Config, plan: Plan) -> list[str]:
+    """The plan for a terminal."""
+    if not plan.removals:
+        return ["nothing to remove", *(f"left:    {words}" for words in plan.left)]
+    width = max(len(f"{r.kind} {r.name}") for r in plan.removals)
+    lines = ["Removes, for good:"]
+    lines += [f"  {f'{r.kind} {r.name}':<{width}}  {printable(r.words)}" for r in plan.removals]
+    lines += [f"Left:  {printable(words)}" for words in plan.left]
+    publication = '"' + config.source.publication.replace('"', '""') + '"'
+    return [*lines, "Yours to decide, as its owner:", f"  DROP PUBLICATION {printable(publication)};"]
+
+
+def _confirmed(slot: str) -> bool:
+    if not sys.stdin.isatty():
+        raise ConfigError("WB008", "nobody is here to be asked", fix="give --yes to remove what is listed")
+    print(f"Type the slot's name, {slot}, to remove all of it: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip() == slot
+
+
+async def _planned(config: Config, slot_only: bool) -> Plan:
+    plan = Plan()
+    connection = await PgConnection.connect(config.postgres, application_name="walbridge cleanup")
+    with closing(connection):
+        await _plan_slot(connection, config.source.slot, plan)
+        ((system_id,),) = await connection.query("SELECT system_identifier FROM pg_control_system()")
+    if slot_only:
+        if plan.removals:
+            plan.left.append("all that is in NATS; the next start of the bridge says that changes are lost, see WB108")
+        return plan
+    async with open_nats(config.nats, set()) as nats:
+        await _plan_nats(JetStream(nats), config, system_id or "", plan)
+    return plan
+
+
+async def _plan_slot(connection: PgConnection, slot: str, plan: Plan) -> None:
+    state = await slot_state(connection, slot)
+    if state is None:
+        return
+    if state.plugin != "pgoutput":
+        raise ConfigError(
+            "WB008", f"slot {slot} is not a bridge's: its plugin is {state.plugin or 'none'}", fix="give --slot NAME"
+        )
+    if state.active:
+        raise ConfigError(
+            "WB008",
+            f"slot {slot} is being read by process {state.active_pid}",
+            fix="stop the bridge first: POST /shutdown, or SIGTERM",
+        )
+    health = await slot_health(connection, slot)
+    held = human_bytes(health.lag_bytes) if health else "nothing"
+    plan.removals.append(Removal("slot", slot, f"frees {held} of WAL in PostgreSQL"))
+
+
+async def _plan_nats(js: JetStream, config: Config, system_id: str, plan: Plan) -> None:
+    stream, slot = config.publish.stream, config.source.slot
+    records = await _records(js)
+    own = records.pop(stream, None)
+    if own is not None and own.slot != slot:
+        raise ConfigError(
+            "WB242", f"stream {stream} belongs to slot {own.slot}, not to {slot}",
+            fix=f"give --slot {own.slot}, or --stream NAME for this slot's own stream",
+        )  # fmt: skip
+    if own is not None and own.system_id != system_id:
+        plan.objections.append(f"stream {stream} was written from another PostgreSQL (system id {own.system_id})")
+    await _plan_stream(js, stream, plan)
+    theirs = {token for record in records.values() for token in record.tables}
+    tokens = sorted(set(own.tables if own else ()) - theirs)
+    if not records:
+        for name in SHARED_STREAMS:
+            await _plan_stream(js, name, plan)
+        for bucket in (*BUCKETS, RECORDS):
+            info = await js.stream_info(f"KV_{bucket}")
+            if info is not None:
+                plan.removals.append(Removal("bucket", bucket, f"{info['state']['messages']:,} entries"))
+        return
+    plan.left.append(f"what is shared with the bridges of streams {', '.join(sorted(records))}")
+    for name, subjects in (
+        ("INIT", ("init.*.{}", "init.snap.{}.>", "snapshot.*.{}")),
+        ("REQUESTS", ("snapshot.request.{}",)),
+        ("KV_schemas", ("$KV.schemas.{}",)),
+        ("KV_dictionaries", ("$KV.dictionaries.{}_dict", "$KV.dictionaries.{}_dict.>")),
+    ):
+        if tokens and await js.stream_info(name) is not None:
+            for token in tokens:
+                for pattern in subjects:
+                    await _plan_messages(js, name, pattern.format(token), plan)
+    if own is not None:
+        plan.removals.append(Removal("messages", f"KV_{RECORDS}", f"the record of stream {stream}", f"$KV.{RECORDS}.{stream}"))
+
+
+async def _plan_stream(js: JetStream, name: str, plan: Plan) -> None:
+    info = await js.stream_info(name)
+    if info is None:
+        return
+    state = info["state"]
+    consumers = await _readers(js, name, int(state.get("consumer_count", 0)))
+    words = f"{state['messages']:,} messages, {human_bytes(state['bytes'])}"
+    if consumers:
+        words += f", {consumers} consumer{'s' if consumers > 1 else ''}"
+        plan.objections.append(f"stream {name} has {consumers} consumer{'s' if consumers > 1 else ''}")
+    plan.removals.append(Removal("stream", name, words))
+
+
+async def _readers(js: JetStream, stream: str, counted: int) -> int:
+    """Consumers that somebody means to come back to, or reads at this moment; what `nats sub` left behind does not count."""
+    try:
+        listed = await js.consumers(stream) if counted else []
+    except SinkRefused:  # who may not list them counts all
+        return counted
+    return sum(bool(c["config"].get("durable_name") or c.get("push_bound") or c.get("num_waiting")) for c in listed)
+
+
+async def _plan_messages(js: JetStream, name: str, subject: str, plan: Plan) -> None:
+    if await js.subjects_of(name, subject):
+        plan.removals.append(Removal("messages", name, f"on {subject}", subject))
+
+
+async def _records(js: JetStream) -> dict[str, BridgeRecord]:
+    found: dict[str, BridgeRecord] = {}
+    prefix = f"$KV.{RECORDS}."
+    for subject in await js.subjects_of(f"KV_{RECORDS}", f"{prefix}>"):
+        stream = subject.removeprefix(prefix)
+        entry: Any = await js.kv_get(RECORDS, stream)
+        if entry is not None:
+            found[stream] = BridgeRecord.decode(entry.data, stream)
+    return found
+
+
+async def _remove(config: Config, plan: Plan) -> None:
+    slots = [r for r in plan.removals if r.kind == "slot"]
+    if slots:
+        connection = await PgConnection.connect(config.postgres, application_name="walbridge cleanup")
+        with closing(connection):
+            for removal in slots:
+                await drop_slot(connection, removal.name)
+                _said(removal)
+    rest = [r for r in plan.removals if r.kind != "slot"]
+    if not rest:
+        return
+    async with open_nats(config.nats, set()) as nats:
+        js = JetStream(nats)
+        for removal in rest:
+            if removal.kind == "messages":
+                await js.purge(removal.name, removal.subject)
+            else:
+                await js.delete_stream(f"KV_{removal.name}" if removal.kind == "bucket" else removal.name)
+            _said(removal)
+
+
+def _said(removal: Removal) -> None:
+    print(f"removed: {removal.kind} {removal.name}" + (f", {removal.words}" if removal.subject else ""), flush=True)

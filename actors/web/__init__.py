@@ -1,0 +1,1 @@
+"""What the HTTP server shows: the status document, the history behind the plots, and the page itself."""

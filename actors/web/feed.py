@@ -1,0 +1,86 @@
+"""GET /events: the page's live data, a frame a second for each viewer, made once for all who are in step."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import trio
+
+from actors.config import Config
+from actors.telemetry import Telemetry
+from actors.web.guard import posts_wanted
+from actors.web.history import History
+from actors.web.status import status_document
+
+VIEWERS_MAX = 16
+EVERY_S = 1.0
+
+
+class Feed:
+    """Samples the telemetry every second, viewers or not, and hands frames to viewers."""
+
+    def __init__(self, config: Config, telemetry: Telemetry, history: History) -> None:
+        self._config, self._telemetry, self.history = config, telemetry, history
+        self._news = trio.Event()
+        self._frames: dict[int, bytes] = {}
+        self.viewers = 0
+
+    async def run(self) -> None:
+        """Sample until cancelled."""
+        next_due = trio.current_time()
+        while True:
+            self.history.sample(time.time())
+            self._frames.clear()
+            self._news.set()
+            self._news = trio.Event()
+            next_due = max(next_due + EVERY_S, trio.current_time())  # what was missed is not made up for
+            await trio.sleep_until(next_due)
+
+    @contextmanager
+    def viewer(self) -> Iterator[bool]:
+        """Take a place; False when all are taken."""
+        if self.viewers >= VIEWERS_MAX:
+            yield False
+            return
+        self.viewers += 1
+        try:
+            yield True
+        finally:
+            self.viewers -= 1
+
+    async def frames(self) -> AsyncIterator[bytes]:
+        """Server-sent events for one viewer: everything first, then what has changed. A slow one misses frames, no facts."""
+        since = -1
+        while True:
+            frame = self._frames.get(since)
+            if frame is None:
+                frame = self._frames[since] = b"data: " + _encode(self.document(since)) + b"\n\n"
+            since = self.history.tick
+            yield frame
+            if since == self.history.tick:
+                await self._news.wait()
+
+    def document(self, since: int) -> dict[str, Any]:
+        """What a viewer who knows everything up to tick `since` does not know yet."""
+        history = self.history
+        return {
+            "tick": history.tick,
+            "whole": since < 0,
+            "now": time.time(),
+            "posts": posts_wanted(self._config.http),
+            "status": status_document(self._config, self._telemetry, history),
+            "points": history.points_after(max(since, 0)),
+            "tables": [[t.token, t.schema, t.table, *t.counts, t.changed_at] for t in history.tables_after(since)],
+        }
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(document)
+    except TypeError:  # the name of a table in an SQL_ASCII database need not be UTF-8
+        return json.dumps(document).encode()

@@ -1,0 +1,61 @@
+"""Who may ask: foreign pages may not, and what changes something wants the token."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from typing import Literal
+
+from quart import Response, jsonify, request
+
+from actors.config import HttpConfig
+
+
+async def guard(http: HttpConfig) -> tuple[Response, int] | None:
+    """Refuse what a browser was tricked into sending, and POSTs without the token."""
+    loopback = is_loopback(http.bind)
+    origin = request.headers.get("Origin")
+    # on loopback the names are known, so that a name rebound to 127.0.0.1 is refused
+    foreign = loopback and _host_of(request.host) not in {"localhost", "127.0.0.1", "::1", http.bind}
+    if foreign or (origin is not None and not _same_place(origin, request.host)):
+        return jsonify({"error": "foreign Host or Origin"}), 403
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return None
+    if http.token:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), http.token.encode()):
+            answer = jsonify({"error": "give the token: Authorization: Bearer ..."})
+            answer.headers["WWW-Authenticate"] = "Bearer"
+            return answer, 401
+    elif not loopback:
+        return jsonify({"error": "set BRIDGE_HTTP_TOKEN to allow this beyond loopback"}), 403
+    return None
+
+
+def posts_wanted(http: HttpConfig) -> Literal["open", "token", "closed"]:
+    """What a POST needs here: nothing, the token, or it is refused altogether."""
+    if http.token:
+        return "token"
+    return "open" if is_loopback(http.bind) else "closed"
+
+
+def _same_place(origin: str, host: str) -> bool:
+    """The page comes from this very server; behind a proxy that ends TLS, too."""
+    scheme, _, place = origin.lower().partition("://")
+    default = {"http": ":80", "https": ":443"}.get(scheme)
+    return default is not None and place.removesuffix(default) == host.lower().removesuffix(default)
+
+
+def _host_of(address: str) -> str:
+    """The host of `host:port`, `[v6]:port` or either alone."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.partition(":")[0].lower()
+
+
+def is_loopback(host: str) -> bool:
+    """An address that only this machine reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,194 @@
+"""GET /status: the keys that its first users read, then ours; and the one sentence that says how it goes."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from typing import Any, Literal, NamedTuple
+
+from actors import __version__
+from actors.config import Config
+from actors.lsn import format_lsn
+from actors.metrics import lag_seconds
+from actors.telemetry import Telemetry
+from actors.web.history import OPERATIONS, STUCK_AFTER_S, History
+
+LAG_WARN_S = 30.0
+LOSS_WARN_S = 4 * 3600.0
+LOSS_BAD_S = 3600.0
+
+
+class Verdict(NamedTuple):
+    """How the bridge is, for a person: text first, colour second."""
+
+    level: Literal["ok", "warn", "bad"]
+    text: str
+
+
+def status_document(config: Config, telemetry: Telemetry, history: History) -> dict[str, Any]:
+    """Everything at this moment; numbers are plain JSON, endless ones None."""
+    t = telemetry
+    lag_bytes = t.slot.lag_bytes
+    problems = [*([t.fault] if t.fault else []), *t.problems.values(), *t.suspended_tables.values()]
+    return {
+        "status": "connected" if t.connected else "disconnected",
+        "uptime_seconds": t.uptime_s,
+        "wal_messages_received": t.wal_messages_received,
+        "cdc_events_published": t.events_published,
+        "current_lsn": format_lsn(t.confirmed_lsn).lower(),
+        "is_connected": t.connected,
+        "reconnect_count": t.reconnects,
+        "nats_reconnect_count": t.nats_reconnects,
+        "last_processing_time_us": t.last_processing_time_us,
+        "slot_active": t.slot.active,
+        "wal_lag_bytes": lag_bytes,
+        "wal_lag_mb": lag_bytes >> 20,
+        "version": __version__,
+        "state": t.state,
+        "reason": t.not_ready_reason,
+        "verdict": verdict(telemetry, history)._asdict(),
+        "slot": config.source.slot,
+        "publication": config.source.publication,
+        "stream": config.publish.stream,
+        "publish": t.publish_mode,
+        "lag_seconds": round(lag_seconds(t, time.time()), 3),
+        "events_per_second": round(history.events_per_second, 1),
+        "latency_ms": {"p50": history.latency_ms(0.5), "p99": history.latency_ms(0.99)},
+        "positions": {
+            stage: format_lsn(getattr(t, f"{stage}_lsn"))
+            for stage in ("received", "decoded", "published", "durable", "confirmed")
+        },
+        "stages": [
+            {
+                "stage": stage.name,
+                "lsn": format_lsn(getattr(t, f"{stage.name}_lsn")),
+                "moved_at": stage.moved_at,
+                "behind": stage.behind,
+                "stuck": stage.stuck,
+            }
+            for stage in history.stages
+        ],  # fmt: skip
+        "transactions": t.transactions,
+        "last_commit_at": t.last_commit_at,
+        "stream_seq": t.stored_seq,
+        "in_flight_messages": t.in_flight_messages,
+        "channels": {
+            name: {"items": c.items_waiting, "capacity": c.capacity, "blocked_seconds": round(c.blocked_s, 3)}
+            for name, c in t.channels.items()
+        },
+        "wal": _wal(telemetry),
+        "wal_status": t.slot.wal_status,
+        "jetstream": asdict(t.stream),
+        "consumers": [asdict(consumer) for consumer in t.consumers],
+        "events": dict(zip(OPERATIONS, history.operation_totals(), strict=True)),
+        "tables": max(len(history.tables), len(t.tables)),
+        "gaps": t.gaps,
+        "snapshots": [asdict(progress) for progress in t.snapshots.values()],
+        "snapshot_requests_waiting": t.snapshot_requests_waiting,
+        "suspended_tables": {token: asdict(problem) for token, problem in t.suspended_tables.items()},
+        "problems": [asdict(problem) for problem in problems],
+        "recent_faults": [asdict(problem) for problem in reversed(t.recent_faults)],
+    }
+
+
+def _wal(t: Telemetry) -> dict[str, Any]:
+    slot = t.slot
+    limited = slot.wal_limited and slot.safe_wal_bytes is not None
+    confirmed = max(t.confirmed_lsn, slot.confirmed_lsn)
+    return {
+        "held_bytes": slot.lag_bytes,
+        "unconfirmed_bytes": max(0, slot.current_lsn - confirmed) if slot.current_lsn and confirmed else 0,
+        "safe_bytes": slot.safe_wal_bytes if limited else None,
+        "budget_bytes": slot.lag_bytes + (slot.safe_wal_bytes or 0) if limited else None,
+        "limited": slot.wal_limited,
+        "seconds_to_loss": round(slot.seconds_to_loss) if math.isfinite(slot.seconds_to_loss) else None,
+        "current_lsn": format_lsn(slot.current_lsn),
+        "restart_lsn": format_lsn(slot.restart_lsn),
+    }
+
+
+def verdict(t: Telemetry, history: History) -> Verdict:
+    """One sentence or a few: what it does, how fast, and what PostgreSQL holds for it; the worst thing decides the level."""
+    level: Literal["ok", "warn", "bad"] = "ok"
+    now = time.time()
+    lag_s, stuck = lag_seconds(t, now), [s for s in history.stages if s.stuck]
+    said: list[str] = []
+    if t.state == "streaming":
+        rate, p50 = history.events_per_second, history.latency_ms(0.5)
+        if rate and p50:
+            said.append(f"Streaming. {_rate(rate)}, stored {age(p50 / 1000)} after commit (median)")
+        else:
+            said.append(_idle(t, now))
+    else:
+        doing = {
+            "starting": "Starting", "waiting_postgres": "Waiting for PostgreSQL", "waiting_nats": "Waiting for NATS",
+            "draining": "Stopping: what was read is being stored", "halted": "Stopped",
+        }  # fmt: skip
+        said.append(doing[t.state])
+        level = "bad" if t.state in ("waiting_postgres", "waiting_nats", "halted") else "warn"
+    if stuck and t.state == "streaming":
+        at = stuck[0].moved_at or t.started_at
+        said.append(f"Stage {stuck[0].name} has not moved for {age(now - at)} although there is work")
+        level = "bad"
+    if lag_s > STUCK_AFTER_S:
+        said.append(f"The oldest change that is not stored is {age(lag_s)} old")
+        level = level if level == "bad" or lag_s <= LAG_WARN_S else "warn"
+    said.append(_held(t))
+    loss_s = t.slot.seconds_to_loss
+    if t.slot.wal_status in ("unreserved", "lost") or loss_s < LOSS_BAD_S:
+        level = "bad"
+    elif level == "ok" and (loss_s < LOSS_WARN_S or t.gaps or t.suspended_tables or t.problems):
+        level = "warn"
+    if t.suspended_tables:
+        said.append(f"{len(t.suspended_tables)} table{'s are' if len(t.suspended_tables) > 1 else ' is'} suspended")
+    if t.gaps:
+        said.append(f"{t.gaps} gap event{'s' if t.gaps > 1 else ''}: changes were lost for good")
+    return Verdict(level, ". ".join(part for part in said if part) + ".")
+
+
+def _idle(t: Telemetry, now: float) -> str:
+    if not t.last_commit_at:
+        return "Streaming. No change has come yet"
+    return f"Streaming. No change at the moment; the last one was committed {age(now - t.last_commit_at)} ago"
+
+
+def _held(t: Telemetry) -> str:
+    slot = t.slot
+    if not slot.restart_lsn:
+        return ""
+    held = f"PostgreSQL holds {human_bytes(slot.lag_bytes)} of WAL for this slot"
+    if slot.wal_status == "lost":
+        return f"{held}, and has removed some that was needed: the slot is lost"
+    if not slot.wal_limited:
+        return f"{held}, without a limit"
+    budget = human_bytes(slot.lag_bytes + (slot.safe_wal_bytes or 0))
+    lasts = f", which lasts {age(slot.seconds_to_loss)} at this rate" if math.isfinite(slot.seconds_to_loss) else ""
+    return f"{held} of a limit of {budget}{lasts}"
+
+
+def _rate(per_second: float) -> str:
+    if per_second >= 10:
+        return f"{per_second:,.0f} changes/s"
+    return f"{per_second:.1f} change{'' if round(per_second, 1) == 1 else 's'}/s"
+
+
+def human_bytes(count: float) -> str:
+    """As people read it: 48 MB, 1.5 GB; by 1024, as PostgreSQL does."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1024 or unit == "TB":
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" or count == int(count) else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def age(seconds: float) -> str:
+    """7 ms, 12 s, 5 min, 3 h, 9 d."""
+    if seconds <= 0:
+        return "0 s"
+    if seconds < 1:
+        return f"{max(1, round(seconds * 1000))} ms"
+    for size, unit in ((86400 * 2, "d"), (3600 * 2, "h"), (120, "min")):
+        if seconds >= size:
+            return f"{seconds / {'d': 86400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"
+    return f"{seconds:.0f} s"

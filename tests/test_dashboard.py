@@ -1,0 +1,596 @@
+"""The page at GET /, in a real browser: what it shows, what its buttons do, and that it talks to nobody else."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from actors.clients.channels import Channel
+from actors.lsn import Lsn
+from actors.telemetry import Problem, SlotHealth, SnapshotProgress, StreamHealth, Telemetry
+from actors.tools.embedded_nats import NatsServer
+from actors.web.feed import VIEWERS_MAX
+from actors.web.history import History, percentile
+from actors.web.page import load_page
+from actors.web.status import human_bytes, verdict
+from actors.wire.table_token import table_token
+from tests.conftest import MakeBridge
+from tests.servers import HANG_S, Database
+from tests.snapshots import wait_for_snapshots
+from tests.test_exactness import wait_for
+from tests.test_http_server import Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+HOSTILE = ['<img src=x onerror="alert(1)">', "</script><script>alert(1)</script>", "${alert(1)}", "a\nb", "'; DROP TABLE x; --"]
+FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
+--disable-sync""".split()
+
+
+GONE = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING")
+"""What the browser itself says when the server of a test ends."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium by Playwright; without either the test is skipped."""
+    api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        except api.Error as exc:
+            pytest.skip(f"no Chromium that starts: apt-get install chromium, or playwright install chromium ({exc})")
+        yield browser
+        browser.close()
+
+
+class Seen:
+    """What a page did that a person does not see."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.asked: list[tuple[str, str]] = []
+
+
+@pytest.fixture
+def seen() -> Seen:
+    return Seen()
+
+
+@pytest.fixture
+def page(browser: Browser, seen: Seen, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of the size and colours that the test asks for; one that says anything on its console fails the test."""
+    context = browser.new_context(**getattr(request, "param", {"viewport": {"width": 1280, "height": 900}}))
+    context.set_default_timeout(HANG_S * 1000)
+    page = context.new_page()
+    page.on("console", lambda message: seen.said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: seen.said.append(f"error: {error}"))
+    page.on("dialog", lambda dialog: seen.said.append(f"alert: {dialog.message}"))
+    page.on("request", lambda asked: seen.asked.append((asked.method, asked.url)))
+    yield page
+    context.close()
+    assert [line for line in seen.said if not any(word in line for word in GONE)] == []
+
+
+def streaming(telemetry: Telemetry, tables: int = 3) -> Telemetry:
+    """Telemetry of a bridge that streams."""
+    telemetry.state, telemetry.not_ready_reason, telemetry.publish_mode = "streaming", "", "fast"
+    telemetry.postgres_connected = telemetry.nats_connected = True
+    now = time.time()
+    telemetry.last_received_at = telemetry.last_ack_at = telemetry.last_commit_at = now
+    lsn = Lsn(0x5A000000)
+    telemetry.received_lsn = telemetry.decoded_lsn = telemetry.published_lsn = telemetry.durable_lsn = lsn
+    telemetry.confirmed_lsn = lsn
+    telemetry.slot = SlotHealth(True, Lsn(lsn + 4096), Lsn(lsn - (48 << 20)), lsn, "reserved", 10 << 30, True)
+    telemetry.stream = StreamHealth(1000, 5 << 20, 10 << 30, 1, 1000, now - 86400, now)
+    telemetry.channels = {name: Channel(name, 4, 1024) for name in ("blocks", "items", "batches", "published")}
+    telemetry.tables = tuple(table_token("public", f"table_{i:04d}") for i in range(tables))
+    return telemetry
+
+
+def store(telemetry: Telemetry, schema: str, table: str, operation: str = "insert", count: int = 1) -> None:
+    key = (schema, table, operation)
+    telemetry.table_events[key] = telemetry.table_events.get(key, 0) + count
+    telemetry.event_latency_s.observe(0.004, count)
+    telemetry.events_published += count
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return streaming(Telemetry())
+
+
+@pytest.fixture
+def server(telemetry: Telemetry) -> Iterator[Server]:
+    with Server(telemetry) as server:
+        yield server
+
+
+def until(page: Page, expression: str) -> None:
+    """Wait until an expression is true. Asked from outside: the page's policy forbids Playwright's own way, which is eval."""
+    wait_for(lambda: bool(page.evaluate(expression)))
+
+
+def show(page: Page, server: Server) -> None:
+    page.goto(f"http://127.0.0.1:{server.port}/")
+    page.wait_for_selector("#live.on")
+
+
+def first_frame(server: Server) -> dict[str, Any]:
+    """The first server-sent event."""
+    with server.connected() as client:
+        client.sendall(b"GET /events HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        found = b""
+        while b"\n\n" not in found.partition(b"\r\n\r\n")[2]:
+            more = client.recv(65536)
+            assert more, found
+            found += more
+    document: dict[str, Any] = json.loads(found.partition(b"data: ")[2].partition(b"\n\n")[0])
+    return document
+
+
+# -- what a person sees
+
+
+def test_the_page_tells_how_it_goes(page: Page, server: Server, telemetry: Telemetry) -> None:
+    show(page, server)
+    assert page.inner_text("#identity") == "slot cdc_slot, publication cdc_pub → stream CDC"
+    assert "PostgreSQL holds 48 MB of WAL for this slot of a limit of 10 GB" in page.inner_text("#verdict-text")
+    assert page.get_attribute("#verdict", "class") == "verdict ok"
+    assert page.locator(".stage.stuck").count() == 0
+    assert page.locator("svg[role=img]").count() == 4
+    store(telemetry, "public", "table_0001", count=7)
+    until(page, "document.querySelector('#table-rows td.name').innerText.trim() === 'table_0001'")  # what changes comes first
+    assert page.inner_text("#tiles .tile:nth-child(5) b") == "7"
+    until(page, "/[1-9]/.test(document.querySelector('#verdict-text').innerText.split('changes/s')[0])")
+
+
+def test_the_stage_that_stands_still_is_named(page: Page, server: Server, telemetry: Telemetry) -> None:
+    show(page, server)
+    telemetry.decoded_lsn = telemetry.received_lsn = Lsn(telemetry.received_lsn + 1_000_000)
+    page.wait_for_selector(".stage.stuck")
+    assert [text.split("\n")[0] for text in page.locator(".stage.stuck").all_inner_texts()] == ["Publisher"]
+    assert page.get_attribute("#verdict", "class") == "verdict bad"
+    assert "Stage published has not moved" in page.inner_text("#verdict-text")
+    telemetry.published_lsn = telemetry.durable_lsn = telemetry.confirmed_lsn = telemetry.received_lsn
+    page.wait_for_selector("#verdict.ok")
+
+
+def test_problems_show_their_fix_and_it_can_be_copied(page: Page, server: Server, telemetry: Telemetry) -> None:
+    telemetry.problems["x"] = Problem(
+        "WB117", "no right to read t", "said so", "snapshots fail", "GRANT SELECT ON t TO bridge;"
+    )
+    telemetry.note_fault(Problem("WB200", "cannot connect to NATS at n:4222", fix="start it"))
+    telemetry.fault = None
+    show(page, server)
+    assert page.locator("#problems li").count() == 1
+    for words in ("WB117", "no right to read t", "said so", "snapshots fail"):
+        assert words in page.inner_text("#problems")
+    assert "cannot connect to NATS" in page.inner_text("#faults"), "what is over is shown apart"
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click("#problems button")
+    page.wait_for_selector("#toast.shown")
+    assert page.evaluate("navigator.clipboard.readText()") == "GRANT SELECT ON t TO bridge;"
+    telemetry.problems.clear()
+    page.wait_for_selector("#problems-section", state="hidden")
+
+
+def test_snapshots_show_their_progress(page: Page, server: Server, telemetry: Telemetry) -> None:
+    telemetry.snapshots = {
+        "a": SnapshotProgress("a", "running", "snap-1-a", 250, 1000, 3, 4096, time.time(), 0),
+        "b": SnapshotProgress("b", "failed", error="table b is gone"),
+        "c": SnapshotProgress("c", "done", "snap-2-b", 12345, 12000, 2, 2048, time.time(), 3.0),
+        "d": SnapshotProgress("d"),
+    }
+    show(page, server)
+    page.wait_for_selector("#snapshots li")
+    assert page.get_attribute("#snapshots [role=progressbar]", "aria-valuenow") == "25"
+    words = page.inner_text("#snapshots")
+    for expected in ("running", "waiting", "failed", "table b is gone", "12,345 rows", "250 of about 1,000 rows"):
+        assert expected in words
+    telemetry.snapshots["a"].rows = 900
+    page.wait_for_selector("[aria-valuenow='90']")
+
+
+def test_a_thousand_tables_are_searched_sorted_and_shown_in_parts(page: Page, telemetry: Telemetry) -> None:
+    streaming(telemetry, tables=1000)
+    for i in range(1000):
+        store(telemetry, "public", f"table_{i:04d}", "update", i)
+    with Server(telemetry) as server:
+        show(page, server)
+        page.wait_for_selector("#table-rows tr")
+        assert page.inner_text("#tables-count") == "1,000"
+        assert page.locator("#table-rows tr").count() == 25
+        page.click("#more")
+        assert page.locator("#table-rows tr").count() == 50
+        page.click("[data-sort=update]")
+        assert page.inner_text("#table-rows tr:first-child td.name").strip() == "table_0999"
+        assert page.locator("th[aria-sort=descending]").inner_text() == "Updates"
+        page.click("[data-sort=update]")
+        assert page.inner_text("#table-rows tr:first-child td.name").strip() == "table_0000"
+        page.locator("body").press("/")
+        page.keyboard.type("0777")
+        until(page, "document.querySelectorAll('#table-rows tr').length === 1")
+        assert page.inner_text("#tables-count") == "1 of 1,000"
+        page.fill("#search", "no such table")
+        assert page.inner_text("#tables-none") == "No table of this name."
+        store(telemetry, "public", "table_0777")
+        page.fill("#search", "table_0777")
+        until(page, "document.querySelector('#table-rows').innerText.includes('778')")
+
+
+def test_names_and_words_from_servers_stay_text(page: Page, server: Server, telemetry: Telemetry) -> None:
+    for name in HOSTILE:
+        store(telemetry, "evil<b>", name)
+        telemetry.problems[name] = Problem("WB100", name, name, name, name)
+        telemetry.snapshots[table_token("evil<b>", name)] = SnapshotProgress(table_token("evil<b>", name), "failed", error=name)
+    store(telemetry, "sql_ascii", "caf\udce9")  # a name that is not UTF-8
+    show(page, server)
+    until(page, f"document.querySelectorAll('#table-rows tr').length >= {len(HOSTILE) + 1}")
+    words = "".join(page.locator("#table-rows td.name").all_text_contents())
+    for name in HOSTILE:
+        assert f"evil<b>.{name}" in words
+    assert page.locator("#main img, #main script, #main b b").count() == 0
+    page.locator("#table-rows tr", has_text="DROP TABLE").get_by_role("button").click()
+    page.wait_for_selector("#toast.shown")
+    assert server.snapshots_asked == [table_token("evil<b>", "'; DROP TABLE x; --")]
+
+
+def test_the_charts_answer_to_pointer_and_keyboard(page: Page, server: Server) -> None:
+    show(page, server)
+    chart = page.locator("svg[role=img]").first
+    until(page, "document.querySelectorAll('.chart svg text').length > 8")
+    page.wait_for_timeout(2500)
+    chart.focus()
+    assert ", now:" in (chart.get_attribute("aria-label") or "")
+    chart.press("ArrowLeft")
+    assert re.search(r", \d\d:\d\d:\d\d: insert", chart.get_attribute("aria-label") or "")
+    assert page.locator(".cursor[visibility=visible]").count() == 4, "one cursor for all of them"
+    chart.press("Escape")
+    assert page.locator(".cursor[visibility=visible]").count() == 0
+    chart.hover()
+    assert page.locator(".cursor[visibility=visible]").count() == 4
+    page.click("[data-seconds='900']")
+    assert page.get_attribute("[data-seconds='900']", "aria-pressed") == "true"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        {
+            "viewport": {"width": width, "height": 800},
+            "color_scheme": scheme,
+            "has_touch": width < 500,
+            "is_mobile": width < 500,
+        }
+        for width, scheme in ((360, "light"), (390, "dark"), (768, "dark"), (1024, "light"), (1920, "light"))
+    ],
+    indirect=True,
+    ids=lambda options: f"{options['viewport']['width']}-{options['color_scheme']}",
+)
+def test_nothing_is_cut_off_and_all_of_it_can_be_read(page: Page, server: Server, telemetry: Telemetry) -> None:
+    store(telemetry, "a_schema_with_a_long_name", "x" * 63, count=123_456_789)
+    telemetry.problems["x"] = Problem("WB117", "y" * 200, fix="z" * 300)
+    telemetry.suspended_tables["table_0001"] = Problem("WB221", "table table_0001 is suspended")
+    show(page, server)
+    page.wait_for_selector("#table-rows tr")
+    assert page.evaluate("document.documentElement.scrollWidth") == page.evaluate("document.documentElement.clientWidth")
+    assert page.evaluate(CONTRASTS) == []
+
+
+# text against the first opaque background behind it: WCAG AA wants 4.5
+CONTRASTS = """() => {
+  const context = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
+  const rgb = (color, under) => {
+    context.fillStyle = under; context.fillRect(0, 0, 1, 1);
+    context.fillStyle = color; context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const behind = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const color = getComputedStyle(at).backgroundColor;
+      if (!/, 0\\)$|transparent/.test(color)) return color;
+    }
+    return 'white';
+  };
+  const light = (c) => c.map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const poor = [];
+  for (const element of document.querySelectorAll('body *')) {
+    const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || element.disabled || !element.checkVisibility() || element.closest('.skip, .toast, script, style')) continue;
+    const svg = element instanceof SVGElement, back = behind(element), style = getComputedStyle(element);
+    const [a, b] = [light(rgb(svg ? style.fill : style.color, back)), light(rgb(back, 'white'))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) poor.push(`${element.tagName} ${element.textContent.slice(0, 30)} ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
+  }
+  return poor;
+}"""
+
+
+@pytest.mark.parametrize("page", [{"reduced_motion": "reduce"}, {"reduced_motion": "no-preference"}], indirect=True)
+def test_nothing_moves_for_who_does_not_want_it(page: Page, server: Server, telemetry: Telemetry) -> None:
+    show(page, server)
+    store(telemetry, "public", "table_0001", count=50)
+    until(page, "document.querySelector('#tiles .tile:nth-child(5) b').innerText === '50'")
+    moving = page.evaluate("document.getAnimations().filter((a) => a instanceof CSSAnimation).length")
+    reduced = page.evaluate("matchMedia('(prefers-reduced-motion: reduce)').matches")
+    assert (moving == 0) if reduced else moving >= 0
+    assert page.evaluate("""() => {
+        const link = document.querySelector('.link'); link.classList.add('flowing');
+        return getComputedStyle(link.querySelector('.wire'), '::after').animationName }""") == ("none" if reduced else "flow")
+
+
+# -- what its buttons do
+
+
+def test_stop_asks_first_and_then_stops(page: Page, server: Server, seen: Seen) -> None:
+    show(page, server)
+    page.click("#stop-button")
+    assert page.evaluate("document.activeElement.id") == "stop-cancel", "Enter keeps it running"
+    page.keyboard.press("Escape")
+    assert not page.locator("#stop-dialog").is_visible()
+    page.click("#stop-button")
+    page.click("#stop-cancel")
+    assert not server.stop_asked
+    page.click("#stop-button")
+    page.click("#stop-confirm")
+    page.wait_for_selector("#toast.shown")
+    wait_for(lambda: server.stop_asked)
+    server.end()
+    page.wait_for_selector("#live.off")
+    assert page.inner_text("#verdict-text").startswith("The bridge has stopped.")
+    assert {url.split("/")[2] for _, url in seen.asked} == {f"127.0.0.1:{server.port}"}
+
+
+def test_a_snapshot_is_requested_by_name_and_by_row(page: Page, server: Server) -> None:
+    show(page, server)
+    page.fill("#snapshot-table", "not.yet/published")
+    page.keyboard.press("Enter")
+    wait_for(lambda: len(server.snapshots_asked) == 1)
+    page.get_by_role("button", name="Request a snapshot of table_0002").click()
+    wait_for(lambda: len(server.snapshots_asked) == 2)
+    assert server.snapshots_asked == ["not=2Eyet=2Fpublished", "table_0002"]
+
+
+def test_the_token_is_asked_for_kept_in_the_tab_and_asked_again_when_wrong(
+    page: Page, telemetry: Telemetry, seen: Seen
+) -> None:
+    with Server(telemetry, token="correct-horse") as server:
+        show(page, server)
+        page.fill("#snapshot-table", "users")
+        page.click("#snapshot-submit")
+        page.fill("#token-input", "wrong")
+        page.keyboard.press("Enter")
+        until(page, "document.querySelector('#token-words').innerText.includes('does not take')")
+        page.fill("#token-input", "correct-horse")
+        page.keyboard.press("Enter")
+        wait_for(lambda: server.snapshots_asked == ["users"])
+        page.get_by_role("button", name="Request a snapshot of table_0001").click()
+        wait_for(lambda: server.snapshots_asked == ["users", "table_0001"])
+        assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 1, ""]
+        assert not any("horse" in url for _, url in seen.asked)
+        page.reload()
+        page.wait_for_selector("#live.on")
+        page.get_by_role("button", name="Request a snapshot of table_0000").click()
+        wait_for(lambda: len(server.snapshots_asked) == 3)
+    seen.said = [line for line in seen.said if "401" not in line]
+
+
+def test_beyond_loopback_without_a_token_the_buttons_are_off(page: Page, telemetry: Telemetry) -> None:
+    with Server(telemetry, bind="0.0.0.0") as server:
+        show(page, server)
+        page.wait_for_selector("#table-rows tr")
+        assert page.locator("#stop-button").is_disabled()
+        assert "BRIDGE_HTTP_TOKEN" in (page.get_attribute("#stop-button", "title") or "")
+        assert page.locator("#table-rows button:enabled, #snapshot-submit:enabled").count() == 0
+
+
+def test_beyond_loopback_the_page_itself_may_post_and_another_may_not(telemetry: Telemetry) -> None:
+    with Server(telemetry, bind="0.0.0.0", token="correct-horse") as server:
+        opened = {"Host": "bridge.example:9090", "Authorization": "Bearer correct-horse"}
+        for origin in ("http://evil.example", "http://bridge.example", "http://bridge.example:9091", "null"):
+            assert server.ask("POST", "/snapshot/x", Origin=origin, **opened)[0] == 403, origin
+        assert server.ask("POST", "/snapshot/x", Origin="http://bridge.example:9090", **opened)[0] == 202
+
+
+# -- whom it talks to
+
+
+def test_no_request_leaves_the_host_and_the_console_stays_empty(
+    page: Page, seen: Seen, database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    database.execute("""
+        CREATE TABLE users (id int PRIMARY KEY, name text); CREATE SCHEMA "my shop";
+        CREATE TABLE "my shop"."Order Lines" (id int PRIMARY KEY);
+        CREATE PUBLICATION cdc_pub FOR TABLE users, "my shop"."Order Lines" """)
+    bridge = make_bridge(database, nats)
+    page.goto(f"http://127.0.0.1:{bridge.port}/")
+    page.wait_for_selector("#live.on")
+    until(page, "document.querySelectorAll('#table-rows tr').length === 2")
+    assert sorted(name.strip() for name in page.locator("#table-rows td.name").all_inner_texts()) == [
+        "my shop.Order Lines",
+        "users",
+    ]
+    database.execute(
+        """INSERT INTO users SELECT g, 'x' FROM generate_series(1, 500) g; INSERT INTO "my shop"."Order Lines" VALUES (1)"""
+    )
+    until(page, "document.querySelector('#tiles .tile:nth-child(5) b').innerText === '501'")
+    page.get_by_role("button", name="Request a snapshot of my shop.Order Lines").click()
+    with ThreadPoolExecutor() as elsewhere:  # Playwright has an event loop in this thread
+        (snapshot,) = elsewhere.submit(wait_for_snapshots, nats.url, table_token("my shop", "Order Lines")).result()
+    assert snapshot.meta is not None
+    assert (snapshot.meta["table"], snapshot.meta["row_count"]) == ("Order Lines", 1)
+    page.wait_for_selector("#snapshots .badge.done")
+    assert {url.split("/")[2] for _, url in seen.asked} == {f"127.0.0.1:{bridge.port}"}
+    assert {(method, url.split("/", 3)[3]) for method, url in seen.asked} == {
+        ("GET", ""), ("GET", "events"), ("POST", "snapshot/my%20shop/Order%20Lines".replace("%20", "%3D20"))}  # fmt: skip
+    page.click("#stop-button")
+    page.click("#stop-confirm")
+    assert bridge.wait() == 0
+    page.wait_for_selector("#live.off")
+
+
+def test_the_policy_allows_nothing_but_the_page_itself(page: Page, server: Server, seen: Seen) -> None:
+    show(page, server)
+    answered = page.evaluate("""async () => {
+        const found = [];
+        try { document.body.innerHTML = '<p>x</p>'; found.push('markup'); } catch { }
+        try { await fetch('http://127.0.0.2:1/'); found.push('fetch'); } catch { }
+        const script = document.createElement('script');
+        try { script.text = 'window.ran = 1'; document.body.append(script); } catch { }
+        if (window.ran) found.push('script');
+        const p = document.createElement('p'); p.setAttribute('style', 'color: red'); document.body.append(p);
+        if (getComputedStyle(p).color === 'rgb(255, 0, 0)') found.push('style');
+        return found; }""")
+    assert answered == []
+    assert len(seen.said) >= 4, "the browser reported each of them"
+    seen.said.clear()
+
+
+def test_the_page_refuses_what_is_refused_everywhere(server: Server) -> None:
+    status, headers, body = server.ask("GET", "/")
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert body.encode() == load_page().html
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert not re.findall(r"(?:src|href)=[\"']?(?:https?:)?//", body)
+    for path in ("/", "/events"):
+        assert server.ask("GET", path, Host="evil.example")[0] == 403
+        assert server.ask("GET", path, Origin="http://evil.example")[0] == 403
+
+
+# -- the stream of data
+
+
+def test_viewers_are_limited_and_a_place_is_free_again(server: Server) -> None:
+    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=HANG_S) for _ in range(VIEWERS_MAX)]
+    for client in clients:
+        client.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+        while b"data: " not in client.recv(65536):
+            pass
+    status, _, body = server.ask("GET", "/events")
+    assert status == 503
+    assert str(VIEWERS_MAX) in body
+    for client in clients:
+        client.close()
+    wait_for(lambda: _opens(server))
+
+
+def _opens(server: Server) -> bool:
+    with server.connected() as client:
+        client.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return client.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_frame_has_everything_first_and_then_what_changed(server: Server, telemetry: Telemetry) -> None:
+    wait_for(lambda: len(first_frame(server)["tables"]) == 3)
+    with server.connected() as client:
+        client.sendall(b"GET /events HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        found = b""
+        store(telemetry, "public", "table_0002", "delete", 5)
+        while not any(frame["tables"] and not frame["whole"] for frame in _frames(found)):
+            more = client.recv(65536)
+            assert more
+            found += more
+    whole, *later = _frames(found)
+    assert whole["whole"]
+    assert {row[0] for row in whole["tables"]} >= {"table_0000", "table_0001", "table_0002"}
+    assert [row[:7] for frame in later for row in frame["tables"]] == [["table_0002", "public", "table_0002", 0, 0, 5, 0]]
+    assert all(len(frame["points"]) >= 1 for frame in later)
+
+
+def _frames(found: bytes) -> list[dict[str, Any]]:
+    lines = found.partition(b"\r\n\r\n")[2].split(b"\n\n")[:-1]
+    return [json.loads(line.removeprefix(b"data: ")) for line in lines]
+
+
+def test_viewers_do_not_keep_the_server_from_ending(telemetry: Telemetry) -> None:
+    with Server(telemetry) as server, server.connected() as reading, server.connected() as silent:
+        for client in (reading, silent):
+            client.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert reading.recv(100)
+        server.end()
+
+
+# -- the history behind it
+
+
+def test_rates_and_percentiles_are_of_the_second_that_they_stand_for() -> None:
+    telemetry = Telemetry()
+    history = History(telemetry)
+    store(telemetry, "public", "before", count=1_000_000)
+    history.sample(100.0)
+    assert history.points[-1].events == 0, "what was there before the first look is no rate"
+    store(telemetry, "public", "t", count=30)
+    store(telemetry, "public", "t", "truncate", 4)
+    history.sample(102.0)
+    point = history.points[-1]
+    assert (point.inserts, point.others, point.events) == (15, 2, 17)
+    assert point.latency_p50_ms is not None
+    assert 2 <= point.latency_p50_ms <= 5
+    history.sample(103.0)
+    assert history.points[-1].events == 0
+    assert history.points[-1].latency_p50_ms is None
+    assert [len(history.points_after(tick)) for tick in (0, 1, 3)] == [3, 2, 0]
+    assert [t.table for t in history.tables_after(1)] == ["t"]
+
+
+def test_the_history_ends_after_fifteen_minutes() -> None:
+    history = History(Telemetry())
+    for second in range(1000):
+        history.sample(float(second + 1))
+    assert len(history.points_after(0)) == 900
+    assert history.points_after(998)[0].unix_s == 999.0
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "expected"),
+    [
+        ([0, 0, 0, 0], 0.5, None),
+        ([10, 0, 0, 0], 0.5, 0.5),
+        ([10, 10, 0, 0], 0.75, 1.5),
+        ([0, 0, 0, 5], 0.99, 4.0),
+        ([1, 0, 99, 0], 0.5, 2 + 2 * 49 / 99),
+    ],
+)
+def test_percentile(counts: list[int], share: float, expected: float | None) -> None:
+    assert percentile((1.0, 2.0, 4.0), counts, share) == (None if expected is None else pytest.approx(expected))
+
+
+def test_the_verdict_is_as_bad_as_the_worst_thing() -> None:
+    telemetry = streaming(Telemetry())
+    history = History(telemetry)
+    history.sample(time.time())
+    assert verdict(telemetry, history).level == "ok"
+    telemetry.slot.wal_limited, telemetry.slot.safe_wal_bytes = False, None
+    assert "without a limit" in verdict(telemetry, history).text
+    telemetry.gaps = 1
+    assert verdict(telemetry, history).level == "warn"
+    assert "1 gap event: changes were lost for good" in verdict(telemetry, history).text
+    telemetry.slot.seconds_to_loss = 600
+    assert verdict(telemetry, history).level == "bad"
+    telemetry.slot.seconds_to_loss, telemetry.state, telemetry.stalled_commit_at = (
+        float("inf"),
+        "waiting_nats",
+        time.time() - 300,
+    )
+    history.sample(time.time())
+    said = verdict(telemetry, history)
+    assert (said.level, said.text.split(".")[0]) == ("bad", "Waiting for NATS")
+    assert "5 min old" in said.text
+    assert [stage.name for stage in history.stages if stage.stuck] == ["durable"]
+
+
+def test_bytes_read_as_people_write_them() -> None:
+    assert [human_bytes(n) for n in (0, 1023, 1536, 48 << 20, 200 << 30, 3 << 50)] == [
+        "0 B", "1023 B", "1.5 kB", "48 MB", "200 GB", "3072 TB"]  # fmt: skip

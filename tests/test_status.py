@@ -1,0 +1,105 @@
+"""`walbridge status`, against bridges and against what is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from actors.config import resolve
+from actors.telemetry import Problem, SnapshotProgress, Telemetry
+from actors.tools.embedded_nats import NatsServer
+from actors.tools.status import describe, printable
+from actors.web.history import History
+from actors.web.status import status_document
+from tests.conftest import MakeBridge
+from tests.servers import HANG_S, ROOT, Database, free_port, wait_for_events
+from tests.test_dashboard import streaming
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "actors.main", "status", *arguments]
+
+
+def status(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), cwd=ROOT, text=True, capture_output=True, check=False, timeout=HANG_S)
+
+
+def test_it_tells_what_a_running_bridge_does(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    bridge = make_bridge(database, nats)
+    database.execute("INSERT INTO t SELECT generate_series(1, 7)")
+    wait_for_events(nats.url, 7)
+    url = f"http://127.0.0.1:{bridge.port}"
+    deadline = time.monotonic() + HANG_S
+    while "7 stored since the start" not in (done := status("--url", url)).stdout:
+        assert time.monotonic() < deadline, done
+    assert done.returncode == 0
+    assert done.stdout.startswith("Walbridge ")
+    for words in ("Streaming. ", "confirmed", "WAL held", "tables     1"):
+        assert words in done.stdout, done.stdout
+    assert "\x1b" not in done.stdout, "no colours on a pipe"
+    as_json = json.loads(status("--url", url, "--json").stdout)
+    assert as_json["cdc_events_published"] == 7
+    assert as_json["verdict"]["level"] in ("ok", "warn")
+    nats.kill()
+    while status("--url", url).returncode == 0:
+        assert time.monotonic() < deadline
+    waiting = status("--url", url).stdout
+    assert "Waiting for NATS" in waiting
+    assert "fix:" in waiting, "the fault comes with its fix"
+
+
+def test_watching_prints_a_line_a_second_until_told_to_stop(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    bridge = make_bridge(database, nats)
+    env = {**os.environ, "BRIDGE_PORT": str(bridge.port)}
+    with subprocess.Popen(command("--watch", "--json"), cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        looks = [json.loads(process.stdout.readline())["uptime_seconds"] for _ in range(3)]
+        process.terminate()
+    assert looks == sorted(looks)
+    assert looks[-1] > looks[0]
+
+
+def test_nobody_there_is_one_line_and_exit_1() -> None:
+    done = status("--url", f"http://127.0.0.1:{free_port()}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no bridge answers at http://127.0.0.1:" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "nonsense", "http://"])
+def test_an_address_that_is_none_is_exit_2(url: str) -> None:
+    done = status("--url", url)
+    assert done.returncode == 2
+    assert "--url" in done.stderr
+
+
+def test_every_part_is_shown_and_no_name_steers_the_terminal() -> None:
+    telemetry = streaming(Telemetry())
+    telemetry.problems["x"] = Problem("WB117", "no right to read \x1b[2J", "said so", "means it", "GRANT\nSELECT")
+    telemetry.suspended_tables["a\x07b"] = Problem("WB301", "table suspended")
+    telemetry.snapshots = {
+        "a": SnapshotProgress("a", "running", "snap-1-a", 250, 1000, 3, 4096, time.time(), 0),
+        "b": SnapshotProgress("b", "failed", error="gone"),
+        "c": SnapshotProgress("c"),
+    }
+    telemetry.last_received_at = 0.0
+    config = resolve({}, {"POSTGRES_BRIDGE_USER": "x"})
+    history = History(telemetry)
+    history.sample(time.time())
+    document = json.loads(json.dumps(status_document(config, telemetry, history)))
+    text = "\n".join(describe(document, time.time()))
+    for words in ("WB117: no right to read ?[2J", "said:  said so", "GRANT\n           SELECT", "a?b", "a running: 250 rows (25 %)",
+                  "b failed: gone", "1 waiting", "48 MB of 10 GB", "1,000 messages, 5 MB of 10 GB, reaches back 24 h"):  # fmt: skip
+        assert words in text, words
+    assert "\x1b" not in text
+    assert "\x1b[33m" in "\n".join(describe(document, time.time(), colour=True))
+    assert printable("é\u202e\n") == "é?\n"
