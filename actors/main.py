@@ -117,6 +117,27 @@ def health(
     return check_health(bind, port or variable or "9090", "--port" if port or not variable else "BRIDGE_PORT")
 
 
+@app.command
+def export(
+    kind: Annotated[str, Parameter(help="alerts, grafana, compose, systemd, nats-permissions or sql-role")],
+    /,
+    *,
+    dir: Annotated[Path | None, Parameter(help="write into this folder instead of printing")] = None,
+    slot: Annotated[str | None, Parameter(group=SOURCE, help="replication slot [cdc_slot]")] = None,
+    pub: Annotated[str | None, Parameter(group=SOURCE, help="publication [cdc_pub]")] = None,
+    tables: Annotated[str, Parameter(group=SOURCE, help="what the publication holds [users,orders]")] = "users,orders",
+    stream: Annotated[str | None, Parameter(group=NATS, help="CDC stream [CDC]")] = None,
+    port: Annotated[str | None, Parameter(group=HTTP, help="HTTP telemetry [9090, env BRIDGE_PORT]")] = None,
+    env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
+) -> int:
+    """Print or write files for operating the bridge, made for this setup: its slot, publication, stream, port and users."""
+    from actors.tools.export import export as write  # noqa: PLC0415
+    from actors.tools.export import make_setup  # noqa: PLC0415
+
+    flags = {"slot": slot, "pub": pub, "stream": stream, "port": port}
+    return write(kind, dir, make_setup(flags, os.environ, env_file, tables))
+
+
 @app.command(name="help")
 def show_help(topic: str = "", /) -> int:
     """Explain an error by its code (WB107), list the environment variables (env), or show this help."""
@@ -165,7 +186,7 @@ def _one_line(exc: CycloptsError) -> str:
     """What is wrong with the words of the command line: the word first, as in all our messages."""
     if isinstance(exc, UnusedCliTokensError) and exc.unused_tokens:
         found, kind = exc.unused_tokens[0], "no such command"
-        wanted = ["run", "health", "help"]
+        wanted = ["run", "health", "export", "help"]
     elif isinstance(exc, UnknownOptionError):
         found, kind = (exc.token.keyword or exc.token.value).partition("=")[0], "unknown option"
         wanted = [name for argument in exc.argument_collection for name in argument.names]
