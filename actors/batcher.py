@@ -22,12 +22,17 @@ from actors.messages import (
     Truncated,
 )
 from actors.telemetry import Problem, Telemetry
-from actors.wire.envelope import EventEncoder
+from actors.wire.envelope import EventEncoder, compressed
 from actors.wire.table_token import split_token
 
 HEADER_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: 18446744073709551615\r\nNats-Msg-Id: \r\n\r\n")
 """Of each message as sent, beside its id and body: they count against max_payload."""
 _LIST_HEAD_BYTES = 5
+
+
+def _size(message: OutMessage) -> int:
+    """Bytes as sent that count against max_payload."""
+    return len(message.body) + len(message.msg_id) + len(message.headers) + HEADER_BYTES
 
 
 class Limits(NamedTuple):
@@ -125,6 +130,10 @@ class Batcher:
             most = min(stop, index + self._limits.events_max - len(self._messages))
             made, size = self._encoder.rows(run, index, most, self._limits.bytes_max - self._bytes, self._event_max)
             if made:
+                compressor = self._encoder.compressor(run.kind)
+                if compressor is not None:
+                    made = [compressed(message, compressor) for message in made]
+                    size = sum(_size(message) - HEADER_BYTES for message in made)
                 self._messages += made
                 self._bytes += size + HEADER_BYTES * len(made)
                 self._counts[run.kind] = self._counts.get(run.kind, 0) + len(made)
@@ -155,28 +164,32 @@ class Batcher:
     def _emit(self, change: RowChange | Truncated, *, last: bool) -> Suspension | None:
         """Add one change's event; a Suspension instead when no part of it that is of use fits."""
         if type(change) is RowChange:
-            message = self._encoder.row(change, last=last)
-            if len(message.body) + len(message.msg_id) + HEADER_BYTES > self._limits.payload_max:
+            message = self._as_sent(change.kind, self._encoder.row(change, last=last))
+            if _size(message) > self._limits.payload_max:
                 smaller = self._without_largest(change, last=last)
                 if smaller is None:
                     return self._suspend(change)
                 message = smaller
         else:
             message = self._encoder.truncated(change, last=last)  # type: ignore[arg-type]
-        size = len(message.body) + len(message.msg_id) + HEADER_BYTES
         if self._limits.pack > 1:
-            self._add_to_group(change.kind, message, size)
+            self._add_to_group(change.kind, message, _size(message))
         else:
             self._messages.append(message)
-            self._bytes += size
+            self._bytes += _size(message)
         counts = self._counts
         counts[change.kind] = counts.get(change.kind, 0) + 1
         self._newest = change
         return None
 
+    def _as_sent(self, kind: EventKind, message: OutMessage) -> OutMessage:
+        """Compressed, if this table's are; of several in a message all are compressed together."""
+        compressor = self._encoder.compressor(kind) if self._limits.pack == 1 else None
+        return message if compressor is None else compressed(message, compressor)
+
     def _append(self, message: OutMessage, position: Position) -> None:
         self._messages.append(message)
-        self._bytes += len(message.body) + len(message.msg_id) + HEADER_BYTES
+        self._bytes += _size(message)
         self._settle()
         self._position = position
 
@@ -209,8 +222,11 @@ class Batcher:
         if self._group:
             body = self._encoder.pack([message.body for message in self._group])
             message = self._group[-1]._replace(body=body)
+            compressor = self._encoder.compressor(self._group_kind) if self._group_kind is not None else None
+            if compressor is not None:
+                message = compressed(message, compressor)
             self._messages.append(message)
-            self._bytes += len(body) + len(message.msg_id) + HEADER_BYTES
+            self._bytes += _size(message)
             self._group = []
 
     # -- rows that are too large
@@ -225,8 +241,7 @@ class Batcher:
                     sizes[name] = sizes.get(name, 0) + self._encoder.value_size_bytes(value)
         omitted: list[str] = []
         data, old = dict(change.data), None if change.old is None else dict(change.old)
-        message = self._encoder.row(change, last=last)
-        excess = len(message.body) + len(message.msg_id) + HEADER_BYTES - self._limits.payload_max
+        excess = _size(self._encoder.row(change, last=last)) - self._limits.payload_max
         for name in sorted(sizes, key=lambda n: -sizes[n]):
             omitted.append(name)
             data.pop(name, None)
@@ -236,13 +251,17 @@ class Batcher:
             if excess <= 0:
                 smaller = change._replace(data=data, old=old)
                 message = self._encoder.row(smaller, last=last, omitted=tuple(omitted))
-                excess = len(message.body) + len(message.msg_id) + HEADER_BYTES - self._limits.payload_max
+                excess = _size(message) - self._limits.payload_max
                 if excess <= 0:
                     self.omitting += 1
                     return message
         return None
 
     # -- tables that cannot be served
+
+    def resume(self, token: str) -> None:
+        """A table's events go out again, from the next one that comes."""
+        self.suspended.pop(token, None)
 
     def _suspend(self, change: RowChange) -> Suspension:
         token = change.kind.table.token

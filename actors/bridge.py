@@ -15,11 +15,13 @@ from typing import Any
 import trio
 
 from actors.batcher import suspension_problem
+from actors.clients.dictionaries import publish_dictionaries, read_dictionaries
 from actors.clients.feedback import Feedback
 from actors.clients.jetstream import JetStream
 from actors.clients.nats import SinkRefused, open_nats
 from actors.clients.postgres import PgConnection, SourceRefused
 from actors.clients.replication import open_replication_stream
+from actors.clients.snapshot_requests import PREFIX
 from actors.config import Config
 from actors.errors import ConfigError, Fatal, SinkFenced, SinkUnavailable, SourceUnavailable, Transient, WalbridgeError
 from actors.http_server import serve_http
@@ -32,7 +34,10 @@ from actors.startup.postgres_preflight import check_postgres
 from actors.startup.streams import prepare_streams
 from actors.telemetry import Problem, Telemetry
 from actors.wal_monitor import watch_slot
+from actors.wire.compression import Compressor
 from actors.wire.envelope import event_encoder
+from actors.wire.nats import encode_pub
+from actors.wire.transaction_log import TransactionLog
 
 log = get_logger("bridge")
 
@@ -61,7 +66,10 @@ async def _run(config: Config, beside: Beside | None) -> int:
     try:
         async with trio.open_nursery() as outer:  # lives through the drain: health still answers
             await outer.start(_stop_on_signal, stop, outer.cancel_scope)
-            serve = partial(serve_http, config, telemetry, stop=stop, stream_info=supervisor.stream_info)
+            serve = partial(
+                serve_http, config, telemetry,
+                stop=stop, stream_info=supervisor.stream_info, request_snapshot=supervisor.request_snapshot,
+            )  # fmt: skip
             await outer.start(serve)
             outer.start_soon(_log_metrics, telemetry)
             if beside is not None:
@@ -121,6 +129,7 @@ class Supervisor:
         self._down_since: float | None = None
         self._preflight: tuple[Problem, ...] = ()
         self._has_streamed = False
+        self._transactions = TransactionLog()
 
     async def run(self) -> int:
         """Until stopped or a Fatal error; 0 when drained, 1 when it was stopped while it could not stream."""
@@ -145,6 +154,12 @@ class Supervisor:
         if self._js is None:
             raise SinkUnavailable("WB200", "not connected to NATS")
         return await self._js.stream_info(name)
+
+    async def request_snapshot(self, token: str) -> None:
+        """Ask for a table, as anybody may. Raises SinkUnavailable while NATS is away."""
+        if self._js is None:
+            raise SinkUnavailable("WB200", "not connected to NATS")
+        await self._js.connection.send(encode_pub(f"{PREFIX}{token}".encode(), b"", b""))
 
     async def _run_once(self, statuses: trio.Nursery) -> Transient | None:
         """One run; None when it was stopped and drained, else the passing fault that ended it."""
@@ -176,10 +191,16 @@ class Supervisor:
             self._take_problems(await check_postgres(connection, slot=source.slot, publication=source.publication))
             async with open_nats(config.nats, self._known_servers) as nats:
                 js = JetStream(nats)
-                setup = await prepare_streams(js, stream=publishing.stream, mode=publishing.mode, replicas=config.nats.replicas)
+                setup = await prepare_streams(
+                    js, stream=publishing.stream, mode=publishing.mode, replicas=config.nats.replicas,
+                    fmt=config.snapshots.format, zstd=config.snapshots.zstd or config.snapshots.zstd_events,
+                )  # fmt: skip
                 self._js, telemetry.nats_connected, telemetry.publish_mode = js, True, setup.mode
                 await self._close_stream()  # the one that was kept while NATS was away: a slot has one reader
-                encoder = event_encoder(publishing.encoding, setup.publish_prefix)
+                compressors = await self._compressors(js)
+                encoder = event_encoder(
+                    publishing.encoding, setup.publish_prefix, compressors if config.snapshots.zstd_events else None
+                )
                 schemas = SchemaPublisher(connection, js, encoder)
                 opening = await find_start(config, self.postgres, connection, js, setup)
                 await self._publish_schemas(opening, schemas)
@@ -188,8 +209,15 @@ class Supervisor:
                 self._opening = None
                 self._streaming(opening, setup.mode)
                 await run_pipeline(
-                    config, setup, opening, live, nats, schemas, encoder, telemetry, stop=self._stop
+                    config, setup, opening, live, nats, schemas, encoder, compressors, self._transactions, telemetry,
+                    stop=self._stop,
                 )  # fmt: skip
+
+    async def _compressors(self, js: JetStream) -> dict[str, Compressor]:
+        snapshots = self._config.snapshots
+        if not (snapshots.zstd or snapshots.zstd_events):
+            return {}
+        return await publish_dictionaries(js, read_dictionaries(snapshots.dictionaries))
 
     async def _publish_schemas(self, opening: Opening, schemas: SchemaPublisher) -> None:
         start, store = opening.start, opening.store

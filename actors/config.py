@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from actors.errors import ConfigError
 
 PublishMode = Literal["auto", "fast", "plain"]
+SnapshotFormat = Literal["map", "array"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,17 @@ class PublishConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotConfig:
+    """How whole tables are sent, and what is compressed."""
+
+    format: SnapshotFormat = "map"
+    zstd: bool = False
+    zstd_events: bool = False
+    dictionaries: Path = Path("dictionaries")
+    """Folder of `{table token}.zstd.dict` files."""
+
+
+@dataclass(frozen=True, slots=True)
 class HttpConfig:
     """Where telemetry is served."""
 
@@ -86,6 +98,7 @@ class Config:
     nats: NatsConfig
     source: SourceConfig
     publish: PublishConfig
+    snapshots: SnapshotConfig
     http: HttpConfig
     log: LogConfig
     accept_gap: bool
@@ -119,6 +132,10 @@ SETTINGS = {
         Setting("pack", "--pack", "", "1"),
         Setting("json", "--json", "", "no"),
         Setting("arrays", "--arrays", "", "literal"),
+        Setting("snapshot_format", "--snapshot-format", "", "map"),
+        Setting("zstd", "--zstd", "", "no"),
+        Setting("zstd_events", "--zstd-events", "", "no"),
+        Setting("dictionaries", "--dictionaries", "", "dictionaries"),
         Setting("accept_gap", "--accept-gap", "", "no"),
         Setting("database_url", "", "DATABASE_URL", secret=True),
         Setting("pg_host", "", "PG_HOST", "127.0.0.1"),
@@ -274,6 +291,12 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
         "json" if find.switch("json") else "msgpack",
         find.choice("arrays", ("literal", "list")),
     )
+    snapshots = SnapshotConfig(
+        find.choice("snapshot_format", ("map", "array")),
+        find.switch("zstd"),
+        find.switch("zstd_events"),
+        Path(find.text("dictionaries")[0]),
+    )
     http = HttpConfig(
         find.pattern("bind", r"[0-9A-Za-z.:_-]+", "is not an address; give e.g. 0.0.0.0"),
         find.number("port", 1, 65535, "a port", "9091"),
@@ -284,7 +307,7 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
     postgres, nats = _postgres(find), _nats(find)
     # a shorter one would mask half of the log, and is none
     secrets = tuple(sorted(secret for secret in find.secrets if len(secret) >= 4))
-    return Config(postgres, nats, source, publish, http, log, accept_gap, secrets, tuple(find.origins))
+    return Config(postgres, nats, source, publish, snapshots, http, log, accept_gap, secrets, tuple(find.origins))
 
 
 def _level(value: str, where: str) -> str:

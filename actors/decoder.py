@@ -34,6 +34,7 @@ from actors.wire import pgoutput
 from actors.wire.row_compiler import RowDecoder, compile_row_decoder
 from actors.wire.table_schema import Description, describe_table
 from actors.wire.text_values import Arrays, Encoding, converter_for
+from actors.wire.transaction_log import TransactionLog
 
 _KEEPALIVE, _XLOGDATA = ord("k"), ord("w")
 _BEGIN, _COMMIT, _INSERT, _UPDATE, _DELETE, _TRUNCATE, _RELATION = b"BCIUDTR"
@@ -67,13 +68,23 @@ class Decoder:
 
     Everything up to `skip`, the position of the stream's last message, has been stored before: those changes are counted,
     since `seq` counts what PostgreSQL sends, but neither decoded nor handed on. `known_schemas` (table token -> schema_id)
-    are the shapes that the stream's readers know at that place; a row in another shape is preceded by a SchemaChange.
+    are the shapes that the stream's readers know at that place; a row in another shape is preceded by a SchemaChange. Every
+    transaction is noted in `log`.
     """
 
-    def __init__(self, skip: Position, known_schemas: dict[str, int], *, encoding: Encoding, arrays: Arrays) -> None:
+    def __init__(
+        self,
+        skip: Position,
+        known_schemas: dict[str, int],
+        *,
+        encoding: Encoding,
+        arrays: Arrays,
+        log: TransactionLog | None = None,
+    ) -> None:
         self.wanted: Relation | None = None
         """A relation that `feed` met: describe it and call `define` before going on."""
         self._skip = skip
+        self._log = TransactionLog() if log is None else log
         self._known = dict(known_schemas)
         self._encoding, self._arrays = encoding, arrays
         self._shapes: dict[int, _Shape] = {}
@@ -156,6 +167,7 @@ class Decoder:
     def _begin(self, message: bytes) -> Transaction:
         commit_lsn, commit_time, xid = _begin(message, 26)
         self._txn = txn = Transaction(Lsn(commit_lsn), xid, commit_time + _POSTGRES_EPOCH_US)
+        self._log.add(txn.commit_lsn, xid)
         skip = self._skip
         if commit_lsn > skip.lsn:
             self._first_seq = self._first_schema_seq = 0

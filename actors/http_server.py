@@ -27,12 +27,15 @@ from actors.errors import ConfigError, SinkUnavailable
 from actors.lsn import format_lsn
 from actors.metrics import Metrics, lag_seconds
 from actors.telemetry import Telemetry
+from actors.wire.table_token import as_token
 
 UNREAD_S = 5.0
 """A client that takes nothing of its answer for so long is dropped."""
 
+RequestSnapshot = Callable[[str], Awaitable[None]]
+"""Takes a table's token."""
 StreamInfo = Callable[[str], Awaitable[dict[str, Any] | None]]
-PATHS = ("/health", "/ready", "/status", "/metrics", "/streams/info?stream=CDC", "POST /shutdown")
+PATHS = ("/health", "/ready", "/status", "/metrics", "/streams/info?stream=CDC", "POST /shutdown", "POST /snapshot/users")
 
 
 async def serve_http(
@@ -41,6 +44,7 @@ async def serve_http(
     *,
     stop: trio.Event,
     stream_info: StreamInfo,
+    request_snapshot: RequestSnapshot,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `POST /shutdown` sets `stop`. Reports started once the port is bound.
@@ -56,7 +60,7 @@ async def serve_http(
     settings.graceful_timeout = 1.0
     settings.keep_alive_timeout = 15.0
     settings.h11_max_incomplete_size = 16 * 1024
-    app = make_app(config, telemetry, stop=stop, stream_info=stream_info)
+    app = make_app(config, telemetry, stop=stop, stream_info=stream_info, request_snapshot=request_snapshot)
     try:
         await hypercorn.trio.serve(_finishing(app), settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
     except* OSError as group:
@@ -102,7 +106,9 @@ def _finishing(app: QuartTrio) -> ASGIFramework:
     return finishing
 
 
-def make_app(config: Config, telemetry: Telemetry, *, stop: trio.Event, stream_info: StreamInfo) -> QuartTrio:
+def make_app(
+    config: Config, telemetry: Telemetry, *, stop: trio.Event, stream_info: StreamInfo, request_snapshot: RequestSnapshot
+) -> QuartTrio:
     """The application; every answer is made from the telemetry at that moment."""
     app = QuartTrio(__name__)
     app.config["MAX_CONTENT_LENGTH"] = 64 * 1024
@@ -137,6 +143,15 @@ def make_app(config: Config, telemetry: Telemetry, *, stop: trio.Event, stream_i
         except SinkUnavailable as exc:
             return jsonify({"error": str(exc)}), 503
         return (jsonify(info), 200) if info is not None else (jsonify({"error": f"no stream {name}"}), 404)
+
+    @app.post("/snapshot/<path:table>")
+    async def snapshot(table: str) -> tuple[Response, int]:
+        token = as_token(table)
+        try:
+            await request_snapshot(token)
+        except SinkUnavailable as exc:
+            return jsonify({"error": str(exc)}), 503
+        return jsonify({"status": "requested", "table": token}), 202
 
     @app.post("/shutdown")
     async def shutdown() -> tuple[Response, int]:
@@ -226,6 +241,7 @@ def status_document(config: Config, telemetry: Telemetry) -> dict[str, Any]:
         },
         "wal_status": t.slot.wal_status,
         "gaps": t.gaps,
+        "snapshots": [asdict(progress) for progress in t.snapshots.values()],
         "suspended_tables": {token: asdict(problem) for token, problem in t.suspended_tables.items()},
         "problems": [asdict(problem) for problem in (*t.problems.values(), *t.suspended_tables.values())],
     }

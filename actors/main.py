@@ -27,8 +27,9 @@ Examples:
 
 SOURCE = Group("Source", sort_key=1)
 NATS = Group("Publishing", sort_key=2)
-HTTP = Group("HTTP", sort_key=3)
-OTHER = Group("Settings", sort_key=4)
+SNAPSHOTS = Group("Snapshots and compression", sort_key=3)
+HTTP = Group("HTTP", sort_key=4)
+OTHER = Group("Settings", sort_key=5)
 
 app = App(
     name="walbridge",
@@ -61,6 +62,16 @@ def run(
     arrays: Annotated[
         str | None, Parameter(group=NATS, help="literal: PostgreSQL's text; list: nested lists [literal]")
     ] = None,
+    snapshot_format: Annotated[
+        str | None, Parameter(group=SNAPSHOTS, help="map: a map a row; array: arrays in the columns' order [map]")
+    ] = None,
+    zstd: Annotated[bool, Parameter(group=SNAPSHOTS, negative="", help="compress chunks of snapshots")] = False,
+    zstd_events: Annotated[
+        bool, Parameter(group=SNAPSHOTS, negative="", help="compress events of tables that have a dictionary")
+    ] = False,
+    dictionaries: Annotated[
+        str | None, Parameter(group=SNAPSHOTS, help="folder of {table}.zstd.dict files [dictionaries]")
+    ] = None,
     port: Annotated[str | None, Parameter(group=HTTP, help="HTTP telemetry [9090, env BRIDGE_PORT]")] = None,
     bind: Annotated[str | None, Parameter(group=HTTP, help="HTTP address [127.0.0.1]")] = None,
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
@@ -73,7 +84,8 @@ def run(
 
     flags = {
         "slot": slot, "pub": pub, "accept_gap": accept_gap, "stream": stream, "publish": publish, "pack": pack,
-        "json": json, "arrays": arrays, "port": port, "bind": bind,
+        "json": json, "arrays": arrays, "snapshot_format": snapshot_format, "zstd": zstd, "zstd_events": zstd_events,
+        "dictionaries": dictionaries, "port": port, "bind": bind,
     }  # fmt: skip
     if embedded is not None and print_config:
         raise ConfigError("WB002", "--print-config: shows the settings for servers of your own; leave out --embedded")

@@ -79,6 +79,7 @@ class Metrics:
         yield from self._times(t)
         yield from self._slot(t)
         yield from self._pipeline(t)
+        yield from self._snapshots(t)
         yield from self._events(t)
 
     def _identity(self) -> Iterator[Metric]:
@@ -147,6 +148,24 @@ class Metrics:
         for code, count in sorted({**dict.fromkeys(FAULTS, 0), **t.errors_by_code}.items()):
             errors.add_metric([code], count)
         yield errors
+
+    def _snapshots(self, t: Telemetry) -> Iterator[Metric]:
+        ended = CounterMetricFamily("bridge_snapshots", "Snapshots that ended, by result.", labels=["result"])
+        ended.add_metric(["ok"], t.snapshots_done)
+        ended.add_metric(["error"], t.snapshots_failed)
+        yield ended
+        yield _counter("bridge_snapshot_rows", "Rows of snapshots sent.", t.snapshot_rows)
+        yield _counter("bridge_snapshot_bytes", "Bytes of snapshots sent.", t.snapshot_bytes)
+        yield _gauge("bridge_snapshot_requests_waiting", "Tables that somebody asked for.", t.snapshot_requests_waiting)
+        rows = GaugeMetricFamily("bridge_snapshot_rows_done", "Rows of the running snapshot.", labels=["table"])
+        expected = GaugeMetricFamily(
+            "bridge_snapshot_rows_expected", "What PostgreSQL's statistics say it has.", labels=["table"]
+        )
+        for progress in t.snapshots.values():
+            if progress.state == "running":
+                rows.add_metric([progress.table], progress.rows)
+                expected.add_metric([progress.table], progress.rows_expected)
+        yield from (rows, expected)
 
     def _events(self, t: Telemetry) -> Iterator[Metric]:
         by_operation = dict.fromkeys(OPERATIONS, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -11,6 +12,7 @@ from actors.batcher import Batcher, Limits, Suspension, batch_items
 from actors.clients.acknowledgements import Acknowledgements
 from actors.clients.channels import Channel
 from actors.clients.feedback import Feedback
+from actors.clients.jetstream import JetStream
 from actors.clients.nats import NatsConnection
 from actors.clients.replication import ReplicationStream
 from actors.config import Config
@@ -20,10 +22,13 @@ from actors.messages import Batch, Block, Item, Published
 from actors.publisher import Publisher, Window, publish_batches
 from actors.replication_reader import read_blocks
 from actors.schema_publisher import SchemaPublisher
+from actors.snapshotter import SnapshotSetup, Snapshotter
 from actors.startup.opening import Opening
 from actors.startup.streams import StreamSetup
 from actors.telemetry import Telemetry
-from actors.wire.envelope import EventEncoder
+from actors.wire.compression import Compressor
+from actors.wire.envelope import EventEncoder, event_encoder
+from actors.wire.transaction_log import TransactionLog
 
 DRAIN_S = 30.0
 ACK_DEADLINE_S = 10.0
@@ -90,6 +95,8 @@ async def run_pipeline(
     nats: NatsConnection,
     schemas: SchemaPublisher,
     encoder: EventEncoder,
+    compressors: Mapping[str, Compressor],
+    transactions: TransactionLog,
     telemetry: Telemetry,
     *,
     stop: trio.Event,
@@ -102,14 +109,25 @@ async def run_pipeline(
     acks = Acknowledgements(start.last_seq)
     acks.reply_prefix = await nats.inbox(acks.on_reply)
     suspended = dict(store.record.suspended)
-    decoder = Decoder(start.skip, dict(store.record.schemas), encoding=config.publish.encoding, arrays=config.publish.arrays)
-    limits = Limits(pack=config.publish.pack, payload_max=setup.max_payload)
+    publish = config.publish
+    decoder = Decoder(
+        start.skip, dict(store.record.schemas), encoding=publish.encoding, arrays=publish.arrays, log=transactions
+    )  # fmt: skip
+    limits = Limits(pack=publish.pack, payload_max=setup.max_payload)
     batcher = Batcher(encoder, limits, config.source.slot, suspended)
     publisher = Publisher(setup.mode, acks.reply_prefix, start.last_seq)
 
     async def record_suspension(made: Suspension) -> None:
         await store.update(suspended={**store.record.suspended, made.token: made.position})
 
+    async def resume(token: str) -> None:
+        if token in store.record.suspended:
+            await store.update(suspended={t: p for t, p in store.record.suspended.items() if t != token})
+        batcher.resume(token)
+        telemetry.suspended_tables.pop(token, None)
+
+    snapshots = SnapshotSetup(config, setup, event_encoder(publish.encoding), transactions, compressors, resume)
+    snapshotter = Snapshotter(snapshots, JetStream(nats), store.record.tables, telemetry)
     blocks = Channel[Block]("blocks", 4, CHANNEL_BYTES_MAX)
     items = Channel[list[Item]]("items", 4, CHANNEL_BYTES_MAX)
     batches = Channel[Batch]("batches", 4, CHANNEL_BYTES_MAX)
@@ -124,6 +142,7 @@ async def run_pipeline(
         pipeline.start_soon(_close_intake, stop, intake, pipeline.cancel_scope, telemetry)
         pipeline.start_soon(live.watch)
         pipeline.start_soon(schemas.publish_changes)
+        pipeline.start_soon(snapshotter.run)
         async with trio.open_nursery() as stages:
             stages.start_soon(read_blocks, live.stream, blocks.sender(), live.feedback, intake, telemetry)
             stages.start_soon(

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import trio
 
-from actors.clients.catalog import PublishedTable, describe_columns, describe_types, format_types
+from actors.clients.catalog import PublishedTable, describe_columns, describe_relation, published_relation
 from actors.clients.jetstream import JetStream
 from actors.clients.postgres import PgConnection
-from actors.messages import Column, Relation, SchemaChange
+from actors.messages import Relation, SchemaChange
 from actors.wire.envelope import EventEncoder
-from actors.wire.table_schema import CatalogColumn, Description, describe_table
-from actors.wire.text_values import BUILTIN_TYPES, TypeInfo
+from actors.wire.table_schema import Description, describe_table
 
 BUCKET = "schemas"
 
@@ -32,24 +31,13 @@ class SchemaPublisher:
 
     async def describe(self, relation: Relation) -> Description:
         """Ask the catalog about a relation. Raises SourceUnavailable."""
-        connection = self._connection
-        unknown = sorted({c.type_oid for c in relation.columns} - BUILTIN_TYPES.keys())
-        types: dict[int, TypeInfo] = await describe_types(connection, unknown) if unknown else {}
-        data_types = await format_types(connection, [(c.type_oid, c.typmod) for c in relation.columns])
-        return Description(types, tuple(data_types), tuple(await describe_columns(connection, relation.oid)))
+        return await describe_relation(self._connection, relation)
 
     async def publish_current(self, tables: Sequence[PublishedTable]) -> dict[str, int]:
         """Put every published table's schema as it is now; returns schema ids by token."""
         known: dict[str, int] = {}
         for published in tables:
-            columns = await describe_columns(self._connection, published.relation_oid)
-            relation = Relation(
-                published.relation_oid,
-                published.schema,
-                published.name,
-                published.replica_identity,
-                _published_columns(published, columns),
-            )
+            relation = published_relation(published, await describe_columns(self._connection, published.relation_oid))
             change = describe_table(relation, await self.describe(relation))
             known[change.table.token] = change.table.schema_id
             await self._put(change.table.token, change.body)
@@ -96,14 +84,6 @@ class SchemaPublisher:
             return False
         await self._js.kv_put(BUCKET, token, self._encoder.document(body))
         return True
-
-
-def _published_columns(published: PublishedTable, columns: Sequence[CatalogColumn]) -> tuple[Column, ...]:
-    """The columns that a Relation message will have. Before PostgreSQL 15 a publication has no column lists."""
-    wanted = set(published.columns)
-    return tuple(
-        Column(c.name, c.type_oid, c.typmod, False) for c in columns if (c.name in wanted if wanted else not c.is_generated)
-    )
 
 
 def _same(a: dict[str, object], b: dict[str, object]) -> bool:

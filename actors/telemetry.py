@@ -68,6 +68,28 @@ class Problem:
     since_unix_s: float = field(default_factory=time.time)
 
 
+SnapshotState = Literal["waiting", "running", "done", "failed"]
+
+
+@dataclass(slots=True)
+class SnapshotProgress:
+    """The last snapshot of one table. Written by the snapshotter."""
+
+    table: str
+    """Its token."""
+    state: SnapshotState = "waiting"
+    snapshot_id: str = ""
+    rows: int = 0
+    rows_expected: int = 0
+    """By PostgreSQL's statistics; 0 when it has none."""
+    chunks: int = 0
+    bytes: int = 0
+    """As sent."""
+    started_at: float = 0.0
+    seconds: float = 0.0
+    error: str = ""
+
+
 @dataclass(slots=True)
 class Telemetry:
     """All counters and gauges. Times ending in `_at` are time.time(), 0 for never."""
@@ -129,6 +151,14 @@ class Telemetry:
     ack_s: Histogram = field(
         default_factory=lambda: Histogram((0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 10, 30))
     )
+    # snapshotter
+    snapshots: dict[str, SnapshotProgress] = field(default_factory=dict)
+    """By table token: what waits and runs, and the last ones that ended."""
+    snapshot_requests_waiting: int = 0
+    snapshots_done: int = 0
+    snapshots_failed: int = 0
+    snapshot_rows: int = 0
+    snapshot_bytes: int = 0
     # wal_monitor
     slot: SlotHealth = field(default_factory=SlotHealth)
 

@@ -249,19 +249,44 @@ def wait_for_events(nats_url: str, count: int, stream: str = "CDC", *, user: str
         time.sleep(0.05)
 
 
+class StoredMessage(NamedTuple):
+    """One message as the stream stores it."""
+
+    seq: int
+    subject: str
+    headers: dict[str, str]
+    data: bytes
+
+
+def read_messages(nats_url: str, stream: str = "INIT", *, start_seq: int = 1) -> list[StoredMessage]:
+    """Every message that the stream holds now, bodies as they are."""
+
+    async def read(client: Client) -> list[StoredMessage]:
+        try:
+            return await _messages(client, stream, start_seq)
+        except nats.js.errors.NotFoundError:
+            return []
+
+    return with_nats(nats_url, read)
+
+
 async def _read_stream(url: str, stream: str, start_seq: int, user: str | None, password: str | None) -> list[StoredEvent]:
     client = await nats.connect(
         url, user=user or urlsplit(url).username, password=password or urlsplit(url).password,
         allow_reconnect=False)  # fmt: skip
     try:
-        return await _drain(client, stream, start_seq)
+        return [
+            StoredEvent(m.seq, m.subject, m.headers, body)
+            for m in await _messages(client, stream, start_seq)
+            for body in decode_body(m.data)
+        ]
     except nats.js.errors.NotFoundError:
         return []
     finally:
         await client.close()
 
 
-async def _drain(client: Client, stream: str, start_seq: int) -> list[StoredEvent]:
+async def _messages(client: Client, stream: str, start_seq: int) -> list[StoredMessage]:
     """One pull request for a large batch at a time: nats-py's own fetch() costs several times as much a message."""
     js = client.jetstream()
     consumer = await js.add_consumer(stream, ConsumerConfig(
@@ -270,7 +295,7 @@ async def _drain(client: Client, stream: str, start_seq: int) -> list[StoredEven
     waiting = consumer.num_pending or 0
     inbox = client.new_inbox()
     subscription = await client.subscribe(inbox, pending_msgs_limit=0, pending_bytes_limit=0)
-    events: list[StoredEvent] = []
+    found: list[StoredMessage] = []
     while waiting:
         batch = min(waiting, 5_000)
         request = json.dumps({"batch": batch, "expires": int(HANG_S * 1e9)}).encode()
@@ -280,10 +305,9 @@ async def _drain(client: Client, stream: str, start_seq: int) -> list[StoredEven
             headers = dict(message.headers or {})
             assert message.reply, f"the pull request ended early: {headers}"
             # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.<consumer sequence>.<time>.<pending>
-            seq = int(message.reply.split(".")[-4])
-            events += [StoredEvent(seq, message.subject, headers, body) for body in decode_body(message.data)]
+            found.append(StoredMessage(int(message.reply.split(".")[-4]), message.subject, headers, message.data))
         waiting -= batch
-    return events
+    return found
 
 
 def decode_body(data: bytes) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ class Server:
         self._telemetry, self._serving = telemetry, threading.Event()
         self._thread = threading.Thread(target=trio.run, args=[self._serve], daemon=True)
         self.stop_asked = False
+        self.snapshots_asked: list[str] = []
 
     def __enter__(self) -> Server:
         self._thread.start()
@@ -59,7 +60,14 @@ class Server:
             async with trio.open_nursery() as nursery:
                 self._token = trio.lowlevel.current_trio_token()
                 await nursery.start(
-                    partial(serve_http, self._config, self._telemetry, stop=stop, stream_info=self._stream_info)
+                    partial(
+                        serve_http,
+                        self._config,
+                        self._telemetry,
+                        stop=stop,
+                        stream_info=self._stream_info,
+                        request_snapshot=self._request_snapshot,
+                    )  # fmt: skip
                 )
                 self._serving.set()
                 await stop.wait()
@@ -69,6 +77,9 @@ class Server:
         if name == "AWAY":
             raise SinkUnavailable("WB200", "not connected to NATS")
         return {"config": {"name": name}} if name == "CDC" else None
+
+    async def _request_snapshot(self, token: str) -> None:
+        self.snapshots_asked.append(token)
 
     def ask(self, method: str, path: str, **headers: str) -> tuple[int, http.client.HTTPMessage, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
@@ -214,7 +225,7 @@ def test_an_address_that_is_not_ours_is_named(bind: str, words: str, telemetry: 
     config = resolve({"port": free_port(), "bind": bind}, {"POSTGRES_BRIDGE_USER": "x"})
     info: Any = None
     with pytest.raises(ConfigError) as refused:
-        trio.run(partial(serve_http, config, telemetry, stop=trio.Event(), stream_info=info))
+        trio.run(partial(serve_http, config, telemetry, stop=trio.Event(), stream_info=info, request_snapshot=info))
     assert refused.value.code == "WB005"
     assert words in refused.value.what
     del refused

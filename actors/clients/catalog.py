@@ -13,8 +13,9 @@ import orjson
 
 from actors.clients.postgres import PgConnection
 from actors.lsn import NO_LSN, parse_lsn
+from actors.messages import Column, Relation
 from actors.telemetry import SlotHealth
-from actors.wire.table_schema import CatalogColumn
+from actors.wire.table_schema import CatalogColumn, Description
 from actors.wire.text_values import BUILTIN_TYPES, TypeInfo
 
 _AS_PUBLIC_SEES_IT = "SET LOCAL search_path = pg_catalog, public; "
@@ -43,6 +44,11 @@ class PublishedTable(NamedTuple):
     """The role may SELECT it, which snapshots need."""
     columns: tuple[str, ...]
     """What is published of it: the publication's column list, or all but generated ones."""
+    row_filter: str = ""
+    """The publication's WHERE for this table, as SQL; empty when all rows are published."""
+    is_partitioned: bool = False
+    has_toast: bool = False
+    """Some of its rows are, or were, wider than a page."""
 
 
 async def publication_facts(connection: PgConnection, publication: str) -> PublicationFacts | None:
@@ -62,8 +68,9 @@ async def published_tables(connection: PgConnection, publication: str) -> list[P
         "(SELECT to_json(array_agg(a.attname ORDER BY a.attnum)) FROM pg_attribute a"
         f" WHERE a.attrelid = c.oid AND a.attname = ANY (t.attnames) {generated})"
     )
+    where = "t.rowfilter"
     if connection.server_version < 150000:
-        names = "NULL"
+        names = where = "NULL"
     rows = await connection.query(
         f"""
         SELECT t.schemaname, t.tablename, c.oid, c.relreplident, {names},
@@ -74,7 +81,9 @@ async def published_tables(connection: PgConnection, publication: str) -> list[P
             WHERE NOT CASE h.relreplident WHEN 'f' THEN true WHEN 'n' THEN false WHEN 'i' THEN EXISTS (
                 SELECT FROM pg_index i WHERE i.indrelid = h.oid AND i.indisreplident)
               ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = h.oid AND i.indisprimary) END),
-          has_schema_privilege(n.oid, 'USAGE') AND has_any_column_privilege(c.oid, 'SELECT')
+          has_schema_privilege(n.oid, 'USAGE') AND has_any_column_privilege(c.oid, 'SELECT'), {where}, c.relkind = 'p',
+          EXISTS (SELECT FROM (SELECT c.oid AS relid UNION SELECT relid FROM pg_partition_tree(c.oid)) part
+            JOIN pg_class h ON h.oid = part.relid WHERE h.reltoastrelid <> 0 AND pg_relation_size(h.reltoastrelid) > 0)
         FROM pg_publication_tables t
         JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relname = t.tablename AND c.relnamespace = n.oid
         WHERE t.pubname = $1 ORDER BY 1, 2
@@ -82,10 +91,21 @@ async def published_tables(connection: PgConnection, publication: str) -> list[P
         (publication,),
     )
     found: list[PublishedTable] = []
-    for schema, name, oid, identity, columns, has_key, readable in rows:
+    for schema, name, oid, identity, columns, has_key, readable, row_filter, is_partitioned, has_toast in rows:
         published = tuple(orjson.loads(columns)) if columns else ()
         found.append(
-            PublishedTable(schema or "", name or "", int(oid or 0), identity or "d", has_key == "t", readable == "t", published)
+            PublishedTable(
+                schema or "",
+                name or "",
+                int(oid or 0),
+                identity or "d",
+                has_key == "t",
+                readable == "t",
+                published,
+                row_filter or "",
+                is_partitioned == "t",
+                has_toast == "t",
+            )  # fmt: skip
         )
     return found
 
@@ -147,6 +167,23 @@ async def describe_types(connection: PgConnection, oids: Sequence[int]) -> dict[
         asked, wanted = wanted, {t.base_oid for t in found.values() if t.base_oid} - found.keys() - BUILTIN_TYPES.keys()
         wanted -= asked
     return found
+
+
+async def describe_relation(connection: PgConnection, relation: Relation) -> Description:
+    """What the catalog adds to a Relation message."""
+    unknown = sorted({c.type_oid for c in relation.columns} - BUILTIN_TYPES.keys())
+    types = await describe_types(connection, unknown) if unknown else {}
+    data_types = await format_types(connection, [(c.type_oid, c.typmod) for c in relation.columns])
+    return Description(types, tuple(data_types), tuple(await describe_columns(connection, relation.oid)))
+
+
+def published_relation(published: PublishedTable, columns: Sequence[CatalogColumn]) -> Relation:
+    """The relation as a Relation message will tell it. Before PostgreSQL 15 a publication has no column lists."""
+    wanted = set(published.columns)
+    told = tuple(
+        Column(c.name, c.type_oid, c.typmod, False) for c in columns if (c.name in wanted if wanted else not c.is_generated)
+    )
+    return Relation(published.relation_oid, published.schema, published.name, published.replica_identity, told)
 
 
 async def slot_health(connection: PgConnection, slot: str) -> SlotHealth | None:

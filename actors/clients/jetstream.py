@@ -83,6 +83,26 @@ class JetStream:
         headers = decode_headers(base64.b64decode(raw.get("hdrs", "")))
         return StoredMessage(str(raw["subject"]), int(raw["seq"]), headers, base64.b64decode(raw.get("data", "")))
 
+    async def purge(self, stream: str, subject: str) -> None:
+        """Delete a stream's messages on one subject."""
+        await self._api(f"STREAM.PURGE.{stream}", {"filter": subject}, f"delete messages on {subject}")
+
+    async def subjects_of(self, stream: str, pattern: str) -> list[str]:
+        """The subjects that a stream has messages on; none when there is no stream."""
+        found: list[str] = []
+        while True:
+            query = {"subjects_filter": pattern, "offset": len(found)}
+            try:
+                info = await self._api(f"STREAM.INFO.{stream}", query, f"tell about stream {stream}")
+            except JetStreamError as exc:
+                if exc.err_code == STREAM_NOT_FOUND:
+                    return []
+                raise
+            page = list(info["state"].get("subjects") or {})
+            found += page
+            if not page or len(found) >= int(info.get("total", len(found))):
+                return found
+
     async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> int:
         """Publish and wait until it is stored; returns its sequence."""
         reply = await self.connection.request(subject, payload, timeout_s=API_TIMEOUT_S, headers=headers)

@@ -131,14 +131,14 @@ class PgConnection:
                     self.pgconn.send_query(statement)
                 results = await drive(generators.execute(self.pgconn), self.socket)
         except trio.TooSlowError:
-            await self._abandon()
+            await self.abandon()
             raise SourceUnavailable(
                 "WB102", f"PostgreSQL at {self.address} has not answered a query within {timeout_s:g} s"
             ) from None
         except (psycopg.Error, trio.ClosedResourceError) as exc:
             raise self.lost(exc) from exc
         except BaseException:
-            await self._abandon()
+            await self.abandon()
             raise
         for result in results:
             self.check(result)
@@ -173,7 +173,7 @@ class PgConnection:
             trio.lowlevel.notify_closing(self.socket)
             self.pgconn.finish()
 
-    async def _abandon(self) -> None:
+    async def abandon(self) -> None:
         """Close amid a query. Unasked, the server would go on with it: one that waits for others would wait on."""
         with trio.move_on_after(CANCEL_TIMEOUT_S) as deadline:
             deadline.shield = True

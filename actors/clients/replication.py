@@ -84,6 +84,20 @@ async def slot_state(connection: PgConnection, slot: str) -> SlotState | None:
     )  # fmt: skip
 
 
+async def export_snapshot(connection: PgConnection, name: str, *, timeout_s: float) -> tuple[Lsn, str]:
+    """Make a temporary slot and export the snapshot of its consistent point: returns both.
+
+    What commits at that LSN or later is not in the snapshot, everything before is, whatever else happens at the time. The slot
+    ends with `connection`, a replication connection; the snapshot can be imported only until then. Waits for all transactions
+    that write at this moment. Raises PostgresError or SourceUnavailable when it cannot be made, or not within `timeout_s`.
+    """
+    options = "(SNAPSHOT 'export')" if connection.server_version >= 150000 else "EXPORT_SNAPSHOT"
+    ((_, point, snapshot, *_),) = await connection.query(
+        f"CREATE_REPLICATION_SLOT {_quoted(name)} TEMPORARY LOGICAL pgoutput {options}", timeout_s=timeout_s
+    )
+    return parse_lsn(point or "0/0"), snapshot or ""
+
+
 async def create_slot(connection: PgConnection, slot: str) -> Lsn:
     """Make the slot, to be synchronized to standbys where the server can; returns its consistent point.
 

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from actors.clients.jetstream import JetStream, JetStreamError
 from actors.clients.nats import SinkRefused
-from actors.config import PublishMode
+from actors.config import PublishMode, SnapshotFormat
 from actors.errors import ConfigError, SinkUnavailable
+from actors.log import get_logger
 
 DAY_NS = 86_400_000_000_000
 GIB = 1 << 30
@@ -18,9 +19,13 @@ PAYLOAD_MIN_BYTES = 4096
 BUCKETS = ("schemas", "bridges")
 CDC_SUBJECTS = "cdc.x.insert cdc.x.update cdc.x.delete cdc.x.truncate cdc.x.schema cdc._bridge.gap".split()
 INIT_SUBJECTS = "init.start.x init.snap.x.snap-1-a.0 init.meta.x init.error.x init.schema.x".split()
+ARRAY_SUBJECTS = ["snapshot.init.x", "snapshot.data.x"]
 SUBJECTS_OVERLAP = 10065
 TRY_AGAIN = 503
 """JetStream's status while it has no leader: nothing that a person need mend."""
+
+
+log = get_logger("startup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,10 @@ class StreamSetup:
     last_seq: int
     max_payload: int
     """Bytes of one message, headers included: the smaller of the server's limit and the stream's."""
+    init_payload_max: int
+    """The same of stream INIT."""
+    requests_kept: bool
+    """Stream REQUESTS is there; without it a request is heard only while the bridge runs."""
 
 
 def cdc_config(stream: str, replicas: int, version: tuple[int, int, int]) -> dict[str, object]:
@@ -59,11 +68,11 @@ def cdc_config(stream: str, replicas: int, version: tuple[int, int, int]) -> dic
     return config
 
 
-def init_config(replicas: int) -> dict[str, object]:
+def init_config(replicas: int, fmt: SnapshotFormat = "map") -> dict[str, object]:
     """The INIT stream as the bridge creates it."""
     return {
         "name": "INIT",
-        "subjects": ["init.>"],
+        "subjects": ["init.>"] if fmt == "map" else ["init.>", "snapshot.init.>", "snapshot.data.>"],
         "storage": "file",
         "retention": "limits",
         "discard": "old",
@@ -74,7 +83,26 @@ def init_config(replicas: int) -> dict[str, object]:
     }
 
 
-async def prepare_streams(js: JetStream, *, stream: str, mode: PublishMode, replicas: int) -> StreamSetup:
+def requests_config(replicas: int) -> dict[str, object]:
+    """The stream that keeps requests for snapshots: one for each table, however often it is asked for."""
+    return {
+        "name": "REQUESTS",
+        "subjects": ["snapshot.request.>"],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "discard_new_per_subject": True,
+        "max_msgs_per_subject": 1,
+        "max_msgs": 10_000,
+        "max_msg_size": 1024,
+        "num_replicas": replicas,
+        "allow_direct": True,
+    }
+
+
+async def prepare_streams(
+    js: JetStream, *, stream: str, mode: PublishMode, replicas: int, fmt: SnapshotFormat = "map", zstd: bool = False
+) -> StreamSetup:
     """Make what is missing and check what is there.
 
     Raises ConfigError, with the command that mends it, for what cannot work; SinkUnavailable when NATS does not answer.
@@ -83,10 +111,12 @@ async def prepare_streams(js: JetStream, *, stream: str, mode: PublishMode, repl
     info = await _ensure(js, cdc_config(stream, replicas, version))
     config = info["config"]
     _check_cdc(stream, config)
-    init = await _ensure(js, init_config(replicas))
+    init = await _ensure(js, init_config(replicas, fmt))
     _check_covered("INIT", init["config"], "init.>", INIT_SUBJECTS)
+    if fmt == "array":
+        _check_covered("INIT", init["config"], "init.>,snapshot.init.>,snapshot.data.>", INIT_SUBJECTS + ARRAY_SUBJECTS)
     _check_writable("INIT", init["config"])
-    for bucket in BUCKETS:
+    for bucket in (*BUCKETS, "dictionaries") if zstd else BUCKETS:
         try:
             await js.ensure_bucket(bucket, history=10, replicas=replicas)
         except (JetStreamError, SinkRefused) as exc:
@@ -104,21 +134,40 @@ async def prepare_streams(js: JetStream, *, stream: str, mode: PublishMode, repl
             said=f"nats-server {js.connection.info.get('version')}, allow_batched {bool(config.get('allow_batched'))}",
             fix=f"nats-server 2.14 or later and: nats stream edit {stream} --allow-fast; or --publish auto",
         )
-    limits = [js.connection.max_payload, int(config.get("max_msg_size", -1))]
-    payload_max = min(limit for limit in limits if limit > 0)
-    if payload_max < PAYLOAD_MIN_BYTES:
-        raise ConfigError(
-            "WB233",
-            f"messages of stream {stream} may have only {payload_max} bytes; at least {PAYLOAD_MIN_BYTES} are needed",
-            fix=f"raise max_payload of nats-server, or: nats stream edit {stream} --max-msg-size=-1",
-        )
+    payload_max = _payload_max(js, config)
+    init_payload_max = _payload_max(js, init["config"])
     return StreamSetup(
         stream,
         b"" if _covers(config, CDC_SUBJECTS) else f"_{stream}.".encode(),
         "plain" if mode == "plain" or not fast else "fast",
         int(info["state"]["last_seq"]),
         payload_max,
+        init_payload_max,
+        await _requests_kept(js, replicas),
     )
+
+
+def _payload_max(js: JetStream, config: Mapping[str, Any]) -> int:
+    limits = [js.connection.max_payload, int(config.get("max_msg_size", -1))]
+    payload_max = min(limit for limit in limits if limit > 0)
+    if payload_max < PAYLOAD_MIN_BYTES:
+        name = config["name"]
+        raise ConfigError(
+            "WB233",
+            f"messages of stream {name} may have only {payload_max} bytes; at least {PAYLOAD_MIN_BYTES} are needed",
+            fix=f"raise max_payload of nats-server, or: nats stream edit {name} --max-msg-size=-1",
+        )
+    return payload_max
+
+
+async def _requests_kept(js: JetStream, replicas: int) -> bool:
+    """Make stream REQUESTS if it may be made; requests are heard without it too, while the bridge runs."""
+    try:
+        info = await _ensure(js, requests_config(replicas))
+    except ConfigError as exc:
+        log.warning("requests for snapshots are not kept while the bridge is down", reason=str(exc), fix=exc.fix)
+        return False
+    return _covers(info["config"], ["snapshot.request.x"])
 
 
 async def _ensure(js: JetStream, wanted: Mapping[str, object]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ common once a transaction, and only place, id and row are encoded for each event
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from actors.messages import (
     Truncated,
     message_id,
 )
+from actors.wire.compression import Compressor
 
 NO_NOTES = Notes()
 _out_message = partial(tuple.__new__, OutMessage)  # what OutMessage(...) does, in half of the time
@@ -45,10 +46,12 @@ class EventEncoder(ABC):
     """Encodes events for one stream. Holds the bytes that recent events share, nothing else; not for two tasks.
 
     `publish_prefix` goes before the subject on the wire, not in the body: the stream maps it away (contract, section 2).
+    `compressors`, by table token, are of the tables whose events are compressed.
     """
 
-    def __init__(self, publish_prefix: bytes = b"") -> None:
+    def __init__(self, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None) -> None:
         self._prefix = publish_prefix
+        self._compressors = compressors or {}
         self._kinds: dict[EventKind, _KindBytes] = {}
         self._txn: Transaction | None = None
         self._heads: dict[EventKind, bytes] = {}
@@ -75,6 +78,10 @@ class EventEncoder(ABC):
             if total >= bytes_max:
                 break
         return made, total
+
+    def compressor(self, kind: EventKind) -> Compressor | None:
+        """What the events of a kind are compressed with, if they are."""
+        return self._compressors.get(kind.table.token)
 
     def row(self, change: RowChange, *, last: bool, omitted: tuple[str, ...] = ()) -> OutMessage:
         """One row event; `last` when it is its transaction's last, `omitted` names columns that were left out."""
@@ -123,6 +130,14 @@ class EventEncoder(ABC):
     @abstractmethod
     def pack(self, bodies: list[bytes]) -> bytes:
         """Several event bodies as one list."""
+
+    @abstractmethod
+    def join_rows(self, parts: Sequence[bytes], count: int) -> bytes:
+        """An array of `count` rows from parts of its inside (see `row_blocks`)."""
+
+    @abstractmethod
+    def with_rows(self, fields: Mapping[str, object], parts: Sequence[bytes], count: int) -> bytes:
+        """A map with these fields and, as `data`, that array."""
 
     @abstractmethod
     def value_size_bytes(self, value: object) -> int:
@@ -209,11 +224,18 @@ _SHARED_FIELDS = 12  # six of the kind, msg_id, three of the transaction, seq, d
 _EVENT_HEAD = bytes([0x80 | _SHARED_FIELDS])
 
 
+def array_head(count: int) -> bytes:
+    """MessagePack's head of an array."""
+    if count < 16:
+        return bytes([0x90 | count])
+    return b"\xdc" + count.to_bytes(2, "big") if count < 65536 else b"\xdd" + count.to_bytes(4, "big")
+
+
 class MsgpackEvents(EventEncoder):
     """Events as MessagePack maps."""
 
-    def __init__(self, publish_prefix: bytes = b"") -> None:
-        super().__init__(publish_prefix)
+    def __init__(self, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None) -> None:
+        super().__init__(publish_prefix, compressors)
         packer = msgpack.Packer(autoreset=True, unicode_errors="surrogateescape")
         self._pack: Any = packer.pack
 
@@ -227,9 +249,14 @@ class MsgpackEvents(EventEncoder):
             return None
 
     def pack(self, bodies: list[bytes]) -> bytes:
-        count = len(bodies)
-        head = bytes([0x90 | count]) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
-        return head + b"".join(bodies)
+        return array_head(len(bodies)) + b"".join(bodies)
+
+    def join_rows(self, parts: Sequence[bytes], count: int) -> bytes:
+        return array_head(count) + b"".join(parts)
+
+    def with_rows(self, fields: Mapping[str, object], parts: Sequence[bytes], count: int) -> bytes:
+        head = bytes([0x80 | len(fields) + 1]) + self._fields(fields.items()) + b"\xa4data" + array_head(count)
+        return b"".join((head, *parts))
 
     def value_size_bytes(self, value: object) -> int:
         return len(self._pack(value))
@@ -266,6 +293,12 @@ class JsonEvents(EventEncoder):
     def pack(self, bodies: list[bytes]) -> bytes:
         return b"[" + b",".join(bodies) + b"]"
 
+    def join_rows(self, parts: Sequence[bytes], count: int) -> bytes:
+        return b"[" + b",".join(parts) + b"]"
+
+    def with_rows(self, fields: Mapping[str, object], parts: Sequence[bytes], count: int) -> bytes:
+        return b'{%b,"data":[%b]}' % (self._fields(fields.items())[1:], b",".join(parts))
+
     def value_size_bytes(self, value: object) -> int:
         return len(orjson.dumps(value))
 
@@ -283,6 +316,21 @@ class JsonEvents(EventEncoder):
         return event[:-1] + self._fields(extras.items()) + b"}"
 
 
-def event_encoder(encoding: str, publish_prefix: bytes = b"") -> EventEncoder:
+def compressed(message: OutMessage, compressor: Compressor) -> OutMessage:
+    """The same message with its body compressed, where that makes it smaller."""
+    packed = compressor.compress(message.body)
+    if len(packed) + len(compressor.header_lines) >= len(message.body):
+        return message
+    return OutMessage(message.subject, message.msg_id, packed, compressor.header_lines)
+
+
+def event_encoder(
+    encoding: str, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None
+) -> EventEncoder:
     """The encoder for `msgpack` or `json`."""
-    return JsonEvents(publish_prefix) if encoding == "json" else MsgpackEvents(publish_prefix)
+    return (JsonEvents if encoding == "json" else MsgpackEvents)(publish_prefix, compressors)
+
+
+def read_any_document(body: bytes) -> object:
+    """What an encoder's `document` made, in whichever encoding; None when it is neither."""
+    return MsgpackEvents().read_document(body) or JsonEvents().read_document(body)

@@ -33,3 +33,12 @@ def split_token(token: str) -> tuple[str, str]:
     if table_token(*names) != token:
         raise ValueError(f"{token!r} is not a table's token")
     return names
+
+
+def as_token(text: str) -> str:
+    """A token as it is; of anything else, the token of the table of that name: `sales.orders` is public."sales.orders"."""
+    try:
+        split_token(text)
+    except ValueError:
+        return table_token("public", text)
+    return text

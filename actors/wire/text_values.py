@@ -99,19 +99,27 @@ def _json_bytea(text: bytes) -> Converted:
 
 
 TEXT = Converter(_text, "m[a:p].decode()")
-_INT = Converter(_int, "int(m[a:p])")
+INT = Converter(_int, "int(m[a:p])")
+FLOAT = Converter(_float, "float(m[a:p])")
+BOOL = Converter(_bool, "m[a] == 116")
+BYTEA = Converter(_bytea, "fromhex(m[a + 2:p].decode())")
+TIMESTAMP = Converter(_timestamp, 'm[a:p].decode().replace(" ", "T", 1)', "m[p - 1] < 58")
+TIMESTAMPTZ = Converter(_timestamptz, 'm[a:p - 3].decode().replace(" ", "T", 1) + "Z"', "m[p - 3] == 43")
+JSON_FLOAT = Converter(_json_float, "float(m[a:p])", "m[p - 1] < 58")
+JSON_INT = Converter(_json_int, "int(m[a:p])", "p - a < 16")
+JSON_OIDS = frozenset({114, 3802})
 _COMMON: dict[int, Converter] = {
-    16: Converter(_bool, "m[a] == 116"),
-    17: Converter(_bytea, "fromhex(m[a + 2:p].decode())"),
-    20: _INT,
-    21: _INT,
-    23: _INT,
-    26: _INT,
+    16: BOOL,
+    17: BYTEA,
+    20: INT,
+    21: INT,
+    23: INT,
+    26: INT,
     114: Converter(json_converter("msgpack")),
-    700: Converter(_float, "float(m[a:p])"),
-    701: Converter(_float, "float(m[a:p])"),
-    1114: Converter(_timestamp, 'm[a:p].decode().replace(" ", "T", 1)', "m[p - 1] < 58"),
-    1184: Converter(_timestamptz, 'm[a:p - 3].decode().replace(" ", "T", 1) + "Z"', "m[p - 3] == 43"),
+    700: FLOAT,
+    701: FLOAT,
+    1114: TIMESTAMP,
+    1184: TIMESTAMPTZ,
     3802: Converter(jsonb_converter("msgpack")),
 }
 _SCALARS: dict[str, dict[int, Converter]] = {
@@ -119,22 +127,28 @@ _SCALARS: dict[str, dict[int, Converter]] = {
     "json": _COMMON
     | {
         17: Converter(_json_bytea),
-        20: Converter(_json_int, "int(m[a:p])", "p - a < 16"),
+        20: JSON_INT,
         114: Converter(json_converter("json")),
-        700: Converter(_json_float, "float(m[a:p])", "m[p - 1] < 58"),
-        701: Converter(_json_float, "float(m[a:p])", "m[p - 1] < 58"),
+        700: JSON_FLOAT,
+        701: JSON_FLOAT,
         3802: Converter(jsonb_converter("json")),
     },
 }
 
 
-def converter_for(type_oid: int, types: Mapping[int, TypeInfo], encoding: Encoding, arrays: Arrays) -> Converter:
-    """The converter of a type. `types` describes those that are not PostgreSQL's own; an unknown type stays text."""
+def base_type(type_oid: int, types: Mapping[int, TypeInfo]) -> TypeInfo | None:
+    """What a type is beneath its domains; None when it is unknown."""
     seen: set[int] = set()
     info = BUILTIN_TYPES.get(type_oid) or types.get(type_oid)
     while info is not None and info.kind == "domain" and info.oid not in seen:
         seen.add(info.oid)
         info = BUILTIN_TYPES.get(info.base_oid) or types.get(info.base_oid)
+    return info
+
+
+def converter_for(type_oid: int, types: Mapping[int, TypeInfo], encoding: Encoding, arrays: Arrays) -> Converter:
+    """The converter of a type. `types` describes those that are not PostgreSQL's own; an unknown type stays text."""
+    info = base_type(type_oid, types)
     if info is None:
         return TEXT
     if info.kind == "array":
