@@ -306,19 +306,14 @@ def test_a_stop_does_not_wait_for_a_snapshot(database: Database, nats: NatsServe
     assert no_leftovers(database)
 
 
-def test_what_the_role_may_not_read_is_an_error_of_that_table(
-    database: Database, nats: NatsServer, make_bridge: MakeBridge
-) -> None:
-    database.execute(
-        USERS
-        + f"""
+def test_what_the_role_may_not_read_is_an_error_of_that_table(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute(USERS + f"""
         CREATE TABLE secret (id int PRIMARY KEY); INSERT INTO secret VALUES (1); ALTER PUBLICATION cdc_pub ADD TABLE secret;
         CREATE TABLE filtered (id int PRIMARY KEY); INSERT INTO filtered VALUES (1); ALTER PUBLICATION cdc_pub ADD TABLE filtered;
         ALTER TABLE filtered ENABLE ROW LEVEL SECURITY;
         CREATE ROLE reader_{database.name} LOGIN REPLICATION PASSWORD 'reader';
         GRANT SELECT ON users, filtered TO reader_{database.name}; GRANT CREATE ON DATABASE {database.name} TO reader_{database.name}
-    """
-    )
+    """)
     dsn = make_conninfo(database.dsn, user=f"reader_{database.name}", password="reader")
     make_bridge(dsn, nats)
     for token in ("secret", "filtered"):
