@@ -285,7 +285,7 @@ def test_the_leader_of_three_servers_is_killed_under_load_and_the_stream_stays_e
             assert info["config"]["num_replicas"] == 3
             assert len(info["cluster"]["replicas"]) == 2
         published = 0
-        with Load(database):
+        with Load(database, workers=1):
             for _ in range(3):
                 time.sleep(1)
                 leader = cluster.leader("CDC")
