@@ -19,6 +19,7 @@ from actors.messages import (
     RowChange,
     Rows,
     SchemaChange,
+    Suspended,
     Truncated,
 )
 from actors.telemetry import Problem, Telemetry
@@ -61,7 +62,7 @@ class Batcher:
     tables whose events are not published, by token, and the position from which on.
     """
 
-    def __init__(self, encoder: EventEncoder, limits: Limits, slot: str, suspended: dict[str, Position]) -> None:
+    def __init__(self, encoder: EventEncoder, limits: Limits, slot: str, suspended: dict[str, Suspended]) -> None:
         self.suspended = dict(suspended)
         self.omitting = 0
         self._encoder, self._limits, self._slot = encoder, limits, slot
@@ -266,7 +267,7 @@ class Batcher:
     def _suspend(self, change: RowChange) -> Suspension:
         token = change.kind.table.token
         position = Position(change.txn.commit_lsn, change.seq)
-        self.suspended[token] = position
+        self.suspended[token] = Suspended(position)
         return Suspension(token, position, f"the key of a row alone is larger than {self._limits.payload_max} bytes")
 
     def _left_out(self, item: Item) -> bool:
@@ -280,10 +281,12 @@ class Batcher:
             token, position = item.table.token, item.position
         else:
             return False
-        since = self.suspended.get(token)
-        if since is None or position < since:
+        for over in [t for t, s in self.suspended.items() if s.until and position.lsn >= s.until]:
+            del self.suspended[over]
+        suspended = self.suspended.get(token)
+        if suspended is None or position < suspended.since:
             return False
-        if position == since and isinstance(item, RowChange | Truncated):
+        if position == suspended.since and isinstance(item, RowChange | Truncated):
             if self._held is not None:
                 self._emit(self._held, last=False)
                 self._held = None

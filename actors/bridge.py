@@ -231,8 +231,9 @@ class Supervisor:
         Only who reads the slot writes the record: a bridge that waits for the slot must not disturb the one that has it.
         """
         telemetry = self._telemetry
-        for token in opening.store.record.suspended:
-            telemetry.suspended_tables[token] = suspension_problem(token, "a row was too large for the stream")
+        for token, suspended in opening.store.record.suspended.items():
+            if not suspended.until:
+                telemetry.suspended_tables[token] = suspension_problem(token, "a row was too large for the stream")
         if opening.start.gap is None:
             await opening.store.update()
         else:

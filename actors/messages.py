@@ -30,6 +30,13 @@ START = Position(Lsn(0), -1, GAP_RANK)
 """Before everything: nothing is skipped."""
 
 
+class Suspended(NamedTuple):
+    """A table whose events are left out: from `since` on, and below `until` where a snapshot has resumed it (else 0)."""
+
+    since: Position
+    until: Lsn = Lsn(0)
+
+
 class OutMessage(NamedTuple):
     """One message for the stream, encoded."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -18,7 +18,8 @@ from actors.clients.replication import ReplicationStream
 from actors.config import Config
 from actors.decoder import Decoder, decode_blocks
 from actors.errors import Fatal, SourceUnavailable
-from actors.messages import Batch, Block, Item, Published
+from actors.lsn import Lsn
+from actors.messages import Batch, Block, Item, Published, Suspended
 from actors.publisher import Publisher, Window, publish_batches
 from actors.replication_reader import read_blocks
 from actors.schema_publisher import SchemaPublisher
@@ -118,12 +119,18 @@ async def run_pipeline(
     publisher = Publisher(setup.mode, acks.reply_prefix, start.last_seq)
 
     async def record_suspension(made: Suspension) -> None:
-        await store.update(suspended={**store.record.suspended, made.token: made.position})
+        await store.update(suspended={**store.record.suspended, made.token: Suspended(made.position)})
 
-    async def resume(token: str) -> None:
-        if token in store.record.suspended:
-            await store.update(suspended={t: p for t, p in store.record.suspended.items() if t != token})
+    async def resume(token: str, wal_end: Callable[[], Awaitable[Lsn]]) -> None:
+        suspended = store.record.suspended.get(token)
+        if suspended is None or suspended.until:
+            return
         batcher.resume(token)
+        # asked for after that: what was left out stands below, and the snapshot to come has it
+        until = await wal_end()
+        if token in batcher.suspended:  # the next row did not fit either
+            return
+        await store.update(suspended={**store.record.suspended, token: suspended._replace(until=until)})
         telemetry.suspended_tables.pop(token, None)
 
     snapshots = SnapshotSetup(config, setup, event_encoder(publish.encoding), transactions, compressors, resume)

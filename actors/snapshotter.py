@@ -23,7 +23,7 @@ from actors.clients.table_reader import OpenTable, Watermark, open_table
 from actors.config import Config
 from actors.errors import ConfigError, SourceUnavailable
 from actors.log import get_logger
-from actors.lsn import Lsn, format_lsn
+from actors.lsn import Lsn, format_lsn, parse_lsn
 from actors.messages import position_of
 from actors.startup.streams import StreamSetup
 from actors.telemetry import SnapshotProgress, Telemetry
@@ -47,13 +47,16 @@ log = get_logger("snapshotter")
 
 ATTEMPTS_MAX = 5
 UNKNOWN_EVERY_S = 60.0
+UNKNOWN_AT_ONCE = 100
+"""Unknown tables of which a word is said in a minute; more are a mistake, or malice."""
 STREAM_CATCHES_UP_S = 20.0
 GATHER_BYTES_MAX = 8 * 1024 * 1024
 """What a chunk may hold before it is compressed."""
 REMEMBERED_MAX = 200
 INIT = "INIT"
 
-Resume = Callable[[str], Awaitable[None]]
+Resume = Callable[[str, Callable[[], Awaitable[Lsn]]], Awaitable[None]]
+"""Takes a table's token, and what asks where the WAL ends."""
 
 
 class SnapshotFailed(Exception):
@@ -79,7 +82,7 @@ class SnapshotSetup:
     compressors: Mapping[str, Compressor]
     """By table token, with its dictionary; for the others there is one without."""
     resume: Resume
-    """A suspended table's events go out again from here on."""
+    """A suspended table's events go out again from here on; the snapshot that follows has what was left out."""
 
 
 class Snapshotter:
@@ -89,7 +92,7 @@ class Snapshotter:
         self._setup, self._js, self._telemetry = setup, js, telemetry
         self._config = setup.config
         self._tables = tables
-        self._requests = SnapshotRequests(js, kept=setup.stream.requests_kept)
+        self._requests = SnapshotRequests(js, tables, kept=setup.stream.requests_kept)
         self._unknown_told: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -99,28 +102,34 @@ class Snapshotter:
             log.info("a snapshot was broken off: taking it again", table=token)
             self._requests.add(token)
         while True:
-            token = await self._requests.next()
+            await self._requests.wait()
             self._show_waiting()
-            await self._serve(token)
+            await self._serve_some()
             self._show_waiting()
 
     # -- which requests are ours
 
-    async def _serve(self, token: str) -> None:
+    async def _serve_some(self) -> None:
+        """The first request for a table of ours; if there is none, those for nobody's."""
+        waiting = self._requests.waiting
         try:
             tables = {table_token(t.schema, t.name): t for t in await self._published()}
         except (SourceUnavailable, PostgresError) as exc:
-            log.warning("waiting for PostgreSQL to take a snapshot", table=token, reason=str(exc))
+            log.warning("waiting for PostgreSQL to take a snapshot", table=waiting[0], reason=str(exc))
             await trio.sleep(SourceUnavailable.retry_s)
             return
-        published = tables.get(token)
-        if published is not None:
-            await self._take_with_patience(token, published)
-        elif self._config.publish.stream == "CDC" and not await self._is_another_bridges(token):
-            await self._requests.taken(token)
-            await self._tell_unknown(token, sorted(tables))
-        else:
-            self._requests.leave(token)
+        self._requests.known = tables.keys()
+        token = next((token for token in waiting if token in tables), None)
+        if token is not None:
+            await self._take_with_patience(token, tables[token])
+            return
+        elsewhere = await self._tables_of_other_bridges()
+        for token in waiting[:UNKNOWN_AT_ONCE]:
+            if self._config.publish.stream != "CDC" or token in elsewhere:
+                self._requests.leave(token)
+            else:
+                await self._requests.taken(token)
+                await self._tell_unknown(token, sorted(tables))
 
     async def _published(self) -> list[PublishedTable]:
         connection = await PgConnection.connect(self._config.postgres, application_name="walbridge snapshot")
@@ -129,25 +138,25 @@ class Snapshotter:
         finally:
             connection.close()
 
-    async def _is_another_bridges(self, token: str) -> bool:
-        """Some other bridge's record lists the table: that one answers, now or when it runs again."""
+    async def _tables_of_other_bridges(self) -> set[str]:
+        """What other bridges' records list: those answer for it, now or when they run again."""
+        found: set[str] = set()
         for subject in await self._js.subjects_of(f"KV_{RECORDS}", f"$KV.{RECORDS}.>"):
             stream = subject.rpartition(".")[2]
             entry = None if stream == self._config.publish.stream else await self._js.kv_get(RECORDS, stream)
             try:
-                if entry is not None and token in BridgeRecord.decode(entry.data, stream).tables:
-                    return True
+                found.update(BridgeRecord.decode(entry.data, stream).tables if entry is not None else ())
             except ConfigError:  # not a bridge's: nobody answers for it
                 continue
-        return False
+        return found
 
     async def _tell_unknown(self, token: str, available: list[str]) -> None:
         now = time.monotonic()
         told = self._unknown_told
-        if now - told.get(token, -UNKNOWN_EVERY_S) < UNKNOWN_EVERY_S:
+        for old in [t for t, at in told.items() if now - at >= UNKNOWN_EVERY_S]:
+            del told[old]
+        if token in told or len(told) >= UNKNOWN_AT_ONCE:
             return
-        if len(told) > 10_000:
-            told.clear()
         told[token] = now
         log.warning("a snapshot of an unknown table was asked for", table=token)
         words = f"no table {token} in publication {self._config.source.publication}"
@@ -196,7 +205,7 @@ class Snapshotter:
 
     async def _take(self, token: str, published: PublishedTable, progress: SnapshotProgress) -> None:
         setup, config = self._setup, self._config
-        await setup.resume(token)
+        await setup.resume(token, self._wal_end)
         info = await self._js.stream_info(setup.stream.stream)
         stream_seq = int(info["state"]["last_seq"]) if info is not None else 0
         limit = setup.stream.init_payload_max
@@ -320,6 +329,16 @@ class Snapshotter:
             else:
                 low = message.seq + 1
         return low - 1
+
+    async def _wal_end(self) -> Lsn:
+        connection = await PgConnection.connect(self._config.postgres, application_name="walbridge snapshot")
+        try:
+            ((lsn,),) = await connection.query(
+                "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END"
+            )
+            return parse_lsn(lsn or "0/0")
+        finally:
+            connection.close()
 
     # -- how it ended
 

@@ -297,7 +297,7 @@ async def _messages(client: Client, stream: str, start_seq: int) -> list[StoredM
     subscription = await client.subscribe(inbox, pending_msgs_limit=0, pending_bytes_limit=0)
     found: list[StoredMessage] = []
     while waiting:
-        batch = min(waiting, 5_000)
+        batch = min(waiting, 5_000 if stream == "CDC" else 20)  # of large messages the server sends only so many ahead
         request = json.dumps({"batch": batch, "expires": int(HANG_S * 1e9)}).encode()
         await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer.name}", request, reply=inbox)
         for _ in range(batch):

@@ -12,7 +12,7 @@ import trio
 from actors.clients.jetstream import JetStream, JetStreamError
 from actors.errors import ConfigError, SinkFenced
 from actors.lsn import NO_LSN, Lsn
-from actors.messages import START, Position
+from actors.messages import START, Position, Suspended
 
 BUCKET = "bridges"
 WRONG_LAST_SEQUENCE = 10071
@@ -38,7 +38,7 @@ class BridgeRecord:
     """Table token -> schema_id that readers know at `position`."""
     tables: tuple[str, ...] = ()
     """Tokens of the publication's tables: who asks for another one's snapshot is not answered by this bridge."""
-    suspended: Mapping[str, Position] = field(default_factory=dict)
+    suspended: Mapping[str, Suspended] = field(default_factory=dict)
     """Tables whose events are left out, and the change from which on."""
 
     def encode(self) -> bytes:
@@ -57,7 +57,7 @@ class BridgeRecord:
                 "rank": self.position.rank,
                 "confirmed_lsn": self.confirmed_lsn,
                 "schemas": dict(self.schemas),
-                "suspended": {token: [p.lsn, p.seq] for token, p in self.suspended.items()},
+                "suspended": {token: [s.since.lsn, s.since.seq, s.until] for token, s in self.suspended.items()},
             }
         )
 
@@ -77,7 +77,9 @@ class BridgeRecord:
                 confirmed_lsn=Lsn(int(raw["confirmed_lsn"])),
                 schemas={str(k): int(v) for k, v in raw["schemas"].items()},
                 tables=tuple(map(str, raw["tables"])),
-                suspended={str(k): Position(Lsn(int(v[0])), int(v[1])) for k, v in raw["suspended"].items()},
+                suspended={
+                    str(k): Suspended(Position(Lsn(int(v[0])), int(v[1])), Lsn(int(v[2]))) for k, v in raw["suspended"].items()
+                },
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise ConfigError(

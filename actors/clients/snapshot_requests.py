@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import trio
 
 from actors.clients.jetstream import JetStream, JetStreamError
@@ -20,9 +22,13 @@ _TOKEN_MAX = 600
 
 
 class SnapshotRequests:
-    """Table tokens that somebody asked for, each once, in the order of asking."""
+    """Table tokens that somebody asked for, each once, in the order of asking.
 
-    def __init__(self, js: JetStream, *, kept: bool) -> None:
+    `known` are the tables that are published: a flood of other words neither keeps them out nor grows memory.
+    """
+
+    def __init__(self, js: JetStream, known: Collection[str], *, kept: bool) -> None:
+        self.known = known
         self._js, self._kept = js, kept
         self._waiting: dict[str, None] = {}
         self._news = trio.Event()
@@ -39,19 +45,18 @@ class SnapshotRequests:
 
     def add(self, token: str) -> None:
         """One request; another for the same table is the same."""
-        if 0 < len(token) <= _TOKEN_MAX and len(self._waiting) < WAITING_MAX:
+        if 0 < len(token) <= _TOKEN_MAX and (len(self._waiting) < WAITING_MAX or token in self.known):
             self._waiting.setdefault(token)
             self._news.set()
 
-    async def next(self) -> str:
-        """The next request; it waits on until `taken`. The stream is read again from time to time: a message may be missed."""
+    async def wait(self) -> None:
+        """Until something waits. The stream is read again from time to time: a message may have been missed."""
         while not self._waiting:
             self._news = trio.Event()
             with trio.move_on_after(READ_AGAIN_S):
                 await self._news.wait()
             if not self._waiting:
                 await self._read_stream()
-        return next(iter(self._waiting))
 
     def leave(self, token: str) -> None:
         """It is somebody else's."""
