@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
+from actors import __version__
 from actors.errors import ConfigError
 from actors.tools.embedded_postgres import PostgresServer
 from actors.tools.export import IN_COMPOSE, KINDS, SINGLE, Setup, make_setup, parse_tables, render
@@ -166,6 +167,17 @@ def test_names_come_from_the_bridges_own_settings_and_secrets_go_nowhere(tmp_pat
     assert '"reader"' in (tmp_path / "sql-role/walbridge-role.sql").read_text()
     assert '"writer"' in (tmp_path / "nats-permissions/nats-permissions.conf").read_text()
     assert "--port 9393" in (tmp_path / "systemd/walbridge.service").read_text()
+
+
+def test_names_come_from_an_env_file_too_and_the_environment_beats_it(tmp_path: Path) -> None:
+    file = tmp_path / "walbridge.env"
+    file.write_text("POSTGRES_BRIDGE_USER=from_file\nNATS_BRIDGE_USER=nats_from_file\nPG_DB=shop\n")
+    setup = make_setup({}, {"NATS_BRIDGE_USER": "from_environment"}, file, "users")
+    assert (setup.role, setup.nats_user, setup.database) == ("from_file", "from_environment", "shop")
+
+
+def test_the_changelog_has_the_version_that_is_made() -> None:
+    assert f"To be {__version__}," in (ROOT / "CHANGELOG.md").read_text()
 
 
 def psql(server: PostgresServer, database: str, script: Path, env: dict[str, str] | None = None) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from actors import __version__
-from actors.config import Config, resolve
+from actors.config import Config, read_env_file, resolve
 from actors.errors import ConfigError
 
 Kind = Literal["alerts", "grafana", "compose", "systemd", "nats-permissions", "sql-role"]
@@ -104,7 +104,7 @@ def render(kind: Kind, setup: Setup) -> dict[str, str]:
 
 def make_setup(flags: Mapping[str, object], environ: Mapping[str, str], env_file: Path | None, tables: str) -> Setup:
     """The names from flags and environment, as the bridge itself would take them. Raises ConfigError for bad ones."""
-    config = resolve(flags, _with_role(environ), env_file)
+    config = resolve(flags, _names_only({**(read_env_file(env_file) if env_file else {}), **environ}))
     words = _conninfo(config)
     return Setup(
         config.source.slot,
@@ -136,7 +136,7 @@ def parse_tables(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _with_role(environ: Mapping[str, str]) -> dict[str, str]:
+def _names_only(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without secrets and without what names servers: an export needs neither."""
     kept = {"POSTGRES_BRIDGE_USER", "PG_DB", "DATABASE_URL", "NATS_BRIDGE_USER", "BRIDGE_PORT"}
     found = {name: value for name, value in environ.items() if name in kept and value}
