@@ -419,7 +419,7 @@ def test_nats_server_accepts_the_configuration(name: str, tmp_path: Path) -> Non
     config = folder / "nats" / "nats.conf"
     config.write_text(config.read_text().replace('"/data"', f'"{tmp_path}/data"'))
     env = {"PATH": f"{find_nats_server().parent}:{os.environ['PATH']}", "NATS_SERVER_NAME": "n1",
-           "SECRETS_DIR": str(folder / "secrets")}  # fmt: skip
+           "SECRETS_DIR": str(folder / "secrets"), "NATS_CLUSTER_NODES": "127.0.0.1:6222 127.0.0.2:6222"}  # fmt: skip
     command = ["sh", str(folder / "nats/start.sh"), "-t", "-c", str(folder / "nats" / name)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -435,6 +435,72 @@ def nats_of_compose(make_nats: MakeNats) -> NatsServer:
     """A server with the users of nats-permissions.conf; a user's password is its name, as nats-server would read 1e5."""
     variables = "\n".join(f'NATS_{user.upper()}_PASSWORD: "1e5{user}"' for user in USERS)
     return make_nats(extra_config=f"{variables}\n{(COMPOSE / 'nats/nats-permissions.conf').read_text()}")
+
+
+def test_three_servers_of_the_cluster_file_carry_a_bridge_with_three_copies(
+    database: Database, make_bridge: MakeBridge, tmp_path: Path
+) -> None:
+    """As compose.cluster.yaml starts them, with start.sh and the secrets' files; only hosts and ports are others."""
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    nodes = {name: (free_port(), free_port(), free_port()) for name in ("nats", "nats-2", "nats-3")}
+    processes: list[subprocess.Popen[bytes]] = []
+    secrets = with_secrets(tmp_path) / "secrets"
+    services = {**MAIN["services"], **CLUSTER["services"]}
+    try:
+        for name, (port, monitor, route) in nodes.items():
+            folder = tmp_path / name
+            shutil.copytree(COMPOSE / "nats", folder)
+            (folder / "nats.conf").write_text(
+                (folder / "nats.conf").read_text().replace("0.0.0.0:4222", f"127.0.0.1:{port}")
+                .replace("0.0.0.0:8222", f"127.0.0.1:{monitor}").replace('"/data"', f'"{folder}/data"')
+            )  # fmt: skip
+            (folder / "cluster.conf").write_text(
+                (folder / "cluster.conf").read_text().replace("0.0.0.0:6222", f"127.0.0.1:{route}")
+            )
+            env = {"PATH": f"{find_nats_server().parent}:{os.environ['PATH']}", "SECRETS_DIR": str(secrets),
+                   **services[name]["environment"]}  # fmt: skip
+            for other, (_, _, at) in nodes.items():
+                env["NATS_CLUSTER_NODES"] = env["NATS_CLUSTER_NODES"].replace(f"{other}:6222", f"127.0.0.1:{at}")
+            command = [Path(word).name if word.startswith("/etc/nats/") else word for word in services[name]["command"]]
+            with (folder / "log").open("wb") as log:
+                processes.append(subprocess.Popen(["sh", "start.sh", *command], cwd=folder, env=env, stdout=log, stderr=log))
+        deadline = time.monotonic() + HANG_S
+        for name, (_, monitor, _) in nodes.items():
+            while not healthy(monitor):
+                assert time.monotonic() < deadline, (tmp_path / name / "log").read_text()[-3000:]
+                time.sleep(0.1)
+        passwords = {user: (secrets / f"nats_{user}_password").read_text() for user in USERS}
+        urls = [f"nats://127.0.0.1:{port}" for port, *_ in nodes.values()]
+        bridge_urls = ",".join(url.replace("//", f"//bridge:{passwords['bridge']}@") for url in urls)
+        bridge = make_bridge(
+            database, bridge_urls, env={"NATS_REPLICAS": CLUSTER["services"]["bridge"]["environment"]["NATS_REPLICAS"]}
+        )
+        database.execute("INSERT INTO users VALUES (1), (2)")
+        assert len(wait_for_events(urls[1], 2, user="admin", password=passwords["admin"])) == 2
+
+        async def replicas() -> list[int | None]:
+            client = await nats_py.connect(urls[2], user="admin", password=passwords["admin"])
+            try:
+                streams = await client.jetstream().streams_info()
+                return [stream.config.num_replicas for stream in streams]
+            finally:
+                await client.close()
+
+        assert set(asyncio.run(replicas())) == {3}
+        assert bridge.stop() == 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def healthy(monitor: int) -> bool:
+    """As the health check of the compose file asks."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{monitor}/healthz", timeout=3) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def url_of(server: NatsServer, user: str) -> str:

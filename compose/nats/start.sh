@@ -10,4 +10,11 @@ for name in bridge mirror consumer admin cluster; do
     export "NATS_${upper}_PASSWORD=\"$(cat "$file")\""
   fi
 done
+if [ -n "${NATS_CLUSTER_NODES:-}" ]; then
+  routes=
+  for node in $NATS_CLUSTER_NODES; do
+    routes="${routes:+$routes, }\"nats://cluster:$(cat "$secrets/nats_cluster_password")@$node\""
+  done
+  export "NATS_ROUTES=[$routes]"
+fi
 exec nats-server "$@"
