@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError, U
 
 from actors import __version__
 from actors.errors import ConfigError, Fatal
+from actors.tools.produce_app import app as produce
 
 if TYPE_CHECKING:
     from actors.config import Config
@@ -150,6 +151,30 @@ def export(
     return write(kind, dir, make_setup(flags, os.environ, env_file, tables))
 
 
+@app.command(name="train")
+def train_dictionary(
+    *,
+    table: Annotated[str, Parameter(help="a published table: users, sales/orders")],
+    size: Annotated[str, Parameter(help="of the dictionary [16k]")] = "16k",
+    dictionaries: Annotated[str | None, Parameter(help="folder in which it is written [dictionaries]")] = None,
+    pub: Annotated[str | None, Parameter(help="the table's publication [cdc_pub]")] = None,
+    upload: Annotated[bool, Parameter(negative="", help="also put it into KV dictionaries")] = False,
+    json: Annotated[bool, Parameter(negative="", help="the report as JSON")] = False,
+    env_file: Annotated[Path | None, Parameter(help="NAME=value lines; the environment beats them")] = None,
+) -> int:
+    """Train a zstd dictionary on rows of a live table, and measure on other rows what it saves."""
+    from actors.config import resolve  # noqa: PLC0415
+    from actors.log import set_up_logging  # noqa: PLC0415
+    from actors.tools.train import train_table  # noqa: PLC0415
+
+    config = resolve({"dictionaries": dictionaries, "pub": pub}, os.environ, env_file)
+    set_up_logging(config.log.level, config.log.format, config.secrets)
+    return train_table(config, table, size, upload=upload, as_json=json)
+
+
+app.command(produce)
+
+
 @app.command(name="help")
 def show_help(topic: str = "", /) -> int:
     """Explain an error by its code (WB107), list the environment variables (env), or show this help."""
@@ -198,7 +223,7 @@ def _one_line(exc: CycloptsError) -> str:
     """What is wrong with the words of the command line: the word first, as in all our messages."""
     if isinstance(exc, UnusedCliTokensError) and exc.unused_tokens:
         found, kind = exc.unused_tokens[0], "no such command"
-        wanted = ["run", "health", "export", "help"]
+        wanted = ["run", "health", "help", "train", "produce", "export"]
     elif isinstance(exc, UnknownOptionError):
         found, kind = (exc.token.keyword or exc.token.value).partition("=")[0], "unknown option"
         wanted = [name for argument in exc.argument_collection for name in argument.names]

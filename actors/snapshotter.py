@@ -54,6 +54,8 @@ GATHER_BYTES_MAX = 8 * 1024 * 1024
 """What a chunk may hold before it is compressed."""
 REMEMBERED_MAX = 200
 INIT = "INIT"
+STEP_ASIDE_S = 0.001
+"""So long a snapshot rests between two blocks while events are on their way: it must not be felt in their latency."""
 
 Resume = Callable[[str, Callable[[], Awaitable[Lsn]]], Awaitable[None]]
 """Takes a table's token, and what asks where the WAL ends."""
@@ -274,6 +276,8 @@ class Snapshotter:
 
         async with aclosing(table.blocks()) as results:
             async for result in results:
+                if telemetry.has_events_on_their_way:  # they go first
+                    await trio.sleep(STEP_ASIDE_S)
                 piece: Piece = blocks.piece(result)
                 made = cutter.add(piece)
                 if made:

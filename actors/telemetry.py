@@ -173,6 +173,11 @@ class Telemetry:
         return self.sent_seq - self.stored_seq
 
     @property
+    def has_events_on_their_way(self) -> bool:
+        """Somewhere between PostgreSQL and JetStream's acknowledgement."""
+        return self.in_flight_messages > 0 or any(channel.items_waiting for channel in self.channels.values())
+
+    @property
     def in_flight_bytes(self) -> int:
         """Sent and not yet acknowledged."""
         return self.sent_bytes - self.stored_bytes

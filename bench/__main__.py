@@ -25,15 +25,18 @@ def main(
     single_rows: Annotated[int, Parameter(validator=Positive, help="rows of the backlog with 1 row a transaction")] = 100_000,
     rate: Annotated[int, Parameter(validator=Positive, help="transactions of one row a second, for latency")] = 5_000,
     seconds: Annotated[int, Parameter(validator=Positive, help="how long, for latency")] = 8,
+    snapshot_rows: Annotated[int, Parameter(validator=Positive, help="rows of the table that is sent whole")] = 1_000_000,
     repeat: Annotated[int, Parameter(validator=Positive, help="runs of each; the report shows medians")] = 3,
     only: Annotated[
-        list[Literal["bulk", "single", "latency"]] | None,
-        Parameter(negative="", help="bulk, single or latency; may be given more than once [all three]"),
+        list[Literal["bulk", "single", "latency", "snapshot"]] | None,
+        Parameter(negative="", help="bulk, single, latency or snapshot; may be given more than once [all four]"),
     ] = None,
     json: Annotated[Path | None, Parameter(help="also write every run, and what it ran on, to this file")] = None,
 ) -> int:
     """Measure the bridge beside pg_recvlogical on a PostgreSQL and a nats-server of its own. Takes some minutes."""
-    plan = Plan(rows, single_rows, rate, seconds, repeat, frozenset(only or ("bulk", "single", "latency")))
+    plan = Plan(
+        rows, single_rows, rate, seconds, snapshot_rows, repeat, frozenset(only or ("bulk", "single", "latency", "snapshot"))
+    )
     progress = Console(stderr=True)
     results = run_benchmark(plan, lambda line: progress.print(line, highlight=False, markup=False))
     # a pipe has no width: take one in which nothing is folded

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import quantiles
 from typing import Literal
@@ -66,11 +66,16 @@ def drain(servers: Servers, backlog: Backlog, mode: Mode) -> DrainRun:
         return asyncio.run(_drain(bridge, nats, backlog.rows))
 
 
-def steady_load(servers: Servers, mode: Mode, per_second: int, seconds: int) -> LatencyRun:
+Meanwhile = Callable[[Bridge], AbstractContextManager[None]]
+
+
+def steady_load(
+    servers: Servers, mode: Mode, per_second: int, seconds: int, *, meanwhile: Meanwhile | None = None
+) -> LatencyRun:
     """Run the bridge on a new slot and an empty nats-server while rows are committed one by one."""
     empty_table(servers)
     with servers.new_slot() as slot, servers.new_nats() as nats, _bridge(servers, nats, slot, mode) as bridge:
-        return asyncio.run(_steady_load(servers, bridge, nats, per_second, seconds))
+        return asyncio.run(_steady_load(servers, bridge, nats, per_second, seconds, meanwhile))
 
 
 @contextmanager
@@ -103,14 +108,17 @@ async def _drain(bridge: Bridge, nats: NatsServer, rows: int) -> DrainRun:
         )
 
 
-async def _steady_load(servers: Servers, bridge: Bridge, nats: NatsServer, per_second: int, seconds: int) -> LatencyRun:
+async def _steady_load(
+    servers: Servers, bridge: Bridge, nats: NatsServer, per_second: int, seconds: int, meanwhile: Meanwhile | None
+) -> LatencyRun:
     rows = rows_at_rate(per_second, seconds)
     async with open_stored(nats.url) as stored:
         bridge.start()
         await asyncio.sleep(1)
         usage = UsageSampler(_pid(bridge))
         before = usage.sample()
-        await asyncio.to_thread(commit_at_rate, servers, per_second, seconds)
+        with nullcontext() if meanwhile is None else meanwhile(bridge):
+            await asyncio.to_thread(commit_at_rate, servers, per_second, seconds)
         await _wait_until_stored(bridge, stored, rows, usage)
         after, peak_mb = usage.sample(), usage.peak_rss_mb()
         commits = await stored.commits()

@@ -27,6 +27,9 @@ Backlog: each reader gets a copy of one slot, so the same WAL; the readers take 
   RSS             before: just before the first event. peak: VmHWM. MB are 10^6 bytes.
 Latency: {CONNECTIONS} connections commit rows one by one at a steady rate, from loops inside the server. An event's latency
   is the timestamp of its JetStream message less its commit_ts, PostgreSQL's time of commit: one clock, every event counted.
+Snapshots: one of the whole table, by a bridge that does nothing else, from the request until its meta is stored (the watermark,
+  connections and catalog queries included), beside psql -c "COPY bench TO STDOUT" > /dev/null in the same round.
+  Events beside snapshots: the latency load while the same bridge sends a table of as many rows again and again.
 Every figure is the median over the runs, each column on its own."""
 
 
@@ -37,6 +40,10 @@ def print_report(results: Results, console: Console) -> None:
         console.print(_drain_table(results.drains, runs))
     if results.latency:
         console.print(_latency_table(results.latency, runs))
+    if results.snapshots:
+        console.print(_snapshot_table(results, runs))
+    if results.beside_snapshots:
+        console.print(_beside_table(results, runs))
     for line in METHOD.splitlines():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for name, value in (results.machine | {"other work": _other_work(results.others_cores)}).items():
@@ -65,6 +72,12 @@ def as_json(results: Results) -> dict[str, Any]:
             mode: {"runs": [asdict(run) for run in runs], "median": asdict(medians(runs))}
             for mode, runs in results.latency.items()
         },
+        "copies": [asdict(run) for run in results.copies],
+        "snapshots": {
+            name: {"runs": [asdict(run) for run in runs], "median": asdict(medians(runs)), "ratio": results.share_of_copy(name)}
+            for name, runs in results.snapshots.items()
+        },
+        "beside_snapshots": [{"alone": asdict(a), "beside": asdict(b)} for a, b in results.beside_snapshots],
     }
 
 
@@ -107,4 +120,24 @@ def _latency_table(latency: dict[Mode, list[LatencyRun]], runs: int) -> Table:
         run = medians(done)
         table.add_row(mode, f"{run.events_per_s:,.0f}", f"{run.p50_ms:.2f} ms", f"{run.p99_ms:.2f} ms", f"{run.max_ms:.1f} ms",
                       f"{run.cpu_us_per_event:.0f}", f"{run.rss_idle_mb:.0f} MB", f"{run.rss_peak_mb:.0f} MB")  # fmt: skip
+    return table
+
+
+def _snapshot_table(results: Results, runs: int) -> Table:
+    table = _table(f"{results.plan.snapshot_rows:,} rows at once, medians of {runs}", "reader", "rows/s", "of COPY",
+                   "CPU us/row", "RSS idle", "RSS peak", "sent")  # fmt: skip
+    table.add_row("psql COPY", f"{medians(results.copies).rows_per_s:,.0f}", "", "", "", "", "")
+    for name, done in results.snapshots.items():
+        run = medians(done)
+        table.add_row(f"snapshot, {name}", f"{run.rows_per_s:,.0f}", f"{results.share_of_copy(name):.2f}",
+                      f"{run.cpu_us_per_row:.2f}", f"{run.rss_idle_mb:.0f} MB", f"{run.rss_peak_mb:.0f} MB",
+                      f"{run.mb:.0f} MB")  # fmt: skip
+    return table
+
+
+def _beside_table(results: Results, runs: int) -> Table:
+    table = _table(f"Commit to stored beside snapshots, medians of {runs}", "bridge", "events/s", "p50", "p99", "max")
+    for name, done in zip(("alone", "beside snapshots"), zip(*results.beside_snapshots, strict=True), strict=True):
+        run = medians(done)
+        table.add_row(name, f"{run.events_per_s:,.0f}", f"{run.p50_ms:.2f} ms", f"{run.p99_ms:.2f} ms", f"{run.max_ms:.1f} ms")
     return table

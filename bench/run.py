@@ -11,6 +11,7 @@ from bench.bridge import DrainRun, LatencyRun, Mode, drain, steady_load
 from bench.machine import describe_machine
 from bench.recvlogical import ReaderRun, run_recvlogical
 from bench.servers import Servers, open_servers
+from bench.snapshots import FORMATS, CopyRun, SnapshotRun, copy_table, snapshot_table, snapshots_meanwhile, write_table
 from bench.usage import busy_cores
 from bench.workload import Backlog, backlog, create_schema
 
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
     Run = TypeVar("Run", bound=DataclassInstance)
 
-Part = Literal["bulk", "single", "latency"]
+Part = Literal["bulk", "single", "latency", "snapshot"]
 Say = Callable[[str], None]
 MODES: tuple[Mode, ...] = ("fast", "plain")
 BULK_ROWS_PER_TRANSACTION = 1_000
+EVENTS_BESIDE_PER_S = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Plan:
     single_rows: int
     per_second: int
     seconds: int
+    snapshot_rows: int
     repeat: int
     parts: frozenset[Part]
 
@@ -60,8 +63,17 @@ class Results:
     machine: dict[str, str]
     drains: list[DrainResults] = field(default_factory=list)
     latency: dict[Mode, list[LatencyRun]] = field(default_factory=dict)
+    copies: list[CopyRun] = field(default_factory=list)
+    snapshots: dict[str, list[SnapshotRun]] = field(default_factory=dict)
+    beside_snapshots: list[tuple[LatencyRun, LatencyRun]] = field(default_factory=list)
+    """The same load without and with a snapshot of a large table running all the time."""
     others_cores: list[float] = field(default_factory=list)
     """How many cores the rest of the machine was using just before each round."""
+
+    def share_of_copy(self, name: str) -> float:
+        """A snapshot's speed by COPY's: the median over the rounds."""
+        pairs = zip(self.snapshots[name], self.copies, strict=True)
+        return median(run.rows_per_s / copied.rows_per_s for run, copied in pairs)
 
 
 def medians(runs: Sequence[Run]) -> Run:
@@ -82,6 +94,8 @@ def run_benchmark(plan: Plan, say: Say) -> Results:
                     _run_drains(servers, written, results, say)
         if "latency" in plan.parts:
             _run_latency(servers, results, say)
+        if "snapshot" in plan.parts:
+            _run_snapshots(servers, results, say)
         return results
 
 
@@ -110,3 +124,31 @@ def _run_latency(servers: Servers, results: Results, say: Say) -> None:
             results.latency[mode].append(run)
             say(f"  {number}/{plan.repeat} bridge, {mode:<6} {run.events_per_s:>9,.0f} events/s, "
                 f"p50 {run.p50_ms:.2f} ms, p99 {run.p99_ms:.2f} ms")  # fmt: skip
+
+
+def _run_snapshots(servers: Servers, results: Results, say: Say) -> None:
+    plan = results.plan
+    say(f"writing {plan.snapshot_rows:,} rows")
+    write_table(servers, plan.snapshot_rows)
+    results.snapshots = {name: [] for name in FORMATS}
+    for number in range(1, plan.repeat + 1):
+        results.others_cores.append(busy_cores())
+        copied = copy_table(servers, plan.snapshot_rows)
+        results.copies.append(copied)
+        say(f"  {number}/{plan.repeat} psql COPY            {copied.rows_per_s:>11,.0f} rows/s")
+        for name, flags in FORMATS.items():
+            run = snapshot_table(servers, plan.snapshot_rows, flags)
+            results.snapshots[name].append(run)
+            say(f"  {number}/{plan.repeat} snapshot, {name:<10} {run.rows_per_s:>11,.0f} rows/s, "
+                f"{run.cpu_us_per_row:.2f} us of CPU a row")  # fmt: skip
+    with servers.connect() as connection:
+        connection.execute("INSERT INTO bench_big SELECT * FROM bench")
+        connection.execute("VACUUM (ANALYZE) bench_big")
+    for number in range(1, plan.repeat + 1):
+        alone, beside = (
+            steady_load(servers, "fast", EVENTS_BESIDE_PER_S, plan.seconds, meanwhile=meanwhile)
+            for meanwhile in (None, snapshots_meanwhile)
+        )
+        results.beside_snapshots.append((alone, beside))
+        say(f"  {number}/{plan.repeat} {EVENTS_BESIDE_PER_S:,} events/s, p99 {alone.p99_ms:.2f} ms; "
+            f"beside snapshots {beside.p99_ms:.2f} ms")  # fmt: skip

@@ -15,7 +15,8 @@ CONNECTIONS = 4
 # The loops run in the server: a client that sends 5,000 statements a second would take a core from what is measured.
 SCHEMA = f"""
 CREATE TABLE bench (id bigint PRIMARY KEY, name text, email text, age int, price numeric, created_at timestamptz);
-CREATE PUBLICATION {PUBLICATION} FOR TABLE bench;
+CREATE TABLE bench_big (LIKE bench INCLUDING ALL);
+CREATE PUBLICATION {PUBLICATION} FOR TABLE bench, bench_big;
 
 CREATE PROCEDURE fill(total bigint, rows_per_transaction int) LANGUAGE plpgsql AS $$
 DECLARE first bigint := 1;

@@ -33,7 +33,10 @@ def read_dictionaries(folder: Path) -> dict[str, bytes]:
     for file in files:
         token = file.relative_to(folder).as_posix().removesuffix(SUFFIX)
         try:
-            split_token(token)
+            if "" in split_token(token):
+                raise ValueError("its name names no table")
+            if not file.is_file():
+                raise ValueError("not a file")
             if file.stat().st_size > BYTES_MAX:
                 raise ValueError(f"larger than {BYTES_MAX} bytes")
             content = file.read_bytes()
@@ -51,6 +54,10 @@ async def publish_dictionaries(js: JetStream, dictionaries: Mapping[str, bytes])
     """
     ready: dict[str, Compressor] = {}
     for token, content in dictionaries.items():
+        if len(content) > js.connection.max_payload:  # the server would end the connection
+            reason = f"{len(content):,} bytes are more than max_payload"
+            log.warning("going on without a dictionary: it cannot be put into the bucket", table=token, reason=reason)
+            continue
         try:
             for key in (dictionary_id(token, content), f"{token}_dict"):  # the one that stays first: it is what messages name
                 held = await js.kv_get(BUCKET, key)

@@ -52,6 +52,6 @@ def decompress(frame: bytes, *, bytes_max: int, dictionary: bytes | None = None)
         size = zstandard.get_frame_parameters(frame).content_size
         if size > bytes_max:  # an unknown size is the largest of all
             raise MalformedMessage(f"a zstd frame of {size} bytes unpacked; {bytes_max} is the most that is taken")
-        return zstandard.ZstdDecompressor(dict_data=data).decompress(frame, max_output_size=bytes_max)
+        return zstandard.ZstdDecompressor(dict_data=data).decompress(frame, max_output_size=bytes_max, allow_extra_data=False)
     except zstandard.ZstdError as exc:
         raise MalformedMessage(f"not a zstd frame: {exc}") from exc

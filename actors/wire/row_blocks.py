@@ -75,7 +75,7 @@ class RowBlocks:
         self._rows = _row_maker([name for name, _ in columns], fmt)
 
     def piece(self, result: pq.abc.PGresult) -> Piece:
-        """All rows of one result."""
+        """All rows of one result, which has some."""
         count = result.ntuples
         transformer = Transformer()
         transformer.set_loader_types(self._types, pq.Format.TEXT)
