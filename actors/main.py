@@ -176,6 +176,27 @@ def cleanup(
     return run_cleanup(config, slot_only=slot_only, yes=yes, force=force)
 
 
+@app.command
+def export(
+    kind: Annotated[str, Parameter(help="alerts, grafana, compose, systemd, nats-permissions or sql-role")],
+    /,
+    *,
+    dir: Annotated[Path | None, Parameter(help="write into this folder instead of printing")] = None,
+    slot: Annotated[str | None, Parameter(group=SOURCE, help="replication slot [cdc_slot]")] = None,
+    pub: Annotated[str | None, Parameter(group=SOURCE, help="publication [cdc_pub]")] = None,
+    tables: Annotated[str, Parameter(group=SOURCE, help="what the publication holds [users,orders]")] = "users,orders",
+    stream: Annotated[str | None, Parameter(group=NATS, help="CDC stream [CDC]")] = None,
+    port: Annotated[str | None, Parameter(group=HTTP, help="HTTP telemetry [9090, env BRIDGE_PORT]")] = None,
+    env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
+) -> int:
+    """Print or write files for operating the bridge, made for this setup: its slot, publication, stream, port and users."""
+    from actors.tools.export import export as write  # noqa: PLC0415
+    from actors.tools.export import make_setup  # noqa: PLC0415
+
+    flags = {"slot": slot, "pub": pub, "stream": stream, "port": port}
+    return write(kind, dir, make_setup(flags, os.environ, env_file, tables))
+
+
 @app.command(name="train")
 def train_dictionary(
     *,

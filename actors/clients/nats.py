@@ -274,7 +274,18 @@ async def _connect(config: NatsConfig, server: ServerAddress, known: set[str]) -
 
 async def _start_tls(config: NatsConfig, server: ServerAddress, stream: trio.abc.Stream) -> trio.abc.Stream:
     tls = trio.SSLStream(stream, tls_context(config), server_hostname=server.tls_name or server.host, https_compatible=True)
-    await tls.do_handshake()
+    try:
+        await tls.do_handshake()
+    except trio.BrokenResourceError as exc:
+        if isinstance(exc.__cause__, ssl.SSLError):
+            raise SinkRefused(
+                "WB208",
+                f"no trusted TLS connection to NATS at {server}",
+                said=_reason(exc),
+                means="nothing is sent to a server that is not the one it should be",
+                fix="NATS_CA: the authority that signed the server's certificate; NATS_URL: a host name in it",
+            ) from exc
+        raise
     return tls
 
 

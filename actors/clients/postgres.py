@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -269,6 +270,8 @@ def _address(words: dict[str, Any]) -> str:
 _REFUSALS = (
     ("password authentication failed", "set POSTGRES_BRIDGE_PASSWORD (or the one in DATABASE_URL) to the role's password"),
     ("no password supplied", "set POSTGRES_BRIDGE_PASSWORD, or DATABASE_URL with a password"),
+    ("certificate authentication failed", "sslcert, sslkey: a certificate whose common name is the role's"),
+    ("pg_hba.conf rejects", "change the reject line for this host, database and user in pg_hba.conf, or use TLS: sslmode"),
     ("no pg_hba.conf entry", "add a line for this host, database and user to pg_hba.conf, then SELECT pg_reload_conf()"),
     ("does not exist", "set PG_DB and POSTGRES_BRIDGE_USER, or DATABASE_URL, to what is there"),
     ("wal sender", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
@@ -287,6 +290,13 @@ def _connect_error(exc: BaseException, address: str, password: str) -> SourceUna
         for words, fix in _REFUSALS:
             if words in said.lower():
                 return SourceRefused("WB103", f"PostgreSQL at {address} does not let the bridge in", said=said, fix=fix)
+    if re.search(r"certificate|SSL error|does not support SSL|private key", said):
+        return SourceRefused(
+            "WB122", f"no trusted TLS connection to PostgreSQL at {address}", said=said,
+            means="nothing is sent to a server that is not the one it should be",
+            fix="sslrootcert: the authority that signed the server's certificate; the host: a name in it; sslcert and sslkey: "
+            "ours, where the server asks for one",
+        )  # fmt: skip
     return SourceUnavailable(
         "WB101", f"cannot connect to PostgreSQL at {address}", said=said,
         fix="start it, or set PG_HOST and PG_PORT (or DATABASE_URL) to where it is",
