@@ -198,8 +198,13 @@ def test_an_nkey_from_a_file_carries_a_whole_run_and_is_nowhere_to_be_seen(
     assert seed not in seen_from_outside(bridge)
     bridge.kill()
     nats.start()
-    file.write_text(seed[:-4] + "AAAA")
-    assert ends(make_bridge(database, nats.url, start=False, env={"NATS_NKEY_SEED_FILE": str(file)})) == 2
+    another = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER).decode()  # type: ignore[no-untyped-call]
+    for wrong, code in ((another, "WB203"), (seed[:20], "WB205")):
+        file.write_text(wrong)
+        refused = make_bridge(database, nats.url, start=False, env={"NATS_NKEY_SEED_FILE": str(file)})
+        assert ends(refused) == 2
+        assert code in refused.log()
+        assert wrong not in refused.log()
 
 
 # -- secrets: what every start-up failure and a running bridge show to others
