@@ -197,6 +197,26 @@ def export(
     return write(kind, dir, make_setup(flags, os.environ, env_file, tables))
 
 
+@app.command
+def snapshot(
+    table: Annotated[str, Parameter(help="a table of schema public, or a token such as sales/orders")],
+    /,
+    *,
+    wait: Annotated[bool, Parameter(group=OTHER, help="until it is whole [yes]", negative="--no-wait")] = True,
+    nats_context: Annotated[
+        str | None, Parameter(group=NATS, help="context of the nats command line, by name or file [env NATS_CONTEXT]")
+    ] = None,
+    json: Annotated[bool, Parameter(group=OTHER, negative="", help="the outcome as JSON")] = False,
+    env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
+) -> int:
+    """Ask a running bridge, or the next one that runs, for a whole table, and follow it. Exit 0 when it is whole."""
+    from actors.config import resolve  # noqa: PLC0415
+    from actors.tools.snapshot import ask_for_snapshot  # noqa: PLC0415
+
+    environ = {"POSTGRES_BRIDGE_USER": "unused", **os.environ}  # this talks to NATS alone
+    return ask_for_snapshot(resolve({"nats_context": nats_context}, environ, env_file).nats, table, wait=wait, as_json=json)
+
+
 @app.command(name="train")
 def train_dictionary(
     *,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -383,3 +387,22 @@ def test_zstd_with_a_dictionary(database: Database, nats: NatsServer, make_bridg
     assert all(m.headers["Dictionary-Id"] == key for m in events), "small bodies are where a dictionary pays"
     bodies = [decode_body(unpacked(m, dictionaries))[0] for m in events]
     assert [(b["operation"], b["data"]["id"]) for b in bodies] == [("UPDATE", 5), ("INSERT", 0)]
+
+
+def test_the_command_asks_and_follows(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute(USERS)
+    make_bridge(database, nats)
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "actors.main", "snapshot", *words]
+        return subprocess.run(argv, env={**os.environ, "NATS_URL": nats.url}, capture_output=True, text=True, check=False)
+
+    done = command("users")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("users: 25,000 rows in 3 chunks, snap-")
+    assert json.loads(command("users", "--json").stdout)["row_count"] == 25000
+    failed = command("no such")
+    assert failed.returncode == 1
+    assert "unknown_table: no table no=20such" in failed.stderr
+    assert "tables: users" in failed.stderr
+    assert command("users", "--no-wait").stdout == "asked for users\n"
