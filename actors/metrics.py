@@ -16,6 +16,7 @@ from prometheus_client.core import (
     Metric,
     StateSetMetricFamily,
 )
+from psycopg.conninfo import conninfo_to_dict
 
 from actors import __version__
 from actors.config import Config
@@ -60,6 +61,7 @@ class Metrics:
 
     def __init__(self, telemetry: Telemetry, config: Config) -> None:
         self._telemetry, self._config = telemetry, config
+        self._database = str(conninfo_to_dict(config.postgres.conninfo).get("dbname") or "")
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -90,7 +92,7 @@ class Metrics:
             "bridge", "What runs here.",
             {
                 "version": __version__, "slot_name": config.source.slot, "publication": config.source.publication,
-                "stream_name": config.publish.stream, "publish": t.publish_mode,
+                "stream_name": config.publish.stream, "publish": t.publish_mode, "database": self._database,
             },
         )  # fmt: skip
         state = StateSetMetricFamily("bridge_state", "What the bridge is doing.", {s: s == t.state for s in STATES})

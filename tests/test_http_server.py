@@ -164,7 +164,8 @@ def test_paths_methods_and_stream_info(server: Server) -> None:
     ]
     assert server.ask("GET", "/streams/info?stream=AWAY")[0] == 503
     for method, path, expected in (
-        ("GET", "/", 404),
+        ("GET", "/none", 404),
+        ("POST", "/", 405),
         ("GET", "/shutdown", 405),
         ("POST", "/health", 405),
         ("HEAD", "/health", 200),

@@ -95,15 +95,15 @@ def status_document(config: Config, telemetry: Telemetry, history: History) -> d
 def _wal(t: Telemetry) -> dict[str, Any]:
     slot = t.slot
     limited = slot.wal_limited and slot.safe_wal_bytes is not None
-    confirmed = max(t.confirmed_lsn, slot.confirmed_lsn)
+    confirmed, current = max(t.confirmed_lsn, slot.confirmed_lsn), max(slot.current_lsn, t.received_lsn)  # whoever looked last
     return {
         "held_bytes": slot.lag_bytes,
-        "unconfirmed_bytes": max(0, slot.current_lsn - confirmed) if slot.current_lsn and confirmed else 0,
+        "unconfirmed_bytes": max(0, current - confirmed) if current and confirmed else 0,
         "safe_bytes": slot.safe_wal_bytes if limited else None,
         "budget_bytes": slot.lag_bytes + (slot.safe_wal_bytes or 0) if limited else None,
         "limited": slot.wal_limited,
         "seconds_to_loss": round(slot.seconds_to_loss) if math.isfinite(slot.seconds_to_loss) else None,
-        "current_lsn": format_lsn(slot.current_lsn),
+        "current_lsn": format_lsn(current),
         "restart_lsn": format_lsn(slot.restart_lsn),
     }
 
