@@ -37,8 +37,8 @@ ZSTD_METHOD = """\
   second one a delete, in transactions of 1 to 9 changes, encoded as the bridge does; several in a message are inserts of one
   transaction, as with --pack; chunks are those of a snapshot, up to 1 MB.
 Trained on one half of the rows, in both encodings; the figures are of the other half, with later LSNs and times. zstd level 1.
-Saved: the share of the bytes of the bodies, without -> with a 16 KB dictionary. us: to compress one message. As sent: with the
-  dictionary, and with the header lines that name it counted."""
+Saved: the share of the bytes of the bodies, without -> with a dictionary of 16 KB. us: to compress one message.
+  As sent: with the dictionary, and with the header lines that name it counted."""
 
 
 def print_report(results: Results, console: Console) -> None:

@@ -22,7 +22,8 @@ from actors.wire.compression import Compressor, decompress, dictionary_id
 from tests.conftest import MakeBridge, MakeNats
 from tests.servers import ROOT, Database, StoredMessage, decode_body, read_messages, wait_for_events, with_nats
 from tests.snapshots import ask, unpacked, wait_for_snapshots
-from tests.test_operation import wait_for
+from tests.test_docs import section
+from tests.test_exactness import wait_for
 
 
 def event(i: int, operation: str) -> dict[str, Any]:
@@ -146,6 +147,31 @@ def test_an_unchanged_dictionary_is_put_once_and_an_old_one_stays_for_good(
     assert used == [dictionary_id("users", DICTIONARY), dictionary_id("users", newer)]
     bodies = [decode_body(unpacked(message, found))[0] for message in (first, second)]
     assert [body["data"]["id"] for body in bodies] == [1, 2]
+
+
+def test_the_consumer_of_the_documents_reads_compressed_and_plain_bodies(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, tmp_path: Path
+) -> None:
+    lines = section((ROOT / "docs/consumers.md").read_text(encoding="utf-8"), "Compressed bodies").splitlines()
+    scope: dict[str, Any] = {"zstandard": zstandard}
+    exec("\n".join(line[4:] for line in lines if line.startswith("    ")), scope)
+    database.execute(TABLE + "CREATE TABLE plain (id int PRIMARY KEY, name text); ALTER PUBLICATION cdc_pub ADD TABLE plain")
+    make_bridge(database, nats, "--zstd", "--zstd-events", "--dictionaries", folder_with(tmp_path))
+    database.execute("INSERT INTO users VALUES (1, 'User-1'); INSERT INTO plain SELECT g, 'x' FROM generate_series(1, 3000) g")
+    wait_for(lambda: len(read_messages(nats.url, "CDC")) == 3001)
+    ask(nats.url, "plain")
+    wait_for_snapshots(nats.url, "plain")
+
+    async def read(client: Any) -> list[dict[str, Any]]:
+        js = client.jetstream()
+        bucket = await js.key_value("dictionaries")
+        found = [await js.get_msg("CDC", seq) for seq in (1, 2)] + [await js.get_last_msg("INIT", "init.snap.plain.*.0")]
+        encodings = [(message.headers or {}).get("Content-Encoding") for message in found]
+        assert encodings == ["zstd", None, "zstd"]
+        return [decode_body(await scope["unpacked"](message, bucket))[0] for message in found]
+
+    event, plain, chunk = with_nats(nats.url, read)
+    assert (event["data"]["name"], plain["data"]["name"], len(chunk["data"])) == ("User-1", "x", 3000)
 
 
 def wait_for_events_stored(url: str, count: int) -> list[StoredMessage]:

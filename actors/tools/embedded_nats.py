@@ -115,7 +115,7 @@ class NatsServer:
     def pause(self) -> None:
         """Freeze the server with SIGSTOP: connections stay open and nothing is answered."""
         assert self._process is not None, "not started"
-        self._process.send(signal.SIGSTOP)
+        self._process.freeze()
 
     def resume(self) -> None:
         """Let a frozen server go on."""

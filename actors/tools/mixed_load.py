@@ -50,7 +50,8 @@ class Counts:
         shown = ", ".join(f"{number:,} {name}" for name, number in words.items() if number or name == "inserted")
         return shown + (", stopped" if self.stopped else "")
 
-    def _add(self, other: Counts) -> None:
+    def add(self, other: Counts) -> None:
+        """What one transaction changed."""
         self.inserted += other.inserted
         self.updated += other.updated
         self.key_changes += other.key_changes
@@ -86,7 +87,7 @@ class MixedLoad:
         except (psycopg.errors.ForeignKeyViolation, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
             pass
         if committed:
-            self._counts._add(done)
+            self._counts.add(done)
             self._counts.transactions += 1
             del self._users[:-KEYS_MAX], self._orders[:-KEYS_MAX]
         else:

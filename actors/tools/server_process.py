@@ -148,6 +148,13 @@ class ServerProcess:
         """Send a signal to the server, if it still runs."""
         self._server.send_signal(sig)
 
+    def freeze(self) -> None:
+        """SIGSTOP, and return once every thread stands still."""
+        self.send(signal.SIGSTOP)
+        with suppress(psutil.NoSuchProcess):
+            while psutil.Process(self.pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+                time.sleep(0.001)
+
     def end(self, *steps: tuple[signal.Signals, float]) -> None:
         """Send each signal and wait so many seconds for the server's end; after the last it is killed. Idempotent."""
         for sig, wait_s in (*steps, (signal.SIGKILL, None)):
