@@ -29,7 +29,8 @@ SOURCE = Group("Source", sort_key=1)
 NATS = Group("Publishing", sort_key=2)
 SNAPSHOTS = Group("Snapshots and compression", sort_key=3)
 HTTP = Group("HTTP", sort_key=4)
-OTHER = Group("Settings", sort_key=5)
+MIRROR = Group("Replica", sort_key=5)
+OTHER = Group("Settings", sort_key=6)
 
 app = App(
     name="walbridge",
@@ -129,6 +130,37 @@ def health(
     return check_health(bind, port or variable or "9090", "--port" if port or not variable else "BRIDGE_PORT")
 
 
+@app.command
+def mirror(
+    *,
+    to: Annotated[str, Parameter(group=MIRROR, help="the replica: sqlite:///file.db or postgresql://user@host/db")],
+    tables: Annotated[str, Parameter(group=MIRROR, help="tables, separated by commas [all that the bridge publishes]")] = "",
+    stream: Annotated[str | None, Parameter(group=MIRROR, help="the bridge's stream [CDC]")] = None,
+    env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
+) -> int:
+    """Keep SQLite or PostgreSQL tables equal to the source, until stopped."""
+    from actors.tools.mirror import run_mirror  # noqa: PLC0415
+
+    return run_mirror(to, tables, stream, env_file)
+
+
+@app.command
+def verify(
+    *,
+    to: Annotated[str, Parameter(group=MIRROR, help="the replica, as given to mirror, which must be running")],
+    tables: Annotated[str, Parameter(group=MIRROR, help="tables, separated by commas [all of the replica]")] = "",
+    stream: Annotated[str | None, Parameter(group=MIRROR, help="the bridge's stream [CDC]")] = None,
+    limit: Annotated[int, Parameter(group=MIRROR, help="keys to show of rows that differ [20]")] = 20,
+    timeout: Annotated[int, Parameter(group=MIRROR, help="seconds until the mirror must have come to one LSN [120]")] = 120,
+    json: Annotated[bool, Parameter(group=MIRROR, negative="", help="the report as JSON")] = False,
+    env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
+) -> int:
+    """Prove that a replica equals its source at one LSN: exit 0, or 1 with what differs."""
+    from actors.tools.verify import run_verify  # noqa: PLC0415
+
+    return run_verify(to, tables, stream, env_file, keys_max=limit, timeout_s=float(timeout), as_json=json)
+
+
 @app.command(name="help")
 def show_help(topic: str = "", /) -> int:
     """Explain an error by its code (WB107), list the environment variables (env), or show this help."""
@@ -177,7 +209,7 @@ def _one_line(exc: CycloptsError) -> str:
     """What is wrong with the words of the command line: the word first, as in all our messages."""
     if isinstance(exc, UnusedCliTokensError) and exc.unused_tokens:
         found, kind = exc.unused_tokens[0], "no such command"
-        wanted = ["run", "health", "help"]
+        wanted = ["run", "health", "help", "mirror", "verify"]
     elif isinstance(exc, UnknownOptionError):
         found, kind = (exc.token.keyword or exc.token.value).partition("=")[0], "unknown option"
         wanted = [name for argument in exc.argument_collection for name in argument.names]

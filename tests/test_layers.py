@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "actors"
 PLAIN = {"config", "errors", "lsn", "messages", "telemetry"}
-RANKS = {"main": 6, "tools": 6, "bridge": 5, "pipeline": 4, "startup": 2, "clients": 1, "wire": 0, "log": 0, "metrics": 2}
+RANKS = {"main": 6, "tools": 6, "bridge": 5, "pipeline": 4, "startup": 2, "clients": 1, "wire": 0, "log": 0, "metrics": 2, "mirror": 3}
 ACTORS = {
     "replication_reader", "decoder", "batcher", "publisher", "acker", "schema_publisher", "wal_monitor", "http_server"
 }  # fmt: skip
