@@ -169,6 +169,9 @@ SETTINGS = {
 }
 
 
+_STREAM = r"[A-Za-z0-9_-]{1,64}"
+
+
 def _bad(where: str, value: str, fix: str, code: str = "WB002") -> ConfigError:
     return ConfigError(code, f"{where}: {value!r} {fix}" if value else f"{where}: {fix}")
 
@@ -305,7 +308,7 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
         find.switch("temporary_slot"),
     )
     publish = PublishConfig(
-        find.pattern("stream", r"[A-Za-z0-9_-]{1,64}", "is not a stream name; give letters, digits, _ and -, e.g. CDC2"),
+        find.pattern("stream", _STREAM, "is not a stream name; give letters, digits, _ and -, e.g. CDC2"),
         find.choice("publish", ("auto", "fast", "plain")),
         find.number("pack", 1, 1000, "a number of events", "100"),
         "json" if find.switch("json") else "msgpack",
@@ -328,6 +331,25 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
     # a shorter one would mask half of the log, and is none
     secrets = tuple(sorted(secret for secret in find.secrets if len(secret) >= 4))
     return Config(postgres, nats, source, publish, snapshots, http, log, accept_gap, secrets, tuple(find.origins))
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """What a reader of a bridge's streams needs to know."""
+
+    nats: NatsConfig
+    stream: str
+    log: LogConfig
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+
+def resolve_client(flags: Mapping[str, object], environ: Mapping[str, str], env_file: Path | None = None) -> ClientConfig:
+    """The part of the settings that does not concern PostgreSQL. Raises ConfigError."""
+    find = _Resolver(flags, environ, read_env_file(env_file) if env_file else {})
+    stream = find.pattern("stream", _STREAM, "is not a stream name; give letters, digits, _ and -, e.g. CDC2")
+    log = LogConfig(_level(*find.text("log_level")), find.choice("log_format", ("logfmt", "json")))
+    nats = _nats(find, environ)
+    return ClientConfig(nats, stream, log, tuple(sorted(secret for secret in find.secrets if len(secret) >= 4)))
 
 
 def _level(value: str, where: str) -> str:

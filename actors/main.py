@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts.validators import Number
 
 from actors import __version__
 from actors.errors import ConfigError, Fatal
@@ -30,7 +31,8 @@ SOURCE = Group("Source", sort_key=1)
 NATS = Group("Publishing", sort_key=2)
 SNAPSHOTS = Group("Snapshots and compression", sort_key=3)
 HTTP = Group("HTTP", sort_key=4)
-OTHER = Group("Settings", sort_key=5)
+MIRROR = Group("Replica", sort_key=5)
+OTHER = Group("Settings", sort_key=6)
 
 app = App(
     name="walbridge",
@@ -217,6 +219,22 @@ def snapshot(
     return ask_for_snapshot(resolve({"nats_context": nats_context}, environ, env_file).nats, table, wait=wait, as_json=json)
 
 
+@app.command
+def demo(
+    *,
+    seconds: Annotated[float | None, Parameter(group=OTHER, help="end by itself after so long")] = None,
+    rate: Annotated[
+        int, Parameter(group=OTHER, help="changed rows a second to begin with [250]", validator=Number(gte=1))
+    ] = 250,
+    keep: Annotated[Path | None, Parameter(group=OTHER, help="keep data and logs in this folder")] = None,
+    json: Annotated[bool, Parameter(group=OTHER, negative="", help="the outcome as JSON")] = False,
+) -> int:
+    """Servers, bridge, load and a live replica in this terminal: nothing to install or configure. Keys do real harm."""
+    from actors.tools.demo import run_demo  # noqa: PLC0415
+
+    return run_demo(seconds=seconds, keep=keep, rate=rate, as_json=json)
+
+
 @app.command(name="train")
 def train_dictionary(
     *,
@@ -239,6 +257,37 @@ def train_dictionary(
 
 
 app.command(produce)
+
+
+@app.command
+def mirror(
+    *,
+    to: Annotated[str, Parameter(group=MIRROR, help="the replica: sqlite:///file.db or postgresql://user@host/db")],
+    tables: Annotated[str, Parameter(group=MIRROR, help="tables, separated by commas [all that the bridge publishes]")] = "",
+    stream: Annotated[str | None, Parameter(group=MIRROR, help="the bridge's stream [CDC]")] = None,
+    env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
+) -> int:
+    """Keep SQLite or PostgreSQL tables equal to the source, until stopped."""
+    from actors.tools.mirror import run_mirror  # noqa: PLC0415
+
+    return run_mirror(to, tables, stream, env_file)
+
+
+@app.command
+def verify(
+    *,
+    to: Annotated[str, Parameter(group=MIRROR, help="the replica, as given to mirror, which must be running")],
+    tables: Annotated[str, Parameter(group=MIRROR, help="tables, separated by commas [all of the replica]")] = "",
+    stream: Annotated[str | None, Parameter(group=MIRROR, help="the bridge's stream [CDC]")] = None,
+    limit: Annotated[int, Parameter(group=MIRROR, help="keys to show of rows that differ [20]")] = 20,
+    timeout: Annotated[int, Parameter(group=MIRROR, help="seconds until the mirror must have come to one LSN [120]")] = 120,
+    json: Annotated[bool, Parameter(group=MIRROR, negative="", help="the report as JSON")] = False,
+    env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
+) -> int:
+    """Prove that a replica equals its source at one LSN: exit 0, or 1 with what differs."""
+    from actors.tools.verify import run_verify  # noqa: PLC0415
+
+    return run_verify(to, tables, stream, env_file, keys_max=limit, timeout_s=float(timeout), as_json=json)
 
 
 @app.command(name="help")

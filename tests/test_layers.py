@@ -19,6 +19,7 @@ RANKS = {
     "wire": 0,
     "log": 0,
     "metrics": 2,
+    "mirror": 3,
     "web": 2,
 }
 ACTORS = {

@@ -35,6 +35,8 @@ class StoredMessage(NamedTuple):
     seq: int
     headers: dict[str, str]
     data: bytes
+    time: str = ""
+    """When it was stored, as JetStream writes it: RFC 3339, UTC."""
 
 
 class KvEntry(NamedTuple):
@@ -94,7 +96,14 @@ class JetStream:
             raise
         raw = reply["message"]
         headers = decode_headers(base64.b64decode(raw.get("hdrs", "")))
-        return StoredMessage(str(raw["subject"]), int(raw["seq"]), headers, base64.b64decode(raw.get("data", "")))
+        return StoredMessage(
+            str(raw["subject"]), int(raw["seq"]), headers, base64.b64decode(raw.get("data", "")), str(raw["time"])
+        )
+
+    async def create_consumer(self, stream: str, config: Mapping[str, object]) -> dict[str, Any]:
+        """Create a consumer by its `name`; returns what STREAM.CONSUMER.INFO would."""
+        request = {"stream_name": stream, "config": config, "action": "create"}
+        return await self._api(f"CONSUMER.CREATE.{stream}.{config['name']}", request, f"create a consumer of stream {stream}")
 
     async def purge(self, stream: str, subject: str) -> None:
         """Delete a stream's messages on one subject."""

@@ -1,0 +1,66 @@
+"""The reference consumer: a replica in SQLite or PostgreSQL, and a library for consumers of one's own.
+
+The library: `decode_message` makes typed records of every message, `rules` say how a copy is kept. Both are plain functions.
+"""
+
+from actors.mirror.decoding import (
+    Decompressors,
+    array_rows,
+    decode_body,
+    decode_event,
+    decode_events,
+    decode_message,
+    decode_schema,
+)
+from actors.mirror.records import (
+    ArrayChunk,
+    Column,
+    Delete,
+    Event,
+    Gap,
+    Insert,
+    Raw,
+    Record,
+    Schema,
+    SchemaChange,
+    SnapshotChunk,
+    SnapshotError,
+    SnapshotMeta,
+    SnapshotStart,
+    Truncate,
+    Update,
+)
+from actors.mirror.rules import Identity, apply_to, counts, identity_of, is_certain, is_out_of_date, position_of
+
+__all__ = [
+    "ArrayChunk",
+    "Column",
+    "Decompressors",
+    "Delete",
+    "Event",
+    "Gap",
+    "Identity",
+    "Insert",
+    "Raw",
+    "Record",
+    "Schema",
+    "SchemaChange",
+    "SnapshotChunk",
+    "SnapshotError",
+    "SnapshotMeta",
+    "SnapshotStart",
+    "Truncate",
+    "Update",
+    "apply_to",
+    "array_rows",
+    "counts",
+    "decode_body",
+    "decode_event",
+    "decode_events",
+    "decode_message",
+    "decode_schema",
+    "identity_of",
+    "is_certain",
+    "is_out_of_date",
+    "position_of",
+]

@@ -1,0 +1,373 @@
+"""A new copy of a table: its snapshot, gathered aside, and the events behind it, up to where the live tables are.
+
+Only then, in one local transaction, it takes the place of what was there: readers see the old table or the new one, never half
+of one, and never a table that is ahead of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import trio
+
+from actors.clients.consumer import Delivered, open_consumer
+from actors.clients.jetstream import StoredMessage
+from actors.errors import SinkUnavailable
+from actors.log import get_logger
+from actors.lsn import format_lsn
+from actors.messages import START
+from actors.mirror.decoding import array_rows, decode_message
+from actors.mirror.dialect import Statement
+from actors.mirror.following import Follower
+from actors.mirror.records import (
+    ArrayChunk,
+    Record,
+    Row,
+    SnapshotChunk,
+    SnapshotError,
+    SnapshotMeta,
+    SnapshotStart,
+)
+from actors.mirror.replica import Replica
+from actors.mirror.shapes import TableShape
+from actors.mirror.source_stream import GAPS, OutOfDate, SourceStream
+from actors.mirror.state import WAITING, Place
+from actors.mirror.store import TableFault
+from actors.mirror.track import Cursor, CutOff, FollowedTable, Track
+from actors.wire.nats import decode_headers, encode_pub
+
+log = get_logger("mirror")
+
+INIT = "INIT"
+ASK_AGAIN_S = 30.0
+RETRY_S = 5.0
+ROWS_MAX = 5_000
+LOOK_S = 0.1
+
+
+class CopyUseless(Exception):
+    """This snapshot does not lead to where the live tables are: another one is needed."""
+
+    def __init__(self, reason: str, needed_seq: int) -> None:
+        super().__init__(reason)
+        self.needed_seq = needed_seq
+
+
+class SnapshotRefused(Exception):
+    """The bridge could not take the snapshot."""
+
+
+class CannotMirror(Exception):
+    """The replica cannot hold this table at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A complete snapshot in its own table."""
+
+    start: SnapshotStart
+    created: str
+    """When the stream was made that the snapshot's `stream_seq` is of."""
+    init_seq: int
+    staging: TableShape
+    rows: int
+
+
+class Copier:
+    """Makes new copies for one replica. Each table's copy is a task of its own."""
+
+    def __init__(self, replica: Replica, source: SourceStream, follower: Follower) -> None:
+        self._replica, self._source, self._follower = replica, source, follower
+        self._js = source.js
+
+    async def ask(self, token: str) -> None:
+        """Ask for a snapshot. A request that is there already is the same."""
+        await self._js.connection.send(encode_pub(f"snapshot.request.{token}".encode(), b"", b"", None))
+
+    async def copy(self, token: str) -> None:
+        """Until the table is live. Raises SinkUnavailable, ReplicaUnavailable, ReplicaRefused."""
+        replica = self._replica
+        while True:
+            try:
+                gathered = await self._gather(token)
+                await self._catch_up(token, gathered)
+            except CopyUseless as exc:
+                log.warning("a snapshot is of no use: asking for another one", table=token, reason=str(exc))
+                await replica.save(replica.tables[token].as_stale(str(exc), exc.needed_seq))
+            except TableFault as exc:
+                log.warning("a snapshot does not fit: asking for another one", table=token, reason=exc.reason)
+                stale = replica.tables[token].as_stale(exc.reason, -1, keyed=False if exc.is_duplicate else None)
+                await replica.save(stale)
+                await trio.sleep(RETRY_S)
+            except SnapshotRefused as exc:
+                log.warning("no snapshot; trying again", table=token, reason=str(exc), next_try_s=ASK_AGAIN_S)
+                await replica.save(replace(replica.tables[token], reason=str(exc)))
+                await trio.sleep(ASK_AGAIN_S)
+            except CannotMirror as exc:
+                log.error("a table cannot be mirrored; the others go on", table=token, reason=str(exc))  # noqa: TRY400
+                await replica.save(replace(replica.tables[token], reason=str(exc)))
+                return
+            except OutOfDate as exc:
+                log.warning("the stream has changed: taking another snapshot", table=token, reason=str(exc))
+                await replica.save(replica.tables[token].as_stale(str(exc), -1))
+                await trio.sleep(LOOK_S)
+            else:
+                return
+
+    # -- the snapshot
+
+    async def _gather(self, token: str) -> Gathered:
+        """Read a snapshot that is there, or ask for one, into a table beside the live one."""
+        info = await self._js.stream_info(INIT)
+        if info is None:
+            raise SinkUnavailable("WB215", f"stream {INIT} is gone", means="waiting until a bridge has made it again")
+        started = await self._usable_start(token)
+        if started is None:
+            log.info("asking for a snapshot", table=token)
+            await self.ask(token)
+        start_seq = started.seq if started is not None else int(info["state"]["last_seq"]) + 1
+        filters = [f"init.start.{token}", f"init.snap.{token}.>", f"init.meta.{token}", f"init.error.{token}"]
+        if any(subject.startswith(("snapshot.", ">")) for subject in info["config"].get("subjects") or ()):
+            filters += [f"snapshot.init.{token}", f"snapshot.data.{token}"]
+        async with open_consumer(self._js, INIT, filters, start_seq) as consumer:
+            reader = _SnapshotReader(self, token)
+            while True:
+                messages = await consumer.receive(ASK_AGAIN_S)
+                if not messages and reader.start is None:
+                    await self.ask(token)  # nobody may have been there to hear it
+                for message in messages:
+                    done = await reader.take(message, await self._decode(message))
+                    if done is not None:
+                        return done
+
+    async def _decode(self, message: Delivered) -> Record:
+        body = await self._source.unpacked(message)
+        return decode_message(message.subject, _only_place(decode_headers(message.headers)), body)[0]
+
+    async def _usable_start(self, token: str) -> StoredMessage | None:
+        """The newest snapshot's start, if that snapshot leads to the present."""
+        message = await self._js.get_message(INIT, last_by_subj=f"init.start.{token}")
+        if message is None or message.seq <= self._replica.tables[token].init_seq:
+            return None
+        start = decode_message(message.subject, {}, message.data)[0]
+        assert isinstance(start, SnapshotStart), "the subject says so"
+        error = await self._js.get_message(INIT, last_by_subj=f"init.error.{token}")
+        failed = error is not None and error.seq > message.seq
+        if not await self._source.look() or failed or message.time < self._source.created:
+            return None
+        return message if self.is_usable(start) == "" else None
+
+    def is_usable(self, start: SnapshotStart) -> str:
+        """Why the events behind a snapshot do not lead to the present; empty when they do."""
+        record, source = self._replica.tables[start.token], self._source
+        if start.stream_seq < record.needed_seq:
+            return "it is from before what went wrong"
+        if source.first_seq > start.stream_seq + 1:
+            return "the stream no longer holds what comes behind it"
+        return "" if start.stream_seq <= source.last_seq else "the stream was cut short"
+
+    async def staging(self, start: SnapshotStart) -> TableShape:
+        """Make the table that a snapshot is gathered in."""
+        replica, record = self._replica, self._replica.tables[start.token]
+        dialect, store = replica.dialect, replica.store
+        names = [column.name.lower() for column in start.columns]
+        if dialect.scheme == "sqlite" and len(set(names)) != len(names):
+            raise CannotMirror("two of its columns differ only in upper and lower case, which SQLite cannot tell apart")
+        if record.state == WAITING and await store.exists(record.local):
+            raise CannotMirror(
+                f"there is a table {dialect.table(record.local)} already, which is not this mirror's: drop or rename it"
+            )
+        local = dialect.staging_name(record.local, start.token)
+        types = await store.local_types([column.type for column in start.columns])
+        shape = TableShape(start.token, start.schema, start.table, local, start.columns, types, bool(record.keyed))
+        before = await store.make_schema(local)
+        statements = [*before, dialect.drop_table(local), dialect.create_table(shape)]
+        await replica.run([Statement(sql, [()]) for sql in statements])
+        return shape
+
+    async def add_rows(self, table: FollowedTable, rows: Sequence[Row]) -> None:
+        """Put a chunk's rows into their table."""
+        for first in range(0, len(rows), ROWS_MAX):
+            statements: list[Statement] = []
+            for row in rows[first : first + ROWS_MAX]:
+                sql, params = table.statements.insert(row)
+                if statements and statements[-1].sql is sql:
+                    statements[-1].params.append(params)
+                else:
+                    statements.append(Statement(sql, [params], False, table.shape.token))
+            await self._replica.run(statements)
+        self._replica.counts.snapshot_rows += len(rows)
+
+    # -- the events behind it
+
+    async def _catch_up(self, token: str, gathered: Gathered) -> None:
+        """Apply what came behind the snapshot, and switch the new copy in once it is where the live tables are."""
+        replica, source, start = self._replica, self._source, gathered.start
+        table = FollowedTable.of(replica.dialect, gathered.staging, start.snapshot_lsn)
+        track = Track(replica.dialect, Cursor(start.stream_seq, START), {token: table})
+        filters = [f"cdc.{token}.>", GAPS]
+        self._follower.joiners += 1
+        try:
+            async with open_consumer(source.js, source.name, filters, start.stream_seq + 1) as consumer:
+                await source.check_holds(start.stream_seq, gathered.created)
+                seen = start.stream_seq
+                waiting: list[Delivered] = []
+                while True:
+                    if not waiting:
+                        waiting = await consumer.receive(LOOK_S)
+                        if waiting:
+                            await source.check_jumps(seen, waiting, gathered.created)
+                            seen = waiting[-1].seq
+                    place = replica.place
+                    limit = place.cursor.stream_seq if place is not None else None
+                    taken = 0
+                    for message in waiting:
+                        if limit is not None and message.seq > limit:
+                            break
+                        await self._take(track, message, gathered)
+                        taken += 1
+                        if track.gathered >= ROWS_MAX:
+                            break
+                    del waiting[:taken]
+                    if track.is_dirty:
+                        await replica.run(track.drain())
+                    if not taken and await self._switch(token, gathered, track, place, filters):
+                        return
+                    if not taken:
+                        await self._wait(place)
+        except CutOff as exc:
+            raise CopyUseless(exc.stale.reason, exc.stale.needed_seq) from exc
+        finally:
+            self._follower.joiners -= 1
+
+    async def _wait(self, place: Place | None) -> None:
+        """Until the live tables have moved, or a moment."""
+        with trio.move_on_after(LOOK_S):
+            await self._replica.moved.wait_value(lambda _: self._replica.place != place)
+
+    async def _take(self, track: Track, message: Delivered, gathered: Gathered) -> None:
+        track.take(message.seq, await self._source.decode(message))
+        for stale in track.stale.values():
+            raise CopyUseless(stale.reason, stale.needed_seq)
+
+    async def _switch(self, token: str, gathered: Gathered, track: Track, place: Place | None, filters: Sequence[str]) -> bool:
+        """Make the copy the live table if it is exactly where the live tables are; whether it is."""
+        replica, start = self._replica, gathered.start
+        if place is None:
+            first = await self._first_place(track, gathered, filters)
+            if first is None:
+                return False
+        else:
+            first = None
+            seq = place.cursor.stream_seq
+            if not self._follower.has_reached(start.snapshot_lsn) or seq < start.stream_seq:
+                return False
+            if self._follower.is_held or not await self._is_between(track, place, filters):
+                return False
+        record = replica.tables[token]
+        shape = replace(track.tables[token].shape, local=record.local)
+        held = replica.shapes.get(token) or await replica.shape_of(record)
+        if record.state != WAITING and held.is_like(shape):
+            statements = replica.dialect.refill(shape, gathered.staging.local)
+        else:
+            statements = [
+                replica.dialect.drop_table(record.local),
+                replica.dialect.rename_table(gathered.staging.local, record.local_name),
+            ]
+        live = record.as_live(shape, start.snapshot_id, start.snapshot_lsn, gathered.init_seq)
+        if not await replica.go_live(live, shape, [Statement(sql, [()]) for sql in statements], first, place):
+            return False
+        log.info(
+            "table is live", table=token, rows=gathered.rows, snapshot_id=start.snapshot_id,
+            snapshot_lsn=format_lsn(start.snapshot_lsn),
+        )  # fmt: skip
+        return True
+
+    async def _is_between(self, track: Track, place: Place, filters: Sequence[str]) -> bool:
+        """Everything up to the place has been taken, and no transaction goes on behind it."""
+        following = await self._source.next_message(track.head_seq, filters)
+        if following is None:
+            return track.open_lsn is None or await self._source.is_over(track.open_lsn)
+        seq, lsn = following
+        return seq > place.cursor.stream_seq and lsn not in (place.cursor.position.lsn, track.open_lsn)
+
+    async def _first_place(self, track: Track, gathered: Gathered, filters: Sequence[str]) -> Place | None:
+        """Where the first live table begins: where its snapshot is what the source was, and no transaction is open."""
+        source, start = self._source, gathered.start
+        record = await source.record()
+        await source.check_holds(track.head_seq, gathered.created)
+        last = source.last_seq
+        if track.open_lsn is not None:
+            if not await source.is_over(track.open_lsn):
+                return None
+            track.close()
+        following = await source.next_message(track.head_seq, filters)
+        if following is not None and following[0] <= last:
+            return None
+        proven = record.confirmed_lsn if record is not None and record.last_seq <= last else 0
+        if max(track.closed.position.lsn, proven) < start.snapshot_lsn:
+            return None
+        track.advance(last)
+        track.drain()
+        return Place(source.name, source.created, track.closed)
+
+
+class _SnapshotReader:
+    """Puts the messages of a table's snapshots in their place: the newest one counts."""
+
+    def __init__(self, copier: Copier, token: str) -> None:
+        self._copier, self._token = copier, token
+        self.start: SnapshotStart | None = None
+        self._init_seq, self._created = 0, ""
+        self._table: FollowedTable | None = None
+        self._chunks = self._rows = 0
+
+    async def take(self, message: Delivered, record: Record) -> Gathered | None:
+        """One message; returns the snapshot when it is complete."""
+        start = self.start
+        if isinstance(record, SnapshotStart):
+            if start is None or record.snapshot_id != start.snapshot_id:
+                await self._begin(record, message.seq)
+        elif isinstance(record, SnapshotError):
+            if not record.snapshot_id or start is None or record.snapshot_id == start.snapshot_id:
+                raise SnapshotRefused(f"{record.error_type}: {record.error_message}")
+        elif start is None or self._table is None:
+            pass  # the rest of one that began before
+        elif isinstance(record, (SnapshotChunk, ArrayChunk)) and record.snapshot_id == start.snapshot_id:
+            await self._chunk(record, start, self._table)
+        elif isinstance(record, SnapshotMeta) and record.snapshot_id == start.snapshot_id:
+            if (record.batch_count, record.row_count) != (self._chunks, self._rows):
+                raise CopyUseless(
+                    f"{self._chunks} chunks of {self._rows} rows came, {record.batch_count} of {record.row_count} were sent", 0
+                )
+            return Gathered(start, self._created, self._init_seq, self._table.shape, self._rows)
+        return None
+
+    async def _begin(self, start: SnapshotStart, init_seq: int) -> None:
+        await self._copier._source.look()
+        reason = self._copier.is_usable(start)
+        if reason:
+            log.debug("waiting for another snapshot", table=self._token, reason=reason)
+            self.start = self._table = None
+            return
+        self.start, self._init_seq, self._created = start, init_seq, self._copier._source.created
+        self._chunks = self._rows = 0
+        shape = await self._copier.staging(start)
+        self._table = FollowedTable.of(self._copier._replica.dialect, shape, start.snapshot_lsn)
+        log.info("snapshot begins", table=self._token, snapshot_id=start.snapshot_id)
+
+    async def _chunk(self, chunk: SnapshotChunk | ArrayChunk, start: SnapshotStart, table: FollowedTable) -> None:
+        if chunk.chunk < self._chunks:
+            return
+        if chunk.chunk > self._chunks:
+            raise CopyUseless(f"chunk {self._chunks} is missing", 0)
+        rows = chunk.rows if isinstance(chunk, SnapshotChunk) else array_rows(chunk, start.columns)
+        await self._copier.add_rows(table, rows)
+        self._chunks += 1
+        self._rows += len(rows)
+
+
+def _only_place(headers: dict[str, str]) -> dict[str, str]:
+    """The headers that say where a chunk belongs; the body is unpacked already."""
+    return {name: headers[name] for name in ("Snapshot-Id", "Chunk") if name in headers}

@@ -1,0 +1,245 @@
+"""A replica in PostgreSQL: one connection on trio, statements sent in a pipeline, a whole batch for one round trip.
+
+synchronous_commit is off: after a crash of the server the last transactions may be gone, but rows and position together, so
+that they are applied again. https://www.postgresql.org/docs/18/libpq-pipeline-mode.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import psycopg
+import trio
+from psycopg import pq
+
+from actors.clients.postgres import PgConnection, PostgresError, SourceRefused
+from actors.config import PostgresConfig
+from actors.errors import ConfigError, SourceUnavailable
+from actors.mirror.dialect import Params, PostgresDialect, Statement
+from actors.mirror.store import ReplicaRefused, ReplicaUnavailable, TableFault, in_use, no_replica
+
+PREPARED_MAX = 500
+PIPELINE_MAX = 2_000
+"""Commands sent before their results are read."""
+BLOCK_ROWS = 1_000
+_CHANGES_TABLES = ("ALTER", "CREATE", "DROP")
+_UNIQUE_VIOLATION = "23505"
+
+
+class PostgresStore:
+    """An open connection. `open` makes one."""
+
+    def __init__(self, connection: PgConnection) -> None:
+        self.dialect = PostgresDialect()
+        self._connection = connection
+        self._in_transaction = False
+        self._prepared: dict[tuple[str, int], bytes] = {}
+        self._serial = 0
+        self._outdated = False
+
+    @classmethod
+    async def open(cls, url: str, *, create: bool = True) -> PostgresStore:
+        """Connect. Raises ConfigError when the role may not make tables, ReplicaUnavailable when nobody answers."""
+        try:
+            psycopg.conninfo.conninfo_to_dict(url)
+        except psycopg.ProgrammingError as exc:
+            raise ConfigError("WB500", "--to: not a libpq connection string; give e.g. postgresql://user@host:5432/db") from exc
+        try:
+            connection = await PgConnection.connect(PostgresConfig(url), application_name="walbridge mirror")
+        except SourceRefused as exc:
+            raise ConfigError(
+                "WB502", "--to: the replica's PostgreSQL does not let the mirror in", said=exc.said, fix=exc.fix
+            ) from exc
+        except SourceUnavailable as exc:
+            raise ReplicaUnavailable("WB503", "the replica cannot be used now", said=str(exc), means="trying again") from exc
+        store = cls(connection)
+        try:
+            await store.query("SET search_path = pg_catalog, public; SET synchronous_commit = off")
+            if create:
+                await store.run([Statement(sql, [()]) for sql in store.dialect.schema_statements()], commit=True)
+            elif not await store.exists(("_walbridge", "tables")):
+                raise no_replica("the database of --to")
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def run(self, statements: Sequence[Statement], *, commit: bool) -> None:
+        commands: list[_Command] = []
+        if not self._in_transaction:
+            commands.append(_Command("BEGIN", (), None))
+            self._in_transaction = True
+        for statement in statements:
+            if statement.sql.startswith(_CHANGES_TABLES):
+                self._outdated = True  # parameters were given the types of columns that are others now
+            for params in statement.params:
+                commands.append(_Command(statement.sql, params, statement))
+                if len(commands) >= PIPELINE_MAX:
+                    await self._send(commands)
+                    commands = []
+        if commit:
+            commands.append(_Command("COMMIT", (), None))
+        await self._send(commands)
+        if commit:
+            self._in_transaction = False
+
+    async def _send(self, commands: Sequence[_Command]) -> None:
+        pgconn = self._connection.pgconn
+        if len(self._prepared) > PREPARED_MAX or self._outdated:
+            self._prepared.clear()
+            self._outdated = False
+            await self._ask(b"DEALLOCATE ALL")
+        expected: list[tuple[_Command, bool]] = []
+        try:
+            pgconn.enter_pipeline_mode()
+            for command in commands:
+                key = command.sql, len(command.params)
+                name = self._prepared.get(key)
+                if name is None:
+                    self._serial += 1
+                    name = self._prepared[key] = b"w%d" % self._serial
+                    pgconn.send_prepare(name, command.sql.encode("utf-8", "surrogateescape"))
+                    expected.append((command, True))
+                pgconn.send_query_prepared(name, [_text(value) for value in command.params])
+                expected.append((command, False))
+            pgconn.pipeline_sync()
+            results = await self._results()
+            pgconn.exit_pipeline_mode()
+        except (psycopg.Error, trio.ClosedResourceError) as exc:
+            raise self._gone(exc) from exc
+        except BaseException:
+            self._connection.close()
+            raise
+        for (command, is_prepare), result in zip(expected, results, strict=True):
+            self._check(command, result, is_prepare=is_prepare)
+
+    async def _results(self) -> list[pq.abc.PGresult]:
+        """Send what libpq has gathered and read one result for each command, up to that of the sync."""
+        pgconn, sock = self._connection.pgconn, self._connection.socket
+        results: list[pq.abc.PGresult] = []
+        while pgconn.flush():
+            # the server may want to be read before it reads on
+            with trio.move_on_after(0.05):
+                await trio.lowlevel.wait_writable(sock)
+            pgconn.consume_input()
+        while True:
+            if pgconn.is_busy():
+                await trio.lowlevel.wait_readable(sock)
+                pgconn.consume_input()
+                continue
+            result = pgconn.get_result()
+            if result is None:  # between two commands
+                continue
+            if result.status == pq.ExecStatus.PIPELINE_SYNC:
+                return results
+            results.append(result)
+
+    def _check(self, command: _Command, result: pq.abc.PGresult, *, is_prepare: bool) -> None:
+        statement = command.statement
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            self._prepared.clear()  # what was being prepared behind the error is not
+            sqlstate = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+            said = f"{sqlstate} " + (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode("utf-8", "replace")
+            if statement is not None and statement.token and not sqlstate.startswith(("08", "57", "53", "40")):
+                raise TableFault(statement.token, said, is_duplicate=sqlstate == _UNIQUE_VIOLATION)
+            if sqlstate.startswith(("08", "57", "53", "40")):
+                raise self._gone(psycopg.OperationalError(said))
+            raise ReplicaRefused("WB504", "the replica refuses a statement", said=f"{said}: {command.sql[:200]}")
+        if statement is not None and statement.counted and not is_prepare and (result.command_tuples or 0) != 1:
+            if not statement.token:
+                raise in_use()
+            raise TableFault(statement.token, f"a change met {result.command_tuples} rows: {statement.sql}")
+
+    async def rollback(self) -> None:
+        self._prepared.clear()
+        self._in_transaction = False
+        await self._ask(b"ROLLBACK; DEALLOCATE ALL")
+
+    async def _ask(self, sql: bytes) -> None:
+        await self.query(sql.decode())
+
+    async def query(self, sql: str, params: Params = ()) -> list[tuple[Any, ...]]:
+        try:
+            return list(await self._connection.query(sql, [None if p is None else str(p) for p in params]))
+        except SourceUnavailable as exc:
+            raise ReplicaUnavailable("WB503", "the replica cannot be used now", said=str(exc), means="trying again") from exc
+        except PostgresError as exc:
+            raise ReplicaRefused("WB504", "the replica refuses a statement", said=exc.said) from exc
+
+    async def rows(self, sql: str) -> AsyncGenerator[list[tuple[Any, ...]]]:
+        connection = self._connection
+        pgconn = connection.pgconn
+        try:
+            pgconn.send_query(sql.encode("utf-8", "surrogateescape"))
+            pgconn.set_chunked_rows_mode(BLOCK_ROWS)
+            async for result in read_results(connection):
+                yield [
+                    tuple(_decoded(result.get_value(row, column)) for column in range(result.nfields))
+                    for row in range(result.ntuples)
+                ]
+        except (psycopg.Error, trio.ClosedResourceError) as exc:
+            raise self._gone(exc) from exc
+
+    async def local_types(self, words: Sequence[str]) -> tuple[str, ...]:
+        # -1, not NULL: `character` alone would be of one letter
+        rows = [await self.query("SELECT coalesce(format_type(to_regtype($1), -1), 'text')", (one,)) for one in words]
+        return tuple("text" if row[0][0] in ("-", "???") else str(row[0][0]) for row in rows)
+
+    async def exists(self, local: tuple[str, str]) -> bool:
+        return bool(
+            await self.query(
+                "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = $2",
+                local,
+            )
+        )
+
+    async def make_schema(self, local: tuple[str, str]) -> list[str]:
+        if await self.query("SELECT 1 FROM pg_namespace WHERE nspname = $1", (local[0],)):
+            return []
+        return ['CREATE SCHEMA IF NOT EXISTS "' + local[0].replace('"', '""') + '"']
+
+    async def close(self) -> None:
+        self._connection.close()
+
+    def _gone(self, exc: BaseException) -> ReplicaUnavailable:
+        self._connection.close()
+        return ReplicaUnavailable(
+            "WB503", "the replica cannot be used now", said=" ".join(str(exc).split()), means="trying again"
+        )
+
+
+class _Command:
+    __slots__ = ("params", "sql", "statement")
+
+    def __init__(self, sql: str, params: Params, statement: Statement | None) -> None:
+        self.sql, self.params, self.statement = sql, params, statement
+
+
+async def read_results(connection: PgConnection) -> AsyncGenerator[pq.abc.PGresult]:
+    """Results of some rows each of a query in chunked-rows mode. Raises PostgresError or SourceUnavailable."""
+    pgconn = connection.pgconn
+    while True:
+        while pgconn.flush():
+            await trio.lowlevel.wait_writable(connection.socket)
+        if pgconn.is_busy():
+            await trio.lowlevel.wait_readable(connection.socket)
+            pgconn.consume_input()
+            continue
+        result = pgconn.get_result()
+        if result is None:
+            return
+        connection.check(result)
+        if result.ntuples:
+            await trio.lowlevel.checkpoint()
+            yield result
+
+
+def _text(value: Any) -> bytes | None:
+    if value is None or type(value) is bytes:
+        return value
+    return str(value).encode("utf-8", "surrogateescape")
+
+
+def _decoded(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "surrogateescape")

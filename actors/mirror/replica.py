@@ -1,0 +1,235 @@
+"""The running mirror's hold on its replica: one local transaction at a time, and what all its tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import trio
+from trio_util import AsyncValue
+
+from actors.log import get_logger
+from actors.mirror.dialect import Statement
+from actors.mirror.shapes import TableShape, encode_columns
+from actors.mirror.state import LIVE, Place, TableRecord, forget_place, load_place, load_tables
+from actors.mirror.store import Store
+from actors.mirror.track import FollowedTable, Stale, Track
+
+log = get_logger("mirror")
+
+
+class Changed(Exception):
+    """Which tables are live, or where they are, has changed: begin again from the durable place."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a mirror has done so far."""
+
+    applied: int = 0
+    transactions: int = 0
+    snapshots: int = 0
+    snapshot_rows: int = 0
+    resnapshots: int = 0
+    unknown_values: int = 0
+    commit_us: int = 0
+    """Commit time of the newest change that was applied."""
+    applied_at: float = 0.0
+    history: list[str] = field(default_factory=list)
+
+
+class Replica:
+    """Everything that is durable, and the lock that makes local transactions follow one another.
+
+    `place` and `tables` are what the database holds; they change when a local transaction has been committed.
+    """
+
+    def __init__(self, store: Store, stream: str, counts: Counts) -> None:
+        self.store, self.stream, self.counts = store, stream, counts
+        self.dialect = store.dialect
+        self.place: Place | None = None
+        self.tables: dict[str, TableRecord] = {}
+        self.shapes: dict[str, TableShape] = {}
+        """Of the live tables."""
+        self.generation = 0
+        """Grows when other tables are live, or from another place, than a track that began before believes."""
+        self.moved = AsyncValue(0)
+        self.left: trio.MemorySendChannel[str] | None = None
+        """Tokens of tables that are not live any more, for whoever makes new copies."""
+        self._lock = trio.Lock()
+
+    async def load(self) -> None:
+        """Read what the database holds."""
+        self.place = await load_place(self.store)
+        self.tables = await load_tables(self.store)
+        self.shapes = {}
+        for token, record in self.tables.items():
+            if record.state == LIVE:
+                self.shapes[token] = await self.shape_of(record)
+
+    async def shape_of(self, record: TableRecord) -> TableShape:
+        """The shape of a table as its record tells it."""
+        columns = record.told_columns
+        types = await self.store.local_types([column.type for column in columns])
+        return TableShape(
+            record.token, record.source_schema, record.source_table, record.local, columns, types, bool(record.keyed)
+        )
+
+    def followed(self) -> Mapping[str, FollowedTable]:
+        """The live tables, for a new track."""
+        return {
+            token: FollowedTable.of(self.dialect, shape, self.tables[token].snapshot_lsn)
+            for token, shape in self.shapes.items()
+        }
+
+    # -- local transactions
+
+    async def run(self, statements: Sequence[Statement]) -> None:
+        """One whole local transaction."""
+        async with self._lock:
+            await self._run(statements)
+
+    async def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        """Read, between local transactions."""
+        async with self._lock:
+            return await self.store.query(sql, params)
+
+    async def save(self, record: TableRecord, *more: Statement) -> None:
+        """Write a table's record, and run more in the same transaction."""
+        await self.run([*more, record.saved(self.dialect)])
+        self.tables[record.token] = record
+
+    async def set_stale(self, token: str, reason: str, needed_seq: int, *, keyed: bool | None = None) -> None:
+        """A table must be copied again."""
+        await self.save(self.tables[token].as_stale(reason, needed_seq, keyed=keyed))
+        await self._leave({token: Stale(reason, needed_seq)})
+
+    async def forget(self, reason: str) -> None:
+        """The stream does not hold what comes next: all live tables must be copied again."""
+        live = [token for token, record in self.tables.items() if record.state == LIVE]
+        records = {token: self.tables[token].as_stale(reason, -1) for token in self.tables}
+        await self.run([forget_place(self.dialect), *(record.saved(self.dialect) for record in records.values())])
+        self.tables |= records
+        self.place = None
+        await self._leave(dict.fromkeys(live, Stale(reason, -1)))
+
+    async def _run(self, statements: Sequence[Statement]) -> None:
+        try:
+            await self.store.run(statements, commit=True)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._roll_back()
+            raise
+
+    async def _roll_back(self) -> None:
+        try:
+            await self.store.rollback()
+        except Exception as exc:
+            log.debug("no rollback", reason=str(exc))
+
+    async def _leave(self, stale: Mapping[str, Stale]) -> None:
+        for token, why in stale.items():
+            self.shapes.pop(token, None)
+            self.counts.resnapshots += 1
+            log.warning("a table must be copied again; until then it stays as it is", table=token, reason=why.reason)
+        if stale:
+            self.generation += 1
+            self.moved.value += 1
+            if self.left is not None:
+                for token in stale:
+                    await self.left.send(token)
+
+    async def go_live(
+        self,
+        record: TableRecord,
+        shape: TableShape,
+        statements: Sequence[Statement],
+        first: Place | None,
+        expected: Place | None,
+    ) -> bool:
+        """Switch a new copy in: with `first` as the place where there was none, else at the place `expected`.
+
+        False when the place is another by now.
+        """
+        async with self._lock:
+            if self.place != expected:
+                return False
+            place = [first.first(self.dialect)] if first is not None else []
+            await self._run([*statements, record.saved(self.dialect), *place])
+            self.tables[record.token], self.shapes[record.token] = record, shape
+            if first is not None:
+                self.place = first
+            self.generation += 1
+            self.counts.snapshots += 1
+        self.moved.value += 1
+        return True
+
+    def begin(self, track: Track) -> LocalTransaction:
+        """What a track gathers, from now on, as local transactions that belong together with the place."""
+        return LocalTransaction(self, track)
+
+
+class LocalTransaction:
+    """Runs what a track has gathered. Holds the replica's lock while a transaction of the source is half applied."""
+
+    def __init__(self, replica: Replica, track: Track) -> None:
+        self._replica, self._track = replica, track
+        self._generation = replica.generation
+        self._holds = False
+
+    async def flush(self) -> None:
+        """Run what is gathered of a large transaction; nobody sees it yet. Raises Changed."""
+        await self._hold()
+        await self._replica.store.run(self._track.drain(), commit=False)
+
+    async def commit(self) -> None:
+        """Run what is gathered together with the new place. Raises Changed when the replica is not what the track believes."""
+        replica, track = self._replica, self._track
+        await self._hold()
+        assert replica.place is not None, "a generation has a place"
+        statements = track.drain()
+        records = {token: replica.tables[token].as_stale(*why) for token, why in track.stale.items()}
+        for token in track.reshaped & track.tables.keys():
+            records[token] = replace(replica.tables[token], columns=encode_columns(track.tables[token].shape.columns))
+        track.reshaped = set()
+        statements += [record.saved(replica.dialect) for record in records.values()]
+        statements.append(replica.place.moved(replica.dialect, track.closed))
+        await replica.store.run(statements, commit=True)
+        replica.place = replace(replica.place, cursor=track.closed)
+        self._count()
+        for token, table in track.tables.items():
+            replica.shapes[token] = table.shape
+        replica.tables |= records
+        self.release()
+        replica.moved.value += 1
+        if track.stale:
+            stale, track.stale = track.stale, {}
+            await replica._leave(stale)
+            self._generation = replica.generation
+
+    def _count(self) -> None:
+        counts, track = self._replica.counts, self._track
+        counts.applied += track.applied
+        counts.unknown_values += track.unknown_values
+        counts.commit_us = track.commit_us or counts.commit_us
+        track.applied = track.unknown_values = 0
+
+    async def _hold(self) -> None:
+        if not self._holds:
+            await self._replica._lock.acquire()
+            self._holds = True
+            if self._generation != self._replica.generation:
+                raise Changed
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._holds:
+            self._holds = False
+            self._replica._lock.release()
+
+    async def roll_back(self) -> None:
+        """Forget what is not committed. The track is of no use afterwards."""
+        if self._holds:
+            with trio.CancelScope(shield=True):
+                await self._replica._roll_back()
+        self.release()

@@ -1,0 +1,204 @@
+"""The running mirror: its tasks, and what is done after a fault."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+from dataclasses import dataclass
+
+import trio
+
+from actors.clients.bridge_record import BridgeRecord
+from actors.clients.jetstream import JetStream
+from actors.clients.nats import open_nats
+from actors.config import NatsConfig
+from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
+from actors.log import get_logger
+from actors.mirror.copying import Copier
+from actors.mirror.following import Follower
+from actors.mirror.holding import Holds
+from actors.mirror.replica import Counts, Replica
+from actors.mirror.source_stream import SourceStream
+from actors.mirror.state import LIVE, TableRecord
+from actors.mirror.store import Store, open_store
+from actors.wire.table_token import split_token, table_token
+
+log = get_logger("mirror")
+
+COPIES_AT_ONCE = 8
+STREAM_EVERY_S = 2.0
+REPORT_EVERY_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorConfig:
+    """What one mirror needs to know."""
+
+    nats: NatsConfig
+    stream: str
+    to: str
+    """The replica's URL."""
+    tables: tuple[str, ...]
+    """Tokens or names; empty for all that the bridge publishes."""
+
+
+def run(config: MirrorConfig) -> int:
+    """Mirror until told to stop; returns the exit code. Raises Fatal with what to do."""
+    try:
+        return trio.run(_run, config)
+    except BaseExceptionGroup as group:
+        raise _most_telling(group) from group
+
+
+async def _run(config: MirrorConfig) -> int:
+    counts = Counts()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        nursery.start_soon(_report, counts)
+        await _supervise(config, counts)
+    log.info("stopped", changes=counts.applied, snapshots=counts.snapshots, copied_again=counts.resnapshots)
+    return 0
+
+
+async def _stop_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()  # what is not committed is applied again at the next start
+            return
+
+
+async def _report(counts: Counts) -> None:
+    before, since = counts.applied, trio.current_time()
+    while True:
+        await trio.sleep(REPORT_EVERY_S)
+        now = trio.current_time()
+        lag = max(0.0, counts.applied_at - counts.commit_us / 1e6) if counts.commit_us else 0.0
+        log.info(
+            "mirroring", changes=counts.applied, changes_per_s=round((counts.applied - before) / (now - since)),
+            lag_s=round(lag, 3), snapshots=counts.snapshots, unknown_values=counts.unknown_values,
+        )  # fmt: skip
+        before, since = counts.applied, now
+
+
+async def _supervise(config: MirrorConfig, counts: Counts) -> None:
+    """Everything anew after a passing fault: the replica knows where to go on."""
+    known: set[str] = set()
+    while True:
+        error: Transient | None = None
+        try:
+            store = await open_store(config.to)
+            try:
+                async with open_nats(config.nats, known) as connection:
+                    await _session(config, store, JetStream(connection), counts)
+            finally:
+                await store.close()
+        except Transient as exc:
+            error = exc
+        except BaseExceptionGroup as group:
+            found = _most_telling(group)
+            if not isinstance(found, Transient):
+                raise found from group
+            error = found
+        assert error is not None, "a session ends by an error"
+        pause_s = error.retry_s * random.uniform(0.5, 1.0)
+        log.warning("going on in a moment", reason=str(error), next_try_s=round(pause_s, 1))
+        await trio.sleep(pause_s)
+
+
+async def _session(config: MirrorConfig, store: Store, js: JetStream, counts: Counts) -> None:
+    source = SourceStream(js, config.stream)
+    while not await source.look():
+        log.warning("waiting for a bridge to make the stream", stream=config.stream)
+        await trio.sleep(STREAM_EVERY_S)
+    replica = Replica(store, config.stream, counts)
+    await replica.load()
+    if replica.place is not None and replica.place.stream != config.stream:
+        raise ConfigError(
+            "WB506", f"the replica is a mirror of stream {replica.place.stream}, not of {config.stream}",
+            fix="give the stream's name with --stream, or another replica with --to",
+        )  # fmt: skip
+    record = await _published(source)
+    wanted = choose_tables(config.tables, record)
+    await _take_up(replica, wanted)
+    holds = Holds(replica)
+    follower = Follower(replica, source, holds, everything=set(wanted) >= set(record.tables))
+    copier = Copier(replica, source, follower)
+    send, receive = trio.open_memory_channel[str](math.inf)
+    replica.left = send
+    limit = trio.CapacityLimiter(COPIES_AT_ONCE)
+
+    async def copy(token: str) -> None:
+        async with limit:
+            await copier.copy(token)
+
+    position = replica.place.cursor.stream_seq if replica.place is not None else 0
+    live = sum(replica.tables[token].state == LIVE for token in wanted)
+    log.info("mirroring", stream=config.stream, tables=len(wanted), live=live, position=position)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follower.run)
+        nursery.start_soon(holds.watch)
+        for token in wanted:
+            if replica.tables[token].state != LIVE:
+                nursery.start_soon(copy, token)
+        async for token in receive:
+            nursery.start_soon(copy, token)
+
+
+async def _published(source: SourceStream) -> BridgeRecord:
+    """What the bridge publishes; waits until one has run."""
+    while True:
+        record = await source.record()
+        if record is not None and record.tables:
+            return record
+        log.warning("waiting for a bridge to say which tables it publishes", stream=source.name)
+        await trio.sleep(STREAM_EVERY_S)
+
+
+def choose_tables(wanted: tuple[str, ...], record: BridgeRecord) -> tuple[str, ...]:
+    """The tokens of tables given by token, `table` or `schema.table`; all when none is given. Raises ConfigError."""
+    found: list[str] = []
+    for name in wanted:
+        schema, dot, table = name.partition(".")
+        candidates = [name, table_token("public", name), *([table_token(schema, table)] if dot else [])]
+        token = next((candidate for candidate in candidates if candidate in record.tables), None)
+        if token is None:
+            raise ConfigError(
+                "WB507", f"--tables: {name!r} is no table that the bridge publishes",
+                fix=f"give some of {', '.join(sorted(record.tables))}",
+            )  # fmt: skip
+        found.append(token)
+    return tuple(dict.fromkeys(found or record.tables))
+
+
+async def _take_up(replica: Replica, wanted: tuple[str, ...]) -> None:
+    """Records for tables that are new here; those that are not asked for any more cannot be followed from a later place."""
+    taken = {(record.local_schema, record.local_name.lower()) for record in replica.tables.values()}
+    for token in wanted:
+        if token not in replica.tables:
+            local = replica.dialect.local_name(*split_token(token))
+            name, number = local[1], 1
+            while (local[0], name.lower()) in taken and replica.dialect.scheme == "sqlite":
+                number += 1
+                name = f"{local[1]}_{number}"
+            taken.add((local[0], name.lower()))
+            await replica.save(TableRecord(token, local[0], name, "waiting"))
+    for token, record in list(replica.tables.items()):
+        if token not in wanted and record.state == LIVE:
+            await replica.save(record.as_stale("it was not mirrored for a while", -1))
+            replica.shapes.pop(token)
+            log.info("a table is not mirrored any more; it stays as it is", table=token)
+
+
+def _most_telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    leaves: list[BaseException] = []
+    rest: list[BaseException] = [group]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, BaseExceptionGroup):
+            rest += one.exceptions
+        else:
+            leaves.append(one)
+    bugs = [leaf for leaf in leaves if not isinstance(leaf, WalbridgeError)]
+    fatal = [leaf for leaf in leaves if isinstance(leaf, Fatal)]
+    return (bugs or fatal or leaves)[0]

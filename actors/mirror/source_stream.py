@@ -1,0 +1,117 @@
+"""The CDC stream of one bridge: what its readers must know of it, and its messages' events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from actors.clients.bridge_record import BUCKET as RECORDS
+from actors.clients.bridge_record import BridgeRecord
+from actors.clients.consumer import Delivered
+from actors.clients.dictionaries import BUCKET as DICTIONARIES
+from actors.clients.jetstream import JetStream
+from actors.errors import SinkUnavailable
+from actors.messages import position_of as position_of_id
+from actors.mirror.decoding import Decompressors, decode_events
+from actors.mirror.records import Event
+from actors.wire.compression import ENCODING_HEADER
+from actors.wire.nats import decode_headers
+
+GAPS = "cdc._bridge.>"
+EVERYTHING = "cdc.>"
+_ENCODING = ENCODING_HEADER.encode()
+
+
+class OutOfDate(Exception):
+    """The stream does not hold what comes next, or is another one."""
+
+
+class SourceStream:
+    """One bridge's stream, as its readers see it."""
+
+    def __init__(self, js: JetStream, name: str) -> None:
+        self.js, self.name = js, name
+        self.created = ""
+        self.first_seq = self.last_seq = 0
+        self._decompressors = Decompressors()
+
+    async def look(self) -> bool:
+        """Ask for the stream's state; False when there is none."""
+        info: dict[str, Any] | None = await self.js.stream_info(self.name)
+        if info is None:
+            return False
+        self.created = str(info["created"])
+        self.first_seq, self.last_seq = int(info["state"]["first_seq"]), int(info["state"]["last_seq"])
+        return True
+
+    async def check_holds(self, seq: int, created: str) -> None:
+        """Raise OutOfDate unless this is the stream made at `created`, and it still holds everything behind `seq`."""
+        if not await self.look():
+            raise self._gone()
+        if self.created != created:
+            raise OutOfDate("the stream was made anew")
+        if self.last_seq < seq:
+            raise OutOfDate("the stream was cut short")
+        if self.first_seq > seq + 1:
+            raise OutOfDate("the stream no longer holds what comes next")
+
+    def _gone(self) -> SinkUnavailable:
+        return SinkUnavailable("WB215", f"stream {self.name} is gone", means="waiting until a bridge has made it again")
+
+    async def check_jumps(self, seen: int, messages: Sequence[Delivered], created: str) -> None:
+        """Messages whose sequences are not consecutive: others of no interest lie between, unless they were thrown away."""
+        if messages[-1].seq - seen != len(messages):
+            await self.check_holds(seen, created)
+
+    async def record(self) -> BridgeRecord | None:
+        """What the bridge has written of itself; None when there is none."""
+        entry = await self.js.kv_get(RECORDS, self.name)
+        return None if entry is None else BridgeRecord.decode(entry.data, self.name)
+
+    async def next_message(self, after: int, filters: Sequence[str]) -> tuple[int, int] | None:
+        """Sequence and commit LSN of the next message on one of these subjects behind `after`; None when there is none."""
+        found = [await self.js.get_message(self.name, seq=after + 1, next_by_subj=pattern) for pattern in filters]
+        nearest = min((message for message in found if message is not None), key=lambda message: message.seq, default=None)
+        return None if nearest is None else (nearest.seq, position_of_id(nearest.headers["Nats-Msg-Id"]).lsn)
+
+    async def is_over(self, lsn: int, before_seq: int | None = None) -> bool:
+        """Whether the transaction of `lsn` has ended by the stream's end, or by `before_seq`.
+
+        Its last event says so, and may be on a subject that is not read.
+        """
+        if not await self.look():
+            raise self._gone()
+        message = await self.js.get_message(self.name, seq=self.last_seq if before_seq is None else before_seq - 1)
+        if message is None:  # deleted by hand: there is nothing to wait for
+            return True
+        try:
+            if position_of_id(message.headers["Nats-Msg-Id"]).lsn != lsn:
+                return True
+        except (KeyError, ValueError):
+            return True
+        await self._prepare(message.headers)
+        body = self._decompressors.unpack(message.headers, message.data)
+        return any(event.last for event in decode_events(body))
+
+    async def decode(self, message: Delivered) -> list[Event]:
+        """The events of one message."""
+        if _ENCODING not in message.headers:
+            return decode_events(message.payload)
+        return decode_events(await self.unpacked(message))
+
+    async def unpacked(self, message: Delivered) -> bytes:
+        """A message's body as it was before compression; a dictionary is fetched when it is named first."""
+        headers = decode_headers(message.headers)
+        await self._prepare(headers)
+        return self._decompressors.unpack(headers, message.payload)
+
+    async def _prepare(self, headers: dict[str, str]) -> None:
+        missing = self._decompressors.missing(headers)
+        if missing is not None:
+            entry = await self.js.kv_get(DICTIONARIES, missing)
+            if entry is None:
+                raise SinkUnavailable(
+                    "WB216", f"dictionary {missing} is not in KV {DICTIONARIES}", means="a message cannot be read without it",
+                    fix=f"nats kv put {DICTIONARIES} {missing} < the.zstd.dict   # if a copy is left; else mirror anew",
+                )  # fmt: skip
+            self._decompressors.add(missing, entry.data)

@@ -1,0 +1,100 @@
+"""What a mirror needs of a database: local transactions made of statements, and queries."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from actors.errors import ConfigError, Fatal, Transient
+from actors.mirror.dialect import Dialect, Params, Statement
+
+
+class ReplicaUnavailable(Transient):
+    """The replica's database cannot be reached, or is locked."""
+
+
+class ReplicaRefused(Fatal):
+    """The replica's database refuses what the mirror must do."""
+
+
+class TableFault(Exception):
+    """A change did not fit to the rows of the replica: this table must be copied again."""
+
+    def __init__(self, token: str, reason: str, *, is_duplicate: bool = False) -> None:
+        super().__init__(f"{token}: {reason}")
+        self.token, self.reason, self.is_duplicate = token, reason, is_duplicate
+
+
+class Store(Protocol):
+    """One connection to a replica, for one task at a time."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """How it is spoken to."""
+
+    async def run(self, statements: Sequence[Statement], *, commit: bool) -> None:
+        """Run statements in the open local transaction, or a new one; with `commit` it ends.
+
+        Raises TableFault when a change does not fit (the transaction must be rolled back then), ReplicaUnavailable,
+        ReplicaRefused.
+        """
+
+    async def rollback(self) -> None:
+        """Forget the open transaction, if there is one."""
+
+    async def query(self, sql: str, params: Params = ()) -> list[tuple[Any, ...]]:
+        """Rows of a query."""
+
+    def rows(self, sql: str) -> AsyncGenerator[list[tuple[Any, ...]]]:
+        """Rows of a large query, a block at a time."""
+
+    async def local_types(self, words: Sequence[str]) -> tuple[str, ...]:
+        """The types here for the source's, as SQL."""
+
+    async def exists(self, local: tuple[str, str]) -> bool:
+        """Whether there is a table, view or the like of this name."""
+
+    async def make_schema(self, local: tuple[str, str]) -> list[str]:
+        """The statements that must come before a table of this name can be made."""
+
+    async def close(self) -> None:
+        """End the connection."""
+
+
+async def open_store(url: str, *, create: bool = True) -> Store:
+    """Open a replica by its URL and make the mirror's own tables. Raises ConfigError for another kind of URL.
+
+    Without `create` it must be a replica already.
+    """
+    scheme = url.partition(":")[0]
+    if scheme == "sqlite":
+        from actors.mirror.sqlite_store import SqliteStore  # noqa: PLC0415
+
+        return await SqliteStore.open(sqlite_path(url), create=create)
+    if scheme in ("postgresql", "postgres"):
+        from actors.mirror.postgres_store import PostgresStore  # noqa: PLC0415
+
+        return await PostgresStore.open(url, create=create)
+    raise ConfigError("WB500", f"--to: {scheme!r} is no kind of replica; give sqlite:///file.db or postgresql://user@host/db")
+
+
+def sqlite_path(url: str) -> str:
+    """The file of a `sqlite:///file.db` (relative) or `sqlite:////file.db` (absolute). Raises ConfigError."""
+    parts = urlsplit(url)
+    if parts.netloc or len(parts.path) < 2:
+        raise ConfigError("WB500", f"--to: {url!r} names no file; give sqlite:///file.db, or sqlite:////folder/file.db")
+    return url.partition("://")[2][1:]
+
+
+def no_replica(where: str) -> ConfigError:
+    """What `create=False` raises."""
+    return ConfigError("WB501", f"{where} is no replica of a mirror", fix="walbridge mirror --to ... makes one")
+
+
+def in_use() -> ReplicaRefused:
+    """The position is not the one that this mirror wrote last."""
+    return ReplicaRefused(
+        "WB505", "another mirror writes to this replica", means="each would apply what the other has applied already",
+        fix="stop one of them, or give it a replica of its own",
+    )  # fmt: skip

@@ -1,0 +1,218 @@
+"""Events to statements: which ones a replica still needs, and where its transactions end. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from actors.messages import ROW_RANK, SCHEMA_RANK, START, Position
+from actors.mirror.dialect import Dialect, Params, RowStatements, Statement
+from actors.mirror.records import Delete, Event, Gap, Insert, Row, SchemaChange, Truncate, Update
+from actors.mirror.rules import identity_of, is_certain
+from actors.mirror.shapes import TableShape
+
+
+class Cursor(NamedTuple):
+    """Where a copy is: everything up to `stream_seq` has been looked at, everything up to `position` applied."""
+
+    stream_seq: int
+    position: Position
+
+
+@dataclass(slots=True)
+class FollowedTable:
+    """A table whose events are applied."""
+
+    shape: TableShape
+    snapshot_lsn: int
+    statements: RowStatements
+
+    @classmethod
+    def of(cls, dialect: Dialect, shape: TableShape, snapshot_lsn: int) -> FollowedTable:
+        return cls(shape, snapshot_lsn, RowStatements(dialect, shape))
+
+
+class Stale(NamedTuple):
+    """Why a table cannot be followed any more, and the stream's sequence that a new snapshot must have reached."""
+
+    reason: str
+    needed_seq: int
+
+
+class Track:
+    """The tables that share one place in the stream. Gathers statements up to the ends of transactions.
+
+    Not for two tasks. After a rollback it is of no use: a new one begins at the durable cursor.
+    """
+
+    def __init__(
+        self, dialect: Dialect, cursor: Cursor, tables: Mapping[str, FollowedTable], *,
+        void_lsn: int = -1, stale_from: Mapping[str, tuple[int, Stale]] | None = None,
+    ) -> None:  # fmt: skip
+        """`void_lsn` is a transaction that a gap has cut off; events of a table in `stale_from` count up to that LSN only."""
+        self._dialect = dialect
+        self.tables = dict(tables)
+        self.closed = cursor
+        """The end of the last whole transaction taken."""
+        self.open_lsn: int | None = None
+        """The transaction of which more may come."""
+        self.gathered = 0
+        """Changes since the last `drain`."""
+        self.stale: dict[str, Stale] = {}
+        self.reshaped: set[str] = set()
+        """Tables whose columns are others than they were; to be remembered together with the rows."""
+        self.unknown_values = 0
+        """Values that the source left out because they are too large for a message."""
+        self.applied = 0
+        self.commit_us = 0
+        self._void_lsn, self._stale_from = void_lsn, dict(stale_from or {})
+        self._seq, self._position = cursor
+        self._runs: dict[str, list[Statement]] = {}
+        self._touched: dict[str, int] = {}
+
+    @property
+    def head_seq(self) -> int:
+        """The stream's sequence of the last message taken."""
+        return self._seq
+
+    @property
+    def is_dirty(self) -> bool:
+        """Something was taken since the last drain."""
+        return self._dirty
+
+    _dirty = False
+
+    def take(self, stream_seq: int, events: Sequence[Event]) -> None:
+        """Take the events of one message. Raises CutOff when it leaves a transaction that cannot be undone here."""
+        self._seq, self._dirty = stream_seq, True
+        for event in events:
+            kind = type(event)
+            if kind is Gap and not event.of_table:  # type: ignore[union-attr]
+                self._gap(event)  # type: ignore[arg-type]
+                continue
+            position = (event.lsn, event.seq, SCHEMA_RANK if kind is SchemaChange else ROW_RANK)
+            if position > self._position and event.lsn != self._void_lsn:  # else it has been applied, or never will be whole
+                self._position = Position(*position)  # type: ignore[arg-type]
+                self._apply(event)
+            self.open_lsn = event.lsn
+            if event.last:
+                self.close()
+
+    def close(self) -> None:
+        """The open transaction is over: everything taken is whole."""
+        self.open_lsn = None
+        self.closed = Cursor(self._seq, self._position)
+
+    def advance(self, stream_seq: int) -> None:
+        """Nothing of ours is in the stream up to here."""
+        assert self.open_lsn is None, "only between transactions"
+        self._seq, self._dirty = stream_seq, True
+        self.close()
+
+    def drain(self) -> list[Statement]:
+        """What was gathered, to be run in order."""
+        statements = [statement for runs in self._runs.values() for statement in runs]
+        self._runs = {}
+        self.gathered = 0
+        self._dirty = False
+        return statements
+
+    def _apply(self, event: Event) -> None:
+        if isinstance(event, Gap):
+            for token in event.tables:
+                self._set_stale(token, event.reason, event.lsn)
+            return
+        table = self.tables.get(event.token)
+        if table is None or event.lsn < table.snapshot_lsn:
+            return
+        token, statements = event.token, table.statements
+        if token in self._stale_from:
+            since, stale = self._stale_from[token]
+            if event.lsn >= since >= table.snapshot_lsn:
+                self._drop(token, stale)
+                return
+        if isinstance(event, Insert):
+            sql, params = statements.insert(self._known(event.row, event.omitted))
+            self._add(token, sql, params)
+        elif isinstance(event, Update):
+            row = self._known(event.row, event.omitted)
+            if row:
+                sql, params = statements.update(row, identity_of(event, table.shape.pk, len(table.shape.columns)))
+                self._add(token, sql, params, counted=True)
+        elif isinstance(event, Delete):
+            sql, params = statements.delete(identity_of(event, table.shape.pk, len(table.shape.columns)))
+            self._add(token, sql, params, counted=True)
+        elif isinstance(event, Truncate):
+            self._add(token, *statements.truncate())
+        else:
+            self._reshape(table, event)
+            return
+        self.commit_us = event.commit_us
+        self._touched[token] = event.lsn
+
+    def _known(self, row: Row, omitted: Sequence[str]) -> Row:
+        if omitted:
+            self.unknown_values += len(omitted)
+            return row | dict.fromkeys(omitted)
+        return row
+
+    def _add(self, token: str, sql: str, params: Params, *, counted: bool = False) -> None:
+        self.gathered += 1
+        self.applied += 1
+        runs = self._runs.get(token)
+        if runs is None:
+            self._runs[token] = [Statement(sql, [params], counted, token)]
+        elif runs[-1].sql is sql:
+            runs[-1].params.append(params)
+        else:
+            runs.append(Statement(sql, [params], counted, token))
+
+    def _reshape(self, table: FollowedTable, change: SchemaChange) -> None:
+        shape = table.shape
+        held = {column.name: column.type for column in shape.columns}
+        told = {column.name: column.type for column in change.columns}
+        if held == told:
+            return
+        if not is_certain(shape.columns, change.columns):
+            words = ", ".join(
+                f"{name} {told.get(name, '(dropped)')}" for name in sorted(held | told) if held.get(name) != told.get(name)
+            )
+            self._set_stale(change.token, f"its columns changed: {words}", change.lsn)
+            return
+        kept = [i for i, column in enumerate(shape.columns) if column.name in told]
+        columns = tuple(shape.columns[i] for i in kept)
+        types = tuple(shape.local_types[i] for i in kept)
+        for name in held.keys() - told.keys():
+            self._add(change.token, self._dialect.drop_column(shape.local, name), ())
+        table.shape = replace(shape, columns=columns, local_types=types)
+        table.statements = RowStatements(self._dialect, table.shape)
+        self.reshaped.add(change.token)
+
+    def _gap(self, gap: Gap) -> None:
+        """What comes behind it has positions of its own, perhaps lower ones."""
+        self._position = START
+        for token in gap.tables or tuple(self.tables):
+            self._set_stale(token, f"changes are lost for good: {gap.reason}", -1)
+        self.close()
+
+    def _set_stale(self, token: str, reason: str, lsn: int) -> None:
+        if token not in self.tables:
+            return
+        stale = Stale(reason, self._seq)
+        if lsn >= 0 and self._touched.get(token) == lsn:
+            # half of this transaction is among what was gathered: the table must stay as it was before
+            raise CutOff(token, lsn, stale)
+        self._drop(token, stale)
+
+    def _drop(self, token: str, stale: Stale) -> None:
+        del self.tables[token]
+        self.stale[token] = stale
+
+
+class CutOff(Exception):
+    """A table cannot be followed from the middle of a transaction on. Begin again, with `stale_from` saying so."""
+
+    def __init__(self, token: str, lsn: int, stale: Stale) -> None:
+        super().__init__(token)
+        self.token, self.lsn, self.stale = token, lsn, stale

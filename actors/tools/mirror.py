@@ -1,0 +1,32 @@
+"""`walbridge mirror`: settings, log, and the running mirror."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from actors.config import ClientConfig, resolve_client
+from actors.log import set_up_logging
+from actors.mirror.run import MirrorConfig, run
+
+
+def run_mirror(to: str, tables: str, stream: str | None, env_file: Path | None) -> int:
+    """Mirror until stopped; returns the exit code. Raises Fatal."""
+    client = resolve_client({"stream": stream}, os.environ, env_file)
+    set_up_logging(client.log.level, client.log.format, client.secrets + secrets_of(to))
+    return run(mirror_config(client, to, tables))
+
+
+def mirror_config(client: ClientConfig, to: str, tables: str) -> MirrorConfig:
+    """From the words of a command line."""
+    return MirrorConfig(client.nats, client.stream, to, tuple(name.strip() for name in tables.split(",") if name.strip()))
+
+
+def secrets_of(url: str) -> tuple[str, ...]:
+    """What must not be shown of a replica's URL."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return ()
+    return tuple({password, unquote(password)}) if password and len(password) >= 4 else ()

@@ -1,0 +1,2 @@
+def run_verify(*a: object, **k: object) -> int:
+    return 1
