@@ -35,6 +35,7 @@ class Watcher:
         self._stored = dict.fromkeys(tables, 0)
         self._latest = ""
         self._events = 0
+        self._was_there = False
         nats = NatsConfig((servers.nats_url,), user=servers.nats_user, password=servers.nats_password)
         self._stop = threading.Event()
         self._listener = threading.Thread(target=trio.run, args=[self._listen, nats], name="listener", daemon=True)
@@ -44,9 +45,10 @@ class Watcher:
         """Everything at this moment."""
         status = self._status()
         latency = status.get("latency_ms") or {}
+        self._was_there = self._was_there or bool(status)
         self._events = max(self._events, sum(self._stored.values()))
         return Seen(
-            state=str(status.get("state", "not there")),
+            state=str(status.get("state") or ("down" if self._was_there else "starting")),
             events=self._events,
             lag_seconds=float(status.get("lag_seconds") or 0.0),
             wal_held_bytes=int(status.get("wal_lag_bytes") or 0),

@@ -1,0 +1,98 @@
+"""`walbridge demo`, as a newcomer runs it: it survives its own keys, ends with a verdict, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.servers import HANG_S, ROOT
+
+COMMAND = [sys.executable, "-m", "actors.main", "demo"]
+
+
+def children_of(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def test_without_a_terminal_it_is_plain_lines_and_a_verdict() -> None:
+    done = subprocess.run(
+        [*COMMAND, "--seconds", "6", "--rate", "100", "--json"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["equal"] is True
+    assert outcome["events"] > 50
+    assert set(outcome["rows"]) == {"users", "orders"}
+    assert "\x1b" not in done.stderr, "no cursor moves in a log"
+    assert re.search(r"^ +\d+ s  streaming  ", done.stderr, re.MULTILINE)
+    assert "Page:       http://127.0.0.1:" in done.stderr
+
+
+def test_it_survives_its_keys() -> None:
+    primary, secondary = pty.openpty()
+    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
+    process = subprocess.Popen([*COMMAND, "--rate", "100"], cwd=ROOT, stdin=secondary, stdout=secondary, stderr=secondary)
+    os.close(secondary)
+    shown = bytearray()
+
+    def read_until(words: bytes) -> None:
+        deadline = time.monotonic() + HANG_S
+        while words not in shown:
+            assert time.monotonic() < deadline, shown[-3000:].decode(errors="replace")
+            if select.select([primary], [], [], 0.2)[0]:
+                shown.extend(os.read(primary, 65536))
+
+    try:
+        read_until("✓ as many".encode())
+        started = children_of(process.pid)
+        for key, answer in (
+            (b"k", b"bridge killed with -9"), (b"d", b"ADD COLUMN added_1"), (b"s", b"snapshot of users asked for"),
+            (b"+", b"250 changes a second"), (b"n", b"NATS killed; it comes back"), (b"k", b"bridge killed 2x"), (b"q", b"load stopped"),
+        ):  # fmt: skip
+            os.write(primary, key)
+            read_until(answer)
+        read_until(b"equal to the source")
+        assert process.wait(HANG_S) == 0, shown[-3000:].decode(errors="replace")
+        assert b"no change lost, none doubled" in shown
+        assert not [child for child in started if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    finally:
+        process.kill()
+        process.wait()
+        os.close(primary)
+
+
+def test_ctrl_c_ends_it_in_order_and_what_was_asked_for_is_kept(tmp_path: Path) -> None:
+    folder = Path("/var/tmp") / f"walbridge-demo-test-{os.getpid()}" if os.geteuid() == 0 else tmp_path / "kept"
+    process = subprocess.Popen(
+        [*COMMAND, "--keep", str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "streaming" in line and "orders" in line and "/-" not in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait(HANG_S) == 0, rest
+    assert "The replica is equal to the source" in rest
+    assert (folder / "bridge.log").exists()
+    assert f"Data and logs are in {folder}" in rest
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def test_a_bad_value_is_named() -> None:
+    done = subprocess.run([*COMMAND, "--rate", "0"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--rate" in done.stderr
