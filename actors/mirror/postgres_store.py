@@ -184,7 +184,8 @@ class PostgresStore:
     async def local_types(self, words: Sequence[str]) -> tuple[str, ...]:
         # -1, not NULL: `character` alone would be of one letter
         rows = [await self.query("SELECT coalesce(format_type(to_regtype($1), -1), 'text')", (one,)) for one in words]
-        return tuple("text" if row[0][0] in ("-", "???") else str(row[0][0]) for row in rows)
+        # regclass and its like are names of things that may not be here
+        return tuple("text" if row[0][0].startswith(("-", "???", "reg")) else str(row[0][0]) for row in rows)
 
     async def exists(self, local: tuple[str, str]) -> bool:
         return bool(

@@ -1,0 +1,98 @@
+"""Two sides of a table compared by counts and sums of hashes, whatever the order of their rows. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.mirror.canonical import Canonical, digest
+
+BUCKETS = 4096
+LOOKED_AT_MAX = 64
+"""Buckets whose rows are looked at one by one."""
+Values = Sequence[str | None]
+
+
+class Side:
+    """One side's rows: how many, and in each bucket of keys the sum of their hashes."""
+
+    def __init__(self, canonical: Sequence[Canonical], key: Sequence[int]) -> None:
+        """`canonical` for each column, `key`: places of the key's columns, all when there is no key."""
+        self._canonical, self._key = canonical, key
+        self.rows = 0
+        self.sums = [0] * BUCKETS
+
+    def values(self, row: Sequence[Any]) -> list[str | None]:
+        """The row as it is compared."""
+        return [None if v is None else c(v) for c, v in zip(self._canonical, row, strict=True)]
+
+    def bucket(self, values: Values) -> int:
+        """Where a row is counted: equal keys on both sides, the same bucket."""
+        return int.from_bytes(digest([values[i] for i in self._key])[:2], "big") % BUCKETS
+
+    def add(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Count rows."""
+        for row in rows:
+            values = self.values(row)
+            self.sums[self.bucket(values)] += int.from_bytes(digest(values), "big")
+            self.rows += 1
+
+    def hash(self) -> str:
+        """Of all rows: equal tables, equal hashes."""
+        return f"{sum(self.sums) & (1 << 128) - 1:032x}"
+
+    def pick(self, rows: Iterable[Sequence[Any]], buckets: frozenset[int], into: Rows) -> None:
+        """Keep the rows of some buckets."""
+        for row in rows:
+            values = self.values(row)
+            if self.bucket(values) in buckets:
+                into.setdefault(tuple(values[i] for i in self._key), []).append(values)
+
+
+Rows = dict[tuple[str | None, ...], list[list[str | None]]]
+
+
+def differing_buckets(a: Side, b: Side) -> frozenset[int]:
+    """Where the sides differ; not more than are looked at."""
+    return frozenset([i for i in range(BUCKETS) if a.sums[i] != b.sums[i]][:LOOKED_AT_MAX])
+
+
+@dataclass(slots=True)
+class TableReport:
+    """What came of one table."""
+
+    table: str
+    source_rows: int = 0
+    replica_rows: int = 0
+    source_hash: str = ""
+    replica_hash: str = ""
+    problem: str = ""
+    """Why it could not be compared."""
+    keys: list[dict[str, object]] = field(default_factory=list)
+    """Some of the rows that differ: `key`, `difference`."""
+
+    @property
+    def is_equal(self) -> bool:
+        same = (self.source_rows, self.source_hash) == (self.replica_rows, self.replica_hash)
+        return not self.problem and same
+
+
+def differences(source: Rows, replica: Rows, columns: Sequence[str], key: Sequence[int], limit: int) -> list[dict[str, object]]:
+    """The keys whose rows differ, and how."""
+    found: list[dict[str, object]] = []
+    for one in sorted(source.keys() | replica.keys(), key=repr):
+        mine, theirs = sorted(source.get(one, []), key=repr), sorted(replica.get(one, []), key=repr)
+        if mine == theirs:
+            continue
+        if len(mine) > len(theirs):
+            words = "missing in the replica"
+        elif len(mine) < len(theirs):
+            words = "only in the replica"
+        else:
+            names = [columns[i] for a, b in zip(mine, theirs, strict=True) for i in range(len(columns)) if a[i] != b[i]]
+            words = "differs in " + ", ".join(dict.fromkeys(names))
+        found.append({"key": {columns[i]: value for i, value in zip(key, one, strict=True)}, "difference": words})
+        if len(found) >= limit:
+            break
+    return found
