@@ -53,7 +53,10 @@ def test_it_survives_its_keys() -> None:
         while words not in shown:
             assert time.monotonic() < deadline, shown[-3000:].decode(errors="replace")
             if select.select([primary], [], [], 0.2)[0]:
-                shown.extend(os.read(primary, 65536))
+                try:
+                    shown.extend(os.read(primary, 65536))
+                except OSError as exc:
+                    raise AssertionError(f"it ended: {shown[-3000:].decode(errors='replace')}") from exc
 
     try:
         read_until("✓ as many".encode())
@@ -84,7 +87,8 @@ def test_ctrl_c_ends_it_in_order_and_what_was_asked_for_is_kept(tmp_path: Path) 
         if "streaming" in line and "orders" in line and "/-" not in line:
             break
     process.send_signal(signal.SIGINT)
-    rest = process.stdout.read()
+    with process.stdout:
+        rest = process.stdout.read()
     assert process.wait(HANG_S) == 0, rest
     assert "The replica is equal to the source" in rest
     assert (folder / "bridge.log").exists()

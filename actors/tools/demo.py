@@ -110,7 +110,6 @@ class Demo:
         with ExitStack() as ending:
             self._start_bridge()
             ending.callback(lambda: self._end(self._bridge))
-            self._mirror = self._child("mirror", "mirror", "--tables", ",".join(TABLES), "--to", self._replica)
             ending.callback(lambda: self._end(self._mirror))
             load = threading.Thread(target=self._load, name="load", daemon=True)
             load.start()
@@ -119,7 +118,9 @@ class Demo:
             ending.callback(watcher.close)
             with suppress(KeyboardInterrupt), read_keys() as key:
                 while seconds is None or time.monotonic() - began < seconds:
-                    screen.show(self._seen(watcher.look(), began))
+                    seen = watcher.look()
+                    screen.show(self._seen(seen, began))
+                    self._start_mirror(seen)
                     if self._load_fault is not None or not self._press(key(TICK_S), screen):
                         break
             self._ended.set()
@@ -127,7 +128,8 @@ class Demo:
             if self._nats_back is not None:
                 self._nats_back.join()
             screen.say("load stopped; proving that both sides are equal ...")
-            equal = self._verify(screen)
+            self._await_replica(watcher)
+            equal = self._verify_with_patience(screen)
             last = watcher.look()
         if self._load_fault is not None:
             raise Fatal("WB410", "the demo's load ended", said=repr(self._load_fault))
@@ -198,6 +200,21 @@ class Demo:
     def _start_bridge(self) -> None:
         self._bridge = self._child("bridge", "run", "--port", str(self._port))
 
+    def _start_mirror(self, seen: Seen) -> None:
+        """Once the bridge has made the streams that it reads."""
+        if self._mirror is None and seen.state == "streaming":
+            self._mirror = self._child("mirror", "mirror", "--tables", ",".join(TABLES), "--to", self._replica)
+
+    def _await_replica(self, watcher: Watcher) -> None:
+        """A short demo may end before the first copy did."""
+        deadline = time.monotonic() + SETTLE_S
+        while time.monotonic() < deadline:
+            seen = watcher.look()
+            if all(table.in_replica is not None for table in seen.tables):
+                return
+            self._start_mirror(seen)
+            time.sleep(TICK_S)
+
     def _end(self, process: ServerProcess | None) -> None:
         if process is not None:
             process.end((signal.SIGTERM, SETTLE_S))
@@ -215,6 +232,15 @@ class Demo:
         )
         screen.say((done.stdout + done.stderr).strip())
         return done.returncode == 0
+
+    def _verify_with_patience(self, screen: Screen) -> bool:
+        """A table that was altered a moment ago is being copied anew: it is not live yet."""
+        deadline = time.monotonic() + SETTLE_S
+        while not self._verify(screen):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(1)
+        return True
 
     def _load(self) -> None:
         """Transactions at the wished rate, in a thread, until the end."""
