@@ -120,7 +120,7 @@ function showFlow(status, point, now) {
     received: point ? `${bytes(point[11])}/s` : "",
     decoded: `${count(status.last_processing_time_us)} µs/message`,
     published: point ? `${bytes(point[12])}/s` : "",
-    durable: `${count(rate)}/s`,
+    durable: `${short(rate)}/s`,
     confirmed: `${bytes(status.wal.unconfirmed_bytes)} behind`,
   };
   for (const [id, text] of Object.entries(figures)) {
