@@ -48,6 +48,12 @@ def consumer_health(info: Mapping[str, Any], messages: int) -> ConsumerHealth:
     )
 
 
+def furthest_behind(listed: Sequence[Mapping[str, Any]], messages: int) -> tuple[ConsumerHealth, ...]:
+    """The consumers of a stream with so many messages that have most to read, at most 20."""
+    health = [consumer_health(entry, messages) for entry in listed]
+    return tuple(sorted(health, key=lambda one: -one.history_used)[:SHOWN_MAX])
+
+
 def _unix_s(text: str) -> float:
     """RFC 3339 with nanoseconds, as NATS writes it."""
     seconds, _, _ = text.partition(".")
@@ -56,22 +62,20 @@ def _unix_s(text: str) -> float:
 
 async def watch_stream(info: StreamInfo, consumers: Consumers, stream: str, telemetry: Telemetry) -> None:
     """Look at the stream every 10 s, until cancelled. Never ends the bridge."""
+    may_list = True
     while True:
         try:
             found = await info(stream)
             if found is not None:
                 telemetry.stream = stream_health(found, time.time())
-                telemetry.consumers = await _look_at_consumers(consumers, stream, telemetry.stream.messages)
+                if may_list:
+                    try:
+                        listed = await consumers(stream)
+                        telemetry.consumers = furthest_behind(listed, telemetry.stream.messages)
+                    except SinkRefused as exc:
+                        may_list = False  # a right that the bridge does not need: asking again would fill NATS's log
+                        log.info("the page shows no consumers: they may not be listed", said=exc.said)
             await trio.sleep(LOOK_EVERY_S)
         except SinkUnavailable as exc:
             log.debug("cannot look at the stream", error=str(exc))
             await trio.sleep(LOOK_AGAIN_S)
-
-
-async def _look_at_consumers(consumers: Consumers, stream: str, messages: int) -> tuple[ConsumerHealth, ...]:
-    try:
-        listed = await consumers(stream)
-    except SinkRefused:  # a right that the bridge does not need
-        return ()
-    health = [consumer_health(entry, messages) for entry in listed]
-    return tuple(sorted(health, key=lambda one: -one.history_used)[:SHOWN_MAX])

@@ -13,7 +13,7 @@ import pytest
 from nats.aio.client import Client
 
 from actors.tools.embedded_nats import NatsServer
-from tests.conftest import MakeBridge
+from tests.conftest import MakeBridge, MakeNats
 from tests.servers import ROOT, Bridge, Database, wait_for_events, with_nats
 from tests.snapshots import take
 
@@ -170,6 +170,24 @@ def test_what_another_bridge_uses_stays(used: Bridge, database: Database, nats: 
     assert {s for s in left if s.startswith("$KV")} == {"$KV.schemas.u", "$KV.bridges.TWO"}
     assert not [s for s in left if ".t" in s]
     assert [s for s in left if s.startswith("init.snap.u.")]
+
+
+def test_what_the_user_may_not_remove_comes_as_commands(
+    database: Database, make_nats: MakeNats, make_bridge: MakeBridge
+) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    denied = 'permissions: { publish: { deny: ["$JS.API.STREAM.DELETE.CDC", "$JS.API.STREAM.DELETE.KV_schemas"] } }'
+    nats = make_nats(extra_config=f"authorization {{ users: [{{ user: a, password: a, {denied} }}] }}")
+    url = nats.url.replace("//", "//a:a@")
+    bridge = make_bridge(database, url)
+    assert bridge.stop() == 0
+    done = cleanup(bridge, "--yes")
+    assert done.returncode == 1
+    assert done.stdout.count("removed:") == 4
+    assert "nats stream rm CDC --force" in done.stderr
+    assert "nats kv del schemas --force" in done.stderr
+    assert set(streams(url)) == {"CDC", "KV_schemas"}
+    assert database.execute(SLOTS) == []
 
 
 def test_a_server_that_is_away_is_said_in_our_words(used: Bridge) -> None:

@@ -16,7 +16,7 @@ import trio
 from actors.clients.bridge_record import BUCKET as RECORDS
 from actors.clients.bridge_record import BridgeRecord
 from actors.clients.catalog import slot_health
-from actors.clients.jetstream import JetStream
+from actors.clients.jetstream import JetStream, JetStreamError
 from actors.clients.nats import SinkRefused, open_nats
 from actors.clients.postgres import PgConnection
 from actors.clients.replication import drop_slot, slot_state
@@ -216,14 +216,30 @@ async def _remove(config: Config, plan: Plan) -> None:
     rest = [r for r in plan.removals if r.kind != "slot"]
     if not rest:
         return
+    refused: list[tuple[Removal, str]] = []
     async with open_nats(config.nats, set()) as nats:
         js = JetStream(nats)
         for removal in rest:
-            if removal.kind == "messages":
-                await js.purge(removal.name, removal.subject)
-            else:
-                await js.delete_stream(f"KV_{removal.name}" if removal.kind == "bucket" else removal.name)
-            _said(removal)
+            try:
+                if removal.kind == "messages":
+                    await js.purge(removal.name, removal.subject)
+                else:
+                    await js.delete_stream(f"KV_{removal.name}" if removal.kind == "bucket" else removal.name)
+                _said(removal)
+            except (SinkRefused, JetStreamError) as exc:
+                refused.append((removal, exc.said))
+    if refused:  # a bridge's user need not have the right to remove anything
+        raise Fatal(
+            "WB008", "this NATS user may not remove all of it", said=refused[0][1],
+            fix="as an administrator:\n" + "\n".join(_command(removal) for removal, _ in refused),
+        )  # fmt: skip
+
+
+def _command(removal: Removal) -> str:
+    """What does the same with the nats command line."""
+    if removal.kind == "messages":
+        return f"nats stream purge {removal.name} --force --subject='{removal.subject}'"
+    return f"nats {'kv del' if removal.kind == 'bucket' else 'stream rm'} {removal.name} --force"
 
 
 def _said(removal: Removal) -> None:

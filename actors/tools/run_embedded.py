@@ -35,9 +35,8 @@ def run_embedded(directory: str, flags: Mapping[str, object], env_file: Path | N
         if not given.get("port") and not os.environ.get("BRIDGE_PORT") and not port_is_free(config.http.port):
             config = resolve({**given, "port": free_port()}, environ, env_file)
         set_up_logging(config.log.level, config.log.format, config.secrets)
-        print(
-            f"{servers.describe()}\n{'Status:':<14}http://127.0.0.1:{config.http.port}/status\n{'Stop:':<14}Ctrl-C", flush=True
-        )
+        page = f"http://127.0.0.1:{config.http.port}/"
+        print(f"{servers.describe()}\n{'Page:':<14}{page}\n{'Status:':<14}{page}status\n{'Stop:':<14}Ctrl-C", flush=True)
         return run(config, beside=print_events)
 
 

@@ -120,7 +120,7 @@ function showFlow(status, point, now) {
     received: point ? `${bytes(point[11])}/s` : "",
     decoded: `${count(status.last_processing_time_us)} µs/message`,
     published: point ? `${bytes(point[12])}/s` : "",
-    durable: `${count(rate)} changes/s`,
+    durable: `${short(rate)}/s`,
     confirmed: `${bytes(status.wal.unconfirmed_bytes)} behind`,
   };
   for (const [id, text] of Object.entries(figures)) {
@@ -178,7 +178,8 @@ function showTiles(status) {
   tiles.lag.tile.classList.toggle("alert", status.lag_seconds > 30);
   put(tiles.p50.value, milliseconds(status.latency_ms.p50));
   put(tiles.p99.value, milliseconds(status.latency_ms.p99));
-  put(tiles.total.value, whole.format(status.cdc_events_published));
+  put(tiles.total.value, status.cdc_events_published < 1e8 ? whole.format(status.cdc_events_published) : short(status.cdc_events_published));
+  tiles.total.tile.title = whole.format(status.cdc_events_published);
   put(tiles.reconnects.value, whole.format(status.reconnect_count + status.nats_reconnect_count));
   tiles.reconnects.tile.title = `${status.reconnect_count} of PostgreSQL, ${status.nats_reconnect_count} of NATS`;
   put(tiles.uptime.value, duration(status.uptime_seconds));
