@@ -147,7 +147,7 @@ CREATE TABLE every_type (
   id int PRIMARY KEY, s smallint, l bigint, f4 real, f8 double precision, n numeric, n2 numeric(20, 4), m money, b bool, t text,
   vc varchar(20), c char(6), u uuid, d date, ts timestamp, tz timestamptz, ti time, iv interval, j json, jb jsonb, by bytea,
   ai int[], at text[], am int[][], ab bool[], af float8[], atz timestamptz[], aby bytea[], aj jsonb[], mo mood, ce cents, po pos,
-  ip inet, ra int4range, bi bit(5), vb varbit, x xml, pt point, tsv tsvector, rc regclass, amo mood[]);
+  ip inet, ra int4range, bi bit(5), vb varbit, pt point, tsv tsvector, rc regclass, amo mood[]);
 CREATE PUBLICATION cdc_pub FOR TABLE every_type;
 """
 ROWS = """
@@ -156,7 +156,7 @@ b "quoted" \\ {{', 'v', 'ab', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '2025-12-1
  '2025-12-12 12:00:34.5+02', '12:34:56.789', '1 year 2 mons 3 days 04:05:06', '{{"b": 1, "a": [1, 2.50, null, "x"]}}',
  '{{"b": 1, "a": [1, 2.50, null, "x"]}}', '\\xdeadbeef00', '{{1,NULL,3}}', '{{"a b",NULL,"q\\"uo",""}}', '{{{{1,2}},{{3,4}}}}',
  '{{t,f}}', '{{1.5,NaN,-Infinity,1e20}}', '{{"2025-12-12 12:00:34+00"}}', ARRAY['\\x00ff'::bytea], ARRAY['"x"', '{{"a": 1}}', '1.50']::jsonb[],
- 'happy, very', 12.30, '(1,"a b")', '10.0.0.1/8', '[1,5)', '10101', '101', '<a>b</a>', '(1,2)', 'the fat cat', 'pg_class', '{{sad,"happy, very"}}');
+ 'happy, very', 12.30, '(1,"a b")', '10.0.0.1/8', '[1,5)', '10101', '101', '(1,2)', 'the fat cat', 'pg_class', '{{sad,"happy, very"}}');
 INSERT INTO every_type (id) VALUES ({0} + 1);
 INSERT INTO every_type (id, l, f4, f8, n, d, ts, tz, j, jb, by, ai, at, t) VALUES ({0} + 2, -9223372036854775808, 'NaN', '-Infinity',
  'NaN', 'infinity', '-infinity', '0044-03-15 BC', '"just a text"', '"just a text"', '', '{{}}', '{{}}', '');
@@ -185,7 +185,9 @@ def test_every_type_in_every_encoding(
     database.execute(ROWS.format(1))
     if "--zstd-events" in flags:
         (tmp_path / "dictionaries").mkdir()
-        samples = [f'{{"subject":"cdc.every_type.insert","id":{i},"name":"some {i}"}}'.encode() * 4 for i in range(2000)]
+        samples: list[bytes | bytearray | memoryview] = [
+            f'{{"subject":"cdc.every_type.insert","id":{i},"name":"some {i}"}}'.encode() * 4 for i in range(2000)
+        ]
         import zstandard  # noqa: PLC0415
 
         dictionary = zstandard.train_dictionary(4096, samples).as_bytes()
@@ -422,9 +424,10 @@ def test_a_transaction_of_many_rows_appears_at_once(
     mirror = make_mirror()
     mirror.wait_live(1)
     database.execute("INSERT INTO users SELECT g, 'user ' || g FROM generate_series(1, 60000) g")
-    counts: set[int] = set()
-    mirror.wait_until(lambda: counts.add(mirror.query("SELECT count(*) FROM users")[0][0]) is None and 60000 in counts)
-    assert counts <= {0, 60000}
+    counts = {0}
+    while 60000 not in counts:
+        counts.add(mirror.query("SELECT count(*) FROM users")[0][0])
+        assert counts <= {0, 60000}
 
 
 def test_kill_9_of_mirror_and_bridge_under_load_loses_and_repeats_nothing(

@@ -25,6 +25,8 @@ EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
 SILENCE_S = 3 * HEARTBEAT_S
 INACTIVE_S = 300.0
+_ENDS_OF_PULLS = (b"axBytes", b"Batch Completed")
+"""A pull has ended: the next message would be too many bytes, or it has brought what it was for."""
 
 
 class Delivered(NamedTuple):
@@ -119,8 +121,7 @@ class OrderedConsumer:
         if status == 100:
             if int(headers.get("Nats-Last-Consumer", self._consumer_seq)) > self._consumer_seq:
                 self._fault = f"messages up to {headers['Nats-Last-Consumer']} were sent and did not come"
-        elif status in (404, 408) or (status == 409 and b"axBytes" in message.headers):
-            # a pull has ended: by its time, or because the next message would be too many bytes
+        elif status in (404, 408) or (status == 409 and any(words in message.headers for words in _ENDS_OF_PULLS)):
             self._asked = max(0, self._asked - int(headers.get("Nats-Pending-Messages", self._asked)))
         else:
             self._fault = message.headers.split(b"\r\n", 1)[0].decode("utf-8", "replace")

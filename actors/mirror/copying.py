@@ -287,10 +287,11 @@ class Copier:
     async def _is_between(self, track: Track, place: Place, filters: Sequence[str]) -> bool:
         """Everything up to the place has been taken, and no transaction goes on behind it."""
         following = await self._source.next_message(track.head_seq, filters)
-        if following is None:
-            return track.open_lsn is None or await self._source.is_over(track.open_lsn)
-        seq, lsn = following
-        return seq > place.cursor.stream_seq and lsn not in (place.cursor.position.lsn, track.open_lsn)
+        seq = place.cursor.stream_seq
+        if following is not None and following[0] <= seq:
+            return False
+        ours = [*filters, *(f"cdc.{token}.>" for token in self._replica.shapes)]
+        return await self._source.is_boundary(seq, ours)
 
     async def _first_place(self, track: Track, gathered: Gathered, filters: Sequence[str]) -> Place | None:
         """Where the first live table begins: where its snapshot is what the source was, and no transaction is open."""
@@ -298,13 +299,10 @@ class Copier:
         record = await source.record()
         await source.check_holds(track.head_seq, gathered.created)
         last = source.last_seq
-        if track.open_lsn is not None:
-            if not await source.is_over(track.open_lsn):
-                return None
-            track.close()
         following = await source.next_message(track.head_seq, filters)
-        if following is not None and following[0] <= last:
+        if (following is not None and following[0] <= last) or not await source.is_boundary(last, filters):
             return None
+        track.close()
         proven = record.confirmed_lsn if record is not None and record.last_seq <= last else 0
         if max(track.closed.position.lsn, proven) < start.snapshot_lsn:
             return None

@@ -121,7 +121,7 @@ class Follower:
                 if track.open_lsn is not None and track.gathered >= FLUSH_ROWS:
                     await local.flush()
             seen = messages[-1].seq
-            if track.open_lsn is not None and consumer.is_empty and await source.is_over(track.open_lsn):
+            if track.open_lsn is not None and consumer.is_empty and await self._is_whole(track, track.open_lsn):
                 track.close()
             if track.open_lsn is None and track.is_dirty:
                 await local.commit()
@@ -130,7 +130,7 @@ class Follower:
     async def _idle(self, track: Track, local: LocalTransaction) -> None:
         """Nothing came for a while."""
         if track.open_lsn is not None:
-            if not await self._source.is_over(track.open_lsn):
+            if not await self._is_whole(track, track.open_lsn):
                 return
             track.close()
             await local.commit()
@@ -141,6 +141,10 @@ class Follower:
             self._scanned_at = now
             if await self._scan(track, local) and hold is not None and self.has_reached(hold.lsn):
                 await self._holds.stay(hold, "reached")
+
+    async def _is_whole(self, track: Track, lsn: int) -> bool:
+        """The open transaction has ended, and all of it that we read has come. Its last event may be another table's."""
+        return await self._source.is_over(lsn) and await self._source.next_message(track.head_seq, self._filters) is None
 
     async def _scan(self, track: Track, local: LocalTransaction) -> bool:
         """Move the place to the stream's end, if nothing of ours lies between; whether it is there."""

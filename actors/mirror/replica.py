@@ -154,8 +154,9 @@ class Replica:
         async with self._lock:
             if self.place != expected:
                 return False
-            place = [first.first(self.dialect)] if first is not None else []
-            await self._run([*statements, record.saved(self.dialect), *place])
+            place = [expected.moved(self.dialect, expected.cursor)] if expected is not None else []
+            place += [first.first(self.dialect)] if first is not None else []
+            await self._run([*place, *statements, record.saved(self.dialect)])
             self.tables[record.token], self.shapes[record.token] = record, shape
             if first is not None:
                 self.place = first
@@ -180,7 +181,9 @@ class LocalTransaction:
     async def flush(self) -> None:
         """Run what is gathered of a large transaction; nobody sees it yet. Raises Changed."""
         await self._hold()
-        await self._replica.store.run(self._track.drain(), commit=False)
+        assert self._replica.place is not None, "a generation has a place"
+        check = self._replica.place.moved(self._replica.dialect, self._replica.place.cursor)
+        await self._replica.store.run([check, *self._track.drain()], commit=False)
 
     async def commit(self) -> None:
         """Run what is gathered together with the new place. Raises Changed when the replica is not what the track believes."""
@@ -193,7 +196,8 @@ class LocalTransaction:
             records[token] = replace(replica.tables[token], columns=encode_columns(track.tables[token].shape.columns))
         track.reshaped = set()
         statements += [record.saved(replica.dialect) for record in records.values()]
-        statements.append(replica.place.moved(replica.dialect, track.closed))
+        # first of all: were it another mirror's place, its rows would be there too
+        statements.insert(0, replica.place.moved(replica.dialect, track.closed))
         await replica.store.run(statements, commit=True)
         replica.place = replace(replica.place, cursor=track.closed)
         self._count()

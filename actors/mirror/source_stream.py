@@ -93,6 +93,20 @@ class SourceStream:
         body = self._decompressors.unpack(message.headers, message.data)
         return any(event.last for event in decode_events(body))
 
+    async def is_boundary(self, seq: int, filters: Sequence[str]) -> bool:
+        """Whether no transaction that has messages up to `seq` has more of them, on these subjects, behind it.
+
+        The messages of a transaction are next to each other.
+        """
+        message = await self.js.get_message(self.name, seq=seq)
+        try:
+            lsn = -1 if message is None else position_of_id(message.headers["Nats-Msg-Id"]).lsn
+        except (KeyError, ValueError):
+            lsn = -1
+        over = await self.is_over(lsn)  # before: then all of it is in the stream
+        following = await self.next_message(seq, filters)
+        return over if following is None else following[1] != lsn
+
     async def decode(self, message: Delivered) -> list[Event]:
         """The events of one message."""
         if _ENCODING not in message.headers:
