@@ -170,18 +170,18 @@ class Copier:
     async def staging(self, start: SnapshotStart) -> TableShape:
         """Make the table that a snapshot is gathered in."""
         replica, record = self._replica, self._replica.tables[start.token]
-        dialect, store = replica.dialect, replica.store
+        dialect = replica.dialect
         names = [column.name.lower() for column in start.columns]
         if dialect.scheme == "sqlite" and len(set(names)) != len(names):
             raise CannotMirror("two of its columns differ only in upper and lower case, which SQLite cannot tell apart")
-        if record.state == WAITING and await store.exists(record.local):
+        if record.state == WAITING and await replica.exists(record.local):
             raise CannotMirror(
                 f"there is a table {dialect.table(record.local)} already, which is not this mirror's: drop or rename it"
             )
         local = dialect.staging_name(record.local, start.token)
-        types = await store.local_types([column.type for column in start.columns])
+        types = await replica.local_types(start.columns)
         shape = TableShape(start.token, start.schema, start.table, local, start.columns, types, bool(record.keyed))
-        before = await store.make_schema(local)
+        before = await replica.make_schema(local)
         statements = [*before, dialect.drop_table(local), dialect.create_table(shape)]
         await replica.run([Statement(sql, [()]) for sql in statements])
         return shape

@@ -10,6 +10,7 @@ from trio_util import AsyncValue
 
 from actors.log import get_logger
 from actors.mirror.dialect import Statement
+from actors.mirror.records import Column
 from actors.mirror.shapes import TableShape, encode_columns
 from actors.mirror.state import LIVE, Place, TableRecord, forget_place, load_place, load_tables
 from actors.mirror.store import Store
@@ -70,7 +71,7 @@ class Replica:
     async def shape_of(self, record: TableRecord) -> TableShape:
         """The shape of a table as its record tells it."""
         columns = record.told_columns
-        types = await self.store.local_types([column.type for column in columns])
+        types = await self.local_types(columns)
         return TableShape(
             record.token, record.source_schema, record.source_table, record.local, columns, types, bool(record.keyed)
         )
@@ -93,6 +94,21 @@ class Replica:
         """Read, between local transactions."""
         async with self._lock:
             return await self.store.query(sql, params)
+
+    async def local_types(self, columns: Sequence[Column]) -> tuple[str, ...]:
+        """The columns' types here, as SQL."""
+        async with self._lock:
+            return await self.store.local_types([column.type for column in columns])
+
+    async def exists(self, local: tuple[str, str]) -> bool:
+        """Whether there is something of this name."""
+        async with self._lock:
+            return await self.store.exists(local)
+
+    async def make_schema(self, local: tuple[str, str]) -> list[str]:
+        """The statements that must come before a table of this name can be made."""
+        async with self._lock:
+            return await self.store.make_schema(local)
 
     async def save(self, record: TableRecord, *more: Statement) -> None:
         """Write a table's record, and run more in the same transaction."""
