@@ -130,8 +130,9 @@ class Snapshotter:
             if self._config.publish.stream != "CDC" or token in elsewhere:
                 self._requests.leave(token)
             else:
-                await self._requests.taken(token)
+                self._requests.leave(token)
                 await self._tell_unknown(token, sorted(tables))
+                await self._requests.answered(token)
 
     async def _published(self) -> list[PublishedTable]:
         connection = await PgConnection.connect(self._config.postgres, application_name="walbridge snapshot")
@@ -223,9 +224,11 @@ class Snapshotter:
             )  # fmt: skip
             progress.snapshot_id, progress.rows_expected = head.snapshot_id, table.rows_expected
             progress.rows = progress.chunks = progress.bytes = 0
-            await self._requests.taken(token)
+            self._requests.leave(token)
             messages = SnapshotMessages(head, setup.encoder, config.snapshots.format)
             starts = [await self._js.publish(m.subject, m.body, m.headers or None) for m in messages.start()]
+            # only now: a bridge that is killed in between finds the request again, or else the start without an end
+            await self._requests.answered(token)
             log.info("snapshot begins", table=token, snapshot_id=head.snapshot_id, snapshot_lsn=format_lsn(lsn))
             await self._send_rows(table, messages, compressor, progress)
         if await self._js.get_message(INIT, seq=starts[0]) is None:
@@ -347,7 +350,7 @@ class Snapshotter:
     # -- how it ended
 
     async def _fail(self, token: str, published: PublishedTable, progress: SnapshotProgress, failure: SnapshotFailed) -> None:
-        await self._requests.taken(token)
+        self._requests.leave(token)
         progress.error = f"{failure.kind}: {failure}"
         self._finish(progress, "failed")
         self._telemetry.snapshots_failed += 1
@@ -357,6 +360,7 @@ class Snapshotter:
                 self._setup.encoder, token, published.name, failure.kind, str(failure), snapshot_id=progress.snapshot_id or None
             )
         )
+        await self._requests.answered(token)
 
     async def _tell(self, message: Message) -> None:
         try:

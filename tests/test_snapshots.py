@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from actors.tools.embedded_nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats
-from tests.servers import Bridge, Database, decode_body, read_messages, wait_for_events, with_nats
+from tests.servers import HANG_S, Bridge, Database, decode_body, read_messages, wait_for_events, with_nats
 from tests.snapshots import ask, replica, snapshots, take, unpacked, wait_for_snapshots
 from tests.test_operation import rss_bytes, wait_for
 
@@ -249,7 +249,7 @@ def test_a_request_made_while_the_bridge_is_down_is_served_once(
     wait_for_snapshots(nats.url, "nothing")  # requests are served in order: no other is waiting
     ask(nats.url, "nothing")
     assert len(snapshots(nats.url, "users")) == 1
-    assert read_messages(nats.url, "REQUESTS") == []
+    wait_for(lambda: read_messages(nats.url, "REQUESTS") == [])
     assert bridge.stop() == 0
     bridge.start()
     take(nats.url, "users")
@@ -303,6 +303,24 @@ def test_a_snapshot_of_a_killed_bridge_is_taken_again(database: Database, nats: 
     assert found[-1].meta is not None
     assert len(found[-1].rows) == 325001
     assert no_leftovers(database)
+
+
+def test_a_request_outlives_a_bridge_that_is_killed_when_it_deletes_it(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    database.execute(USERS)
+    bridge = make_bridge(database, nats)
+
+    async def kill_at_the_deletion(client: Any) -> None:
+        deleting = await client.subscribe("$JS.API.STREAM.PURGE.REQUESTS")
+        await client.publish("snapshot.request.users", b"")
+        await deleting.next_msg(HANG_S)
+        bridge.kill()
+
+    for count in range(1, 4):
+        with_nats(nats.url, kill_at_the_deletion)
+        bridge.start()
+        wait_for(lambda count=count: sum(found.meta is not None for found in snapshots(nats.url, "users")) >= count)  # type: ignore[misc]
 
 
 def test_a_stop_does_not_wait_for_a_snapshot(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:

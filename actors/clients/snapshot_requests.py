@@ -59,12 +59,11 @@ class SnapshotRequests:
                 await self._read_stream()
 
     def leave(self, token: str) -> None:
-        """It is somebody else's."""
+        """It is somebody else's, or is being served: a request that comes from here on is a new one."""
         self._waiting.pop(token, None)
 
-    async def taken(self, token: str) -> None:
-        """It is being served: a request that comes from here on is a new one. Raises SinkUnavailable."""
-        self._waiting.pop(token, None)
+    async def answered(self, token: str) -> None:
+        """Whoever asked can read the answer in the stream, so the request is deleted. Raises SinkUnavailable."""
         if self._kept:
             try:
                 await self._js.purge(REQUESTS, PREFIX + token)
