@@ -19,7 +19,7 @@ from actors.clients.nats import SinkRefused
 from actors.clients.postgres import PgConnection, PostgresError
 from actors.clients.publish_window import PublishWindow
 from actors.clients.snapshot_requests import SnapshotRequests
-from actors.clients.table_reader import OpenTable, Watermark, open_table
+from actors.clients.table_reader import OpenTable, TableChanged, Watermark, open_table
 from actors.config import Config
 from actors.errors import ConfigError, SourceUnavailable
 from actors.log import get_logger
@@ -191,9 +191,15 @@ class Snapshotter:
         )
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
+                if attempt > 1:
+                    published = await self._look_again(token)
                 await self._take(token, published, progress)
             except _NoWatermark:
                 continue
+            except TableChanged:
+                failure = SnapshotFailed(
+                    "table_changed", f"the table or its publication was altered {ATTEMPTS_MAX} times in a row; ask again"
+                )
             except SourceUnavailable as exc:
                 failure = SnapshotFailed("postgres_unavailable", str(exc))
                 if attempt < ATTEMPTS_MAX:
@@ -206,13 +212,19 @@ class Snapshotter:
                 return
         await self._fail(token, published, progress, failure)
 
+    async def _look_again(self, token: str) -> PublishedTable:
+        for table in await self._published():
+            if table_token(table.schema, table.name) == token:
+                return table
+        raise SnapshotFailed("unknown_table", f"no table {token} in publication {self._config.source.publication} any more")
+
     async def _take(self, token: str, published: PublishedTable, progress: SnapshotProgress) -> None:
         setup, config = self._setup, self._config
         await setup.resume(token, self._wal_end)
         info = await self._js.stream_info(setup.stream.stream)
         stream_seq = int(info["state"]["last_seq"]) if info is not None else 0
         limit = setup.stream.init_payload_max
-        async with open_table(config.postgres, published, payload_max=limit) as table:
+        async with open_table(config.postgres, config.source.publication, published, payload_max=limit) as table:
             lsn = table.watermark.lsn
             if lsn is None:
                 lsn = await self._find_lsn(table.watermark)

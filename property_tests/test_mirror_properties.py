@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import msgpack
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from actors.mirror.canonical import canonical_for
 from actors.mirror.dialect import SqliteDialect
 from actors.mirror.records import Column, Delete, Event, Gap, Insert, Row, Truncate, Update
 from actors.mirror.shapes import TableShape
-from actors.mirror.track import Cursor, FollowedTable, Track
+from actors.mirror.track import Cursor, CutOff, FollowedTable, Track
 from actors.mirror.values import array_literal
 from actors.wire.arrays import parse_array
 
@@ -184,3 +185,20 @@ def test_json_is_compared_by_what_it_says_and_not_by_how_it_is_written(value: An
     canonical = canonical_for(3802, {})
     assert canonical(json.dumps(value, indent=1)) == canonical(json.dumps(value, sort_keys=True, ensure_ascii=False))
     assert canonical(json.dumps([value])) != canonical(json.dumps([value, 0]))
+
+
+@given(st.sampled_from(["insert", "update"]), st.booleans())
+def test_a_column_that_no_schema_told_means_another_copy(operation: str, later_in_the_transaction: bool) -> None:
+    table = FollowedTable.of(SqliteDialect(), SHAPE, 0)
+    track = Track(SqliteDialect(), Cursor(0, START), {"t": table})
+    row = {"id": 1, "v": None, "big": None, "new": 1}
+    strange = decode_event(body(operation, 100, 1, row))
+    if not later_in_the_transaction:
+        track.take(1, [strange])
+        assert track.stale["t"].needed_seq == 1
+        assert "new" in track.stale["t"].reason
+        assert track.drain() == []
+        return
+    with pytest.raises(CutOff) as cut:
+        track.take(1, [decode_event(body("insert", 100, 0, {"id": 1, "v": None, "big": None})), strange])
+    assert (cut.value.token, cut.value.lsn) == ("t", 100)

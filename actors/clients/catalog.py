@@ -49,6 +49,20 @@ class PublishedTable(NamedTuple):
     is_partitioned: bool = False
     has_toast: bool = False
     """Some of its rows are, or were, wider than a page."""
+    version: str = ""
+    """Another one as soon as its columns or the publication are others."""
+
+
+# of `c`, a row of pg_class
+_COLUMNS_VERSION = (
+    "(SELECT coalesce(string_agg(a.attnum || ' ' || a.attname, ' ' ORDER BY a.attnum), '') FROM pg_attribute a"
+    " WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)"
+)
+_PUBLICATION_VERSION = (
+    "SELECT ' ' || hashtextextended("
+    "coalesce(string_agg(p.xmin || ' ' || coalesce(r.oid || ' ' || r.xmin, ''), ' ' ORDER BY r.oid), ''), 0)"
+    " AS version FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = $1"
+)
 
 
 async def publication_facts(connection: PgConnection, publication: str) -> PublicationFacts | None:
@@ -83,7 +97,8 @@ async def published_tables(connection: PgConnection, publication: str) -> list[P
               ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = h.oid AND i.indisprimary) END),
           has_schema_privilege(n.oid, 'USAGE') AND has_any_column_privilege(c.oid, 'SELECT'), {where}, c.relkind = 'p',
           EXISTS (SELECT FROM (SELECT c.oid AS relid UNION SELECT relid FROM pg_partition_tree(c.oid)) part
-            JOIN pg_class h ON h.oid = part.relid WHERE h.reltoastrelid <> 0 AND pg_relation_size(h.reltoastrelid) > 0)
+            JOIN pg_class h ON h.oid = part.relid WHERE h.reltoastrelid <> 0 AND pg_relation_size(h.reltoastrelid) > 0),
+          {_COLUMNS_VERSION} || (SELECT version FROM ({_PUBLICATION_VERSION}) p)
         FROM pg_publication_tables t
         JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relname = t.tablename AND c.relnamespace = n.oid
         WHERE t.pubname = $1 ORDER BY 1, 2
@@ -91,7 +106,7 @@ async def published_tables(connection: PgConnection, publication: str) -> list[P
         (publication,),
     )
     found: list[PublishedTable] = []
-    for schema, name, oid, identity, columns, has_key, readable, row_filter, is_partitioned, has_toast in rows:
+    for schema, name, oid, identity, columns, has_key, readable, row_filter, is_partitioned, has_toast, version in rows:
         published = tuple(orjson.loads(columns)) if columns else ()
         found.append(
             PublishedTable(
@@ -105,9 +120,19 @@ async def published_tables(connection: PgConnection, publication: str) -> list[P
                 row_filter or "",
                 is_partitioned == "t",
                 has_toast == "t",
+                version or "",
             )  # fmt: skip
         )
     return found
+
+
+async def table_version(connection: PgConnection, publication: str, relation_oid: int) -> str:
+    """What `PublishedTable.version` is in this transaction's snapshot; takes no lock. Empty when the table is gone."""
+    rows = await connection.query(
+        f"SELECT {_COLUMNS_VERSION} || (SELECT version FROM ({_PUBLICATION_VERSION}) p) FROM pg_class c WHERE c.oid = $2::oid",
+        (publication, relation_oid),
+    )
+    return (rows[0][0] or "") if rows else ""
 
 
 async def describe_columns(connection: PgConnection, relation_oid: int) -> list[CatalogColumn]:

@@ -20,7 +20,13 @@ import psycopg
 import trio
 from psycopg import pq
 
-from actors.clients.catalog import PublishedTable, describe_columns, describe_relation, published_relation
+from actors.clients.catalog import (
+    PublishedTable,
+    describe_columns,
+    describe_relation,
+    published_relation,
+    table_version,
+)
 from actors.clients.postgres import PgConnection, PostgresError
 from actors.clients.replication import export_snapshot
 from actors.config import PostgresConfig
@@ -37,6 +43,10 @@ BLOCK_ROWS_MAX = 300
 BLOCKS_A_CHUNK = 10
 WIDE_BLOCK_BYTES = 8 * 1024 * 1024
 """Of a table with wide rows so much is held at a time, if each row is as large as a message may be."""
+
+
+class TableChanged(Exception):
+    """The table, or what is published of it, is not what it was when the publication was read."""
 
 
 class Watermark(NamedTuple):
@@ -96,12 +106,14 @@ class OpenTable:
 
 
 @asynccontextmanager
-async def open_table(config: PostgresConfig, published: PublishedTable, *, payload_max: int) -> AsyncGenerator[OpenTable]:
+async def open_table(
+    config: PostgresConfig, publication: str, published: PublishedTable, *, payload_max: int
+) -> AsyncGenerator[OpenTable]:
     """Lock a table against changes of its shape, take the watermark and open it for reading; nothing is left afterwards.
 
     The order matters: a rewriting ALTER TABLE between the watermark and the lock would show an empty table, and a description
-    that is older than the snapshot another table. Raises PostgresError when the role may not read it or it is gone,
-    SourceUnavailable when PostgreSQL is away or someone else holds the table.
+    that is older than the snapshot another table. Raises TableChanged when `published` is such a one, PostgresError when the
+    role may not read the table or it is gone, SourceUnavailable when PostgreSQL is away or someone else holds the table.
     """
     connection = await PgConnection.connect(config, application_name="walbridge snapshot")
     finished = False
@@ -116,6 +128,8 @@ async def open_table(config: PostgresConfig, published: PublishedTable, *, paylo
             timeout_s=LOCK_TIMEOUT_S + 5,
         )
         watermark = await _take_watermark(config, connection)
+        if await table_version(connection, publication, published.relation_oid) != published.version:
+            raise TableChanged
         relation = published_relation(published, await describe_columns(connection, published.relation_oid))
         if not relation.columns:
             raise PostgresError("42P01", f"table {published.schema}.{published.name} was dropped or made anew")

@@ -105,8 +105,12 @@ class Dialect(ABC):
         return Statement(sql, [list(values.values())])
 
 
+class UnknownColumn(Exception):
+    """A change has a column that the table's shape does not have."""
+
+
 class RowStatements:
-    """The statements that change rows of one table, made once for each set of columns."""
+    """The statements that change rows of one table, made once for each set of columns. Each raises UnknownColumn."""
 
     def __init__(self, dialect: Dialect, shape: TableShape) -> None:
         self.shape = shape
@@ -124,10 +128,11 @@ class RowStatements:
         known = self._inserts.get(names)
         if known is None:
             marks = ", ".join(self._dialect.parameter(i) for i in range(1, len(names) + 1))
+            values = self._values(names)
             sql = f"INSERT INTO {self._table} ({_list(names)}) VALUES ({marks})"
             if not names:
                 sql = f"INSERT INTO {self._table} DEFAULT VALUES"
-            known = self._inserts[names] = (sql, self._values(names))
+            known = self._inserts[names] = (sql, values)
         return known[0], known[1](row)
 
     def update(self, row: Row, identity: Identity) -> tuple[str, Params]:
@@ -136,9 +141,10 @@ class RowStatements:
         key = (names, identity.columns, identity.whole)
         known = self._updates.get(key)
         if known is None:
+            values, keys = self._values(names), self._values(identity.columns)
             sets = ", ".join(f"{quoted(name)} = {self._dialect.parameter(i)}" for i, name in enumerate(names, 1))
             sql = f"UPDATE {self._table} SET {sets} WHERE {self._where(identity, len(names) + 1)}"
-            known = self._updates[key] = (sql, self._values(names), self._values(identity.columns))
+            known = self._updates[key] = (sql, values, keys)
         return known[0], (*known[1](row), *known[2](identity.row))
 
     def delete(self, identity: Identity) -> tuple[str, Params]:
@@ -146,8 +152,8 @@ class RowStatements:
         key = identity[0], identity[2]
         known = self._deletes.get(key)
         if known is None:
-            sql = f"DELETE FROM {self._table} WHERE {self._where(identity, 1)}"
-            known = self._deletes[key] = (sql, self._values(identity.columns))
+            values = self._values(identity.columns)
+            known = self._deletes[key] = (f"DELETE FROM {self._table} WHERE {self._where(identity, 1)}", values)
         return known[0], known[1](identity.row)
 
     def truncate(self) -> tuple[str, Params]:
@@ -162,6 +168,9 @@ class RowStatements:
         return f"{self._dialect.row_id} = (SELECT {self._dialect.row_id} FROM {self._table} WHERE {same} LIMIT 1)"
 
     def _values(self, names: Sequence[str]) -> Callable[[Row], Params]:
+        for name in names:
+            if name not in self._binders:
+                raise UnknownColumn(name)
         binders = [(name, self._binders[name]) for name in names]
         if any(binder is not None for _, binder in binders):
             return lambda row: [row[name] if bind is None else bind(row[name]) for name, bind in binders]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from actors.messages import ROW_RANK, SCHEMA_RANK, START, Position
-from actors.mirror.dialect import Dialect, Params, RowStatements, Statement
-from actors.mirror.records import Delete, Event, Gap, Insert, Row, SchemaChange, Truncate, Update
+from actors.mirror.dialect import Dialect, Params, RowStatements, Statement, UnknownColumn
+from actors.mirror.records import Change, Delete, Event, Gap, Insert, Row, SchemaChange, Truncate, Update
 from actors.mirror.rules import identity_of, is_certain
 from actors.mirror.shapes import TableShape
 
@@ -126,12 +126,25 @@ class Track:
         table = self.tables.get(event.token)
         if table is None or event.lsn < table.snapshot_lsn:
             return
-        token, statements = event.token, table.statements
+        token = event.token
         if token in self._stale_from:
             since, stale = self._stale_from[token]
             if event.lsn >= since >= table.snapshot_lsn:
                 self._drop(token, stale)
                 return
+        if isinstance(event, SchemaChange):
+            self._reshape(table, event)
+            return
+        try:
+            self._gather(table, event)
+        except UnknownColumn as exc:  # whoever published it did not tell: the rows here cannot be right
+            self._set_stale(token, f"a change has a column {exc}, which no schema has told", event.lsn)
+            return
+        self.commit_us = event.commit_us
+        self._touched[token] = event.lsn
+
+    def _gather(self, table: FollowedTable, event: Change | Truncate) -> None:
+        token, statements = event.token, table.statements
         if isinstance(event, Insert):
             sql, params = statements.insert(self._known(event.row, event.omitted))
             self._add(token, sql, params)
@@ -143,13 +156,8 @@ class Track:
         elif isinstance(event, Delete):
             sql, params = statements.delete(identity_of(event, table.shape.pk, len(table.shape.columns)))
             self._add(token, sql, params, counted=True)
-        elif isinstance(event, Truncate):
-            self._add(token, *statements.truncate())
         else:
-            self._reshape(table, event)
-            return
-        self.commit_us = event.commit_us
-        self._touched[token] = event.lsn
+            self._add(token, *statements.truncate())
 
     def _known(self, row: Row, omitted: Sequence[str]) -> Row:
         if omitted:
