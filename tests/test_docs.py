@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -118,13 +120,21 @@ def test_the_metrics_table_has_every_metric_with_its_type_and_no_other() -> None
 @contextmanager
 def example(tmp_path: Path, nats_url: str, *arguments: str) -> Iterator[Path]:
     """The consumer of docs/consumers.md as it is printed there; gives the file with what it prints."""
-    (program,) = blocks(CONSUMERS, "python")
+    (program,) = blocks(section(CONSUMERS, "A consumer in 20 lines"), "python")
     assert len([line for line in program.splitlines() if line]) <= 24, "about 20 lines, it says"
-    script, output = tmp_path / "consumer.py", tmp_path / f"printed{len(arguments)}"
+    script = tmp_path / "consumer.py"
     script.write_text(program, encoding="utf-8")
+    with running(tmp_path / f"printed{len(arguments)}", nats_url, sys.executable, str(script), *arguments) as output:
+        yield output
+
+
+@contextmanager
+def running(output: Path, nats_url: str, *command: str) -> Iterator[Path]:
+    """A consumer at work; gives the file with what it prints."""
     with output.open("wb") as file:
-        process = subprocess.Popen([sys.executable, str(script), *arguments], stdout=file, stderr=subprocess.STDOUT,
-                                   env={**os.environ, "NATS_URL": nats_url})  # fmt: skip
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "NATS_URL": nats_url, "PYTHONPATH": str(ROOT)}
+        )
         try:
             yield output
         finally:
@@ -164,6 +174,54 @@ def test_the_consumer_example_prints_every_change(
         assert printed(output, 5)[4] == f"{places[-1] + 1} INSERT users {{'id': 3, 'name': 'Edsger', 'age': 72}}"
     with example(tmp_path, nats.url, str(places[-1])) as output:
         assert printed(output, 2)[0] == everything[-1]
+
+
+PACKAGES = ("@nats-io/transport-node@3", "@nats-io/jetstream@3", "@msgpack/msgpack@3")
+
+
+@pytest.fixture(scope="session")
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the JavaScript example finds its packages; skips where there is no Node.js, or no registry."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("no Node.js here")
+    folder = tmp_path_factory.mktemp("node")
+    (folder / "package.json").write_text('{"type": "module"}')
+    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", *PACKAGES]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=HANG_S)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm install does not end: no registry can be reached")
+    if done.returncode != 0:
+        pytest.skip(f"npm install: {done.stderr.strip().splitlines()[-1:]}")
+    return folder
+
+
+@pytest.mark.parametrize("language", ["python", "js"])
+@pytest.mark.parametrize("flags", [(), ("--json", "--pack", "10")])
+def test_the_live_copy_examples_equal_the_table(
+    language: str, flags: tuple[str, ...], database: Database, nats: NatsServer, make_bridge: MakeBridge, tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    folder = tmp_path if language == "python" else request.getfixturevalue("node_folder")
+    database.execute("CREATE TABLE users (id int PRIMARY KEY, name text, notes text)")
+    database.execute("ALTER TABLE users ALTER notes SET STORAGE EXTERNAL; CREATE PUBLICATION cdc_pub FOR TABLE users")
+    database.execute("INSERT INTO users VALUES (1, 'Ada', repeat('x', 3000)), (2, 'Grace', NULL)")
+    make_bridge(database, nats, *flags)
+    titles = {"python": "A live copy in Python", "js": "A live copy in JavaScript"}
+    (program,) = blocks(section(CONSUMERS, titles[language]), language)
+    script = folder / f"live_copy.{language[:2]}"
+    script.write_text(program, encoding="utf-8")
+    interpreter = sys.executable if language == "python" else "node"
+    with running(tmp_path / "printed", nats.url, interpreter, str(script), "users") as output:
+        assert len(json.loads(printed(output, 1)[0])) == 2
+        database.execute("UPDATE users SET name = 'Ada L.' WHERE id = 1")  # its notes are unchanged TOAST
+        database.execute("UPDATE users SET id = 5 WHERE id = 2; INSERT INTO users VALUES (6, 'Edsger', '')")
+        database.execute("DELETE FROM users WHERE id = 6; INSERT INTO users VALUES (7, 'Barbara', 'z')")
+        whole = database.execute("SELECT to_json(u) FROM users u ORDER BY id")
+        copy = sorted(json.loads(printed(output, 6)[-1]), key=lambda row: row["id"])
+        assert copy == [row for (row,) in whole]
+        database.execute("TRUNCATE users")
+        assert json.loads(printed(output, 7)[-1]) == []
 
 
 def test_the_event_that_the_documents_show_has_the_fields_of_a_real_one(
