@@ -416,6 +416,39 @@ def test_transactions_are_seen_whole_by_readers_of_the_replica(
     mirror.assert_equal(database.dsn)
 
 
+def test_new_copies_join_under_a_load_that_never_pauses(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("""
+        CREATE TABLE a (id int PRIMARY KEY, v int); CREATE TABLE b (id int PRIMARY KEY, v int); CREATE TABLE idle (id int);
+        CREATE PUBLICATION cdc_pub FOR TABLE a, b, idle;
+        INSERT INTO a SELECT g, 0 FROM generate_series(1, 100) g; INSERT INTO b SELECT g, 0 FROM generate_series(1, 100) g""")
+    make_bridge(database, nats)
+    stop = threading.Event()
+
+    def write(worker: int) -> None:
+        with database.connect() as connection:
+            while not stop.is_set():
+                connection.execute(
+                    f"BEGIN; UPDATE a SET v = v + 1 WHERE id = {worker}; UPDATE b SET v = v + 1 WHERE id = {worker}; COMMIT".encode()
+                )
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(1, 4)]
+    for thread in threads:
+        thread.start()
+    try:
+        mirror = make_mirror()
+        mirror.wait_live(3)
+        database.execute("ALTER TABLE b ADD note text DEFAULT 'new'")
+        mirror.wait_for("SELECT min(note) FROM b", [("new",)])
+        mirror.wait_live(3)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    mirror.assert_equal(database.dsn)
+
+
 def test_a_transaction_of_many_rows_appears_at_once(
     database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
 ) -> None:

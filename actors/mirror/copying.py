@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from actors.clients.consumer import Delivered, open_consumer
+from actors.clients.consumer import Delivered, OrderedConsumer, open_consumer
 from actors.clients.jetstream import StoredMessage
 from actors.errors import SinkUnavailable
 from actors.log import get_logger
@@ -22,6 +22,7 @@ from actors.mirror.dialect import Statement
 from actors.mirror.following import Follower
 from actors.mirror.records import (
     ArrayChunk,
+    Event,
     Record,
     Row,
     SnapshotChunk,
@@ -80,6 +81,7 @@ class Copier:
     def __init__(self, replica: Replica, source: SourceStream, follower: Follower) -> None:
         self._replica, self._source, self._follower = replica, source, follower
         self._js = source.js
+        self._held: dict[str, TableShape] = {}
 
     async def ask(self, token: str) -> None:
         """Ask for a snapshot. A request that is there already is the same."""
@@ -202,7 +204,7 @@ class Copier:
     # -- the events behind it
 
     async def _catch_up(self, token: str, gathered: Gathered) -> None:
-        """Apply what came behind the snapshot, and switch the new copy in once it is where the live tables are."""
+        """Apply what came behind the snapshot, and switch the new copy in where the live tables are."""
         replica, source, start = self._replica, self._source, gathered.start
         table = FollowedTable.of(replica.dialect, gathered.staging, start.snapshot_lsn)
         track = Track(replica.dialect, Cursor(start.stream_seq, START), {token: table})
@@ -211,28 +213,19 @@ class Copier:
         try:
             async with open_consumer(source.js, source.name, filters, start.stream_seq + 1) as consumer:
                 await source.check_holds(start.stream_seq, gathered.created)
-                seen = start.stream_seq
-                waiting: list[Delivered] = []
+                events = _Events(source, consumer, track, gathered)
                 while True:
-                    if not waiting:
-                        waiting = await consumer.receive(LOOK_S)
-                        if waiting:
-                            await source.check_jumps(seen, waiting, gathered.created)
-                            seen = waiting[-1].seq
                     place = replica.place
-                    limit = place.cursor.stream_seq if place is not None else None
-                    taken = 0
-                    for message in waiting:
-                        if limit is not None and message.seq > limit:
-                            break
-                        await self._take(track, message, gathered)
-                        taken += 1
-                        if track.gathered >= ROWS_MAX:
-                            break
-                    del waiting[:taken]
+                    limit = None if place is None else place.cursor.stream_seq
+                    await events.receive(LOOK_S)
+                    taken = await events.take(limit)
                     if track.is_dirty:
                         await replica.run(track.drain())
-                    if not taken and await self._switch(token, gathered, track, place, filters):
+                    if place is None:
+                        done = await self._be_first(token, gathered, events, filters, is_idle=not taken)
+                    else:
+                        done = await self._is_near(track, place, filters) and await self._join(token, gathered, events, filters)
+                    if done:
                         return
                     if not taken:
                         await self._wait(place)
@@ -246,29 +239,82 @@ class Copier:
         with trio.move_on_after(LOOK_S):
             await self._replica.moved.wait_value(lambda _: self._replica.place != place)
 
-    async def _take(self, track: Track, message: Delivered, gathered: Gathered) -> None:
-        track.take(message.seq, await self._source.decode(message))
-        for stale in track.stale.values():
-            raise CopyUseless(stale.reason, stale.needed_seq)
+    async def _be_first(
+        self, token: str, gathered: Gathered, events: _Events, filters: Sequence[str], *, is_idle: bool
+    ) -> bool:
+        """No table is live: this one says where the replica is. It must be what the source was at some LSN."""
+        track = events.track
+        if not events.is_at_a_place and not (is_idle and await self._skip_to_the_end(track, gathered, filters)):
+            return False
+        await self._prepare(token)
+        async with self._replica.still() as place:
+            if place is not None:
+                return False
+            first = Place(self._source.name, gathered.created, track.closed)
+            await self._go_live(token, gathered, track, first)
+        return True
 
-    async def _switch(self, token: str, gathered: Gathered, track: Track, place: Place | None, filters: Sequence[str]) -> bool:
-        """Make the copy the live table if it is exactly where the live tables are; whether it is."""
+    async def _skip_to_the_end(self, track: Track, gathered: Gathered, filters: Sequence[str]) -> bool:
+        """No event of the table says that the snapshot's LSN is passed: does the bridge's record, at the stream's end?"""
+        source = self._source
+        record = await source.record()  # before the stream's end is asked for
+        await source.check_holds(track.head_seq, gathered.created)
+        last = source.last_seq
+        following = await source.next_message(track.head_seq, filters)
+        if (following is not None and following[0] <= last) or not await source.is_boundary(last, filters):
+            return False
+        proven = record.confirmed_lsn if record is not None and record.last_seq <= last else 0
+        if max(track.closed.position.lsn, proven) < gathered.start.snapshot_lsn:
+            return False
+        track.close()
+        track.advance(last)
+        return True
+
+    async def _is_near(self, track: Track, place: Place, filters: Sequence[str]) -> bool:
+        """What is left up to the place is little: the live tables may stand still for it."""
+        if place.cursor.stream_seq - track.head_seq <= ROWS_MAX:
+            return True
+        following = await self._source.next_message(track.head_seq, filters)
+        return following is None or following[0] > place.cursor.stream_seq
+
+    async def _join(self, token: str, gathered: Gathered, events: _Events, filters: Sequence[str]) -> bool:
+        """Come to the place of the live tables while they stand still; whether that place will do.
+
+        It is behind all that they need of one transaction, of which this table may have more.
+        """
+        replica, source, start = self._replica, self._source, gathered.start
+        await self._prepare(token)
+        async with replica.still() as place:
+            if place is None or place.created != gathered.created or self._follower.is_held:
+                return False
+            seq, position = place.cursor
+            if seq < start.stream_seq or not self._follower.has_reached(start.snapshot_lsn):
+                return False
+            lsn = await source.lsn_at(seq)
+            if lsn is not None:
+                if not await source.is_over(lsn):
+                    return False
+                following = await source.next_message(seq, [GAPS, *(f"cdc.{live}.>" for live in replica.shapes)])
+                if following is not None and following[1] == lsn:
+                    return False
+            await events.take_through(seq, lsn, filters)
+            events.track.close()
+            cursor = Cursor(seq, max(position, events.track.closed.position))
+            await self._go_live(token, gathered, events.track, replace(place, cursor=cursor))
+        return True
+
+    async def _prepare(self, token: str) -> None:
+        """Ask the database, before everything must stand still, what the table looks like that is there."""
+        record = self._replica.tables[token]
+        self._held[token] = self._replica.shapes.get(token) or await self._replica.shape_of(record)
+
+    async def _go_live(self, token: str, gathered: Gathered, track: Track, place: Place) -> None:
+        """Make the copy the live table, at `place`."""
         replica, start = self._replica, gathered.start
-        if place is None:
-            first = await self._first_place(track, gathered, filters)
-            if first is None:
-                return False
-        else:
-            first = None
-            seq = place.cursor.stream_seq
-            if not self._follower.has_reached(start.snapshot_lsn) or seq < start.stream_seq:
-                return False
-            if self._follower.is_held or not await self._is_between(track, place, filters):
-                return False
         record = replica.tables[token]
+        rest = track.drain()
         shape = replace(track.tables[token].shape, local=record.local)
-        held = replica.shapes.get(token) or await replica.shape_of(record)
-        if record.state != WAITING and held.is_like(shape):
+        if record.state != WAITING and self._held.pop(token).is_like(shape):
             statements = replica.dialect.refill(shape, gathered.staging.local)
         else:
             statements = [
@@ -276,39 +322,71 @@ class Copier:
                 replica.dialect.rename_table(gathered.staging.local, record.local_name),
             ]
         live = record.as_live(shape, start.snapshot_id, start.snapshot_lsn, gathered.init_seq)
-        if not await replica.go_live(live, shape, [Statement(sql, [()]) for sql in statements], first, place):
-            return False
+        await replica.go_live(live, shape, [*rest, *(Statement(sql, [()]) for sql in statements)], place)
         log.info(
             "table is live", table=token, rows=gathered.rows, snapshot_id=start.snapshot_id,
             snapshot_lsn=format_lsn(start.snapshot_lsn),
         )  # fmt: skip
-        return True
 
-    async def _is_between(self, track: Track, place: Place, filters: Sequence[str]) -> bool:
-        """Everything up to the place has been taken, and no transaction goes on behind it."""
-        following = await self._source.next_message(track.head_seq, filters)
-        seq = place.cursor.stream_seq
-        if following is not None and following[0] <= seq:
-            return False
-        ours = [*filters, *(f"cdc.{token}.>" for token in self._replica.shapes)]
-        return await self._source.is_boundary(seq, ours)
 
-    async def _first_place(self, track: Track, gathered: Gathered, filters: Sequence[str]) -> Place | None:
-        """Where the first live table begins: where its snapshot is what the source was, and no transaction is open."""
-        source, start = self._source, gathered.start
-        record = await source.record()
-        await source.check_holds(track.head_seq, gathered.created)
-        last = source.last_seq
-        following = await source.next_message(track.head_seq, filters)
-        if (following is not None and following[0] <= last) or not await source.is_boundary(last, filters):
-            return None
-        track.close()
-        proven = record.confirmed_lsn if record is not None and record.last_seq <= last else 0
-        if max(track.closed.position.lsn, proven) < start.snapshot_lsn:
-            return None
-        track.advance(last)
-        track.drain()
-        return Place(source.name, source.created, track.closed)
+class _Events:
+    """A table's events behind its snapshot, taken as far as they are wanted."""
+
+    def __init__(self, source: SourceStream, consumer: OrderedConsumer, track: Track, gathered: Gathered) -> None:
+        self.track = track
+        self._source, self._consumer = source, consumer
+        self._created, self._snapshot_lsn = gathered.created, gathered.start.snapshot_lsn
+        self._waiting: list[Delivered] = []
+        self._seen = track.head_seq
+
+    @property
+    def is_at_a_place(self) -> bool:
+        """Everything of whole transactions has been taken, and the snapshot's LSN is passed."""
+        return self.track.open_lsn is None and self.track.closed.position.lsn >= self._snapshot_lsn
+
+    async def receive(self, within_s: float) -> None:
+        """Have some at hand, if there are any. Raises OutOfDate when some are gone."""
+        if not self._waiting:
+            self._waiting = await self._consumer.receive(within_s)
+            if self._waiting:
+                await self._source.check_jumps(self._seen, self._waiting, self._created)
+                self._seen = self._waiting[-1].seq
+
+    async def take(self, limit: int | None) -> int:
+        """What is at hand up to the sequence `limit`, or without one to the first place that will do; how many messages."""
+        taken = 0
+        for message in self._waiting:
+            if limit is not None and message.seq > limit:
+                break
+            events = await self._source.decode(message)
+            if self.track.open_lsn not in (None, events[0].lsn):
+                self.track.close()
+            if limit is None and self.is_at_a_place:
+                break
+            self._take(message, events)
+            taken += 1
+            if self.track.gathered >= ROWS_MAX:
+                break
+        del self._waiting[:taken]
+        return taken
+
+    async def take_through(self, seq: int, lsn: int | None, filters: Sequence[str]) -> None:
+        """Everything up to `seq`, and behind it what belongs to the transaction of `lsn`."""
+        while True:
+            following = await self._source.next_message(self.track.head_seq, filters)
+            if following is None or (following[0] > seq and following[1] != lsn):
+                return
+            await self.receive(LOOK_S)
+            while self._waiting:
+                events = await self._source.decode(self._waiting[0])
+                if self._waiting[0].seq > seq and events[0].lsn != lsn:
+                    return
+                self._take(self._waiting.pop(0), events)
+
+    def _take(self, message: Delivered, events: Sequence[Event]) -> None:
+        self.track.take(message.seq, events)
+        for stale in self.track.stale.values():
+            raise CopyUseless(stale.reason, stale.needed_seq)
 
 
 class _SnapshotReader:

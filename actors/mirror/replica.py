@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -155,31 +156,21 @@ class Replica:
                 for token in stale:
                     await self.left.send(token)
 
-    async def go_live(
-        self,
-        record: TableRecord,
-        shape: TableShape,
-        statements: Sequence[Statement],
-        first: Place | None,
-        expected: Place | None,
-    ) -> bool:
-        """Switch a new copy in: with `first` as the place where there was none, else at the place `expected`.
-
-        False when the place is another by now.
-        """
+    @asynccontextmanager
+    async def still(self) -> AsyncGenerator[Place | None]:
+        """Between local transactions: the live tables do not move meanwhile. Yields the place where they are."""
         async with self._lock:
-            if self.place != expected:
-                return False
-            place = [expected.moved(self.dialect, expected.cursor)] if expected is not None else []
-            place += [first.first(self.dialect)] if first is not None else []
-            await self._run([*place, *statements, record.saved(self.dialect)])
-            self.tables[record.token], self.shapes[record.token] = record, shape
-            if first is not None:
-                self.place = first
-            self.generation += 1
-            self.counts.snapshots += 1
+            yield self.place
+
+    async def go_live(self, record: TableRecord, shape: TableShape, statements: Sequence[Statement], place: Place) -> None:
+        """Switch a new copy in, which is at `place`: that of the live tables, or the first. Only while all stands `still`."""
+        moved = place.first(self.dialect) if self.place is None else self.place.moved(self.dialect, place.cursor)
+        await self._run([moved, *statements, record.saved(self.dialect)])
+        self.place = place
+        self.tables[record.token], self.shapes[record.token] = record, shape
+        self.generation += 1
+        self.counts.snapshots += 1
         self.moved.value += 1
-        return True
 
     def begin(self, track: Track) -> LocalTransaction:
         """What a track gathers, from now on, as local transactions that belong together with the place."""

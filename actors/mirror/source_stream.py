@@ -74,6 +74,14 @@ class SourceStream:
         nearest = min((message for message in found if message is not None), key=lambda message: message.seq, default=None)
         return None if nearest is None else (nearest.seq, position_of_id(nearest.headers["Nats-Msg-Id"]).lsn)
 
+    async def lsn_at(self, seq: int) -> int | None:
+        """The commit LSN of the message at `seq`; None when there is none, or it is nobody's transaction."""
+        message = await self.js.get_message(self.name, seq=seq)
+        try:
+            return None if message is None else position_of_id(message.headers["Nats-Msg-Id"]).lsn
+        except (KeyError, ValueError):
+            return None
+
     async def is_over(self, lsn: int, before_seq: int | None = None) -> bool:
         """Whether the transaction of `lsn` has ended by the stream's end, or by `before_seq`.
 
@@ -98,11 +106,9 @@ class SourceStream:
 
         The messages of a transaction are next to each other.
         """
-        message = await self.js.get_message(self.name, seq=seq)
-        try:
-            lsn = -1 if message is None else position_of_id(message.headers["Nats-Msg-Id"]).lsn
-        except (KeyError, ValueError):
-            lsn = -1
+        lsn = await self.lsn_at(seq)
+        if lsn is None:
+            return True
         over = await self.is_over(lsn)  # before: then all of it is in the stream
         following = await self.next_message(seq, filters)
         return over if following is None else following[1] != lsn
