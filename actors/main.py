@@ -212,11 +212,11 @@ def snapshot(
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
     """Ask a running bridge, or the next one that runs, for a whole table, and follow it. Exit 0 when it is whole."""
-    from actors.config import resolve  # noqa: PLC0415
+    from actors.config import resolve_client  # noqa: PLC0415
     from actors.tools.snapshot import ask_for_snapshot  # noqa: PLC0415
 
-    environ = {"POSTGRES_BRIDGE_USER": "unused", **os.environ}  # this talks to NATS alone
-    return ask_for_snapshot(resolve({"nats_context": nats_context}, environ, env_file).nats, table, wait=wait, as_json=json)
+    client = resolve_client({"nats_context": nats_context}, os.environ, env_file)
+    return ask_for_snapshot(client.nats, table, wait=wait, as_json=json)
 
 
 @app.command

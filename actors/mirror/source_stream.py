@@ -9,7 +9,7 @@ from actors.clients.bridge_record import BUCKET as RECORDS
 from actors.clients.bridge_record import BridgeRecord
 from actors.clients.consumer import Delivered
 from actors.clients.dictionaries import BUCKET as DICTIONARIES
-from actors.clients.jetstream import JetStream
+from actors.clients.jetstream import JetStream, StoredMessage
 from actors.errors import SinkUnavailable
 from actors.messages import position_of as position_of_id
 from actors.mirror.decoding import Decompressors, decode_events
@@ -74,9 +74,12 @@ class SourceStream:
         nearest = min((message for message in found if message is not None), key=lambda message: message.seq, default=None)
         return None if nearest is None else (nearest.seq, position_of_id(nearest.headers["Nats-Msg-Id"]).lsn)
 
+    async def _message(self, seq: int) -> StoredMessage | None:
+        return await self.js.get_message(self.name, seq=seq) if seq > 0 else None  # the first one has 1
+
     async def lsn_at(self, seq: int) -> int | None:
         """The commit LSN of the message at `seq`; None when there is none, or it is nobody's transaction."""
-        message = await self.js.get_message(self.name, seq=seq)
+        message = await self._message(seq)
         try:
             return None if message is None else position_of_id(message.headers["Nats-Msg-Id"]).lsn
         except (KeyError, ValueError):
@@ -89,7 +92,7 @@ class SourceStream:
         """
         if not await self.look():
             raise self._gone()
-        message = await self.js.get_message(self.name, seq=self.last_seq if before_seq is None else before_seq - 1)
+        message = await self._message(self.last_seq if before_seq is None else before_seq - 1)
         if message is None:  # deleted by hand: there is nothing to wait for
             return True
         try:
