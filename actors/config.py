@@ -389,7 +389,7 @@ def _postgres(find: _Resolver) -> PostgresConfig:
         raise ConfigError(
             "WB004",
             "no PostgreSQL user: set POSTGRES_BRIDGE_USER (and POSTGRES_BRIDGE_PASSWORD), or DATABASE_URL",
-            fix="no server at hand? walbridge run --embedded",
+            fix="no server at hand? walbridge demo",
         )
     parts: dict[str, str] = {"host": host, "port": str(port), "dbname": db, "user": user}
     if password:

