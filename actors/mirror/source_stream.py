@@ -9,7 +9,7 @@ from actors.clients.bridge_record import BUCKET as RECORDS
 from actors.clients.bridge_record import BridgeRecord
 from actors.clients.consumer import Delivered
 from actors.clients.dictionaries import BUCKET as DICTIONARIES
-from actors.clients.jetstream import JetStream
+from actors.clients.jetstream import JetStream, StoredMessage
 from actors.errors import SinkUnavailable
 from actors.messages import position_of as position_of_id
 from actors.mirror.decoding import Decompressors, decode_events
@@ -68,6 +68,10 @@ class SourceStream:
         entry = await self.js.kv_get(RECORDS, self.name)
         return None if entry is None else BridgeRecord.decode(entry.data, self.name)
 
+    async def _message(self, seq: int) -> StoredMessage | None:
+        """None for one that is not there, also for that before the first: JetStream refuses to look for it."""
+        return await self.js.get_message(self.name, seq=seq) if seq > 0 else None
+
     async def next_message(self, after: int, filters: Sequence[str]) -> tuple[int, int] | None:
         """Sequence and commit LSN of the next message on one of these subjects behind `after`; None when there is none."""
         found = [await self.js.get_message(self.name, seq=after + 1, next_by_subj=pattern) for pattern in filters]
@@ -81,8 +85,8 @@ class SourceStream:
         """
         if not await self.look():
             raise self._gone()
-        message = await self.js.get_message(self.name, seq=self.last_seq if before_seq is None else before_seq - 1)
-        if message is None:  # deleted by hand: there is nothing to wait for
+        message = await self._message(self.last_seq if before_seq is None else before_seq - 1)
+        if message is None:  # deleted by hand, or none came ever: there is nothing to wait for
             return True
         try:
             if position_of_id(message.headers["Nats-Msg-Id"]).lsn != lsn:
@@ -98,7 +102,7 @@ class SourceStream:
 
         The messages of a transaction are next to each other.
         """
-        message = await self.js.get_message(self.name, seq=seq)
+        message = await self._message(seq)
         try:
             lsn = -1 if message is None else position_of_id(message.headers["Nats-Msg-Id"]).lsn
         except (KeyError, ValueError):
