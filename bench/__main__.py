@@ -5,17 +5,18 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
 from bench.report import as_json, print_report
-from bench.run import Plan, run_benchmark
+from bench.run import Part, Plan, run_benchmark
 
 app = App(name="python -m bench", version_flags=[], help_format="plaintext", result_action="return_value")
 Positive = Number(gte=1)
+USUAL: tuple[Part, ...] = ("bulk", "single", "latency", "snapshot", "mirror")
 
 
 @app.default
@@ -26,17 +27,18 @@ def main(
     rate: Annotated[int, Parameter(validator=Positive, help="transactions of one row a second, for latency")] = 5_000,
     seconds: Annotated[int, Parameter(validator=Positive, help="how long, for latency")] = 8,
     snapshot_rows: Annotated[int, Parameter(validator=Positive, help="rows of the table that is sent whole")] = 1_000_000,
+    mirror_rows: Annotated[int, Parameter(validator=Positive, help="rows that mirrors apply, 100 a transaction")] = 200_000,
     repeat: Annotated[int, Parameter(validator=Positive, help="runs of each; the report shows medians")] = 3,
     only: Annotated[
-        list[Literal["bulk", "single", "latency", "snapshot", "zstd"]] | None,
-        Parameter(negative="", help="bulk, single, latency, snapshot or zstd; may be given more than once [all but zstd]"),
+        list[Part] | None,
+        Parameter(
+            negative="", help="bulk, single, latency, snapshot, mirror or zstd; several times for several [all but zstd]"
+        ),
     ] = None,
     json: Annotated[Path | None, Parameter(help="also write every run, and what it ran on, to this file")] = None,
 ) -> int:
     """Measure the bridge beside pg_recvlogical on a PostgreSQL and a nats-server of its own. Takes some minutes."""
-    plan = Plan(
-        rows, single_rows, rate, seconds, snapshot_rows, repeat, frozenset(only or ("bulk", "single", "latency", "snapshot"))
-    )
+    plan = Plan(rows, single_rows, rate, seconds, snapshot_rows, mirror_rows, repeat, frozenset(only or USUAL))
     progress = Console(stderr=True)
     results = run_benchmark(plan, lambda line: progress.print(line, highlight=False, markup=False))
     # a pipe has no width: take one in which nothing is folded

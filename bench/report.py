@@ -13,7 +13,8 @@ from rich.table import Table
 from bench.bridge import LatencyRun, Mode
 from bench.compression import SIZES_BYTES, TableResult
 from bench.machine import cores
-from bench.run import DrainResults, Results, medians
+from bench.mirror import Kind, LagRun
+from bench.run import ApplyResults, DrainResults, Results, medians
 from bench.workload import CONNECTIONS
 
 METHOD = f"""\
@@ -32,6 +33,16 @@ Snapshots: one of the whole table, by a bridge that does nothing else, from the 
   connections and catalog queries included), beside psql -c "COPY bench TO STDOUT" > /dev/null in the same round.
   Events beside snapshots: the latency load while the same bridge sends a table of as many rows again and again.
 Every figure is the median over the runs, each column on its own."""
+MIRROR_METHOD = f"""\
+Mirrors: a table of the same columns, empty and live in the replica; then a backlog that the bridge has stored in the stream. Each
+  run has a copy of the same replica. Rates are of rows that become visible there, from the first look that found some to the one
+  that found the last: max(id), every 10 ms over a connection of its own. start to end: from exec to the last row.
+  subscription    PostgreSQL's own: CREATE SUBSCRIPTION on a copy of the same slot, into a database of the same server.
+  mirror          walbridge mirror --to sqlite:///... | postgresql://..., CPU and RSS of its process alone, the bridge stopped.
+  of subscription mirror by subscription, within each round; the median of the rounds.
+Lag: {CONNECTIONS} connections commit rows one by one, bridge and mirror running. From clock_timestamp() in the row, just before its
+  commit, to the look that found it in the replica, a look every 2 ms: late by up to that, every row counted.
+  stored          of it, from commit to stored in JetStream, by the stream's timestamps."""
 ZSTD_METHOD = """\
 40,000 made-up rows a table; 20,000 of them sampled as `walbridge train` does. Each row gives an insert and an update, every
   second one a delete, in transactions of 1 to 9 changes, encoded as the bridge does; several in a message are inserts of one
@@ -52,6 +63,10 @@ def print_report(results: Results, console: Console) -> None:
         console.print(_snapshot_table(results, runs))
     if results.beside_snapshots:
         console.print(_beside_table(results, runs))
+    if results.applies:
+        console.print(_apply_table(results.applies, runs))
+    if results.lags:
+        console.print(_lag_table(results.lags, runs))
     if results.compression:
         console.print(_zstd_table(results.compression))
         console.print(_sizes_table(results.compression))
@@ -89,12 +104,28 @@ def as_json(results: Results) -> dict[str, Any]:
             name: {"runs": [asdict(run) for run in runs], "median": asdict(medians(runs)), "ratio": results.share_of_copy(name)}
             for name, runs in results.snapshots.items()
         },
+        "applies": [
+            asdict(done)
+            | {
+                "median": {
+                    "subscription": asdict(medians(done.subscription)),
+                    "mirror": {kind: asdict(medians(runs)) for kind, runs in done.mirror.items()},
+                    "ratio": {kind: done.ratio(kind) for kind in done.mirror},
+                }
+            }
+            for done in results.applies
+        ],
+        "lags": {
+            kind: {"runs": [asdict(run) for run in runs], "median": asdict(medians(runs))}
+            for kind, runs in results.lags.items()
+        },
         "beside_snapshots": [{"alone": asdict(a), "beside": asdict(b)} for a, b in results.beside_snapshots],
     }
 
 
 def _method(results: Results) -> list[str]:
     measured = METHOD.splitlines() if results.drains or results.latency else []
+    measured += MIRROR_METHOD.splitlines() if results.applies else []
     return measured + (ZSTD_METHOD.splitlines() if results.compression else [])
 
 
@@ -104,7 +135,7 @@ def _other_work(others: list[float]) -> str:
             f" just before the rounds: {noise}")  # fmt: skip
 
 
-LEFT = frozenset({"reader", "bridge", "table", "encoding"})
+LEFT = frozenset({"reader", "bridge", "table", "encoding", "to"})
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -157,6 +188,31 @@ def _beside_table(results: Results, runs: int) -> Table:
     for name, done in zip(("alone", "beside snapshots"), zip(*results.beside_snapshots, strict=True), strict=True):
         run = medians(done)
         table.add_row(name, f"{run.events_per_s:,.0f}", f"{run.p50_ms:.2f} ms", f"{run.p99_ms:.2f} ms", f"{run.max_ms:.1f} ms")
+    return table
+
+
+def _apply_table(applies: list[ApplyResults], runs: int) -> Table:
+    table = _table(f"Applying a backlog, medians of {runs}", "rows", "a transaction", "to", "events/s", "of subscription",
+                   "start to end", "CPU us/event", "RSS peak")  # fmt: skip
+    for results in applies:
+        own = medians(results.subscription)
+        table.add_row(f"{results.rows:,}", f"{results.rows_per_transaction:,}", "subscription", f"{own.events_per_s:,.0f}", "",
+                      f"{own.wall_s:.2f} s", "", "")  # fmt: skip
+        for kind, done in results.mirror.items():
+            run = medians(done)
+            table.add_row("", "", f"mirror, {kind}", f"{run.events_per_s:,.0f}", f"{results.ratio(kind):.2f}",
+                          f"{run.wall_s:.2f} s", f"{run.cpu_us_per_event:.1f}", f"{run.rss_peak_mb:.0f} MB")  # fmt: skip
+    return table
+
+
+def _lag_table(lags: dict[Kind, list[LagRun]], runs: int) -> Table:
+    table = _table(f"Commit to visible in the replica, one row a transaction, medians of {runs}", "to", "events/s", "p50", "p99",
+                   "max", "stored p50", "stored p99", "CPU us/event")  # fmt: skip
+    for kind, done in lags.items():
+        run = medians(done)
+        table.add_row(f"mirror, {kind}", f"{run.events_per_s:,.0f}", f"{run.p50_ms:.1f} ms", f"{run.p99_ms:.1f} ms",
+                      f"{run.max_ms:.1f} ms", f"{run.stored_p50_ms:.1f} ms", f"{run.stored_p99_ms:.1f} ms",
+                      f"{run.cpu_us_per_event:.0f}")  # fmt: skip
     return table
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from bench.bridge import DrainRun, LatencyRun, Mode, drain, steady_load
 from bench.compression import TableResult, run_compression
 from bench.machine import describe_machine
+from bench.mirror import KINDS, ApplyRun, Kind, LagRun, applied_backlog, mirror_lag
 from bench.recvlogical import ReaderRun, run_recvlogical
 from bench.servers import Servers, open_servers
 from bench.snapshots import FORMATS, CopyRun, SnapshotRun, copy_table, snapshot_table, snapshots_meanwhile, write_table
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
     Run = TypeVar("Run", bound=DataclassInstance)
 
-Part = Literal["bulk", "single", "latency", "snapshot", "zstd"]
+Part = Literal["bulk", "single", "latency", "snapshot", "mirror", "zstd"]
 Say = Callable[[str], None]
 MODES: tuple[Mode, ...] = ("fast", "plain")
 BULK_ROWS_PER_TRANSACTION = 1_000
 EVENTS_BESIDE_PER_S = 1_000
+MIRROR_ROWS_PER_TRANSACTION = 100
+MIRROR_EVENTS_PER_S = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Plan:
     per_second: int
     seconds: int
     snapshot_rows: int
+    mirror_rows: int
     repeat: int
     parts: frozenset[Part]
 
@@ -57,6 +61,21 @@ class DrainResults:
 
 
 @dataclass(slots=True)
+class ApplyResults:
+    """The same backlog applied again and again: by PostgreSQL's own subscription and by mirrors in turn."""
+
+    rows: int
+    rows_per_transaction: int
+    subscription: list[ApplyRun] = field(default_factory=list)
+    mirror: dict[Kind, list[ApplyRun]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+
+    def ratio(self, kind: Kind) -> float:
+        """A mirror's speed by the subscription's: the median over the rounds, each compared within itself."""
+        pairs = zip(self.mirror[kind], self.subscription, strict=True)
+        return median(mirror.events_per_s / subscription.events_per_s for mirror, subscription in pairs)
+
+
+@dataclass(slots=True)
 class Results:
     """Every run of a benchmark and what it ran on."""
 
@@ -68,6 +87,8 @@ class Results:
     snapshots: dict[str, list[SnapshotRun]] = field(default_factory=dict)
     beside_snapshots: list[tuple[LatencyRun, LatencyRun]] = field(default_factory=list)
     """The same load without and with a snapshot of a large table running all the time."""
+    applies: list[ApplyResults] = field(default_factory=list)
+    lags: dict[Kind, list[LagRun]] = field(default_factory=dict)
     compression: list[TableResult] = field(default_factory=list)
     others_cores: list[float] = field(default_factory=list)
     """How many cores the rest of the machine was using just before each round."""
@@ -98,6 +119,8 @@ def run_benchmark(plan: Plan, say: Say) -> Results:
             _run_latency(servers, results, say)
         if "snapshot" in plan.parts:
             _run_snapshots(servers, results, say)
+        if "mirror" in plan.parts:
+            _run_mirrors(servers, results, say)
         if "zstd" in plan.parts:
             say("compressing events and chunks of three tables")
             results.others_cores.append(busy_cores())
@@ -158,3 +181,29 @@ def _run_snapshots(servers: Servers, results: Results, say: Say) -> None:
         results.beside_snapshots.append((alone, beside))
         say(f"  {number}/{plan.repeat} {EVENTS_BESIDE_PER_S:,} events/s, p99 {alone.p99_ms:.2f} ms; "
             f"beside snapshots {beside.p99_ms:.2f} ms")  # fmt: skip
+
+
+def _run_mirrors(servers: Servers, results: Results, say: Say) -> None:
+    plan = results.plan
+    for rows, each in ((plan.mirror_rows, MIRROR_ROWS_PER_TRANSACTION), (plan.mirror_rows // 4, 1)):
+        say(f"writing {rows:,} rows for mirrors, {each:,} a transaction")
+        done = ApplyResults(rows, each)
+        results.applies.append(done)
+        with applied_backlog(servers, rows, each) as written:
+            for number in range(1, plan.repeat + 1):
+                results.others_cores.append(busy_cores())
+                done.subscription.append(written.by_subscription())
+                say(f"  {number}/{plan.repeat} subscription       {done.subscription[-1].events_per_s:>9,.0f} events/s")
+                for kind in KINDS:
+                    run = written.by_mirror(kind)
+                    done.mirror[kind].append(run)
+                    say(f"  {number}/{plan.repeat} mirror, {kind:<10} {run.events_per_s:>9,.0f} events/s, "
+                        f"{run.cpu_us_per_event:.1f} us of CPU an event")  # fmt: skip
+    say(f"committing {MIRROR_EVENTS_PER_S:,} rows a second for {plan.seconds} s, one a transaction")
+    results.lags = {kind: [] for kind in KINDS}
+    for number in range(1, plan.repeat + 1):
+        results.others_cores.append(busy_cores())
+        for kind in KINDS:
+            lag = mirror_lag(servers, kind, MIRROR_EVENTS_PER_S, plan.seconds)
+            results.lags[kind].append(lag)
+            say(f"  {number}/{plan.repeat} mirror, {kind:<10} p50 {lag.p50_ms:.1f} ms, p99 {lag.p99_ms:.1f} ms")

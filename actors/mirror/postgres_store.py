@@ -78,10 +78,9 @@ class PostgresStore:
                 if len(commands) >= PIPELINE_MAX:
                     await self._send(commands)
                     commands = []
-        if commit:
-            commands.append(_Command("COMMIT", (), None))
         await self._send(commands)
-        if commit:
+        if commit:  # not in the same pipeline: what the statements have met must be known before
+            await self._send([_Command("COMMIT", (), None)])
             self._in_transaction = False
 
     async def _send(self, commands: Sequence[_Command]) -> None:

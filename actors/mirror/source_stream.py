@@ -68,14 +68,15 @@ class SourceStream:
         entry = await self.js.kv_get(RECORDS, self.name)
         return None if entry is None else BridgeRecord.decode(entry.data, self.name)
 
+    async def _message(self, seq: int) -> StoredMessage | None:
+        """None for one that is not there, also for that before the first: JetStream refuses to look for it."""
+        return await self.js.get_message(self.name, seq=seq) if seq > 0 else None
+
     async def next_message(self, after: int, filters: Sequence[str]) -> tuple[int, int] | None:
         """Sequence and commit LSN of the next message on one of these subjects behind `after`; None when there is none."""
         found = [await self.js.get_message(self.name, seq=after + 1, next_by_subj=pattern) for pattern in filters]
         nearest = min((message for message in found if message is not None), key=lambda message: message.seq, default=None)
         return None if nearest is None else (nearest.seq, position_of_id(nearest.headers["Nats-Msg-Id"]).lsn)
-
-    async def _message(self, seq: int) -> StoredMessage | None:
-        return await self.js.get_message(self.name, seq=seq) if seq > 0 else None  # the first one has 1
 
     async def lsn_at(self, seq: int) -> int | None:
         """The commit LSN of the message at `seq`; None when there is none, or it is nobody's transaction."""
@@ -93,7 +94,7 @@ class SourceStream:
         if not await self.look():
             raise self._gone()
         message = await self._message(self.last_seq if before_seq is None else before_seq - 1)
-        if message is None:  # deleted by hand: there is nothing to wait for
+        if message is None:  # deleted by hand, or none came ever: there is nothing to wait for
             return True
         try:
             if position_of_id(message.headers["Nats-Msg-Id"]).lsn != lsn:
