@@ -33,7 +33,7 @@ from actors.mirror.records import (
 from actors.mirror.replica import Replica
 from actors.mirror.shapes import TableShape
 from actors.mirror.source_stream import GAPS, OutOfDate, SourceStream
-from actors.mirror.state import WAITING, Place
+from actors.mirror.state import REFUSED, WAITING, Place
 from actors.mirror.store import TableFault
 from actors.mirror.track import Cursor, CutOff, FollowedTable, Track
 from actors.wire.nats import decode_headers, encode_pub
@@ -90,6 +90,8 @@ class Copier:
     async def copy(self, token: str) -> None:
         """Until the table is live. Raises SinkUnavailable, ReplicaUnavailable, ReplicaRefused."""
         replica = self._replica
+        if replica.tables[token].state == REFUSED:
+            await replica.save(replace(replica.tables[token], state=WAITING, reason=""))
         while True:
             try:
                 gathered = await self._gather(token)
@@ -108,7 +110,7 @@ class Copier:
                 await trio.sleep(ASK_AGAIN_S)
             except CannotMirror as exc:
                 log.error("a table cannot be mirrored; the others go on", table=token, reason=str(exc))  # noqa: TRY400
-                await replica.save(replace(replica.tables[token], reason=str(exc)))
+                await replica.save(replace(replica.tables[token], state=REFUSED, reason=str(exc)))
                 return
             except OutOfDate as exc:
                 log.warning("the stream has changed: taking another snapshot", table=token, reason=str(exc))

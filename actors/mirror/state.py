@@ -13,7 +13,7 @@ from actors.mirror.shapes import TableShape, decode_columns, encode_columns
 from actors.mirror.store import Store
 from actors.mirror.track import Cursor
 
-WAITING, LIVE, STALE = "waiting", "live", "stale"
+WAITING, LIVE, STALE, REFUSED = "waiting", "live", "stale", "refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class TableRecord:
     local_schema: str
     local_name: str
     state: str
-    """`waiting`: not there yet. `live`: at the replica's position. `stale`: as it was when it was left, a new copy is made."""
+    """`waiting`: not there yet. `live`: at the replica's position. `stale`: as it was when it was left, a new copy is made.
+    `refused`: cannot be mirrored here; tried again at the next start."""
     reason: str = ""
     """Why it is not live."""
     source_schema: str = ""

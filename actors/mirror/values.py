@@ -27,14 +27,15 @@ def array_literal(value: Any, words: str) -> str:
     """PostgreSQL's literal of a nested list; what is text already stays. `words` are those of the elements' type."""
     if isinstance(value, str):
         return value
-    is_document, delimiter = base_words(words) in DOCUMENTS, ";" if words == "box" else ","
+    is_document, is_binary = base_words(words) in DOCUMENTS, base_words(words) == "bytea"
+    delimiter = ";" if words == "box" else ","
 
     def element(one: Any) -> str:
         if one is None:
             return "NULL"
         if isinstance(one, list) and not is_document:
             return "{" + delimiter.join(map(element, one)) + "}"
-        text = document_text(one) if is_document else plain_text(one)
+        text = document_text(one) if is_document else plain_text(_binary(one) if is_binary else one)
         if _NEEDS_QUOTES.search(text) or delimiter in text:
             return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
         return text

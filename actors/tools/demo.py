@@ -129,7 +129,7 @@ class Demo:
                 self._nats_back.join()
             screen.say("load stopped; proving that both sides are equal ...")
             self._await_replica(watcher)
-            equal = self._verify_with_patience(screen)
+            equal = self._verify(screen)
             last = watcher.look()
         if self._load_fault is not None:
             raise Fatal("WB410", "the demo's load ended", said=repr(self._load_fault))
@@ -232,15 +232,6 @@ class Demo:
         )
         screen.say((done.stdout + done.stderr).strip())
         return done.returncode == 0
-
-    def _verify_with_patience(self, screen: Screen) -> bool:
-        """A table that was altered a moment ago is being copied anew: it is not live yet."""
-        deadline = time.monotonic() + SETTLE_S
-        while not self._verify(screen):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(1)
-        return True
 
     def _load(self) -> None:
         """Transactions at the wished rate, in a thread, until the end."""

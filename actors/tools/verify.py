@@ -34,7 +34,7 @@ from actors.mirror.canonical import Canonical, canonical_for
 from actors.mirror.dialect import Statement, quoted
 from actors.mirror.postgres_store import read_results
 from actors.mirror.run import choose_tables
-from actors.mirror.state import LIVE, TableRecord, load_tables
+from actors.mirror.state import LIVE, STALE, WAITING, TableRecord, load_tables
 from actors.mirror.store import ReplicaUnavailable, Store, open_store
 from actors.tools.comparison import Rows, Side, TableReport, differences, differing_buckets
 from actors.tools.mirror import secrets_of
@@ -43,6 +43,7 @@ from actors.wire.table_token import table_token
 
 HELD_WITHIN_S = 20.0
 LOOK_EVERY_S = 0.1
+COPY_LOOK_EVERY_S = 1.0
 ALIVE_EVERY_S = 2.0
 BLOCK_ROWS = 1_000
 
@@ -119,17 +120,35 @@ async def _verify(request: Request) -> tuple[Lsn, list[TableReport]]:
         chosen = choose_tables(request.tables, record) if request.tables else tuple(tables)
         if not chosen:
             raise ConfigError("WB511", "the replica has no tables")
-        return await _compare_held(request, store, record.publication, chosen)
+        return await _compare_with_patience(request, store, record.publication, chosen)
     finally:
         await store.close()
 
 
-async def _compare_held(
+async def _compare_with_patience(
     request: Request, store: Store, publication: str, chosen: tuple[str, ...]
 ) -> tuple[Lsn, list[TableReport]]:
+    """Wait for copies that are being made, up to the request's timeout; those that are not there then are differences."""
+    deadline, told = trio.current_time() + request.timeout_s, ""
+    while True:
+        found = await _compare_held(request, store, publication, chosen, is_last=trio.current_time() > deadline)
+        if not isinstance(found, list):
+            return found
+        if ", ".join(found) != told:
+            told = ", ".join(found)
+            print(f"walbridge verify: waiting until a copy is made of {told}", file=sys.stderr)
+        await trio.sleep(COPY_LOOK_EVERY_S)
+
+
+async def _compare_held(
+    request: Request, store: Store, publication: str, chosen: tuple[str, ...], *, is_last: bool
+) -> tuple[Lsn, list[TableReport]] | list[str]:
+    """Compare at one LSN; or, unless `is_last`, the tables of which a copy is being made: not while the mirror stays for us."""
     hold = _HoldRow(store)
     async with hold.left(), _open_source(request.config.postgres, publication, chosen) as source:
         await hold.wait("held", HELD_WITHIN_S)
+        if not is_last and (missing := _missing(await hold.tables(), chosen)):
+            return missing
         lsn = await source.take_snapshot(request.timeout_s)
         await hold.set_lsn(lsn)
         async with trio.open_nursery() as nursery:
@@ -137,12 +156,18 @@ async def _compare_held(
             await hold.wait("reached", request.timeout_s)
             nursery.cancel_scope.cancel()
         records = await hold.tables()
+        if not is_last and (missing := _missing(records, chosen)):
+            return missing
         reader = await open_store(request.to, create=False)  # the other connection shows that we live
         try:
             reports = [await _compare(token, source, reader, records.get(token), request.keys_max) for token in chosen]
         finally:
             await reader.close()
     return lsn, reports
+
+
+def _missing(records: dict[str, TableRecord], chosen: tuple[str, ...]) -> list[str]:
+    return [token for token in chosen if token in records and records[token].state in (WAITING, STALE)]
 
 
 async def _nudge(config: PostgresConfig) -> None:
