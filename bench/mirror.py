@@ -1,4 +1,4 @@
-"""How fast a mirror applies a backlog, beside PostgreSQL's own subscription; and how far behind the source it is under a load."""
+"""How fast a mirror applies a backlog, beside PostgreSQL's own subscription; how far behind it is under a load."""
 
 from __future__ import annotations
 

@@ -34,14 +34,14 @@ Snapshots: one of the whole table, by a bridge that does nothing else, from the 
   Events beside snapshots: the latency load while the same bridge sends a table of as many rows again and again.
 Every figure is the median over the runs, each column on its own."""
 MIRROR_METHOD = f"""\
-Mirrors: a table of the same columns, empty and live in the replica; then a backlog that the bridge has stored in the stream. Each
-  run has a copy of the same replica. Rates are of rows that become visible there, from the first look that found some to the one
-  that found the last: max(id), every 10 ms over a connection of its own. start to end: from exec to the last row.
+Mirrors: a table of the same columns, empty and live in the replica; then a backlog that the bridge has stored in the stream.
+  Each run has a copy of the same replica. Rates are of rows that become visible there, from the first look that found some to
+  the one that found the last: max(id), every 10 ms, over a connection of its own. start to end: from exec to the last row.
   subscription    PostgreSQL's own: CREATE SUBSCRIPTION on a copy of the same slot, into a database of the same server.
   mirror          walbridge mirror --to sqlite:///... | postgresql://..., CPU and RSS of its process alone, the bridge stopped.
   of subscription mirror by subscription, within each round; the median of the rounds.
-Lag: {CONNECTIONS} connections commit rows one by one, bridge and mirror running. From clock_timestamp() in the row, just before its
-  commit, to the look that found it in the replica, a look every 2 ms: late by up to that, every row counted.
+Lag: {CONNECTIONS} connections commit rows one by one, bridge and mirror running. From clock_timestamp() in the row, just before
+  its commit, to the look that found it in the replica: a look every 2 ms, every row counted.
   stored          of it, from commit to stored in JetStream, by the stream's timestamps."""
 ZSTD_METHOD = """\
 40,000 made-up rows a table; 20,000 of them sampled as `walbridge train` does. Each row gives an insert and an update, every
@@ -206,8 +206,8 @@ def _apply_table(applies: list[ApplyResults], runs: int) -> Table:
 
 
 def _lag_table(lags: dict[Kind, list[LagRun]], runs: int) -> Table:
-    table = _table(f"Commit to visible in the replica, one row a transaction, medians of {runs}", "to", "events/s", "p50", "p99",
-                   "max", "stored p50", "stored p99", "CPU us/event")  # fmt: skip
+    table = _table(f"Commit to visible in the replica, one row a transaction, medians of {runs}", "to", "events/s", "p50",
+                   "p99", "max", "stored p50", "stored p99", "CPU us/event")  # fmt: skip
     for kind, done in lags.items():
         run = medians(done)
         table.add_row(f"mirror, {kind}", f"{run.events_per_s:,.0f}", f"{run.p50_ms:.1f} ms", f"{run.p99_ms:.1f} ms",

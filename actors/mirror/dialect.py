@@ -250,6 +250,11 @@ def _own_tables(dialect: Dialect) -> list[str]:
     ]
 
 
+def copy_of(insert: str) -> str:
+    """PostgreSQL's COPY of the rows that an INSERT of `RowStatements` is for."""
+    return f"COPY {insert.removeprefix('INSERT INTO ').rpartition(' VALUES (')[0]} FROM STDIN"
+
+
 def quoted(name: str) -> str:
     """An identifier in SQL."""
     return '"' + name.replace('"', '""') + '"'

@@ -1,12 +1,14 @@
-"""A replica in PostgreSQL: one connection on trio, statements sent in a pipeline, a whole batch for one round trip.
+"""A replica in PostgreSQL: one connection on trio, statements sent in a pipeline, a whole batch for one round trip, many new
+rows of a table by COPY. COMMIT follows when every result has been looked at: a change that met no row must leave nothing.
 
 synchronous_commit is off: after a crash of the server the last transactions may be gone, but rows and position together, so
-that they are applied again. https://www.postgresql.org/docs/18/libpq-pipeline-mode.html
+that they are applied again. https://www.postgresql.org/docs/18/libpq-pipeline-mode.html and libpq-copy.html
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import re
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -16,15 +18,20 @@ from psycopg import pq
 from actors.clients.postgres import PgConnection, PostgresError, SourceRefused
 from actors.config import PostgresConfig
 from actors.errors import ConfigError, SourceUnavailable
-from actors.mirror.dialect import Params, PostgresDialect, Statement
+from actors.mirror.dialect import Params, PostgresDialect, Statement, copy_of
 from actors.mirror.store import ReplicaRefused, ReplicaUnavailable, TableFault, in_use, no_replica
 
 PREPARED_MAX = 500
 PIPELINE_MAX = 2_000
 """Commands sent before their results are read."""
 BLOCK_ROWS = 1_000
+COPY_ROWS_MIN = 20
+"""So many new rows of a table, one behind the other, go by COPY: it takes two round trips, and a tenth of the work a row."""
+COPY_BYTES = 256 * 1024
 _CHANGES_TABLES = ("ALTER", "CREATE", "DROP")
 _UNIQUE_VIOLATION = "23505"
+_SPECIAL = re.compile(rb"[\\\t\n\r]")
+_ESCAPES = {b"\\": rb"\\", b"\t": rb"\t", b"\n": rb"\n", b"\r": rb"\r"}
 
 
 class PostgresStore:
@@ -73,6 +80,11 @@ class PostgresStore:
         for statement in statements:
             if statement.sql.startswith(_CHANGES_TABLES):
                 self._outdated = True  # parameters were given the types of columns that are others now
+            if len(statement.params) >= COPY_ROWS_MIN and statement.sql.startswith("INSERT INTO "):
+                await self._send(commands)
+                commands = []
+                await self._copy(statement)
+                continue
             for params in statement.params:
                 commands.append(_Command(statement.sql, params, statement))
                 if len(commands) >= PIPELINE_MAX:
@@ -84,6 +96,8 @@ class PostgresStore:
             self._in_transaction = False
 
     async def _send(self, commands: Sequence[_Command]) -> None:
+        if not commands:
+            return
         pgconn = self._connection.pgconn
         if len(self._prepared) > PREPARED_MAX or self._outdated:
             self._prepared.clear()
@@ -117,11 +131,7 @@ class PostgresStore:
         """Send what libpq has gathered and read one result for each command, up to that of the sync."""
         pgconn, sock = self._connection.pgconn, self._connection.socket
         results: list[pq.abc.PGresult] = []
-        while pgconn.flush():
-            # the server may want to be read before it reads on
-            with trio.move_on_after(0.05):
-                await trio.lowlevel.wait_writable(sock)
-            pgconn.consume_input()
+        await self._flush()
         while True:
             if pgconn.is_busy():
                 await trio.lowlevel.wait_readable(sock)
@@ -133,6 +143,51 @@ class PostgresStore:
             if result.status == pq.ExecStatus.PIPELINE_SYNC:
                 return results
             results.append(result)
+
+    async def _copy(self, statement: Statement) -> None:
+        pgconn = self._connection.pgconn
+        sql = copy_of(statement.sql)
+        try:
+            pgconn.send_query(sql.encode("utf-8", "surrogateescape"))
+            (result,) = await self._results_of_query()
+            if result.status == pq.ExecStatus.COPY_IN:
+                for piece in _copy_lines(statement.params):
+                    while pgconn.put_copy_data(piece) == 0:
+                        await self._flush()
+                    await self._flush()
+                while pgconn.put_copy_end() == 0:
+                    await self._flush()
+                (result,) = await self._results_of_query()
+        except (psycopg.Error, trio.ClosedResourceError) as exc:
+            raise self._gone(exc) from exc
+        except BaseException:
+            self._connection.close()
+            raise
+        self._check(_Command(sql, (), statement), result, is_prepare=False)
+
+    async def _flush(self) -> None:
+        """Send what libpq has gathered; the server may want to be read before it reads on."""
+        pgconn, sock = self._connection.pgconn, self._connection.socket
+        while pgconn.flush():
+            with trio.move_on_after(0.05):
+                await trio.lowlevel.wait_writable(sock)
+            pgconn.consume_input()
+
+    async def _results_of_query(self) -> list[pq.abc.PGresult]:
+        """All results of one query; with COPY_IN it waits for data."""
+        pgconn, sock = self._connection.pgconn, self._connection.socket
+        await self._flush()
+        results: list[pq.abc.PGresult] = []
+        while True:
+            while pgconn.is_busy():
+                await trio.lowlevel.wait_readable(sock)
+                pgconn.consume_input()
+            result = pgconn.get_result()
+            if result is None:
+                return results
+            results.append(result)
+            if result.status == pq.ExecStatus.COPY_IN:
+                return results
 
     def _check(self, command: _Command, result: pq.abc.PGresult, *, is_prepare: bool) -> None:
         statement = command.statement
@@ -233,6 +288,27 @@ async def read_results(connection: PgConnection) -> AsyncGenerator[pq.abc.PGresu
         if result.ntuples:
             await trio.lowlevel.checkpoint()
             yield result
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return _ESCAPES[found[0]]
+
+
+def _copy_lines(rows: Sequence[Params]) -> Iterator[bytes]:
+    """Rows in COPY's text format, some at a time."""
+    lines: list[bytes] = []
+    size = 0
+    for row in rows:
+        values = [_text(value) for value in row]
+        line = b"\t".join(
+            [rb"\N" if v is None else v if _SPECIAL.search(v) is None else _SPECIAL.sub(_escaped, v) for v in values]
+        )
+        lines.append(line)
+        size += len(line)
+        if size >= COPY_BYTES:
+            yield b"\n".join([*lines, b""])
+            lines, size = [], 0
+    yield b"\n".join([*lines, b""])
 
 
 def _text(value: Any) -> bytes | None:

@@ -154,7 +154,7 @@ class Replica:
             self.moved.value += 1
             if self.left is not None:
                 for token in stale:
-                    await self.left.send(token)
+                    self.left.send_nowait(token)  # no pause: whoever counts generations must not miss another one
 
     @asynccontextmanager
     async def still(self) -> AsyncGenerator[Place | None]:
