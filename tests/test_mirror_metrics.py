@@ -261,7 +261,11 @@ def test_verify_leaves_what_it_found_where_the_mirror_shows_it(
     mirror.stop()
     mirror.start()
     mirror.wait_value(lambda keys: keys == differing, "mirror_verify_mismatched_keys")  # it outlives the mirror
-    mirror.change("UPDATE users SET name = 'x' WHERE id <= 1500")
+    mirror.stop()  # the mend that docs/operations.md gives
+    mirror.change("DROP TABLE users")
+    mirror.change(f"DELETE FROM {mirror.own('tables')} WHERE token = 'users'")
+    mirror.start()
+    mirror.wait_until(mirror.is_ready)
     mirror.assert_equal(database.dsn)
     mirror.wait_value(lambda keys: keys == 0, "mirror_verify_mismatched_keys")
     mirror.wait_value(lambda at: at > succeeded, "mirror_verify_last_success_timestamp_seconds")

@@ -163,10 +163,10 @@ async def open_consumer(js: JetStream, stream: str, filters: Sequence[str], star
     try:
         yield consumer
     finally:
-        # it would end by itself in some minutes; nobody waits for the reply
+        # it would end by itself in some minutes
         with trio.move_on_after(1) as ending:
             ending.shield = True
             try:
-                await js.connection.send(encode_pub(f"$JS.API.CONSUMER.DELETE.{stream}.{name}".encode(), b"", b"", None))
+                await js.delete_consumer(stream, name)
             except SinkUnavailable:
                 pass
