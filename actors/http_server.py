@@ -53,9 +53,7 @@ async def serve_http(
     """
     feed = Feed(config, telemetry, History(telemetry))
     app = make_app(config, telemetry, feed, stop=stop, stream_info=stream_info, request_snapshot=request_snapshot)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(feed.run)
-        await serve_app(app, config.http, task_status=task_status)
+    await serve_app(app, config.http, beside=feed.run, task_status=task_status)
 
 
 def make_app(

@@ -364,16 +364,20 @@ def test_the_dashboard_is_one_that_grafana_can_provision() -> None:
 def postgres_of_compose(make_postgres: MakePostgres, tmp_path: Path) -> PostgresServer:
     """A server whose database `app` is made by the scripts of init/, in order, as PostgreSQL's image runs them."""
     server = make_postgres()
-    secrets = with_secrets(tmp_path) / "secrets"
+    Database(server, MAIN["services"]["postgres"]["environment"]["POSTGRES_DB"]).close()
+    run_init_scripts(server, with_secrets(tmp_path) / "secrets")
+    return server
+
+
+def run_init_scripts(server: PostgresServer, secrets: Path) -> None:
+    """What is in init/, on the database that the compose file names, with the secrets that it gives."""
     given = MAIN["services"]["postgres"]["environment"]
     env = {name: str(value).replace("/run/secrets", str(secrets)) for name, value in given.items()}
-    Database(server, given["POSTGRES_DB"]).close()
     for script in sorted((COMPOSE / "init").iterdir()):
         done = subprocess.run(
             [str(server.bin_dir / "psql"), "-v", "ON_ERROR_STOP=1", "--no-psqlrc", "-d", server.dsn(given["POSTGRES_DB"]),
              "-f", str(script)], env={**os.environ, **env}, capture_output=True, text=True, check=False)  # fmt: skip
         assert done.returncode == 0, f"{script.name}: {done.stderr}"
-    return server
 
 
 def as_role(server: PostgresServer, tmp_path: Path, user: str, secret: str) -> str:

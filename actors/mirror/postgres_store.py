@@ -78,10 +78,9 @@ class PostgresStore:
                 if len(commands) >= PIPELINE_MAX:
                     await self._send(commands)
                     commands = []
-        if commit:
-            commands.append(_Command("COMMIT", (), None))
         await self._send(commands)
-        if commit:
+        if commit:  # by itself: a change that met no row is no error to PostgreSQL, which would have committed the rest of it
+            await self._send([_Command("COMMIT", (), None)])
             self._in_transaction = False
 
     async def _send(self, commands: Sequence[_Command]) -> None:

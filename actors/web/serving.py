@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from collections.abc import Awaitable, Callable
 
 import hypercorn
 import hypercorn.trio
@@ -21,9 +22,16 @@ UNREAD_S = 5.0
 
 
 async def serve_app(
-    app: QuartTrio, http: HttpConfig, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+    app: QuartTrio,
+    http: HttpConfig,
+    *,
+    beside: Callable[[], Awaitable[None]] = trio.sleep_forever,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled. Reports started once the port is bound. Raises ConfigError when the port is taken."""
+    """Serve until cancelled, with a task `beside` it. Reports started once the port is bound.
+
+    Raises ConfigError when the port is taken.
+    """
     settings = _Settings()
     host = f"[{http.bind}]" if ":" in http.bind else http.bind
     settings.bind = [f"{host}:{http.port}"]
@@ -33,7 +41,9 @@ async def serve_app(
     settings.keep_alive_timeout = 15.0
     settings.h11_max_incomplete_size = 16 * 1024
     try:
-        await hypercorn.trio.serve(_finishing(app), settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(beside)
+            await hypercorn.trio.serve(_finishing(app), settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
     except* OSError as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
