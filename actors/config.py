@@ -320,11 +320,7 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
         find.switch("zstd_events"),
         Path(find.text("dictionaries")[0]),
     )
-    http = HttpConfig(
-        find.pattern("bind", r"[0-9A-Za-z.:_-]+", "is not an address; give e.g. 0.0.0.0"),
-        find.number("port", 1, 65535, "a port", "9091"),
-        find.text("http_token")[0],
-    )
+    http = HttpConfig(*_address(find), find.text("http_token")[0])
     log = LogConfig(_level(*find.text("log_level")), find.choice("log_format", ("logfmt", "json")))
     accept_gap = find.switch("accept_gap")
     postgres, nats = _postgres(find), _nats(find, environ)
@@ -341,6 +337,8 @@ class ClientConfig:
     stream: str
     log: LogConfig
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    http: HttpConfig | None = None
+    """Only if it was asked for by a flag: the bridge's variables are not meant for its readers."""
 
 
 def resolve_client(flags: Mapping[str, object], environ: Mapping[str, str], env_file: Path | None = None) -> ClientConfig:
@@ -348,8 +346,17 @@ def resolve_client(flags: Mapping[str, object], environ: Mapping[str, str], env_
     find = _Resolver(flags, environ, read_env_file(env_file) if env_file else {})
     stream = find.pattern("stream", _STREAM, "is not a stream name; give letters, digits, _ and -, e.g. CDC2")
     log = LogConfig(_level(*find.text("log_level")), find.choice("log_format", ("logfmt", "json")))
+    http = HttpConfig(*_address(find)) if flags.get("port") is not None else None
+    if http is None and flags.get("bind") is not None:
+        raise ConfigError("WB002", "--bind: is for --port; add --port 9092")
     nats = _nats(find, environ)
-    return ClientConfig(nats, stream, log, tuple(sorted(secret for secret in find.secrets if len(secret) >= 4)))
+    return ClientConfig(nats, stream, log, tuple(sorted(secret for secret in find.secrets if len(secret) >= 4)), http)
+
+
+def _address(find: _Resolver) -> tuple[str, int]:
+    """Where HTTP is served: address and port."""
+    bind = find.pattern("bind", r"[0-9A-Za-z.:_-]+", "is not an address; give e.g. 0.0.0.0")
+    return bind, find.number("port", 1, 65535, "a port", "9091")
 
 
 def _level(value: str, where: str) -> str:

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import logging
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
-import hypercorn
-import hypercorn.trio
 import trio
-from hypercorn.config import Sockets
-from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 
 from actors.config import Config
-from actors.errors import ConfigError, SinkUnavailable
+from actors.errors import SinkUnavailable
 from actors.metrics import Metrics
 from actors.telemetry import Telemetry
 from actors.web.feed import VIEWERS_MAX, Feed
 from actors.web.guard import guard
 from actors.web.history import History
 from actors.web.page import load_page
+from actors.web.serving import serve_app
 from actors.web.status import status_document
 from actors.wire.table_token import as_token
-
-UNREAD_S = 5.0
-"""A client that takes nothing of its answer for so long is dropped."""
 
 RequestSnapshot = Callable[[str], Awaitable[None]]
 """Takes a table's token."""
@@ -60,62 +51,9 @@ async def serve_http(
 
     Raises ConfigError when the port is taken.
     """
-    http = config.http
-    settings = _Settings()
-    host = f"[{http.bind}]" if ":" in http.bind else http.bind
-    settings.bind = [f"{host}:{http.port}"]
-    settings.accesslog = None
-    settings.errorlog = logging.getLogger("hypercorn")  # its level is WARNING: how it starts is said elsewhere
-    settings.graceful_timeout = 1.0
-    settings.keep_alive_timeout = 15.0
-    settings.h11_max_incomplete_size = 16 * 1024
     feed = Feed(config, telemetry, History(telemetry))
     app = make_app(config, telemetry, feed, stop=stop, stream_info=stream_info, request_snapshot=request_snapshot)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(feed.run)
-            await hypercorn.trio.serve(_finishing(app), settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
-    except* OSError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                "WB005", f"--port {http.port} is taken",
-                means="Prometheus uses 9090 by default" if http.port == 9090 else "",
-                fix=f"give another one, e.g. --port {http.port + 1 if http.port < 65535 else 9091}",
-            ) from None  # fmt: skip
-        raise ConfigError(
-            "WB005", f"cannot listen on {settings.bind[0]}", said=str(error), fix="give --bind and --port"
-        ) from None
-
-
-class _Settings(hypercorn.Config):
-    """Hypercorn's settings, and an end for clients that ask and do not read: no stop could cut such a send short."""
-
-    def create_sockets(self) -> Sockets:
-        sockets = super().create_sockets()
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted connections inherit it
-            for listener in sockets.insecure_sockets:
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1000))
-        return sockets
-
-
-def _finishing(app: QuartTrio) -> ASGIFramework:
-    """The application, with sends that are not cut off.
-
-    quart-trio cancels a request as soon as hypercorn tells it that the answer is complete, which hypercorn does from
-    within the last send: before it has closed the connection or started its idle timer. Both would stay undone.
-    """
-
-    async def finishing(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        async def send_whole(event: ASGISendEvent) -> None:
-            with trio.CancelScope(shield=True):
-                await send(event)
-
-        await app(scope, receive, send_whole)
-
-    return finishing
+    await serve_app(app, config.http, beside=feed.run, task_status=task_status)
 
 
 def make_app(

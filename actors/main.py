@@ -266,12 +266,14 @@ def mirror(
     to: Annotated[str, Parameter(group=MIRROR, help="the replica: sqlite:///file.db or postgresql://user@host/db")],
     tables: Annotated[str, Parameter(group=MIRROR, help="tables, separated by commas [all that the bridge publishes]")] = "",
     stream: Annotated[str | None, Parameter(group=MIRROR, help="the bridge's stream [CDC]")] = None,
+    port: Annotated[str | None, Parameter(group=HTTP, help="serve /health, /ready and /metrics [off]")] = None,
+    bind: Annotated[str | None, Parameter(group=HTTP, help="HTTP address [127.0.0.1]")] = None,
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
     """Keep SQLite or PostgreSQL tables equal to the source, until stopped."""
     from actors.tools.mirror import run_mirror  # noqa: PLC0415
 
-    return run_mirror(to, tables, stream, env_file)
+    return run_mirror(to, tables, {"stream": stream, "port": port, "bind": bind}, env_file)
 
 
 @app.command

@@ -77,7 +77,7 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
         t = self._telemetry
-        yield _gauge("bridge_lag_seconds", "Age of the oldest committed change not yet stored.", lag_seconds(t, time.time()))
+        yield gauge("bridge_lag_seconds", "Age of the oldest committed change not yet stored.", lag_seconds(t, time.time()))
         yield from self._identity()
         yield from self._times(t)
         yield from self._slot(t)
@@ -99,15 +99,15 @@ class Metrics:
         # the text format 0.0.4 knows no state sets
         state.type = "gauge"
         yield state
-        yield _gauge("bridge_postgres_connected", "1 while the replication stream is open.", t.postgres_connected)
-        yield _gauge("bridge_nats_connected", "1 while connected to NATS.", t.nats_connected)
+        yield gauge("bridge_postgres_connected", "1 while the replication stream is open.", t.postgres_connected)
+        yield gauge("bridge_nats_connected", "1 while connected to NATS.", t.nats_connected)
 
     def _times(self, t: Telemetry) -> Iterator[Metric]:
         yield _histogram("bridge_event_latency_seconds", "From commit to stored.", t.event_latency_s)
         yield _histogram("bridge_ack_seconds", "From sent to acknowledged, a batch.", t.ack_s)
-        yield _gauge("bridge_last_received_timestamp_seconds", "When PostgreSQL last sent anything.", t.last_received_at)
-        yield _gauge("bridge_last_ack_timestamp_seconds", "When JetStream last acknowledged.", t.last_ack_at)
-        yield _gauge("bridge_last_commit_timestamp_seconds", "Commit time of the last transaction.", t.last_commit_at)
+        yield gauge("bridge_last_received_timestamp_seconds", "When PostgreSQL last sent anything.", t.last_received_at)
+        yield gauge("bridge_last_ack_timestamp_seconds", "When JetStream last acknowledged.", t.last_ack_at)
+        yield gauge("bridge_last_commit_timestamp_seconds", "Commit time of the last transaction.", t.last_commit_at)
         position = GaugeMetricFamily("bridge_position_lsn", "How far each stage is.", labels=["stage"])
         for stage in ("received", "decoded", "published", "durable", "confirmed"):
             position.add_metric([stage], getattr(t, f"{stage}_lsn"))
@@ -116,18 +116,18 @@ class Metrics:
     def _slot(self, t: Telemetry) -> Iterator[Metric]:
         slot = t.slot
         behind = max(0, slot.current_lsn - t.confirmed_lsn) if slot.current_lsn and t.confirmed_lsn else 0
-        yield _gauge("bridge_wal_confirmed_lag_bytes", "WAL behind the confirmed LSN.", behind)
+        yield gauge("bridge_wal_confirmed_lag_bytes", "WAL behind the confirmed LSN.", behind)
         status = GaugeMetricFamily("bridge_slot_wal_status", "wal_status of the slot.", labels=["wal_status"])
         for name in WAL_STATUSES:
             status.add_metric([name], slot.wal_status == name)
         yield status
-        yield _gauge(
+        yield gauge(
             "bridge_slot_safe_wal_bytes", "WAL until the slot is lost; 0 when unlimited or lost.", slot.safe_wal_bytes or 0
         )
-        yield _gauge("bridge_slot_wal_limited", "0 when max_slot_wal_keep_size is -1.", slot.wal_limited)
-        yield _gauge("bridge_slot_seconds_to_loss", "Until the slot is lost, at the present rate.", slot.seconds_to_loss)
-        yield _gauge("bridge_slot_catalog_xmin_age", "Transactions that vacuum cannot pass.", slot.catalog_xmin_age)
-        yield _counter("bridge_slot_spill_bytes", "Decoded changes that PostgreSQL spilled to disk.", slot.spill_bytes)
+        yield gauge("bridge_slot_wal_limited", "0 when max_slot_wal_keep_size is -1.", slot.wal_limited)
+        yield gauge("bridge_slot_seconds_to_loss", "Until the slot is lost, at the present rate.", slot.seconds_to_loss)
+        yield gauge("bridge_slot_catalog_xmin_age", "Transactions that vacuum cannot pass.", slot.catalog_xmin_age)
+        yield counter("bridge_slot_spill_bytes", "Decoded changes that PostgreSQL spilled to disk.", slot.spill_bytes)
 
     def _stream(self, t: Telemetry) -> Iterator[Metric]:
         stream = t.stream
@@ -151,16 +151,16 @@ class Metrics:
             capacity.add_metric([name], channel.capacity)
             blocked.add_metric([name], channel.blocked_s)
         yield from (items, capacity, blocked)
-        yield _gauge("bridge_inflight_messages", "Sent and not yet acknowledged.", t.in_flight_messages)
-        yield _gauge("bridge_inflight_bytes", "Sent and not yet acknowledged.", t.in_flight_bytes)
-        yield _counter("bridge_transactions", "Transactions decoded.", t.transactions)
-        yield _counter("bridge_wal_bytes_received", "Bytes from PostgreSQL.", t.wal_bytes_received)
-        yield _counter("bridge_published_bytes", "Bytes sent to NATS.", t.published_bytes)
-        yield _gauge("bridge_largest_transaction_events", "Changes of the largest transaction.", t.largest_transaction_events)
-        yield _counter("bridge_gaps", "Gap events stored.", t.gaps)
-        yield _counter("bridge_fenced", "Times another writer was in the stream.", t.fenced)
-        yield _counter("bridge_events_omitting_columns", "Events too large to carry all columns.", t.events_omitting_columns)
-        yield _gauge("bridge_tables_suspended", "Tables whose events are left out.", len(t.suspended_tables))
+        yield gauge("bridge_inflight_messages", "Sent and not yet acknowledged.", t.in_flight_messages)
+        yield gauge("bridge_inflight_bytes", "Sent and not yet acknowledged.", t.in_flight_bytes)
+        yield counter("bridge_transactions", "Transactions decoded.", t.transactions)
+        yield counter("bridge_wal_bytes_received", "Bytes from PostgreSQL.", t.wal_bytes_received)
+        yield counter("bridge_published_bytes", "Bytes sent to NATS.", t.published_bytes)
+        yield gauge("bridge_largest_transaction_events", "Changes of the largest transaction.", t.largest_transaction_events)
+        yield counter("bridge_gaps", "Gap events stored.", t.gaps)
+        yield counter("bridge_fenced", "Times another writer was in the stream.", t.fenced)
+        yield counter("bridge_events_omitting_columns", "Events too large to carry all columns.", t.events_omitting_columns)
+        yield gauge("bridge_tables_suspended", "Tables whose events are left out.", len(t.suspended_tables))
         problems = GaugeMetricFamily("bridge_problems", "What a person should know of, by code.", labels=["code"])
         for code, count in sorted(Counter(p.code for p in (*t.problems.values(), *t.suspended_tables.values())).items()):
             problems.add_metric([code], count)
@@ -175,9 +175,9 @@ class Metrics:
         ended.add_metric(["ok"], t.snapshots_done)
         ended.add_metric(["error"], t.snapshots_failed)
         yield ended
-        yield _counter("bridge_snapshot_rows", "Rows of snapshots sent.", t.snapshot_rows)
-        yield _counter("bridge_snapshot_bytes", "Bytes of snapshots sent.", t.snapshot_bytes)
-        yield _gauge("bridge_snapshot_requests_waiting", "Tables that somebody asked for.", t.snapshot_requests_waiting)
+        yield counter("bridge_snapshot_rows", "Rows of snapshots sent.", t.snapshot_rows)
+        yield counter("bridge_snapshot_bytes", "Bytes of snapshots sent.", t.snapshot_bytes)
+        yield gauge("bridge_snapshot_requests_waiting", "Tables that somebody asked for.", t.snapshot_requests_waiting)
         rows = GaugeMetricFamily("bridge_snapshot_rows_done", "Rows of the running snapshot.", labels=["table"])
         expected = GaugeMetricFamily(
             "bridge_snapshot_rows_expected", "What PostgreSQL's statistics say it has.", labels=["table"]
@@ -209,11 +209,13 @@ class Metrics:
         yield tables
 
 
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    """A family of one number, without labels."""
     return GaugeMetricFamily(name, text, value=value)
 
 
-def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+def counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    """A family of one number, without labels. The text format adds `_total`."""
     return CounterMetricFamily(name, text, value=value)
 
 

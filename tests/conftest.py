@@ -3,6 +3,9 @@
 Session servers (`pg18`, `pg15`, `nats215`) are shared: a test must not stop them. `make_postgres`, `make_nats` give
 servers that a test may kill. All listen on free ports of 127.0.0.1, keep their data in one temporary folder, and end
 with the test run, also when the run is killed. Works as root and as an ordinary user.
+
+`pytest --servers=compose` takes the PostgreSQL and the NATS of a running compose stack instead: `pg18`, `database`, `nats` and
+what is made of them are the stack's; a test that needs a server of its own, or another release, is skipped and says so.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ import pytest
 from actors.tools.embedded_nats import NatsServer, find_nats_server
 from actors.tools.embedded_postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
 from actors.tools.server_process import free_port, unprivileged_account
-from tests.servers import Bridge, Database
+from tests.compose_stack import ComposeStack
+from tests.servers import ROOT, Bridge, Database
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 NATS_RELEASES = {"2.12": "2.12.8", "2.10": "2.10.26"}
@@ -51,6 +55,33 @@ class MakeBridge(Protocol):
 
     def __call__(self, database: Database | str, nats: NatsServer | str, *flags: str, start: bool = True,
                  **options: Any) -> Bridge: ...  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("servers")
+    group.addoption("--servers", choices=("embedded", "compose"), default="embedded",
+                    help="compose: the PostgreSQL and NATS of a running compose stack, instead of servers made for the tests")  # fmt: skip
+    group.addoption(
+        "--compose-dir", type=Path, default=ROOT / "compose", help="where that stack's compose.yaml and secrets/ are"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "own_servers(reason): not for --servers=compose, and why")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("own_servers")
+    if marker is not None and item.config.getoption("--servers", "embedded") == "compose":
+        pytest.skip(f"not with the compose stack: {marker.args[0]}")
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest) -> ComposeStack | None:
+    """The compose stack; None when the tests make their servers themselves."""
+    if request.config.getoption("--servers", "embedded") == "embedded":
+        return None
+    return ComposeStack(request.config.getoption("--compose-dir"))
 
 
 @pytest.fixture(scope="session")
@@ -85,24 +116,33 @@ def _start_postgres(bin_dir: Path, folder: Path, settings: dict[str, str]) -> Po
 
 
 @pytest.fixture(scope="session")
-def pg18(server_folder: Path, postgres_bin_dir: Callable[[int], Path]) -> Iterator[PostgresServer]:
+def pg18(server_folder: Path, postgres_bin_dir: Callable[[int], Path], stack: ComposeStack | None) -> Iterator[PostgresServer]:
     """The session's PostgreSQL 18."""
+    if stack is not None:
+        yield stack.postgres
+        return
     server = _start_postgres(postgres_bin_dir(18), server_folder, {})
     yield server
     server.stop("immediate")
 
 
 @pytest.fixture(scope="session")
-def pg15(server_folder: Path, postgres_bin_dir: Callable[[int], Path]) -> Iterator[PostgresServer]:
+def pg15(server_folder: Path, postgres_bin_dir: Callable[[int], Path], stack: ComposeStack | None) -> Iterator[PostgresServer]:
     """The session's PostgreSQL 15: skips without one."""
+    if stack is not None:
+        pytest.skip("the compose stack has no PostgreSQL 15")
     server = _start_postgres(postgres_bin_dir(15), server_folder, {})
     yield server
     server.stop("immediate")
 
 
 @pytest.fixture
-def make_postgres(server_folder: Path, postgres_bin_dir: Callable[[int], Path]) -> Iterator[MakePostgres]:
+def make_postgres(
+    server_folder: Path, postgres_bin_dir: Callable[[int], Path], stack: ComposeStack | None
+) -> Iterator[MakePostgres]:
     """Makes private servers, which the test may kill; they and their data end with the test."""
+    if stack is not None:
+        pytest.skip("needs a PostgreSQL server of its own")
     servers: list[PostgresServer] = []
 
     def make(version: Literal[15, 18] = 18, **settings: str) -> PostgresServer:
@@ -162,16 +202,21 @@ def _start_nats(binary: Path, folder: Path, options: dict[str, Any]) -> NatsServ
 
 
 @pytest.fixture(scope="session")
-def nats215(server_folder: Path, nats_binary: Callable[[str], Path]) -> Iterator[NatsServer]:
+def nats215(server_folder: Path, nats_binary: Callable[[str], Path], stack: ComposeStack | None) -> Iterator[NatsServer]:
     """The session's nats-server 2.15, for tests that name their streams themselves; most want `nats`."""
+    if stack is not None:
+        yield stack.nats
+        return
     server = _start_nats(nats_binary("2.15"), server_folder, {})
     yield server
     server.kill()
 
 
 @pytest.fixture
-def make_nats(server_folder: Path, nats_binary: Callable[[str], Path]) -> Iterator[MakeNats]:
+def make_nats(server_folder: Path, nats_binary: Callable[[str], Path], stack: ComposeStack | None) -> Iterator[MakeNats]:
     """Makes private servers, which the test may kill or pause; they and their data end with the test."""
+    if stack is not None:
+        pytest.skip("needs a nats-server of its own")
     servers: list[NatsServer] = []
 
     def make(version: Literal["2.15", "2.12", "2.10"] = "2.15", **options: Any) -> NatsServer:
@@ -185,18 +230,26 @@ def make_nats(server_folder: Path, nats_binary: Callable[[str], Path]) -> Iterat
 
 
 @pytest.fixture
-def nats(make_nats: MakeNats) -> NatsServer:
+def nats(request: pytest.FixtureRequest, stack: ComposeStack | None) -> Iterator[NatsServer]:
     """A nats-server 2.15 of the test's own, with no streams; ready in milliseconds."""
-    return make_nats()
+    if stack is None:
+        make: MakeNats = request.getfixturevalue("make_nats")
+        yield make()
+        return
+    stack.remove_streams()
+    yield stack.nats
+    stack.remove_streams()
 
 
 @pytest.fixture
-def make_bridge(tmp_path: Path) -> Iterator[MakeBridge]:
+def make_bridge(tmp_path: Path, stack: ComposeStack | None) -> Iterator[MakeBridge]:
     """Makes bridges on a database and a nats-server; killed at the end of the test."""
     bridges: list[Bridge] = []
 
     def make(database: Database | str, nats: NatsServer | str, *flags: str, start: bool = True,
              **options: Any) -> Bridge:  # fmt: skip
+        if stack is not None and "--stream" in flags:
+            pytest.skip("the compose stack lets the bridge write stream CDC alone")
         url = database if isinstance(database, str) else database.dsn
         bridges.append(Bridge(url, nats, tmp_path, *flags, **options))
         if start:

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 
 from actors.tools.embedded_nats import NatsServer
+from tests.compose_stack import ComposeNats
 from tests.servers import HANG_S, ROOT, Bridge
 
 
@@ -24,6 +25,8 @@ class MirrorProcess:
     def __init__(self, nats: NatsServer | str, to: str, folder: Path, *flags: str) -> None:
         self.to = to
         self._bridge = Bridge("postgresql://nobody@localhost/nowhere", nats, folder)  # for its clean environment
+        if isinstance(nats, ComposeNats):
+            self._bridge.env |= nats.environment_of("mirror")
         self.log_path = folder / f"mirror-{self._bridge.port}.log"
         self._command = [sys.executable, "-m", "actors.main"]
         self._flags = flags

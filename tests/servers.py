@@ -210,6 +210,8 @@ class Bridge:
 def _nats_environment(server: NatsServer | str) -> dict[str, str]:
     if isinstance(server, str):
         return {"NATS_URL": server}
+    if hasattr(type(server), "environment_of"):  # the compose stack's: it has a user for the bridge
+        return dict(server.environment_of("bridge"))  # type: ignore[attr-defined]
     env = {"NATS_URL": server.url}
     if server.token is not None:
         env["NATS_TOKEN"] = server.token
@@ -297,7 +299,7 @@ async def _messages(client: Client, stream: str, start_seq: int) -> list[StoredM
     subscription = await client.subscribe(inbox, pending_msgs_limit=0, pending_bytes_limit=0)
     found: list[StoredMessage] = []
     while waiting:
-        batch = min(waiting, 5_000 if stream == "CDC" else 20)  # of large messages the server sends only so many ahead
+        batch = min(waiting, 5_000 if stream == "CDC" else 5)  # of large messages the server sends only so many ahead
         request = json.dumps({"batch": batch, "expires": int(HANG_S * 1e9)}).encode()
         await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer.name}", request, reply=inbox)
         for _ in range(batch):

@@ -36,6 +36,9 @@ def streams(url: str) -> dict[str, int]:
     return with_nats(url, look)
 
 
+pytestmark = pytest.mark.own_servers("who cleans up may delete streams; the stack's bridge may not")
+
+
 @pytest.fixture
 def used(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> Bridge:
     """A stopped bridge that has streamed and taken a snapshot."""

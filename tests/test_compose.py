@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ from nats.js.api import ConsumerConfig
 from actors.config import resolve
 from actors.main import app
 from actors.metrics import Metrics
+from actors.mirror.counts import Counts
+from actors.mirror.http_server import View
+from actors.mirror.metrics import MirrorMetrics
 from actors.telemetry import Telemetry
 from actors.tools.embedded_nats import NatsServer, find_nats_server
 from actors.tools.embedded_postgres import PostgresServer
@@ -152,12 +157,34 @@ def test_the_bridge_accepts_the_settings_that_it_is_given(document: dict[str, An
         assert secret.read_text() not in done.stdout
 
 
-def test_the_mirror_is_asked_for_in_words_that_it_knows() -> None:
-    command = MAIN["services"]["mirror"]["command"]
-    assert command == ["mirror", "--tables", "users,orders", "--to", "sqlite:////data/replica.db"]
-    if "mirror" not in list(app):
-        pytest.skip("no such command yet")
-    app["mirror"].parse_args(command[1:], print_error=False, exit_on_error=False)
+def test_mirror_and_verify_are_asked_for_in_words_that_they_know_and_of_one_replica() -> None:
+    mirror, verify = MAIN["services"]["mirror"], MAIN["services"]["verify"]
+    assert mirror["command"][:3] == ["mirror", "--tables", "users,orders"]
+    app["mirror"].parse_args(mirror["command"][1:], print_error=False, exit_on_error=False)
+    app["verify"].parse_args(verify["command"], print_error=False, exit_on_error=False)
+
+    def replica(command: list[str]) -> str:
+        return command[command.index("--to") + 1]
+
+    assert replica(mirror["command"]) == replica(verify["command"]) == "sqlite:////data/replica.db"
+    assert mirror["volumes"][0] == verify["volumes"][0] == "replica:/data"
+    assert mirror["healthcheck"]["test"][-1] == mirror["command"][mirror["command"].index("--port") + 1]
+
+
+@pytest.mark.parametrize("hour", range(24))
+def test_verify_is_run_at_once_and_at_its_hour(hour: int, tmp_path: Path) -> None:
+    """The script alone: `walbridge` here says what it was asked for, `sleep` how long, and then it is told to stop."""
+    for name, does in (("walbridge", 'echo "$@"'), ("sleep", 'echo "$1"; kill $PPID')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(["sh", str(COMPOSE / "verify/nightly.sh"), "--to", "x"], capture_output=True, text=True, check=False,
+                          env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "VERIFY_HOUR": str(hour)})  # fmt: skip
+    said = done.stdout.splitlines()
+    assert said[0] == "verify --to x"
+    assert said[1:] == [f"verify: again in {said[2]} s", said[2]]
+    assert 0 < int(said[2]) <= 86400
+    then = (time.time() + int(said[2])) % 86400
+    assert abs((then - hour * 3600 + 43200) % 86400 - 43200) < 30
 
 
 # -- Prometheus and Grafana
@@ -207,7 +234,7 @@ def rules() -> list[dict[str, Any]]:
 
 def test_every_metric_of_alerts_and_dashboard_is_one_that_we_have() -> None:
     config = resolve({}, {"DATABASE_URL": "postgresql://someone@localhost/app"})
-    shown = Metrics(Telemetry(), config).render().decode()
+    shown = (Metrics(Telemetry(), config).render() + MirrorMetrics(View("CDC", "sqlite", Counts())).render()).decode()
     ours = set(re.findall(r"^# TYPE (\w+)", shown, re.MULTILINE))
     ours |= {f"{name}_bucket" for name in re.findall(r"^# TYPE (\w+) histogram", shown, re.MULTILINE)} | {"bridge_info"}
     used = {name for text in [rule["expr"] for rule in rules()] + dashboard_expressions() for name in metrics_in(text)}
@@ -337,16 +364,20 @@ def test_the_dashboard_is_one_that_grafana_can_provision() -> None:
 def postgres_of_compose(make_postgres: MakePostgres, tmp_path: Path) -> PostgresServer:
     """A server whose database `app` is made by the scripts of init/, in order, as PostgreSQL's image runs them."""
     server = make_postgres()
-    secrets = with_secrets(tmp_path) / "secrets"
+    Database(server, MAIN["services"]["postgres"]["environment"]["POSTGRES_DB"]).close()
+    run_init_scripts(server, with_secrets(tmp_path) / "secrets")
+    return server
+
+
+def run_init_scripts(server: PostgresServer, secrets: Path) -> None:
+    """What is in init/, on the database that the compose file names, with the secrets that it gives."""
     given = MAIN["services"]["postgres"]["environment"]
     env = {name: str(value).replace("/run/secrets", str(secrets)) for name, value in given.items()}
-    Database(server, given["POSTGRES_DB"]).close()
     for script in sorted((COMPOSE / "init").iterdir()):
         done = subprocess.run(
             [str(server.bin_dir / "psql"), "-v", "ON_ERROR_STOP=1", "--no-psqlrc", "-d", server.dsn(given["POSTGRES_DB"]),
              "-f", str(script)], env={**os.environ, **env}, capture_output=True, text=True, check=False)  # fmt: skip
         assert done.returncode == 0, f"{script.name}: {done.stderr}"
-    return server
 
 
 def as_role(server: PostgresServer, tmp_path: Path, user: str, secret: str) -> str:
@@ -585,6 +616,79 @@ def test_a_mirrors_user_reads_and_asks_and_writes_nothing(running: tuple[Databas
     assert refusals(server, "mirror", forbidden) == forbidden
     assert refusals(server, "mirror", ["snapshot.request.users"]) == []
     assert [e.body["data"]["id"] for e in read_stream(url_of(server, "mirror"))] == [1, 2]
+
+
+def test_mirror_and_verify_run_as_the_files_users_and_what_they_find_is_shown(
+    postgres_of_compose: PostgresServer, nats_of_compose: NatsServer, make_bridge: MakeBridge, tmp_path: Path
+) -> None:
+    """Commands and environment of the compose file; only hosts, ports, folders and NATS's passwords are others."""
+    role = as_role(postgres_of_compose, tmp_path, "walbridge", "postgres_bridge_password")
+    bridge = make_bridge(role, url_of(nats_of_compose, "bridge"))
+    replica, port = tmp_path / "replica.db", str(free_port())
+    secrets = with_secrets(tmp_path) / "secrets"
+    (secrets / "nats_mirror_password").write_text("1e5mirror")
+    (tmp_path / "walbridge").write_text(f'#!/bin/sh\ncd {ROOT} && exec {sys.executable} -m actors.main "$@"\n')
+    (tmp_path / "walbridge").chmod(0o755)
+    here = {"/data/replica.db": str(replica), "9092": port, "0.0.0.0": "127.0.0.1", "/etc/walbridge": f"{COMPOSE}/verify",
+            "/run/secrets": str(secrets), "nats://nats:4222": nats_of_compose.url}  # fmt: skip
+
+    def run(name: str) -> subprocess.Popen[bytes]:
+        service = MAIN["services"][name]
+        words = [*service.get("entrypoint", [str(tmp_path / "walbridge")]), *service["command"]]
+        given = {**service["environment"], "PG_HOST": "127.0.0.1", "PG_PORT": str(postgres_of_compose.port)}
+        for there, to in here.items():
+            words = [word.replace(there, to) for word in words]
+            given = {variable: value.replace(there, to) for variable, value in given.items()}
+        with (tmp_path / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(words, env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **given}, stdout=log, stderr=log)
+
+    def log(name: str) -> str:
+        return (tmp_path / f"{name}.log").read_text()
+
+    def wait(holds: Callable[[], object]) -> None:
+        deadline = time.monotonic() + HANG_S
+        while not holds():
+            assert time.monotonic() < deadline, log("mirror") + log("verify")
+            time.sleep(0.05)
+
+    def metric(name: str) -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            return float(re.search(rf"^{name} (.*)$", answer.read().decode(), re.MULTILINE)[1])  # type: ignore[index]
+
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        with psycopg.connect(postgres_of_compose.dsn("app"), autocommit=True) as admin:
+            admin.execute("INSERT INTO users (name) VALUES ('Ada'), ('Grace')")
+            (tmp_path / "verify.log").touch()
+            processes.append(run("mirror"))
+            health = [str(tmp_path / "walbridge"), "health", "--port", port]
+            wait(
+                lambda: (
+                    subprocess.run(health, env={"PATH": os.environ["PATH"]}, capture_output=True, check=False).returncode == 0
+                )
+            )
+            admin.execute(
+                "INSERT INTO orders (user_id, total) VALUES (1, 9.5); UPDATE users SET email = 'ada@example.org' WHERE id = 1"
+            )
+            processes.append(run("verify"))
+            wait(lambda: "again in" in log("verify"))
+            assert len(re.findall(r"^(?:users|orders) .* equal$", log("verify"), re.MULTILINE)) == 2, log("verify")
+            wait(lambda: metric("mirror_verify_last_success_timestamp_seconds") > 0)
+            with closing(sqlite3.connect(replica)) as somebody, somebody:
+                somebody.execute("UPDATE users SET name = 'Eve' WHERE id = 2")
+            processes[-1].terminate()
+            processes[-1].wait()
+            processes.append(run("verify"))
+            wait(lambda: log("verify").count("again in") == 2)
+            assert "{'id': '2'}: differs in name" in log("verify")
+            assert "exit code 1" in log("verify")
+            wait(lambda: metric("mirror_verify_mismatched_keys") == 1)
+            assert metric("mirror_connected") == 1
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert "ermission" not in log("mirror") + bridge.log()
 
 
 def test_a_consumer_reads_from_an_account_of_its_own_and_can_reach_nothing_else(running: tuple[Database, NatsServer]) -> None:

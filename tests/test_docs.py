@@ -18,6 +18,9 @@ import pytest
 from actors.config import SETTINGS, resolve
 from actors.http_server import PATHS
 from actors.metrics import Metrics
+from actors.mirror.counts import Counts
+from actors.mirror.http_server import View
+from actors.mirror.metrics import MirrorMetrics
 from actors.telemetry import Telemetry
 from actors.tools.embedded_nats import NatsServer
 from actors.tools.topics import explain
@@ -111,10 +114,11 @@ def test_the_readme_has_every_http_path_and_no_other() -> None:
     assert set(rows) == served
 
 
-def test_the_metrics_table_has_every_metric_with_its_type_and_no_other() -> None:
+def test_the_metrics_tables_have_every_metric_with_its_type_and_no_other() -> None:
     config = resolve({}, {"DATABASE_URL": "postgresql://someone@localhost/app"})
-    types = re.findall(r"^# TYPE (bridge_\w+) (\w+)$", Metrics(Telemetry(), config).render().decode(), re.MULTILINE)
-    rows = re.findall(r"^\| `(bridge_\w+)` \| (\w+)", section(OPERATIONS, "Metrics"), re.MULTILINE)
+    shown = (Metrics(Telemetry(), config).render() + MirrorMetrics(View("CDC", "sqlite", Counts())).render()).decode()
+    types = re.findall(r"^# TYPE ((?:bridge|mirror)_\w+) (\w+)$", shown, re.MULTILINE)
+    rows = re.findall(r"^\| `((?:bridge|mirror)_\w+)` \| (\w+)", section(OPERATIONS, "Metrics"), re.MULTILINE)
     assert rows == types
 
 

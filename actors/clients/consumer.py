@@ -51,6 +51,7 @@ class OrderedConsumer:
         self._news = trio.Event()
         self._asked = 0  # messages that the server may still send us
         self._consumer_seq = 0
+        self._pending = b""
         self._fault = ""
         self._bytes_max = bytes_max
         self._heard = trio.current_time()
@@ -60,6 +61,11 @@ class OrderedConsumer:
     def is_empty(self) -> bool:
         """Nothing waits here; the stream may still have more."""
         return not self._waiting
+
+    @property
+    def is_at_end(self) -> bool:
+        """All messages that the stream had for us, when it sent the last one, were taken."""
+        return not self._waiting and self._pending == b"0"
 
     async def receive(self, within_s: float) -> list[Delivered]:
         """All messages that wait, in order; none if there are none within the time. Raises SinkUnavailable when it is lost."""
@@ -111,6 +117,7 @@ class OrderedConsumer:
             else:
                 self._consumer_seq += 1
                 self._asked -= 1
+                self._pending = parts[place + 3]
                 self._waiting.append(Delivered(message.subject.decode(), int(parts[place]), message.headers, message.payload))
         else:
             self._on_status(message)
@@ -152,14 +159,14 @@ async def open_consumer(js: JetStream, stream: str, filters: Sequence[str], star
         "num_replicas": 1,
         "inactive_threshold": int(INACTIVE_S * 1e9),
     }
-    await js.create_consumer(stream, config)
+    consumer._pending = b"%d" % (await js.create_consumer(stream, config)).get("num_pending", -1)
     try:
         yield consumer
     finally:
-        # it would end by itself in some minutes; nobody waits for the reply
+        # it would end by itself in some minutes
         with trio.move_on_after(1) as ending:
             ending.shield = True
             try:
-                await js.connection.send(encode_pub(f"$JS.API.CONSUMER.DELETE.{stream}.{name}".encode(), b"", b"", None))
+                await js.delete_consumer(stream, name)
             except SinkUnavailable:
                 pass

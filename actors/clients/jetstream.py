@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from actors.clients.nats import NatsConnection
+from actors.clients.nats import NatsConnection, SinkRefused
 from actors.errors import SinkUnavailable
 from actors.wire.nats import Msg, decode_headers
 
@@ -51,6 +51,7 @@ class JetStream:
 
     def __init__(self, connection: NatsConnection) -> None:
         self.connection = connection
+        self._may_delete_consumers = True
 
     async def account_info(self) -> dict[str, Any]:
         """Limits and use of the account; refused when JetStream is off."""
@@ -104,6 +105,15 @@ class JetStream:
         """Create a consumer by its `name`; returns what STREAM.CONSUMER.INFO would."""
         request = {"stream_name": stream, "config": config, "action": "create"}
         return await self._api(f"CONSUMER.CREATE.{stream}.{config['name']}", request, f"create a consumer of stream {stream}")
+
+    async def delete_consumer(self, stream: str, name: str) -> None:
+        """Delete a consumer, if the user may: it ends by itself when nobody reads from it any more."""
+        if not self._may_delete_consumers:
+            return
+        try:
+            await self._api(f"CONSUMER.DELETE.{stream}.{name}", {}, f"delete a consumer of stream {stream}")
+        except SinkRefused:  # whoever may delete its own may delete others': many a reader may not
+            self._may_delete_consumers = False
 
     async def purge(self, stream: str, subject: str) -> None:
         """Delete a stream's messages on one subject."""

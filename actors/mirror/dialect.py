@@ -29,6 +29,8 @@ class Statement(NamedTuple):
     """Each must change exactly one row: else the replica is not what the mirror made of it."""
     token: str = ""
     """Whose rows it changes; empty for the mirror's own tables."""
+    operation: str = ""
+    """What the source did, for those who count: `insert`, `update`, `delete`, `truncate`."""
 
 
 class Dialect(ABC):
@@ -247,6 +249,8 @@ def _own_tables(dialect: Dialect) -> list[str]:
         " snapshot_lsn bigint NOT NULL, needed_seq bigint NOT NULL, init_seq bigint NOT NULL)",
         f"CREATE TABLE IF NOT EXISTS {dialect.own('verify')} (id text PRIMARY KEY, state text NOT NULL, lsn bigint NOT NULL,"
         " alive bigint NOT NULL)",
+        f"CREATE TABLE IF NOT EXISTS {dialect.own('verified')} (token text PRIMARY KEY, checked_at bigint NOT NULL,"
+        " equal_at bigint NOT NULL DEFAULT 0, mismatched bigint NOT NULL)",
     ]
 
 

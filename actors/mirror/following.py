@@ -58,6 +58,7 @@ class Follower:
         while True:
             place, generation = replica.place, replica.generation
             if place is None:
+                replica.counts.is_behind = True
                 await replica.moved.wait_value(
                     lambda _, seen=generation: replica.place is not None or replica.generation != seen
                 )
@@ -102,7 +103,10 @@ class Follower:
                 await self._idle(track, local)
                 if replica.generation != generation and track.open_lsn is None:
                     raise Changed
+                if consumer.is_at_end and track.open_lsn is None:
+                    replica.counts.note_caught_up()
                 continue
+            replica.counts.is_behind = True
             await source.check_jumps(seen, messages, created)
             for message in messages:
                 events = await source.decode(message)
@@ -126,6 +130,8 @@ class Follower:
             if track.open_lsn is None and track.is_dirty:
                 await local.commit()
                 replica.counts.applied_at = time.time()
+                if consumer.is_at_end:
+                    replica.counts.note_caught_up()
 
     async def _idle(self, track: Track, local: LocalTransaction) -> None:
         """Nothing came for a while."""
@@ -135,6 +141,7 @@ class Follower:
             track.close()
             await local.commit()
         hold, now = self._holds.wanted, trio.current_time()
+        self._replica.counts.is_behind |= hold is not None  # for all that is known while it stands still
         if hold is not None and not hold.lsn:
             await self._holds.stay(hold, "held")
         elif hold is not None or self.joiners or now - self._scanned_at >= SCAN_EVERY_S:
@@ -178,4 +185,5 @@ class Follower:
         missed = hold.lsn and place is not None and place.cursor.position.lsn >= hold.lsn
         state = "missed" if missed else "reached" if hold.lsn else "held"
         log.debug("the mirror stays", state=state, lsn=format_lsn(hold.lsn))
+        self._replica.counts.is_behind = True
         await self._holds.stay(hold, state)

@@ -91,7 +91,7 @@ class PostgresStore:
                     await self._send(commands)
                     commands = []
         await self._send(commands)
-        if commit:  # not in the same pipeline: what the statements have met must be known before
+        if commit:  # by itself: a change that met no row is no error to PostgreSQL, which would have committed the rest of it
             await self._send([_Command("COMMIT", (), None)])
             self._in_transaction = False
 

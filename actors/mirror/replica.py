@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import trio
 from trio_util import AsyncValue
 
 from actors.log import get_logger
+from actors.mirror.counts import Counts
 from actors.mirror.dialect import Statement
 from actors.mirror.records import Column
 from actors.mirror.shapes import TableShape, encode_columns
@@ -22,22 +23,6 @@ log = get_logger("mirror")
 
 class Changed(Exception):
     """Which tables are live, or where they are, has changed: begin again from the durable place."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """What a mirror has done so far."""
-
-    applied: int = 0
-    transactions: int = 0
-    snapshots: int = 0
-    snapshot_rows: int = 0
-    resnapshots: int = 0
-    unknown_values: int = 0
-    commit_us: int = 0
-    """Commit time of the newest change that was applied."""
-    applied_at: float = 0.0
-    history: list[str] = field(default_factory=list)
 
 
 class Replica:
@@ -117,9 +102,9 @@ class Replica:
         self.tables[record.token] = record
 
     async def set_stale(self, token: str, reason: str, needed_seq: int, *, keyed: bool | None = None) -> None:
-        """A table must be copied again."""
+        """A change did not fit to a table's rows: it must be copied again."""
         await self.save(self.tables[token].as_stale(reason, needed_seq, keyed=keyed))
-        await self._leave({token: Stale(reason, needed_seq)})
+        await self._leave({token: Stale(reason, needed_seq, "rows")})
 
     async def forget(self, reason: str) -> None:
         """The stream does not hold what comes next: all live tables must be copied again."""
@@ -128,7 +113,7 @@ class Replica:
         await self.run([forget_place(self.dialect), *(record.saved(self.dialect) for record in records.values())])
         self.tables |= records
         self.place = None
-        await self._leave(dict.fromkeys(live, Stale(reason, -1)))
+        await self._leave(dict.fromkeys(live, Stale(reason, -1, "stream")))
 
     async def _run(self, statements: Sequence[Statement]) -> None:
         try:
@@ -147,7 +132,7 @@ class Replica:
     async def _leave(self, stale: Mapping[str, Stale]) -> None:
         for token, why in stale.items():
             self.shapes.pop(token, None)
-            self.counts.resnapshots += 1
+            self.counts.resnapshots[why.cause] += 1
             log.warning("a table must be copied again; until then it stays as it is", table=token, reason=why.reason)
         if stale:
             self.generation += 1
@@ -198,7 +183,7 @@ class LocalTransaction:
         await self._hold()
         assert replica.place is not None, "a generation has a place"
         statements = track.drain()
-        records = {token: replica.tables[token].as_stale(*why) for token, why in track.stale.items()}
+        records = {token: replica.tables[token].as_stale(why.reason, why.needed_seq) for token, why in track.stale.items()}
         for token in track.reshaped & track.tables.keys():
             records[token] = replace(replica.tables[token], columns=encode_columns(track.tables[token].shape.columns))
         track.reshaped = set()
@@ -220,10 +205,11 @@ class LocalTransaction:
 
     def _count(self) -> None:
         counts, track = self._replica.counts, self._track
-        counts.applied += track.applied
+        for key, rows in track.applied.items():
+            counts.rows[key] = counts.rows.get(key, 0) + rows
         counts.unknown_values += track.unknown_values
         counts.commit_us = track.commit_us or counts.commit_us
-        track.applied = track.unknown_values = 0
+        track.applied, track.unknown_values = {}, 0
 
     async def _hold(self) -> None:
         if not self._holds:

@@ -12,15 +12,17 @@ import trio
 from actors.clients.bridge_record import BridgeRecord
 from actors.clients.jetstream import JetStream
 from actors.clients.nats import open_nats
-from actors.config import NatsConfig
+from actors.config import HttpConfig, NatsConfig
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
 from actors.log import get_logger
 from actors.mirror.copying import Copier
+from actors.mirror.counts import Counts
 from actors.mirror.following import Follower
 from actors.mirror.holding import Holds
-from actors.mirror.replica import Counts, Replica
+from actors.mirror.http_server import View, serve_mirror
+from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
-from actors.mirror.state import LIVE, TableRecord
+from actors.mirror.state import LIVE, TableRecord, load_verified
 from actors.mirror.store import Store, open_store
 from actors.wire.table_token import split_token, table_token
 
@@ -29,6 +31,7 @@ log = get_logger("mirror")
 COPIES_AT_ONCE = 8
 STREAM_EVERY_S = 2.0
 REPORT_EVERY_S = 15.0
+WATCH_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class MirrorConfig:
     """The replica's URL."""
     tables: tuple[str, ...]
     """Tokens or names; empty for all that the bridge publishes."""
+    http: HttpConfig | None = None
+    """Where health and metrics are served, if anywhere."""
 
 
 def run(config: MirrorConfig) -> int:
@@ -53,11 +58,14 @@ def run(config: MirrorConfig) -> int:
 
 async def _run(config: MirrorConfig) -> int:
     counts = Counts()
+    view = View(config.stream, config.to.partition(":")[0], counts)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        if config.http is not None:
+            await nursery.start(serve_mirror, config.http, view)
         nursery.start_soon(_report, counts)
-        await _supervise(config, counts)
-    log.info("stopped", changes=counts.applied, snapshots=counts.snapshots, copied_again=counts.resnapshots)
+        await _supervise(config, view)
+    log.info("stopped", changes=counts.applied, snapshots=counts.snapshots, copied_again=sum(counts.resnapshots.values()))
     return 0
 
 
@@ -81,7 +89,7 @@ async def _report(counts: Counts) -> None:
         before, since = counts.applied, now
 
 
-async def _supervise(config: MirrorConfig, counts: Counts) -> None:
+async def _supervise(config: MirrorConfig, view: View) -> None:
     """Everything anew after a passing fault: the replica knows where to go on."""
     known: set[str] = set()
     while True:
@@ -90,8 +98,9 @@ async def _supervise(config: MirrorConfig, counts: Counts) -> None:
             store = await open_store(config.to)
             try:
                 async with open_nats(config.nats, known) as connection:
-                    await _session(config, store, JetStream(connection), counts)
+                    await _session(config, store, JetStream(connection), view)
             finally:
+                view.counts.connected, view.counts.is_behind = False, True
                 await store.close()
         except Transient as exc:
             error = exc
@@ -101,17 +110,19 @@ async def _supervise(config: MirrorConfig, counts: Counts) -> None:
                 raise found from group
             error = found
         assert error is not None, "a session ends by an error"
+        view.reason = str(error)
         pause_s = error.retry_s * random.uniform(0.5, 1.0)
         log.warning("going on in a moment", reason=str(error), next_try_s=round(pause_s, 1))
         await trio.sleep(pause_s)
 
 
-async def _session(config: MirrorConfig, store: Store, js: JetStream, counts: Counts) -> None:
+async def _session(config: MirrorConfig, store: Store, js: JetStream, view: View) -> None:
     source = SourceStream(js, config.stream)
     while not await source.look():
+        view.reason = f"waiting for a bridge to make stream {config.stream}"
         log.warning("waiting for a bridge to make the stream", stream=config.stream)
         await trio.sleep(STREAM_EVERY_S)
-    replica = Replica(store, config.stream, counts)
+    replica = Replica(store, config.stream, view.counts)
     await replica.load()
     if replica.place is not None and replica.place.stream != config.stream:
         raise ConfigError(
@@ -121,6 +132,7 @@ async def _session(config: MirrorConfig, store: Store, js: JetStream, counts: Co
     record = await _published(source)
     wanted = choose_tables(config.tables, record)
     await _take_up(replica, wanted)
+    view.begin(replica, wanted)
     holds = Holds(replica)
     follower = Follower(replica, source, holds, everything=set(wanted) >= set(record.tables))
     copier = Copier(replica, source, follower)
@@ -138,11 +150,34 @@ async def _session(config: MirrorConfig, store: Store, js: JetStream, counts: Co
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follower.run)
         nursery.start_soon(holds.watch)
+        if config.http is not None:
+            nursery.start_soon(_watch_stream, js, replica)
+            nursery.start_soon(_watch_verified, replica, wanted)
         for token in wanted:
             if replica.tables[token].state != LIVE:
                 nursery.start_soon(copy, token)
         async for token in receive:
             nursery.start_soon(copy, token)
+
+
+async def _watch_stream(js: JetStream, replica: Replica) -> None:
+    """For the metrics: how much the stream holds, also while the replica is stuck."""
+    counts = replica.counts
+    while True:
+        info = await js.stream_info(replica.stream)
+        if info is not None:
+            counts.first_seq, counts.last_seq = int(info["state"]["first_seq"]), int(info["state"]["last_seq"])
+        await trio.sleep(WATCH_EVERY_S)
+
+
+async def _watch_verified(replica: Replica, wanted: tuple[str, ...]) -> None:
+    """For the metrics: what `walbridge verify` has found."""
+    counts = replica.counts
+    while True:
+        verified = await load_verified(replica)
+        counts.mismatched_keys = sum(mismatched for token, (_, mismatched) in verified.items() if token in wanted)
+        counts.verified_at = min((float(verified[t][0]) if t in verified else 0.0 for t in wanted), default=0.0)
+        await trio.sleep(WATCH_EVERY_S)
 
 
 async def _published(source: SourceStream) -> BridgeRecord:

@@ -58,7 +58,7 @@ class SqliteStore:
         try:
             if not connection.in_transaction:
                 connection.execute("BEGIN IMMEDIATE")
-            for sql, params, counted, token in statements:
+            for sql, params, counted, token, _ in statements:
                 cursor = connection.execute(sql, params[0]) if len(params) == 1 else connection.executemany(sql, params)
                 if counted and cursor.rowcount != len(params):
                     if not token:

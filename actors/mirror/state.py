@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.lsn import Lsn
 from actors.messages import Position
@@ -12,6 +12,9 @@ from actors.mirror.records import Column
 from actors.mirror.shapes import TableShape, decode_columns, encode_columns
 from actors.mirror.store import Store
 from actors.mirror.track import Cursor
+
+if TYPE_CHECKING:
+    from actors.mirror.replica import Replica
 
 WAITING, LIVE, STALE, REFUSED = "waiting", "live", "stale", "refused"
 
@@ -126,3 +129,15 @@ async def load_tables(store: Store) -> dict[str, TableRecord]:
             int(snapshot_lsn), int(needed_seq), int(init_seq),
         )  # fmt: skip
     return found
+
+
+async def load_verified(replica: Replica) -> dict[str, tuple[int, int]]:
+    """What `walbridge verify` has left of each table: when it was equal last (unix seconds), and how many keys differ."""
+    rows = await replica.query(f"SELECT token, equal_at, mismatched FROM {replica.dialect.own('verified')}")
+    return {str(token): (int(str(equal_at)), int(str(mismatched))) for token, equal_at, mismatched in rows}
+
+
+def verified(dialect: Dialect, token: str, at_unix_s: int, mismatched: int) -> Statement:
+    """Leave what was found of a table; when it was equal last stays, unless it is now."""
+    values = {"token": token, "checked_at": at_unix_s, "mismatched": mismatched}
+    return dialect.save("verified", "token", values if mismatched else values | {"equal_at": at_unix_s})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from actors.messages import ROW_RANK, SCHEMA_RANK, START, Position
 from actors.mirror.dialect import Dialect, Params, RowStatements, Statement, UnknownColumn
@@ -33,11 +33,18 @@ class FollowedTable:
         return cls(shape, snapshot_lsn, RowStatements(dialect, shape))
 
 
+Cause = Literal["gap", "schema", "stream", "rows"]
+"""Why a table is copied again, for those who count: changes are lost for good, its columns are others, the stream does not hold
+what comes next, or a change did not fit to the rows of the replica."""
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+
+
 class Stale(NamedTuple):
     """Why a table cannot be followed any more, and the stream's sequence that a new snapshot must have reached."""
 
     reason: str
     needed_seq: int
+    cause: Cause
 
 
 class Track:
@@ -64,7 +71,8 @@ class Track:
         """Tables whose columns are others than they were; to be remembered together with the rows."""
         self.unknown_values = 0
         """Values that the source left out because they are too large for a message."""
-        self.applied = 0
+        self.applied: dict[tuple[str, str], int] = {}
+        """By table and operation: rows of the statements that were drained."""
         self.commit_us = 0
         self._void_lsn, self._stale_from = void_lsn, dict(stale_from or {})
         self._seq, self._position = cursor
@@ -113,6 +121,10 @@ class Track:
     def drain(self) -> list[Statement]:
         """What was gathered, to be run in order."""
         statements = [statement for runs in self._runs.values() for statement in runs]
+        for statement in statements:  # a run of equal statements at a time, not one by one
+            if statement.operation:
+                key = statement.token, statement.operation
+                self.applied[key] = self.applied.get(key, 0) + len(statement.params)
         self._runs = {}
         self.gathered = 0
         self._dirty = False
@@ -121,7 +133,7 @@ class Track:
     def _apply(self, event: Event) -> None:
         if isinstance(event, Gap):
             for token in event.tables:
-                self._set_stale(token, event.reason, event.lsn)
+                self._set_stale(token, event.reason, event.lsn, "gap")
             return
         table = self.tables.get(event.token)
         if table is None or event.lsn < table.snapshot_lsn:
@@ -138,7 +150,7 @@ class Track:
         try:
             self._gather(table, event)
         except UnknownColumn as exc:  # whoever published it did not tell: the rows here cannot be right
-            self._set_stale(token, f"a change has a column {exc}, which no schema has told", event.lsn)
+            self._set_stale(token, f"a change has a column {exc}, which no schema has told", event.lsn, "schema")
             return
         self.commit_us = event.commit_us
         self._touched[token] = event.lsn
@@ -147,17 +159,17 @@ class Track:
         token, statements = event.token, table.statements
         if isinstance(event, Insert):
             sql, params = statements.insert(self._known(event.row, event.omitted))
-            self._add(token, sql, params)
+            self._add(token, sql, params, "insert")
         elif isinstance(event, Update):
             row = self._known(event.row, event.omitted)
             if row:
                 sql, params = statements.update(row, identity_of(event, table.shape.pk, len(table.shape.columns)))
-                self._add(token, sql, params, counted=True)
+                self._add(token, sql, params, "update", counted=True)
         elif isinstance(event, Delete):
             sql, params = statements.delete(identity_of(event, table.shape.pk, len(table.shape.columns)))
-            self._add(token, sql, params, counted=True)
+            self._add(token, sql, params, "delete", counted=True)
         else:
-            self._add(token, *statements.truncate())
+            self._add(token, *statements.truncate(), "truncate")
 
     def _known(self, row: Row, omitted: Sequence[str]) -> Row:
         if omitted:
@@ -165,16 +177,15 @@ class Track:
             return row | dict.fromkeys(omitted)
         return row
 
-    def _add(self, token: str, sql: str, params: Params, *, counted: bool = False) -> None:
+    def _add(self, token: str, sql: str, params: Params, operation: str, *, counted: bool = False) -> None:
         self.gathered += 1
-        self.applied += 1
         runs = self._runs.get(token)
         if runs is None:
-            self._runs[token] = [Statement(sql, [params], counted, token)]
+            self._runs[token] = [Statement(sql, [params], counted, token, operation)]
         elif runs[-1].sql is sql:
             runs[-1].params.append(params)
         else:
-            runs.append(Statement(sql, [params], counted, token))
+            runs.append(Statement(sql, [params], counted, token, operation))
 
     def _reshape(self, table: FollowedTable, change: SchemaChange) -> None:
         shape = table.shape
@@ -186,13 +197,13 @@ class Track:
             words = ", ".join(
                 f"{name} {told.get(name, '(dropped)')}" for name in sorted(held | told) if held.get(name) != told.get(name)
             )
-            self._set_stale(change.token, f"its columns changed: {words}", change.lsn)
+            self._set_stale(change.token, f"its columns changed: {words}", change.lsn, "schema")
             return
         kept = [i for i, column in enumerate(shape.columns) if column.name in told]
         columns = tuple(shape.columns[i] for i in kept)
         types = tuple(shape.local_types[i] for i in kept)
         for name in held.keys() - told.keys():
-            self._add(change.token, self._dialect.drop_column(shape.local, name), ())
+            self._add(change.token, self._dialect.drop_column(shape.local, name), (), "")
         table.shape = replace(shape, columns=columns, local_types=types)
         table.statements = RowStatements(self._dialect, table.shape)
         self.reshaped.add(change.token)
@@ -201,13 +212,13 @@ class Track:
         """What comes behind it has positions of its own, perhaps lower ones."""
         self._position = START
         for token in gap.tables or tuple(self.tables):
-            self._set_stale(token, f"changes are lost for good: {gap.reason}", -1)
+            self._set_stale(token, f"changes are lost for good: {gap.reason}", -1, "gap")
         self.close()
 
-    def _set_stale(self, token: str, reason: str, lsn: int) -> None:
+    def _set_stale(self, token: str, reason: str, lsn: int, cause: Cause) -> None:
         if token not in self.tables:
             return
-        stale = Stale(reason, self._seq)
+        stale = Stale(reason, self._seq, cause)
         if lsn >= 0 and self._touched.get(token) == lsn:
             # half of this transaction is among what was gathered: the table must stay as it was before
             raise CutOff(token, lsn, stale)

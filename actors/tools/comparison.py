@@ -53,9 +53,9 @@ class Side:
 Rows = dict[tuple[str | None, ...], list[list[str | None]]]
 
 
-def differing_buckets(a: Side, b: Side) -> frozenset[int]:
-    """Where the sides differ; not more than are looked at."""
-    return frozenset([i for i in range(BUCKETS) if a.sums[i] != b.sums[i]][:LOOKED_AT_MAX])
+def differing_buckets(a: Side, b: Side) -> list[int]:
+    """Where the sides differ: in each at least one key."""
+    return [i for i in range(BUCKETS) if a.sums[i] != b.sums[i]]
 
 
 @dataclass(slots=True)
@@ -69,6 +69,8 @@ class TableReport:
     replica_hash: str = ""
     problem: str = ""
     """Why it could not be compared."""
+    mismatched_keys: int = 0
+    """Keys whose rows differ, at least; 1 for a table whose columns do."""
     keys: list[dict[str, object]] = field(default_factory=list)
     """Some of the rows that differ: `key`, `difference`."""
 
@@ -78,12 +80,18 @@ class TableReport:
         return not self.problem and same
 
 
-def differences(source: Rows, replica: Rows, columns: Sequence[str], key: Sequence[int], limit: int) -> list[dict[str, object]]:
-    """The keys whose rows differ, and how."""
+def differences(
+    source: Rows, replica: Rows, columns: Sequence[str], key: Sequence[int], limit: int
+) -> tuple[list[dict[str, object]], int]:
+    """The first keys whose rows differ, and how; and how many there are."""
     found: list[dict[str, object]] = []
+    count = 0
     for one in sorted(source.keys() | replica.keys(), key=repr):
         mine, theirs = sorted(source.get(one, []), key=repr), sorted(replica.get(one, []), key=repr)
         if mine == theirs:
+            continue
+        count += 1
+        if count > limit:
             continue
         if len(mine) > len(theirs):
             words = "missing in the replica"
@@ -93,6 +101,4 @@ def differences(source: Rows, replica: Rows, columns: Sequence[str], key: Sequen
             names = [columns[i] for a, b in zip(mine, theirs, strict=True) for i in range(len(columns)) if a[i] != b[i]]
             words = "differs in " + ", ".join(dict.fromkeys(names))
         found.append({"key": {columns[i]: value for i, value in zip(key, one, strict=True)}, "difference": words})
-        if len(found) >= limit:
-            break
-    return found
+    return found, count

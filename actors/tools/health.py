@@ -25,7 +25,7 @@ def check_health(host: str, port: str, named: str = "--port") -> int:
         reply = connection.getresponse()
         body = json.loads(reply.read())
     except (OSError, HTTPException, ValueError) as exc:
-        print(f"not ready: no bridge answers at {host}:{port} ({exc})", file=sys.stderr)
+        print(f"not ready: nothing answers at {host}:{port} ({exc})", file=sys.stderr)
         return 1
     finally:
         connection.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -11,16 +12,17 @@ from actors.log import set_up_logging
 from actors.mirror.run import MirrorConfig, run
 
 
-def run_mirror(to: str, tables: str, stream: str | None, env_file: Path | None) -> int:
+def run_mirror(to: str, tables: str, flags: Mapping[str, object], env_file: Path | None) -> int:
     """Mirror until stopped; returns the exit code. Raises Fatal."""
-    client = resolve_client({"stream": stream}, os.environ, env_file)
+    client = resolve_client(flags, os.environ, env_file)
     set_up_logging(client.log.level, client.log.format, client.secrets + secrets_of(to))
     return run(mirror_config(client, to, tables))
 
 
 def mirror_config(client: ClientConfig, to: str, tables: str) -> MirrorConfig:
     """From the words of a command line."""
-    return MirrorConfig(client.nats, client.stream, to, tuple(name.strip() for name in tables.split(",") if name.strip()))
+    names = tuple(name.strip() for name in tables.split(",") if name.strip())
+    return MirrorConfig(client.nats, client.stream, to, names, client.http)
 
 
 def secrets_of(url: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -34,9 +35,9 @@ from actors.mirror.canonical import Canonical, canonical_for
 from actors.mirror.dialect import Statement, quoted
 from actors.mirror.postgres_store import read_results
 from actors.mirror.run import choose_tables
-from actors.mirror.state import LIVE, STALE, WAITING, TableRecord, load_tables
+from actors.mirror.state import LIVE, STALE, WAITING, TableRecord, load_tables, verified
 from actors.mirror.store import ReplicaUnavailable, Store, open_store
-from actors.tools.comparison import Rows, Side, TableReport, differences, differing_buckets
+from actors.tools.comparison import LOOKED_AT_MAX, Rows, Side, TableReport, differences, differing_buckets
 from actors.tools.mirror import secrets_of
 from actors.wire.table_schema import matching_catalog
 from actors.wire.table_token import table_token
@@ -163,6 +164,7 @@ async def _compare_held(
             reports = [await _compare(token, source, reader, records.get(token), request.keys_max) for token in chosen]
         finally:
             await reader.close()
+        await hold.leave_reports(reports)
     return lsn, reports
 
 
@@ -246,6 +248,14 @@ class _HoldRow:
             "WB514", f"the mirror has not come to the LSN within {within_s:g} s",
             means="it, or the bridge, is behind or not running", fix="walbridge health; or a longer --timeout",
         )  # fmt: skip
+
+    async def leave_reports(self, reports: Sequence[TableReport]) -> None:
+        """For the mirror's metrics. A table that could not be compared stays as it was found before."""
+        now = int(time.time())
+        for report in reports:
+            if report.is_equal or report.mismatched_keys:
+                statement = verified(self._store.dialect, report.table, now, report.mismatched_keys)
+                await self._run(statement.sql, statement.params[0])
 
     async def tables(self) -> dict[str, TableRecord]:
         async with self._lock:
@@ -340,6 +350,7 @@ async def _compare(token: str, source: _Source, replica: Store, record: TableRec
     held = [column.name for column in record.told_columns]
     if sorted(columns) != sorted(held):
         report.problem = f"columns differ: {', '.join(columns)} in the source, {', '.join(held)} in the replica"
+        report.mismatched_keys = 1
         return report
     key = [i for i, name in enumerate(columns) if name in pk] or list(range(len(columns)))
     sides = Side(canonical, key), Side(canonical, key)
@@ -352,11 +363,13 @@ async def _compare(token: str, source: _Source, replica: Store, record: TableRec
     report.source_rows, report.replica_rows = sides[0].rows, sides[1].rows
     report.source_hash, report.replica_hash = sides[0].hash(), sides[1].hash()
     if not report.is_equal:
-        buckets = differing_buckets(*sides)
+        differing = differing_buckets(*sides)
+        buckets = frozenset(differing[:LOOKED_AT_MAX])
         picked: tuple[Rows, Rows] = ({}, {})
         async for block in source.blocks(table, columns):
             sides[0].pick(block, buckets, picked[0])
         async for block in replica.rows(select):
             sides[1].pick(block, buckets, picked[1])
-        report.keys = differences(*picked, columns, key, keys_max)
+        report.keys, found = differences(*picked, columns, key, keys_max)
+        report.mismatched_keys = max(1, found + len(differing) - len(buckets))
     return report

@@ -1,0 +1,87 @@
+"""An application on hypercorn and trio: the settings, and what the libraries leave to us."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+
+import hypercorn
+import hypercorn.trio
+import trio
+from hypercorn.config import Sockets
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+from quart_trio import QuartTrio
+
+from actors.config import HttpConfig
+from actors.errors import ConfigError
+
+UNREAD_S = 5.0
+"""A client that takes nothing of its answer for so long is dropped."""
+
+
+async def serve_app(
+    app: QuartTrio,
+    http: HttpConfig,
+    *,
+    beside: Callable[[], Awaitable[None]] = trio.sleep_forever,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled, with a task `beside` it. Reports started once the port is bound.
+
+    Raises ConfigError when the port is taken.
+    """
+    settings = _Settings()
+    host = f"[{http.bind}]" if ":" in http.bind else http.bind
+    settings.bind = [f"{host}:{http.port}"]
+    settings.accesslog = None
+    settings.errorlog = logging.getLogger("hypercorn")  # its level is WARNING: how it starts is said elsewhere
+    settings.graceful_timeout = 1.0
+    settings.keep_alive_timeout = 15.0
+    settings.h11_max_incomplete_size = 16 * 1024
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(beside)
+            await hypercorn.trio.serve(_finishing(app), settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
+    except* OSError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                "WB005", f"--port {http.port} is taken",
+                means="Prometheus uses 9090 by default" if http.port == 9090 else "",
+                fix=f"give another one, e.g. --port {http.port + 1 if http.port < 65535 else 9091}",
+            ) from None  # fmt: skip
+        raise ConfigError(
+            "WB005", f"cannot listen on {settings.bind[0]}", said=str(error), fix="give --bind and --port"
+        ) from None
+
+
+class _Settings(hypercorn.Config):
+    """Hypercorn's settings, and an end for clients that ask and do not read: no stop could cut such a send short."""
+
+    def create_sockets(self) -> Sockets:
+        sockets = super().create_sockets()
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted connections inherit it
+            for listener in sockets.insecure_sockets:
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1000))
+        return sockets
+
+
+def _finishing(app: QuartTrio) -> ASGIFramework:
+    """The application, with sends that are not cut off.
+
+    quart-trio cancels a request as soon as hypercorn tells it that the answer is complete, which hypercorn does from
+    within the last send: before it has closed the connection or started its idle timer. Both would stay undone.
+    """
+
+    async def finishing(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        async def send_whole(event: ASGISendEvent) -> None:
+            with trio.CancelScope(shield=True):
+                await send(event)
+
+        await app(scope, receive, send_whole)
+
+    return finishing
