@@ -155,7 +155,7 @@ def test_what_is_applied_is_counted_by_table_and_operation(
     assert found["mirror_snapshots_total", ()] == 2
     assert found["mirror_snapshot_rows_total", ()] == 1
     assert {labels: value for (name, labels), value in found.items() if name == "mirror_tables"} == {
-        ("waiting",): 0, ("live",): 2, ("stale",): 0,
+        ("waiting",): 0, ("live",): 2, ("stale",): 0, ("refused",): 0,
     }  # fmt: skip
     last = with_nats(nats.url, lambda client: client.jetstream().stream_info("CDC")).state.last_seq
     mirror.wait_value(lambda seq: seq == last, "mirror_position_sequence")
