@@ -106,10 +106,11 @@ class OrderedConsumer:
             # <domain>.<account> before the stream and something behind
             parts = message.reply.split(b".")
             place = 5 if len(parts) == 9 else 7
-            if int(parts[place + 1]) != self._consumer_seq + 1:
-                self._fault = f"message {self._consumer_seq + 1} did not come, {int(parts[place + 1])} did"
+            consumer_seq = int(parts[place + 1])
+            if consumer_seq != self._consumer_seq + 1:
+                self._fault = f"message {self._consumer_seq + 1} did not come, {consumer_seq} did"
             else:
-                self._consumer_seq += 1
+                self._consumer_seq = consumer_seq
                 self._asked -= 1
                 self._waiting.append(Delivered(message.subject.decode(), int(parts[place]), message.headers, message.payload))
         else:
