@@ -78,6 +78,8 @@ class OrderedConsumer:
         if not self._waiting and self._asked and trio.current_time() - self._heard > SILENCE_S:
             raise self._lost(f"no sign of life for {SILENCE_S:g} s")
         taken, self._waiting = self._waiting, []
+        if taken:
+            self._heard = trio.current_time()
         await self._pull()
         return taken
 
@@ -100,7 +102,6 @@ class OrderedConsumer:
 
     def _on_message(self, message: Msg) -> None:
         """In the connection's reading task."""
-        self._heard = trio.current_time()
         if message.reply.startswith(b"$JS.ACK."):
             # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>; newer servers may put
             # <domain>.<account> before the stream and something behind
@@ -114,6 +115,7 @@ class OrderedConsumer:
                 self._asked -= 1
                 self._waiting.append(Delivered(message.subject.decode(), int(parts[place]), message.headers, message.payload))
         else:
+            self._heard = trio.current_time()
             self._on_status(message)
         self._news.set()
 
