@@ -171,6 +171,13 @@ def test_a_gap_leaves_the_table_as_it_was_and_lets_lower_positions_pass(history:
     assert track.gathered == gathered + 1, "positions begin anew behind a gap"
 
 
+@given(st.recursive(st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.binary()
+                    | st.text(st.characters(codec="utf-8") | st.sampled_from(["\udc80", "\udcff"])),
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))  # fmt: skip
+def test_bodies_are_decoded_as_they_were_encoded_also_with_text_that_is_not_utf_8(value: Any) -> None:
+    assert decode_body(pack({"data": value}, unicode_errors="surrogateescape")) == {"data": value}
+
+
 TEXTS = st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 
 

@@ -20,11 +20,8 @@ from typing import Any
 
 import psycopg
 import pytest
-import trio
 import zstandard
 
-from actors.mirror.dialect import Statement
-from actors.mirror.store import ReplicaRefused, TableFault, open_store
 from actors.tools.embedded_nats import NatsServer
 from tests.conftest import DEBIAN_15, MakeBridge
 from tests.mirrors import MirrorProcess
@@ -272,7 +269,7 @@ class RandomLoad:
             self._reshape(connection, dice, table)
         elif kind < 0.03:
             with connection.cursor().copy("COPY bag (a, b, d) FROM STDIN") as copy:
-                for _ in range(dice.choice((1, 50, 3000))):
+                for _ in range(dice.choice((1, 50, 300))):
                     copy.write_row((dice.randrange(20), "copied", dice.random()))
         else:
             statement = dice.choice(STATEMENTS[table])
@@ -542,26 +539,3 @@ def test_nobody_reads_half_of_a_transaction_in_a_replica(
             assert time.monotonic() < deadline, mirror.log()[-4000:]
             time.sleep(0.05)
         mirror.assert_equal(database.dsn)
-
-
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_change_that_does_not_fit_leaves_nothing_of_its_transaction(kind: str, database: Database, tmp_path: Path) -> None:
-    async def check() -> None:
-        store = await open_store(database.dsn if kind == "postgresql" else f"sqlite:///{tmp_path}/replica.db")
-        table = store.dialect.table(("public", "t"))
-        try:
-            await store.run([Statement(f"CREATE TABLE {table} (id int PRIMARY KEY)", [()])], commit=True)
-            mark = store.dialect.parameter(1)
-            added = Statement(f"INSERT INTO {table} VALUES ({mark})", [(1,), (2,)])
-            for token, error in (("t", TableFault), ("", ReplicaRefused)):  # a row of a table; the mirror's own place
-                nowhere = Statement(f"UPDATE {table} SET id = 3 WHERE id = {mark}", [(7,)], True, token)
-                with pytest.raises(error):
-                    await store.run([added, nowhere], commit=True)
-                await store.rollback()
-                assert await store.query(f"SELECT * FROM {table}") == []
-            await store.run([added], commit=True)
-            assert len(await store.query(f"SELECT * FROM {table}")) == 2
-        finally:
-            await store.close()
-
-    trio.run(check)

@@ -50,5 +50,37 @@ def test_a_statement_that_meets_no_row_undoes_the_transaction(url: str, token: s
     trio.run(main)
 
 
+VALUES = ["", "\\N", "\\.", "\\", "a\tb", "\n", "\r\n", "\\n", "ä ☃", None, " ", "end"]
+
+
+@pytest.mark.parametrize("count", [1, 19, 20, 5000])
+def test_rows_come_back_as_they_were_however_many(url: str, count: int) -> None:
+    """Many of them go to PostgreSQL by COPY, which has characters of its own."""
+    rows = [(number, VALUES[number % len(VALUES)], VALUES[number // len(VALUES) % len(VALUES)]) for number in range(count)]
+
+    async def main() -> None:
+        store = await open_store(url)
+        try:
+            table = store.dialect.table(store.dialect.local_name("public", 'a " VALUES (b'))
+            marks = ", ".join(store.dialect.parameter(i) for i in (1, 2, 3))
+            await store.run(
+                [Statement(f'CREATE TABLE {table} (id int PRIMARY KEY, "v ""VALUES (" text, w text)', [()])], commit=True
+            )
+            added = Statement(f'INSERT INTO {table} ("id", "v ""VALUES (", "w") VALUES ({marks})', [*rows], token="t")
+            more = Statement(f"UPDATE {table} SET w = 'x' WHERE id = {store.dialect.parameter(1)}", [(0,)], True, "t")
+            await store.run([added, more], commit=True)
+            found = await store.query(f"SELECT * FROM {table} ORDER BY id")
+            assert [(int(id_), v, w) for id_, v, w in found] == [(0, "", "x"), *rows[1:]]
+            with pytest.raises(TableFault) as fault:
+                await store.run([Statement(f"DELETE FROM {table} WHERE id = 1", [()]), added], commit=True)
+            assert fault.value.is_duplicate
+            await store.rollback()
+            assert await store.query(f"SELECT * FROM {table} ORDER BY id") == found
+        finally:
+            await store.close()
+
+    trio.run(main)
+
+
 def insert(store: Store, number: int) -> Statement:
     return Statement(f"INSERT INTO t VALUES ({store.dialect.parameter(1)})", [(number,)], token="t")

@@ -84,6 +84,8 @@ class OrderedConsumer:
         if not self._waiting and self._asked and trio.current_time() - self._heard > SILENCE_S:
             raise self._lost(f"no sign of life for {SILENCE_S:g} s")
         taken, self._waiting = self._waiting, []
+        if taken:
+            self._heard = trio.current_time()
         await self._pull()
         return taken
 
@@ -106,20 +108,21 @@ class OrderedConsumer:
 
     def _on_message(self, message: Msg) -> None:
         """In the connection's reading task."""
-        self._heard = trio.current_time()
         if message.reply.startswith(b"$JS.ACK."):
             # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>; newer servers may put
             # <domain>.<account> before the stream and something behind
             parts = message.reply.split(b".")
             place = 5 if len(parts) == 9 else 7
-            if int(parts[place + 1]) != self._consumer_seq + 1:
-                self._fault = f"message {self._consumer_seq + 1} did not come, {int(parts[place + 1])} did"
+            consumer_seq = int(parts[place + 1])
+            if consumer_seq != self._consumer_seq + 1:
+                self._fault = f"message {self._consumer_seq + 1} did not come, {consumer_seq} did"
             else:
-                self._consumer_seq += 1
+                self._consumer_seq = consumer_seq
                 self._asked -= 1
                 self._pending = parts[place + 3]
                 self._waiting.append(Delivered(message.subject.decode(), int(parts[place]), message.headers, message.payload))
         else:
+            self._heard = trio.current_time()
             self._on_status(message)
         self._news.set()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
+import msgspec
 import orjson
 import zstandard
 
@@ -75,10 +76,18 @@ class Decompressors:
             raise MalformedMessage(f"not a zstd frame: {exc}") from exc
 
 
+_msgpack: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
+
+
 def decode_body(body: bytes) -> Any:
     """MessagePack or JSON: the first byte tells. Raises MalformedMessage."""
     try:
-        return orjson.loads(body) if body[:1] in (b"{", b"[") else msgpack.unpackb(body, unicode_errors="surrogateescape")
+        if body[:1] in (b"{", b"["):
+            return orjson.loads(body)
+        try:
+            return _msgpack(body)  # in half the time, but for text in another encoding than UTF-8
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return msgpack.unpackb(body, unicode_errors="surrogateescape")
     except ValueError as exc:
         raise MalformedMessage(f"neither MessagePack nor JSON: {body[:64]!r} ({exc})") from exc
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
+from actors.lsn import Lsn
 from actors.messages import ROW_RANK, SCHEMA_RANK, START, Position
 from actors.mirror.dialect import Dialect, Params, RowStatements, Statement, UnknownColumn
 from actors.mirror.records import Change, Delete, Event, Gap, Insert, Row, SchemaChange, Truncate, Update
@@ -75,7 +76,8 @@ class Track:
         """By table and operation: rows of the statements that were drained."""
         self.commit_us = 0
         self._void_lsn, self._stale_from = void_lsn, dict(stale_from or {})
-        self._seq, self._position = cursor
+        self._seq = cursor.stream_seq
+        self._position: tuple[int, int, int] = cursor.position  # plain: no Position for each event
         self._runs: dict[str, list[Statement]] = {}
         self._touched: dict[str, int] = {}
 
@@ -101,7 +103,7 @@ class Track:
                 continue
             position = (event.lsn, event.seq, SCHEMA_RANK if kind is SchemaChange else ROW_RANK)
             if position > self._position and event.lsn != self._void_lsn:  # else it has been applied, or never will be whole
-                self._position = Position(*position)  # type: ignore[arg-type]
+                self._position = position
                 self._apply(event)
             self.open_lsn = event.lsn
             if event.last:
@@ -110,7 +112,8 @@ class Track:
     def close(self) -> None:
         """The open transaction is over: everything taken is whole."""
         self.open_lsn = None
-        self.closed = Cursor(self._seq, self._position)
+        lsn, seq, rank = self._position
+        self.closed = Cursor(self._seq, Position(Lsn(lsn), seq, rank))
 
     def advance(self, stream_seq: int) -> None:
         """Nothing of ours is in the stream up to here."""
