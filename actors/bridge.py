@@ -74,6 +74,10 @@ async def _run(config: Config, beside: Beside | None) -> int:
             )  # fmt: skip
             await outer.start(serve)
             outer.start_soon(_log_metrics, telemetry)
+            if config.heartbeat_url:
+                from actors.heartbeat import beat  # noqa: PLC0415  (an HTTP client, for those who want it)
+
+                outer.start_soon(beat, config.heartbeat_url, telemetry)
             if beside is not None:
                 outer.start_soon(beside, config)
             outer.start_soon(watch_slot, supervisor.postgres, config.source.slot, telemetry)

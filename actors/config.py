@@ -107,6 +107,8 @@ class Config:
     http: HttpConfig
     log: LogConfig
     accept_gap: bool
+    heartbeat_url: str = field(default="", repr=False)
+    """Asked for after progress; empty for nobody. Whoever knows it can speak for us: a secret."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Values that the log masks, should they ever appear."""
     origins: tuple[tuple[str, str, str], ...] = ()
@@ -133,6 +135,7 @@ SETTINGS = {
         Setting("port", "--port", "BRIDGE_PORT", "9090"),
         Setting("bind", "--bind", "", "127.0.0.1"),
         Setting("http_token", "", "BRIDGE_HTTP_TOKEN", secret=True),
+        Setting("heartbeat_url", "", "BRIDGE_HEARTBEAT_URL", secret=True),
         Setting("stream", "--stream", "", "CDC"),
         Setting("publish", "--publish", "", "auto"),
         Setting("pack", "--pack", "", "1"),
@@ -323,10 +326,15 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
     http = HttpConfig(*_address(find), find.text("http_token")[0])
     log = LogConfig(_level(*find.text("log_level")), find.choice("log_format", ("logfmt", "json")))
     accept_gap = find.switch("accept_gap")
+    heartbeat_url, where = find.text("heartbeat_url")
+    if heartbeat_url and not re.fullmatch(r"https?://[\x21-\x7e]+", heartbeat_url):
+        raise ConfigError("WB002", f"{where}: is not an address of http or https; give e.g. https://hc-ping.com/UUID")
     postgres, nats = _postgres(find), _nats(find, environ)
     # a shorter one would mask half of the log, and is none
     secrets = tuple(sorted(secret for secret in find.secrets if len(secret) >= 4))
-    return Config(postgres, nats, source, publish, snapshots, http, log, accept_gap, secrets, tuple(find.origins))
+    return Config(
+        postgres, nats, source, publish, snapshots, http, log, accept_gap, heartbeat_url, secrets, tuple(find.origins)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,7 @@ def cleanup(
     force: Annotated[
         bool, Parameter(group=OTHER, negative="", help="also streams that have consumers, or were written from elsewhere")
     ] = False,
+    json: Annotated[bool, Parameter(group=OTHER, negative="", help="the outcome as JSON; never asks")] = False,
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
     """Remove what a bridge leaves behind: slot, streams, entries in buckets. Shows first what that frees, then asks."""
@@ -176,7 +177,7 @@ def cleanup(
 
     flags = {"slot": slot, "pub": pub, "stream": stream, "nats_context": nats_context}
     config = resolve(flags, os.environ, env_file)
-    return run_cleanup(config, slot_only=slot_only, yes=yes, force=force)
+    return run_cleanup(config, slot_only=slot_only, yes=yes, force=force, as_json=json)
 
 
 @app.command

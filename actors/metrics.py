@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict
 from actors import __version__
 from actors.config import Config
 from actors.telemetry import Histogram, Telemetry
+from actors.wire.table_token import split_token
 
 STATES = ("starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "halted")
 OPERATIONS = ("insert", "update", "delete", "truncate")
@@ -30,6 +31,8 @@ FAULTS = (
     "WB212", "WB220", "WB221", "WB222", "WB223",
 )  # fmt: skip
 """Codes of what passes by itself: present from the start, so that an increase from 0 is seen."""
+REJECTIONS = (503, 10008, 10023, 10047, 10054, 10070, 10071, 10077, 10158, 10164, 10167)
+"""JetStream's codes for a publish that have series of their own, from the start; `nats errors lookup CODE` explains one."""
 TABLES_MAX = 200
 """Tables with series of their own; the rest are counted together as `_other`."""
 
@@ -61,6 +64,7 @@ class Metrics:
 
     def __init__(self, telemetry: Telemetry, config: Config) -> None:
         self._telemetry, self._config = telemetry, config
+        self._shown: dict[tuple[str, str], None] = {}
         self._database = str(conninfo_to_dict(config.postgres.conninfo).get("dbname") or "")
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry(auto_describe=False)
@@ -169,6 +173,13 @@ class Metrics:
         for code, count in sorted({**dict.fromkeys(FAULTS, 0), **t.errors_by_code}.items()):
             errors.add_metric([code], count)
         yield errors
+        rejected = CounterMetricFamily("bridge_publish_rejected", "Messages that JetStream refused.", labels=["code"])
+        by_code = {**dict.fromkeys(map(str, REJECTIONS), 0), "other": 0}
+        for number, count in t.publish_rejected.items():
+            by_code[str(number) if number in REJECTIONS else "other"] += count
+        for name, count in by_code.items():
+            rejected.add_metric([name], count)
+        yield rejected
 
     def _snapshots(self, t: Telemetry) -> Iterator[Metric]:
         ended = CounterMetricFamily("bridge_snapshots", "Snapshots that ended, by result.", labels=["result"])
@@ -190,16 +201,18 @@ class Metrics:
 
     def _events(self, t: Telemetry) -> Iterator[Metric]:
         by_operation = dict.fromkeys(OPERATIONS, 0)
-        by_table: dict[tuple[str, str], None] = {}
-        for (schema, table, operation), count in t.table_events.items():
+        for (_, _, operation), count in t.table_events.items():
             by_operation[operation] = by_operation.get(operation, 0) + count
-            by_table[schema, table] = None
         events = CounterMetricFamily("bridge_events", "Events stored, by operation.", labels=["operation"])
         for operation, count in by_operation.items():
             events.add_metric([operation], count)
         yield events
-        shown = set(list(by_table)[:TABLES_MAX])  # those that came first: a counter may not change its name and fall
-        series: dict[tuple[str, str, str], int] = {}
+        for schema, table in (*((s, n) for s, n, _ in t.table_events), *map(split_token, t.tables)):
+            if len(self._shown) < TABLES_MAX:  # those that came first: a counter may not change its name and fall
+                self._shown[schema, table] = None
+        shown = self._shown
+        # published tables from the start: an increase from nothing is not seen
+        series = {(*names, operation): 0 for names in shown for operation in OPERATIONS}
         for (schema, table, operation), count in t.table_events.items():
             key = (schema, table, operation) if (schema, table) in shown else ("", "_other", operation)
             series[key] = series.get(key, 0) + count

@@ -107,7 +107,7 @@ async def run_pipeline(
     Raises Transient errors for the supervisor, Fatal ones for the person, DrainTimeout when the drain takes 30 s.
     """
     start, store = opening.start, opening.store
-    acks = Acknowledgements(start.last_seq)
+    acks = Acknowledgements(start.last_seq, telemetry.publish_rejected)
     acks.reply_prefix = await nats.inbox(acks.on_reply)
     suspended = dict(store.record.suspended)
     publish = config.publish

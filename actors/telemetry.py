@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -161,6 +161,8 @@ class Telemetry:
     published_bytes: int = 0
     sent_seq: int = 0
     """The stream's sequence of the last message sent."""
+    publish_rejected: Counter[int] = field(default_factory=Counter)
+    """By JetStream's code: messages that it did not store."""
     sent_bytes: int = 0
     """Of batches handed to NATS since this run of the pipeline began."""
     # acker: what JetStream has acknowledged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -80,6 +81,25 @@ def test_nothing_goes_unasked(used: Bridge, database: Database, nats: NatsServer
     assert refused.stderr == "walbridge: nobody is here to be asked; give --yes to remove what is listed\n"
     assert streams(nats.url) == before
     assert database.execute(SLOTS) == [("cdc_slot",)]
+
+
+def test_as_json_it_says_what_there_was_and_what_is_gone(used: Bridge, nats: NatsServer) -> None:
+    before = streams(nats.url)
+    asked = cleanup(used, "--json")
+    assert asked.returncode == 2
+    assert "give --yes" in asked.stderr
+    plan = json.loads(asked.stdout)
+    assert {(r["kind"], r["name"], r["removed"]) for r in plan["removals"]} == {
+        ("slot", "cdc_slot", False), ("stream", "CDC", False), ("stream", "INIT", False), ("stream", "REQUESTS", False),
+        ("bucket", "schemas", False), ("bucket", "bridges", False),
+    }  # fmt: skip
+    assert (plan["slot"], plan["stream"], plan["publication"], plan["objections"]) == ("cdc_slot", "CDC", "cdc_pub", [])
+    assert streams(nats.url) == before
+    done = cleanup(used, "--json", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert [r["removed"] for r in json.loads(done.stdout)["removals"]] == [True] * 6
+    assert streams(nats.url) == {}
+    assert json.loads(cleanup(used, "--json").stdout)["removals"] == []
 
 
 @pytest.mark.parametrize(("answer", "code"), [("cdc_slot", 0), ("yes", 1), ("", 1)])

@@ -22,7 +22,7 @@ from actors.config import resolve
 from actors.errors import ConfigError, SinkUnavailable
 from actors.http_server import serve_http
 from actors.lsn import Lsn
-from actors.metrics import FAULTS, TABLES_MAX, Metrics, lag_seconds
+from actors.metrics import FAULTS, OPERATIONS, REJECTIONS, TABLES_MAX, Metrics, lag_seconds
 from actors.telemetry import Problem, Telemetry
 from tests.servers import HANG_S, free_port
 from tests.test_http import SEED_METRICS
@@ -287,7 +287,7 @@ def test_the_table_series_are_bounded_and_no_counter_ever_falls(telemetry: Telem
         telemetry.table_events["public", f"t{number}", "insert"] = 10
     before = samples(telemetry)
     tables = {labels: value for (name, labels), value in before.items() if name == "bridge_table_events_total"}
-    assert len(tables) == TABLES_MAX + 1
+    assert len(tables) == TABLES_MAX * len(OPERATIONS) + 1
     assert tables["", "_other", "insert"] == 500
     telemetry.table_events["public", f"t{TABLES_MAX + 10}", "insert"] = 1_000_000
     after = samples(telemetry)
@@ -295,6 +295,17 @@ def test_the_table_series_are_bounded_and_no_counter_ever_falls(telemetry: Telem
         if key[0].startswith("bridge_") and key[0].endswith("_total"):
             assert after[key] >= value, key
     assert after["bridge_events_total", ("insert",)] == sum(telemetry.table_events.values())
+
+
+def test_counters_of_published_tables_and_of_refusals_begin_at_0(telemetry: Telemetry) -> None:
+    telemetry.tables = ("users", "sales/Order=20Lines")
+    telemetry.publish_rejected.update({10077: 3, 12345: 2, 54321: 1})
+    found = samples(telemetry)
+    for schema, table in (("public", "users"), ("sales", "Order Lines")):
+        for operation in OPERATIONS:
+            assert found["bridge_table_events_total", (schema, table, operation)] == 0
+    refused = {labels[0]: value for (name, labels), value in found.items() if name == "bridge_publish_rejected_total"}
+    assert refused == {**{str(code): 0 for code in REJECTIONS}, "10077": 3, "other": 3}
 
 
 def test_label_values_of_any_table_name_parse(telemetry: Telemetry) -> None:

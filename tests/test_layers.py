@@ -24,7 +24,7 @@ RANKS = {
 }
 ACTORS = {
     "replication_reader", "decoder", "batcher", "publisher", "acker", "schema_publisher", "wal_monitor", "snapshotter",
-    "stream_monitor", "http_server",
+    "stream_monitor", "http_server", "heartbeat",
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from trio_util import AsyncValue
 
 from actors.errors import SinkFenced, SinkUnavailable
@@ -18,7 +20,9 @@ class Acknowledgements:
     the sequence before it, so an acknowledgement of one message is one of all before it.
     """
 
-    def __init__(self, last_seq: int) -> None:
+    def __init__(self, last_seq: int, rejected: Counter[int] | None = None) -> None:
+        """`rejected` counts refusals by JetStream's code, over the life of the process."""
+        self._rejected: Counter[int] = Counter() if rejected is None else rejected
         self.reply_prefix = b""
         self.stored_seq = AsyncValue(last_seq)
         self.failure: SinkUnavailable | None = None
@@ -32,6 +36,7 @@ class Acknowledgements:
             elif reply.seq > self.stored_seq.value:
                 self.stored_seq.value = reply.seq
         elif isinstance(reply, Refused):
+            self._rejected[reply.err_code or reply.code] += 1
             self._fail(_refused(reply))
 
     def _fail(self, error: SinkUnavailable) -> None:

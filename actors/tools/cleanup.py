@@ -7,10 +7,12 @@ holds PostgreSQL's disk; the bridge's record goes last, so that a cleanup that b
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import orjson
 import trio
 
 from actors.clients.bridge_record import BUCKET as RECORDS
@@ -50,23 +52,20 @@ class Plan:
     """What only --force overrules."""
 
 
-def run_cleanup(config: Config, *, slot_only: bool, yes: bool, force: bool) -> int:
+def run_cleanup(config: Config, *, slot_only: bool, yes: bool, force: bool, as_json: bool) -> int:
     """Plan, show, ask, remove. 0 when all is removed or nothing was there, 1 when the person said no.
 
+    As JSON it says once, at the end, what there was and what of it is removed, and asks nobody.
     Raises ConfigError when it may not be done, Fatal when a server does not answer or refuses.
     """
+    removed: list[Removal] = []
     try:
         plan = trio.run(_planned, config, slot_only)
-        for line in describe(config, plan):
-            print(line)
-        if not plan.removals:
-            return 0
-        if plan.objections and not force:
-            raise ConfigError("WB008", "; ".join(plan.objections), fix="add --force if that is meant")
-        if not yes and not _confirmed(config.source.slot):
-            print("nothing was removed", file=sys.stderr)
-            return 1
-        trio.run(_remove, config, plan)
+        try:
+            return _carry_out(config, plan, removed, yes=yes, force=force, as_json=as_json)
+        finally:
+            if as_json:
+                print(orjson.dumps(outcome(config, plan, removed)).decode())
     except* WalbridgeError as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
@@ -74,7 +73,40 @@ def run_cleanup(config: Config, *, slot_only: bool, yes: bool, force: bool) -> i
         if isinstance(error, Transient):  # nobody waits and tries again here
             raise Fatal(error.code, error.what, said=error.said, means=error.means, fix=error.fix) from None
         raise error from None
+    raise AssertionError("it returns or raises")
+
+
+def _carry_out(config: Config, plan: Plan, removed: list[Removal], *, yes: bool, force: bool, as_json: bool) -> int:
+    if not as_json:
+        for line in describe(config, plan):
+            print(line)
+    if not plan.removals:
+        return 0
+    if plan.objections and not force:
+        raise ConfigError("WB008", "; ".join(plan.objections), fix="add --force if that is meant")
+    if not yes and not _confirmed(config.source.slot, as_json):
+        print("nothing was removed", file=sys.stderr)
+        return 1
+
+    def said(removal: Removal) -> None:
+        removed.append(removal)
+        if not as_json:
+            print(f"removed: {removal.kind} {removal.name}" + (f", {removal.words}" if removal.subject else ""), flush=True)
+
+    trio.run(_remove, config, plan, said)
     return 0
+
+
+def outcome(config: Config, plan: Plan, removed: Sequence[Removal]) -> dict[str, object]:
+    """The plan for a script, and what has become of it."""
+    return {
+        "slot": config.source.slot,
+        "stream": config.publish.stream,
+        "publication": config.source.publication,
+        "removals": [{**removal._asdict(), "removed": removal in removed} for removal in plan.removals],
+        "left": plan.left,
+        "objections": plan.objections,
+    }
 
 
 def describe(config: Config, plan: Plan) -> list[str]:
@@ -89,8 +121,8 @@ def describe(config: Config, plan: Plan) -> list[str]:
     return [*lines, "Yours to decide, as its owner:", f"  DROP PUBLICATION {printable(publication)};"]
 
 
-def _confirmed(slot: str) -> bool:
-    if not sys.stdin.isatty():
+def _confirmed(slot: str, is_script: bool) -> bool:
+    if is_script or not sys.stdin.isatty():
         raise ConfigError("WB008", "nobody is here to be asked", fix="give --yes to remove what is listed")
     print(f"Type the slot's name, {slot}, to remove all of it: ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip() == slot
@@ -205,14 +237,14 @@ async def _records(js: JetStream) -> dict[str, BridgeRecord]:
     return found
 
 
-async def _remove(config: Config, plan: Plan) -> None:
+async def _remove(config: Config, plan: Plan, said: Callable[[Removal], None]) -> None:
     slots = [r for r in plan.removals if r.kind == "slot"]
     if slots:
         connection = await PgConnection.connect(config.postgres, application_name="walbridge cleanup")
         with closing(connection):
             for removal in slots:
                 await drop_slot(connection, removal.name)
-                _said(removal)
+                said(removal)
     rest = [r for r in plan.removals if r.kind != "slot"]
     if not rest:
         return
@@ -225,7 +257,7 @@ async def _remove(config: Config, plan: Plan) -> None:
                     await js.purge(removal.name, removal.subject)
                 else:
                     await js.delete_stream(f"KV_{removal.name}" if removal.kind == "bucket" else removal.name)
-                _said(removal)
+                said(removal)
             except (SinkRefused, JetStreamError) as exc:
                 refused.append((removal, exc.said))
     if refused:  # a bridge's user need not have the right to remove anything
@@ -240,7 +272,3 @@ def _command(removal: Removal) -> str:
     if removal.kind == "messages":
         return f"nats stream purge {removal.name} --force --subject='{removal.subject}'"
     return f"nats {'kv del' if removal.kind == 'bucket' else 'stream rm'} {removal.name} --force"
-
-
-def _said(removal: Removal) -> None:
-    print(f"removed: {removal.kind} {removal.name}" + (f", {removal.words}" if removal.subject else ""), flush=True)

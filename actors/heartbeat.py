@@ -1,0 +1,71 @@
+"""heartbeat: tells a watchdog elsewhere that the bridge makes progress.
+
+Silence is the alarm: it is heard also when Prometheus is gone together with the bridge.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+
+import trio
+
+from actors.log import get_logger
+from actors.telemetry import Telemetry
+
+log = get_logger("heartbeat")
+
+EVERY_S = 60.0
+LOOK_EVERY_S = 1.0
+TIMEOUT_S = 10.0
+
+
+class Progress:
+    """Decides whether the bridge has got anywhere since it was last said. No I/O."""
+
+    def __init__(self) -> None:
+        self._received_at = 0.0
+        self._stored_seq = -1
+
+    def is_made(self, telemetry: Telemetry) -> bool:
+        """PostgreSQL has sent something, keepalives count; and what waits moves, or nothing waits."""
+        received = telemetry.last_received_at > self._received_at
+        moves = telemetry.stored_seq != self._stored_seq or not telemetry.has_events_on_their_way
+        return telemetry.state == "streaming" and received and moves
+
+    def said(self, telemetry: Telemetry) -> None:
+        """From here on it counts anew."""
+        self._received_at, self._stored_seq = telemetry.last_received_at, telemetry.stored_seq
+
+
+async def beat(url: str, telemetry: Telemetry, *, every_s: float = EVERY_S) -> None:
+    """GET `url` after progress, at most once in `every_s`, until cancelled. A failure is a line in the log, and no more."""
+    progress, failing = Progress(), False
+    while True:
+        if not progress.is_made(telemetry):
+            await trio.sleep(min(LOOK_EVERY_S, every_s))
+            continue
+        progress.said(telemetry)
+        try:
+            # a thread that hangs in a name's lookup is left behind: it must not hold up the bridge's end
+            await trio.to_thread.run_sync(_get, url, abandon_on_cancel=True)
+        except Exception as exc:  # nothing that goes wrong here may harm the bridge
+            failing = True
+            log.warning("no heartbeat could be sent", reason=_reason(exc))
+        else:
+            if failing:
+                log.info("heartbeats are sent again")
+            failing = False
+        await trio.sleep(every_s)
+
+
+def _get(url: str) -> None:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+        answer.read(1024)
+
+
+def _reason(exc: Exception) -> str:
+    """Without the URL, which is a secret."""
+    if isinstance(exc, urllib.error.HTTPError):
+        return f"answer {exc.code}"
+    return str(exc.reason) if isinstance(exc, urllib.error.URLError) else type(exc).__name__
