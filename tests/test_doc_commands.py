@@ -1,0 +1,224 @@
+"""Every command that the documents print to copy is run: here, on real servers, or in the test that is named for it.
+
+A new block of commands fails until it is one of these. Programs and hosts that no test has are in NEEDS, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from cyclopts import CycloptsError, UnknownOptionError, UnusedCliTokensError
+
+from actors.main import app
+from actors.tools.embedded_nats import NatsServer
+from actors.tools.server_process import free_port
+from tests.conftest import MakeBridge
+from tests.servers import HANG_S, ROOT, Bridge, Database, wait_for_events
+
+DOCUMENTS = ["README.md", "SECURITY.md", "compose/README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+
+
+class Block(NamedTuple):
+    """Commands as they are printed."""
+
+    place: str
+    """`file#heading`."""
+    commands: str
+    prints: str
+    """The block of output that follows, if one does before any other text of commands."""
+
+
+def blocks() -> list[Block]:
+    found: list[Block] = []
+    for name in DOCUMENTS:
+        heading, text = "", (ROOT / name).read_text(encoding="utf-8")
+        fences = list(
+            re.finditer(r"^(?:#+ (?P<heading>[^\n]*)|```(?P<language>\w*)\n(?P<body>.*?)^```)$", text, re.MULTILINE | re.DOTALL)
+        )
+        for i, fence in enumerate(fences):
+            heading = fence["heading"] or heading
+            if fence["language"] in ("sh", "console", "bash"):
+                after = fences[i + 1] if i + 1 < len(fences) else None
+                prints = after["body"] if after is not None and after["language"] == "" else ""
+                found.append(Block(f"{name}#{heading}", fence["body"], prints))
+    return found
+
+
+RUN_HERE = {
+    "README.md#With your own servers": "test_the_readmes_way_to_ones_own_servers",
+    "README.md#A live copy": "test_a_live_copy_and_its_proof",
+    "docs/mirror.md#Start one": "test_a_live_copy_and_its_proof",
+    "docs/mirror.md#Prove it": "test_a_live_copy_and_its_proof",
+}
+RUN_ELSEWHERE = {
+    "docs/scaling.md#Several bridges": "tests/test_scaling.py::test_several_bridges_are_exact_each_and_one_view_has_every_change_once",
+    "docs/scaling.md#One hot table": "tests/test_scaling.py::test_row_filters_split_a_hot_table_and_the_parts_make_the_whole",
+    "docs/scaling.md#Three NATS servers":
+        "tests/test_scaling.py::test_the_leader_of_three_servers_is_killed_under_load_and_the_stream_stays_exact",
+    # without the installation: .ci/run does that on a virtual environment of its own
+    "README.md#Quick start": "tests/test_demo.py::test_without_a_terminal_it_is_plain_lines_and_a_verdict",
+}  # fmt: skip
+NEEDS = {
+    "README.md#Quick start": "pip install: the network. .ci/run takes the tests' command from the README and runs it",
+    "compose/README.md#Walbridge with Docker Compose": "a container engine; tests/test_compose.py and tests/test_servers_option.py run"
+    " everything that is in the containers",
+}  # fmt: skip
+
+SEVERAL = {"README.md#Quick start": 2, "compose/README.md#Walbridge with Docker Compose": 2}
+"""Blocks under one heading."""
+
+
+def test_every_block_of_commands_is_run() -> None:
+    places = Counter(block.place for block in blocks())
+    assert places == {place: SEVERAL.get(place, 1) for place in places}, "one more: is it run?"
+    assert places.keys() == RUN_HERE.keys() | RUN_ELSEWHERE.keys() | NEEDS.keys(), "a new one: run it, or say which test does"
+    for test in RUN_HERE.values():
+        assert test in globals()
+    for named in RUN_ELSEWHERE.values():
+        path, _, test = named.partition("::")
+        assert re.search(rf"^def {test}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), named
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md"])
+def test_every_command_of_ours_in_the_text_is_one_that_there_is(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    inline = re.findall(r"`walbridge ([^`|]+)[^`]*`", text) + re.findall(r"^ {4}walbridge (.*)$", text, re.MULTILINE)
+    for words in inline:
+        given = [word for word in shlex.split(words) if word != "..."]
+        try:
+            app.parse_args(given, print_error=False, exit_on_error=False)
+        except (UnknownOptionError, UnusedCliTokensError) as exc:
+            raise AssertionError(f"{name}: walbridge {words}") from exc
+        except CycloptsError:
+            pass  # it leaves out what must be given, to speak of something else
+
+
+def the_block(place: str) -> Block:
+    (block,) = [block for block in blocks() if block.place == place]
+    return block
+
+
+class Shell:
+    """Runs blocks in a folder of their own, as a person would: the installed commands, and a port that is free."""
+
+    def __init__(self, folder: Path, addresses: dict[str, str]) -> None:
+        """`addresses` are put in for the ones that the documents invent."""
+        self._folder, self._addresses = folder, addresses
+        self.port = str(free_port())
+        (folder / "bin").mkdir()
+        program = folder / "bin" / "walbridge"
+        program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m actors.main "$@"\n')
+        program.chmod(0o755)
+        ours = ("PG", "NATS_", "POSTGRES_", "DATABASE_URL", "BRIDGE_", "LOG_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        self.env = {**kept, "PATH": f"{folder}/bin:{os.environ['PATH']}", "BRIDGE_PORT": self.port}
+
+    def script(self, commands: str) -> str:
+        """What is printed, with our servers in it; it must name them all."""
+        for invented, real in self._addresses.items():
+            commands = commands.replace(invented, real)
+        assert "example.org" not in commands, commands
+        return re.sub(r"^pip install -e \.$", "", commands, flags=re.MULTILINE)  # what is tested is installed
+
+    def run(self, commands: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["sh", "-euc", self.script(commands)], cwd=self._folder, env=self.env, capture_output=True,
+                              text=True, timeout=4 * HANG_S, check=False)  # fmt: skip
+
+    @contextmanager
+    def running(self, commands: str) -> Iterator[Callable[[], str]]:
+        """What runs until it is stopped: gives its log; stopped with Ctrl-C at the end, which must end it with exit code 0."""
+        log = self._folder / f"log-{time.monotonic_ns()}"
+        with log.open("wb") as file:
+            process = subprocess.Popen(["sh", "-euc", self.script(commands)], cwd=self._folder, env=self.env, stdout=file,
+                                       stderr=file, start_new_session=True)  # fmt: skip
+        try:
+            yield log.read_text
+            assert process.poll() is None, log.read_text()
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(HANG_S)
+            assert re.search(r"msg=\"?stopped", log.read_text()), log.read_text()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def until(self, holds: Callable[[], object], log: Callable[[], str]) -> None:
+        deadline = time.monotonic() + HANG_S
+        while not holds():
+            assert time.monotonic() < deadline, log()
+            time.sleep(0.1)
+
+
+def invented(database: Database, nats: NatsServer, password: str) -> dict[str, str]:
+    return {
+        "PG_HOST=db.example.org PG_DB=app": f"PG_HOST=127.0.0.1 PG_PORT={database.server.port} PG_DB={database.name}",
+        "postgresql://walbridge@db.example.org/app": database.dsn.replace(
+            f"postgres:{database.server.password}@", f"walbridge:{password}@"
+        ),
+        "nats://nats.example.org:4222": nats.url,
+    }
+
+
+@pytest.fixture
+def role(database: Database) -> Iterator[str]:
+    """The statements of the README, but for those that the test's server has in its configuration; gives the password."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (statements,) = re.findall(r"^```sql\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    database.execute("CREATE TABLE users (id int PRIMARY KEY, name text); CREATE TABLE orders (id int PRIMARY KEY)")
+    for statement in re.sub(r"--.*", "", statements).split(";"):
+        if statement.strip() and "ALTER SYSTEM" not in statement:
+            database.execute(statement)
+    yield re.findall(r"PASSWORD '(.*)'", statements)[0]
+    database.execute("DROP OWNED BY walbridge CASCADE; DROP ROLE walbridge")
+
+
+@pytest.mark.own_servers("the documents' NATS has no password")
+def test_the_readmes_way_to_ones_own_servers(role: str, database: Database, nats: NatsServer, tmp_path: Path) -> None:
+    shell = Shell(tmp_path, invented(database, nats, role))
+    with shell.running(the_block("README.md#With your own servers").commands) as log:
+        shell.until(lambda: shell.run("walbridge health").stdout == "ready\n", log)
+        database.execute("INSERT INTO users VALUES (1, 'Ada'); INSERT INTO orders VALUES (2)")
+        assert [event.subject for event in wait_for_events(nats.url, 2)] == ["cdc.users.insert", "cdc.orders.insert"]
+        database.execute("CREATE TABLE more (id int PRIMARY KEY); ALTER PUBLICATION cdc_pub ADD TABLE more")
+        database.execute("INSERT INTO more VALUES (3)")
+        assert wait_for_events(nats.url, 3)[-1].subject == "cdc.more.insert", "without a restart"
+        status = shell.run("walbridge status")
+        assert status.returncode == 0, status.stderr
+
+
+@pytest.mark.own_servers("the documents' NATS has no password")
+def test_a_live_copy_and_its_proof(
+    role: str, database: Database, nats: NatsServer, make_bridge: MakeBridge, tmp_path: Path
+) -> None:
+    bridge: Bridge = make_bridge(database, nats)
+    database.execute("GRANT SELECT ON users, orders TO walbridge")
+    database.execute(
+        "INSERT INTO users SELECT g, 'x' FROM generate_series(1, 430) g; INSERT INTO orders SELECT generate_series(1, 378)"
+    )
+    shell = Shell(tmp_path, invented(database, nats, role))
+    prove = the_block("docs/mirror.md#Prove it")
+    export, from_mirror = the_block("docs/mirror.md#Start one").commands.splitlines()
+    assert from_mirror + "\n" == the_block("README.md#A live copy").commands
+    with shell.running(f"{export}\n{from_mirror}\n") as log:
+        shell.until(lambda: log().count("table is live") == 2, log)
+        proof = shell.run(f"{export}\n{prove.commands}")
+        assert proof.returncode == 0, proof.stdout + proof.stderr
+        assert alike(proof.stdout) == alike(prove.prints)
+    assert bridge.get("/ready")[0] == 200
+
+
+def alike(printed: str) -> list[list[str]]:
+    """Lines as words, without positions in the WAL; the order of tables is not promised."""
+    return sorted(re.sub(r"[0-9A-F]+/[0-9A-F]+", "LSN", line).split() for line in printed.splitlines())
