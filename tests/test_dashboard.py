@@ -15,7 +15,7 @@ import pytest
 
 from actors.clients.channels import Channel
 from actors.lsn import Lsn
-from actors.telemetry import Problem, SlotHealth, SnapshotProgress, StreamHealth, Telemetry
+from actors.telemetry import ConsumerHealth, Problem, SlotHealth, SnapshotProgress, StreamHealth, Telemetry
 from actors.tools.embedded_nats import NatsServer
 from actors.web.feed import VIEWERS_MAX
 from actors.web.history import History, percentile
@@ -329,6 +329,61 @@ CONTRASTS = """() => {
   }
   return poor;
 }"""
+
+
+# what an audit of a page looks for, as one list of complaints
+COMPLAINTS = """() => {
+  const found = [], all = (selector) => [...document.querySelectorAll(selector)];
+  const say = (what, element) => found.push(`${what}: ${element.outerHTML.slice(0, 120)}`);
+  if (!document.title.trim()) found.push('no title');
+  if (!/^[a-z]{2}/.test(document.documentElement.lang)) found.push('no language');
+  const viewport = document.querySelector('meta[name=viewport]');
+  if (!viewport || /user-scalable *= *no|maximum-scale/.test(viewport.content)) found.push('cannot be zoomed');
+  if (!document.querySelector('meta[name=description]')?.content) found.push('no description');
+  const ids = all('[id]').map((e) => e.id);
+  ids.filter((id, i) => ids.indexOf(id) !== i).forEach((id) => found.push(`two elements are #${id}`));
+  for (const name of ['aria-labelledby', 'aria-describedby', 'aria-controls', 'for', 'list'])
+    for (const e of all(`[${name}]`))
+      for (const id of e.getAttribute(name).split(/ +/)) if (!document.getElementById(id)) say(`${name} of nothing`, e);
+  const named = (e) => (e.getAttribute('aria-label') || e.getAttribute('title') || e.innerText || '').trim()
+    || [...(e.labels || [])].some((l) => l.textContent.trim())
+    || (e.getAttribute('aria-labelledby') || '').split(/ +/).some((id) => id && document.getElementById(id)?.textContent.trim());
+  for (const e of all('button, a[href], input, select, textarea, [role=button], [role=img], section'))
+    if (e.checkVisibility() && !named(e)) say('no name', e);
+  for (const e of all('[tabindex]')) if (Number(e.getAttribute('tabindex')) > 0) say('jumps the order of the keyboard', e);
+  for (const e of all('img:not([alt])')) say('no alternative', e);
+  for (const e of all('svg:not([aria-hidden=true])')) if (!named(e) && !e.querySelector('title') && !e.closest('[aria-hidden=true]')) say('no name', e);
+  if (all('main').length !== 1) found.push('not one main part');
+  let level = 0;
+  for (const e of all('h1, h2, h3, h4')) {
+    if (!e.checkVisibility()) continue;
+    if (Number(e.tagName[1]) > level + 1) say('skips a level', e);
+    level = Number(e.tagName[1]);
+  }
+  if (all('h1').length !== 1) found.push('not one first heading');
+  for (const e of all('table')) if (!e.querySelector('th[scope]')) say('columns without names', e);
+  if (all('*').length > 1400) found.push(`${all('*').length} elements`);
+  return found;
+}"""
+
+
+@pytest.mark.parametrize(
+    "page", [{"viewport": {"width": 1280, "height": 900}}, {"viewport": {"width": 390, "height": 844}}], indirect=True
+)
+def test_an_audit_finds_nothing_with_a_thousand_tables(page: Page, telemetry: Telemetry, seen: Seen) -> None:
+    streaming(telemetry, tables=1000)
+    for i in range(1000):
+        store(telemetry, "public", f"table_{i:04d}")
+    telemetry.problems["x"] = Problem("WB117", "something", fix="mend it")
+    telemetry.snapshots["table_0001"] = SnapshotProgress("table_0001", "running", "snap-1-abcd", 10, 100)
+    telemetry.consumers = (ConsumerHealth("reader", 5, 0, 0.5),)
+    with Server(telemetry) as server:
+        show(page, server)
+        page.wait_for_selector("#table-rows tr")
+        assert page.evaluate(COMPLAINTS) == []
+        assert {url.split("/")[2] for _, url in seen.asked} == {f"127.0.0.1:{server.port}"}
+        page.evaluate("document.querySelector('h1').remove(); document.querySelector('#search').id = 'more'")
+        assert len(page.evaluate(COMPLAINTS)) >= 3, "it does find things"
 
 
 @pytest.mark.parametrize("page", [{"reduced_motion": "reduce"}, {"reduced_motion": "no-preference"}], indirect=True)

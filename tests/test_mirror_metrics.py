@@ -298,3 +298,27 @@ def test_how_far_it_is_behind() -> None:
     assert counts.lag_s(2005) == 5
     counts.commit_us = 2_004_000_000
     assert counts.lag_s(2005) == 1
+
+
+def test_the_password_of_a_replica_need_not_be_on_the_command_line(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, tmp_path: Path
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    database.execute("INSERT INTO users VALUES (1)")
+    make_bridge(database, nats)
+    replica = Database(database.server, f"{database.name}_replica")
+    password = database.server.password
+    assert password
+    assert password in replica.dsn
+    (tmp_path / "pgpass").write_text(f"*:*:*:*:{password}\n")
+    (tmp_path / "pgpass").chmod(0o600)
+    mirror = WatchedMirror(nats, replica.dsn.replace(f":{password}@", "@"), tmp_path)
+    mirror._bridge.env["PGPASSFILE"] = str(tmp_path / "pgpass")
+    try:
+        with mirror.running():
+            mirror.wait_until(mirror.is_ready)
+            mirror.assert_equal(database.dsn)
+            assert mirror.process is not None
+            assert password.encode() not in Path(f"/proc/{mirror.process.pid}/cmdline").read_bytes()
+    finally:
+        replica.drop()
