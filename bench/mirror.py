@@ -161,8 +161,8 @@ def applied_backlog(servers: Servers, rows: int, rows_per_transaction: int) -> I
         with _replica(servers, "sqlite") as file, _replica(servers, "postgresql") as database:
             empty: dict[Kind, str] = {"sqlite": file, "postgresql": database}
             for url in empty.values():
-                with (mirror := MirrorProcess(nats, url, servers.folder, "--tables", "bench")).running():
-                    mirror.wait_live(1)
+                with (mirror := MirrorProcess(nats, url, servers.folder)).running():
+                    mirror.wait_live(2)
                     if mirror.stop():
                         raise RuntimeError(mirror.log()[-4000:])
             with backlog(servers, rows, rows_per_transaction) as written:
@@ -182,8 +182,8 @@ def mirror_lag(servers: Servers, kind: Kind, per_second: int, seconds: int) -> L
         _replica(servers, kind) as url,
     ):
         bridge.start()
-        with (mirror := MirrorProcess(nats, url, servers.folder, "--tables", "bench")).running(), _reader(url) as query:
-            mirror.wait_live(1)
+        with (mirror := MirrorProcess(nats, url, servers.folder)).running(), _reader(url) as query:
+            mirror.wait_live(2)
             assert mirror.process is not None
             time.sleep(0.5)
             usage = UsageSampler(mirror.process.pid)

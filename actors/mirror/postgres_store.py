@@ -7,7 +7,6 @@ that they are applied again. https://www.postgresql.org/docs/18/libpq-pipeline-m
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
@@ -30,8 +29,7 @@ COPY_ROWS_MIN = 20
 COPY_BYTES = 256 * 1024
 _CHANGES_TABLES = ("ALTER", "CREATE", "DROP")
 _UNIQUE_VIOLATION = "23505"
-_SPECIAL = re.compile(rb"[\\\t\n\r]")
-_ESCAPES = {b"\\": rb"\\", b"\t": rb"\t", b"\n": rb"\n", b"\r": rb"\r"}
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 class PostgresStore:
@@ -290,31 +288,28 @@ async def read_results(connection: PgConnection) -> AsyncGenerator[pq.abc.PGresu
             yield result
 
 
-def _escaped(found: re.Match[bytes]) -> bytes:
-    return _ESCAPES[found[0]]
-
-
 def _copy_lines(rows: Sequence[Params]) -> Iterator[bytes]:
     """Rows in COPY's text format, some at a time."""
-    lines: list[bytes] = []
+    lines: list[str] = []
     size = 0
     for row in rows:
-        values = [_text(value) for value in row]
-        line = b"\t".join(
-            [rb"\N" if v is None else v if _SPECIAL.search(v) is None else _SPECIAL.sub(_escaped, v) for v in values]
-        )
+        line = "\t".join([value if type(value) is str else "\\N" if value is None else str(value) for value in row])
+        if "\\" in line or "\n" in line or "\r" in line or line.count("\t") >= len(row):
+            line = "\t".join(["\\N" if value is None else str(value).translate(_ESCAPES) for value in row])
         lines.append(line)
         size += len(line)
         if size >= COPY_BYTES:
-            yield b"\n".join([*lines, b""])
+            yield _encoded(lines)
             lines, size = [], 0
-    yield b"\n".join([*lines, b""])
+    yield _encoded(lines)
+
+
+def _encoded(lines: list[str]) -> bytes:
+    return "\n".join([*lines, ""]).encode("utf-8", "surrogateescape")
 
 
 def _text(value: Any) -> bytes | None:
-    if value is None or type(value) is bytes:
-        return value
-    return str(value).encode("utf-8", "surrogateescape")
+    return None if value is None else str(value).encode("utf-8", "surrogateescape")
 
 
 def _decoded(value: bytes | None) -> str | None:

@@ -102,28 +102,18 @@ def sqlite_binder(words: str) -> Binder | None:
     return lambda value: None if value is None else convert(value)
 
 
-def postgres_binder(words: str) -> Binder:
-    """How values of a type go to PostgreSQL: as text, whose type is the column's."""
+def postgres_binder(words: str) -> Binder | None:
+    """How values of a type go to PostgreSQL, which takes text for every type; None: as they are, text or integers."""
     base = base_words(words)
     element = element_words(base)
-
-    def bind(value: Any) -> bytes | None:
-        if value is None:
-            return None
-        if element is not None:
-            text = array_literal(value, element)
-        elif base in DOCUMENTS:
-            text = document_text(value)
-        else:
-            text = plain_text(_binary(value) if base == "bytea" else value)
-        return text.encode("utf-8", "surrogateescape")
-
-    def bind_plain(value: Any) -> bytes | None:
-        # most values, most columns
-        if type(value) is str:
-            return value.encode("utf-8", "surrogateescape")
-        if type(value) is int:
-            return b"%d" % value
-        return bind(value)
-
-    return bind if element is not None or base in DOCUMENTS or base == "bytea" else bind_plain
+    if element is not None:
+        convert: Binder = lambda value: array_literal(value, element)  # noqa: E731
+    elif base in DOCUMENTS:
+        convert = document_text
+    elif base == "bytea":
+        convert = lambda value: plain_text(_binary(value))  # noqa: E731
+    elif base in BUILTIN and base not in FLOATS and base != "boolean":
+        return None
+    else:
+        convert = plain_text
+    return lambda value: None if value is None else convert(value)
