@@ -58,11 +58,6 @@ class OrderedConsumer:
         self._pulls = 0
 
     @property
-    def is_empty(self) -> bool:
-        """Nothing waits here; the stream may still have more."""
-        return not self._waiting
-
-    @property
     def is_at_end(self) -> bool:
         """All messages that the stream had for us, when it sent the last one, were taken."""
         return not self._waiting and self._pending == b"0"

@@ -125,7 +125,7 @@ class Follower:
                 if track.open_lsn is not None and track.gathered >= FLUSH_ROWS:
                     await local.flush()
             seen = messages[-1].seq
-            if track.open_lsn is not None and consumer.is_empty and await self._is_whole(track, track.open_lsn):
+            if track.open_lsn is not None and consumer.is_at_end and await self._is_whole(track, track.open_lsn):
                 track.close()
             if track.open_lsn is None and track.is_dirty:
                 await local.commit()
