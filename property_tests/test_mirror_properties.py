@@ -80,10 +80,10 @@ def fresh() -> sqlite3.Connection:
 
 
 def run(replica: sqlite3.Connection, track: Track) -> None:
-    for sql, params, counted, _ in track.drain():
-        for one in params:
-            cursor = replica.execute(sql, one)
-            assert not counted or cursor.rowcount == 1
+    for statement in track.drain():
+        for one in statement.params:
+            cursor = replica.execute(statement.sql, one)
+            assert not statement.counted or cursor.rowcount == 1
 
 
 def table(replica: sqlite3.Connection) -> list[tuple[Any, ...]]:
