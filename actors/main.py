@@ -266,6 +266,7 @@ def mirror(
     *,
     to: Annotated[str, Parameter(group=MIRROR, help="the replica: sqlite:///file.db or postgresql://user@host/db")],
     tables: Annotated[str, Parameter(group=MIRROR, help="tables, separated by commas [all that the bridge publishes]")] = "",
+    again: Annotated[str, Parameter(group=MIRROR, help="tables to copy anew first, separated by commas")] = "",
     stream: Annotated[str | None, Parameter(group=MIRROR, help="the bridge's stream [CDC]")] = None,
     port: Annotated[str | None, Parameter(group=HTTP, help="serve /health, /ready and /metrics [off]")] = None,
     bind: Annotated[str | None, Parameter(group=HTTP, help="HTTP address [127.0.0.1]")] = None,
@@ -274,7 +275,7 @@ def mirror(
     """Keep SQLite or PostgreSQL tables equal to the source, until stopped."""
     from actors.tools.mirror import run_mirror  # noqa: PLC0415
 
-    return run_mirror(to, tables, {"stream": stream, "port": port, "bind": bind}, env_file)
+    return run_mirror(to, tables, again, {"stream": stream, "port": port, "bind": bind}, env_file)
 
 
 @app.command

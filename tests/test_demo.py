@@ -29,8 +29,13 @@ def children_of(pid: int) -> list[psutil.Process]:
 
 def test_without_a_terminal_it_is_plain_lines_and_a_verdict() -> None:
     done = subprocess.run(
-        [*COMMAND, "--seconds", "6", "--rate", "100", "--json"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+        [*COMMAND, "--seconds", "6", "--rate", "100", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/elsewhere", "NATS_URL": "nats://127.0.0.1:1"},
+    )  # what is set for another bridge is not the demo's
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["equal"] is True

@@ -11,6 +11,8 @@ from actors.lsn import NO_LSN, Lsn
 STATUS_EVERY_S = 1.0
 QUIET_S = 0.05
 """PostgreSQL 18 can withhold a finished transaction from a client that has said nothing since the data before it."""
+ASK_AFTER_S = 30.0
+"""An idle PostgreSQL that hears from us says nothing by itself: after so much silence it is asked for a sign of life."""
 
 
 class Feedback:
@@ -21,10 +23,12 @@ class Feedback:
         self.received = NO_LSN
         self._news = trio.Event()
         self._reply_wanted = False
+        self._ask_at = trio.current_time() + ASK_AFTER_S
 
     def data_arrived(self, wal_end: Lsn, *, reply_wanted: bool) -> None:
         """A block was read: a status follows once the stream falls silent, at once if PostgreSQL asks for it."""
         self.received = wal_end
+        self._ask_at = trio.current_time() + ASK_AFTER_S
         self._reply_wanted |= reply_wanted
         self._news.set()
 
@@ -59,7 +63,11 @@ class Feedback:
         """Send one status now."""
         # never beyond what PostgreSQL has told us: it would take it and skip everything up to there
         confirmed = min(self.confirmed.value, self.received) if self.received else NO_LSN
-        await stream.send_status(self.received, confirmed, confirmed)
+        now = trio.current_time()
+        ask = now >= self._ask_at
+        if ask:
+            self._ask_at = now + ASK_AFTER_S
+        await stream.send_status(self.received, confirmed, confirmed, reply_wanted=ask)
 
     async def _wake_on_confirm(self) -> None:
         async for _ in self.confirmed.transitions():

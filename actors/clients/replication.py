@@ -216,9 +216,9 @@ class ReplicationStream:
             self._reading = False
         self._pgconn.consume_input()
 
-    async def send_status(self, received: Lsn, flushed: Lsn, applied: Lsn) -> None:
-        """Tell PostgreSQL how far we are. Raises SourceUnavailable when the connection has ended."""
-        status = encode_status(received, flushed, applied, time.time_ns() // 1000)
+    async def send_status(self, received: Lsn, flushed: Lsn, applied: Lsn, *, reply_wanted: bool = False) -> None:
+        """Tell PostgreSQL how far we are, and ask for a keepalive if wanted. Raises SourceUnavailable when it is lost."""
+        status = encode_status(received, flushed, applied, time.time_ns() // 1000, reply_wanted=reply_wanted)
         async with self._flushing:
             if self._end is not None:
                 raise self._end

@@ -14,16 +14,19 @@ import psycopg
 import trio
 from psycopg import pq
 
+from actors.clients.bridge_record import BridgeRecord
 from actors.clients.postgres import PgConnection, PostgresError, SourceRefused
 from actors.config import PostgresConfig
 from actors.errors import ConfigError, SourceUnavailable
 from actors.mirror.dialect import Params, PostgresDialect, Statement, copy_of
-from actors.mirror.store import ReplicaRefused, ReplicaUnavailable, TableFault, in_use, no_replica
+from actors.mirror.store import CLAIM_WITHIN_S, ReplicaRefused, ReplicaUnavailable, TableFault, in_use, no_replica
 
 PREPARED_MAX = 500
 PIPELINE_MAX = 2_000
 """Commands sent before their results are read."""
 BLOCK_ROWS = 1_000
+CLAIM_KEY = 0x77616C6272696467
+"""Of the advisory lock by which mirrors keep out of each other's way."""
 COPY_ROWS_MIN = 20
 """So many new rows of a table, one behind the other, go by COPY: it takes two round trips, and a tenth of the work a row."""
 COPY_BYTES = 256 * 1024
@@ -54,21 +57,40 @@ class PostgresStore:
             connection = await PgConnection.connect(PostgresConfig(url), application_name="walbridge mirror")
         except SourceRefused as exc:
             raise ConfigError(
-                "WB502", "--to: the replica's PostgreSQL does not let the mirror in", said=exc.said, fix=exc.fix
+                "WB502",
+                "--to: the replica's PostgreSQL does not let the mirror in",
+                said=exc.said,
+                fix="give --to a database that is there, and a role that may log in and create tables in it",
             ) from exc
         except SourceUnavailable as exc:
             raise ReplicaUnavailable("WB503", "the replica cannot be used now", said=str(exc), means="trying again") from exc
         store = cls(connection)
         try:
             await store.query("SET search_path = pg_catalog, public; SET synchronous_commit = off")
-            if create:
-                await store.run([Statement(sql, [()]) for sql in store.dialect.schema_statements()], commit=True)
-            elif not await store.exists(("_walbridge", "tables")):
+            if not create and not await store.exists(("_walbridge", "tables")):
                 raise no_replica("the database of --to")
         except BaseException:
             await store.close()
             raise
         return store
+
+    async def claim(self, source: BridgeRecord) -> None:
+        is_source = await self.query(
+            "SELECT 1 FROM pg_control_system() c JOIN pg_replication_slots s ON s.slot_name = $2"
+            " WHERE c.system_identifier::text = $1 AND s.database = current_database()",
+            (source.system_id, source.slot),
+        )
+        if is_source:
+            raise ConfigError(
+                "WB508", "--to: this is the bridge's own database, the source",
+                means="a mirror would make copies of its tables beside them", fix="give --to another database",
+            )  # fmt: skip
+        deadline = trio.current_time() + CLAIM_WITHIN_S
+        while await self.query(f"SELECT 1 WHERE NOT pg_try_advisory_lock({CLAIM_KEY})"):
+            if trio.current_time() > deadline:
+                raise in_use()
+            await trio.sleep(0.25)
+        await self.run([Statement(sql, [()]) for sql in self.dialect.schema_statements()], commit=True)
 
     async def run(self, statements: Sequence[Statement], *, commit: bool) -> None:
         commands: list[_Command] = []

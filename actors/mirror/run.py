@@ -45,6 +45,8 @@ class MirrorConfig:
     """The replica's URL."""
     tables: tuple[str, ...]
     """Tokens or names; empty for all that the bridge publishes."""
+    again: tuple[str, ...] = ()
+    """Tables to copy anew first."""
     http: HttpConfig | None = None
     """Where health and metrics are served, if anywhere."""
 
@@ -97,13 +99,14 @@ async def _report(counts: Counts) -> None:
 async def _supervise(config: MirrorConfig, view: View) -> None:
     """Everything anew after a passing fault: the replica knows where to go on."""
     known: set[str] = set()
+    again = list(config.again)
     while True:
         error: Transient | None = None
         try:
             store = await open_store(config.to)
             try:
                 async with open_nats(config.nats, known) as connection:
-                    await _session(config, store, JetStream(connection), view)
+                    await _session(config, store, JetStream(connection), view, again)
             finally:
                 view.counts.connected, view.counts.is_behind = False, True
                 await store.close()
@@ -121,12 +124,15 @@ async def _supervise(config: MirrorConfig, view: View) -> None:
         await trio.sleep(pause_s)
 
 
-async def _session(config: MirrorConfig, store: Store, js: JetStream, view: View) -> None:
+async def _session(config: MirrorConfig, store: Store, js: JetStream, view: View, again: list[str]) -> None:
     source = SourceStream(js, config.stream)
     while not await source.look():
         view.reason = f"waiting for a bridge to make stream {config.stream}"
         log.warning("waiting for a bridge to make the stream", stream=config.stream)
         await trio.sleep(STREAM_EVERY_S)
+    record = await _published(source)
+    wanted = choose_tables(config.tables, record)
+    await store.claim(record)
     replica = Replica(store, config.stream, view.counts)
     await replica.load()
     if replica.place is not None and replica.place.stream != config.stream:
@@ -134,9 +140,12 @@ async def _session(config: MirrorConfig, store: Store, js: JetStream, view: View
             "WB506", f"the replica is a mirror of stream {replica.place.stream}, not of {config.stream}",
             fix="give the stream's name with --stream, or another replica with --to",
         )  # fmt: skip
-    record = await _published(source)
-    wanted = choose_tables(config.tables, record)
     await _take_up(replica, wanted)
+    for token in choose_tables(tuple(again), record) if again else ():
+        if token in replica.shapes:
+            await replica.save(replica.tables[token].as_stale("to be copied again, as asked for", -1))
+            del replica.shapes[token]
+    again.clear()
     view.begin(replica, wanted)
     holds = Holds(replica)
     follower = Follower(replica, source, holds, everything=set(wanted) >= set(record.tables))

@@ -6,15 +6,18 @@ so that they are applied again. Readers never wait and see whole transactions. h
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import trio
 
+from actors.clients.bridge_record import BridgeRecord
 from actors.errors import ConfigError
 from actors.mirror.dialect import Params, SqliteDialect, Statement
-from actors.mirror.store import ReplicaRefused, ReplicaUnavailable, TableFault, in_use, no_replica
+from actors.mirror.store import CLAIM_WITHIN_S, ReplicaRefused, ReplicaUnavailable, TableFault, in_use, no_replica
 from actors.mirror.values import sqlite_type
 
 BUSY_TIMEOUT_S = 30.0
@@ -27,6 +30,7 @@ class SqliteStore:
     def __init__(self, connection: sqlite3.Connection, path: str) -> None:
         self.dialect = SqliteDialect()
         self._connection, self._path = connection, path
+        self._claimed: int | None = None
 
     @classmethod
     async def open(cls, path: str, *, create: bool = True) -> SqliteStore:
@@ -37,17 +41,38 @@ class SqliteStore:
             store = cls(await trio.to_thread.run_sync(_connect, path), path)
         except sqlite3.Error as exc:
             raise ConfigError(
-                "WB502", f"--to: cannot open {path}", said=str(exc), fix="give a file in a folder that can be written"
+                "WB502",
+                f"--to: cannot open {path}",
+                said=str(exc),
+                fix="give a SQLite file, or a new one, in a folder that can be written",
             ) from exc
         try:
-            if create:
-                await store.run([Statement(sql, [()]) for sql in store.dialect.schema_statements()], commit=True)
-            elif not await store.exists(("", "_walbridge_tables")):
+            if not create and not await store.exists(("", "_walbridge_tables")):
                 raise no_replica(path)
         except BaseException:
             await store.close()
             raise
         return store
+
+    async def claim(self, source: BridgeRecord) -> None:
+        # a file of its own: to close one more descriptor of the database's file would end SQLite's locks on it
+        try:
+            self._claimed = os.open(f"{self._path}-mirror", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as exc:
+            raise ReplicaRefused(
+                "WB504", f"cannot make {self._path}-mirror, by which mirrors keep out of each other's way", said=str(exc),
+                fix="give the replica a folder that can be written",
+            ) from exc  # fmt: skip
+        deadline = trio.current_time() + CLAIM_WITHIN_S
+        while True:
+            try:
+                fcntl.flock(self._claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as exc:
+                if trio.current_time() > deadline:
+                    raise in_use() from exc
+            await trio.sleep(0.25)
+        await self.run([Statement(sql, [()]) for sql in self.dialect.schema_statements()], commit=True)
 
     async def run(self, statements: Sequence[Statement], *, commit: bool) -> None:
         await trio.to_thread.run_sync(self._run, statements, commit)
@@ -108,6 +133,9 @@ class SqliteStore:
     async def close(self) -> None:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._connection.close)
+        if self._claimed is not None:
+            os.close(self._claimed)
+            self._claimed = None
 
     def _refused(self, exc: sqlite3.Error) -> ReplicaUnavailable | ReplicaRefused:
         if isinstance(exc, sqlite3.OperationalError) and _passes(exc):

@@ -6,8 +6,12 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from actors.clients.bridge_record import BridgeRecord
 from actors.errors import ConfigError, Fatal, Transient
 from actors.mirror.dialect import Dialect, Params, Statement
+
+CLAIM_WITHIN_S = 10.0
+"""A mirror that was killed a moment ago may not have let go yet."""
 
 
 class ReplicaUnavailable(Transient):
@@ -32,6 +36,12 @@ class Store(Protocol):
     @property
     def dialect(self) -> Dialect:
         """How it is spoken to."""
+
+    async def claim(self, source: BridgeRecord) -> None:
+        """Be the one mirror of this replica until `close`, and make the mirror's own tables.
+
+        Raises ConfigError when it is the source itself, ReplicaRefused when another mirror has it.
+        """
 
     async def run(self, statements: Sequence[Statement], *, commit: bool) -> None:
         """Run statements in the open local transaction, or a new one; with `commit` it ends.
@@ -63,10 +73,7 @@ class Store(Protocol):
 
 
 async def open_store(url: str, *, create: bool = True) -> Store:
-    """Open a replica by its URL and make the mirror's own tables. Raises ConfigError for another kind of URL.
-
-    Without `create` it must be a replica already.
-    """
+    """Open a replica by its URL. Raises ConfigError for another kind of URL. Without `create` it must be a replica already."""
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
         from actors.mirror.sqlite_store import SqliteStore  # noqa: PLC0415

@@ -7,6 +7,7 @@ The bridge and the mirror are processes of their own, so that they can be killed
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import psycopg
 
+from actors.config import SETTINGS
 from actors.errors import Fatal
 from actors.tools.demo_screen import Screen, Seen, open_screen
 from actors.tools.demo_watch import Watcher
@@ -43,6 +45,8 @@ class Outcome:
     """How a demo ended."""
 
     equal: bool
+    compared: bool
+    """Both sides could be compared at all."""
     seconds: float
     events: int
     transactions: int
@@ -100,6 +104,7 @@ class Demo:
         self._ended = threading.Event()
         self._columns_added = 0
         self._load_fault: BaseException | None = None
+        self._compared = False
         self._nats_back: threading.Timer | None = None
 
     def run(self, screen: Screen, seconds: float | None) -> Outcome:
@@ -134,8 +139,8 @@ class Demo:
         if self._load_fault is not None:
             raise Fatal("WB410", "the demo's load ended", said=repr(self._load_fault))
         return Outcome(
-            equal, round(time.monotonic() - began, 1), last.events, self.counts.transactions, self.bridge_killed,
-            self.nats_stopped, {table.name: table.in_postgres for table in last.tables},
+            equal, self._compared, round(time.monotonic() - began, 1), last.events, self.counts.transactions,
+            self.bridge_killed, self.nats_stopped, {table.name: table.in_postgres for table in last.tables},
         )  # fmt: skip
 
     # -- what the keys do
@@ -227,10 +232,14 @@ class Demo:
     def _verify(self, screen: Screen) -> bool:
         """Run `walbridge verify` on both sides; its words go to the screen."""
         argv = [sys.executable, "-m", "actors.main", "verify", "--tables", ",".join(TABLES), "--to", self._replica]
+        # what is set here for another bridge would beat the file
+        ours = {f"{setting.variable}{suffix}" for setting in SETTINGS.values() for suffix in ("", "_FILE")}
         done = subprocess.run(
-            [*argv, "--env-file", str(self._env_file)], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
+            [*argv, "--env-file", str(self._env_file)], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+            env={name: value for name, value in os.environ.items() if name not in ours},
+        )  # fmt: skip
         screen.say((done.stdout + done.stderr).strip())
+        self._compared = "compared at LSN" in done.stdout
         return done.returncode == 0
 
     def _load(self) -> None:
@@ -269,7 +278,7 @@ class Demo:
 
 def _last_words(outcome: Outcome, keep: Path | None) -> str:
     harm = [
-        f"{number} times {what}"
+        f"{number} time{'s' if number > 1 else ''} {what}"
         for number, what in ((outcome.bridge_killed, "kill -9 of the bridge"), (outcome.nats_stopped, "kill -9 of NATS"))
         if number
     ]
@@ -278,7 +287,9 @@ def _last_words(outcome: Outcome, keep: Path | None) -> str:
         + (f", {' and '.join(harm)}" if harm else ""),
         "The replica is equal to the source: no change lost, none doubled."
         if outcome.equal
-        else "The replica is NOT equal to the source: please report this, with the logs (--keep DIR keeps them).",
+        else "The replica is NOT equal to the source: please report this, with the logs (--keep DIR keeps them)."
+        if outcome.compared
+        else "The two sides could not be compared: see above.",
         "",
         "With your own database:",
         "  walbridge export sql-role | psql ...          # a role that may read changes, and a publication",

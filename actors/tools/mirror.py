@@ -7,22 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from actors.config import ClientConfig, resolve_client
+from actors.config import resolve_client
 from actors.log import set_up_logging
 from actors.mirror.run import MirrorConfig, run
 
 
-def run_mirror(to: str, tables: str, flags: Mapping[str, object], env_file: Path | None) -> int:
+def run_mirror(to: str, tables: str, again: str, flags: Mapping[str, object], env_file: Path | None) -> int:
     """Mirror until stopped; returns the exit code. Raises Fatal."""
     client = resolve_client(flags, os.environ, env_file)
     set_up_logging(client.log.level, client.log.format, client.secrets + secrets_of(to))
-    return run(mirror_config(client, to, tables))
+    return run(MirrorConfig(client.nats, client.stream, to, _names(tables), _names(again), client.http))
 
 
-def mirror_config(client: ClientConfig, to: str, tables: str) -> MirrorConfig:
-    """From the words of a command line."""
-    names = tuple(name.strip() for name in tables.split(",") if name.strip())
-    return MirrorConfig(client.nats, client.stream, to, names, client.http)
+def _names(words: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in words.split(",") if name.strip())
 
 
 def secrets_of(url: str) -> tuple[str, ...]:

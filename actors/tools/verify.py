@@ -99,13 +99,21 @@ def show(lsn: Lsn, reports: Sequence[TableReport]) -> None:
     print(f"compared at LSN {format_lsn(lsn)}")
     width = max(len(report.table) for report in reports)
     for report in reports:
-        verdict = "equal" if report.is_equal else report.problem or "DIFFERENT"
+        if report.problem:
+            print(f"{report.table:<{width}} not compared: {report.problem}")
+            continue
+        verdict = "equal" if report.is_equal else "DIFFERENT"
         counts = f"{report.source_rows:>12,} rows" if report.is_equal else (
             f"{report.source_rows:>12,} rows in the source, {report.replica_rows:,} in the replica"
         )  # fmt: skip
         print(f"{report.table:<{width}} {counts}   {verdict}")
         for one in report.keys:
             print(f"  {one['key']}: {one['difference']}")
+    different = [report.table for report in reports if not report.is_equal and not report.problem]
+    if different:
+        print(
+            f"fix: start the mirror once with --again {','.join(different)}, then verify again; nobody else may write to a replica"
+        )
 
 
 async def _verify(request: Request) -> tuple[Lsn, list[TableReport]]:
@@ -120,7 +128,7 @@ async def _verify(request: Request) -> tuple[Lsn, list[TableReport]]:
         tables = await load_tables(store)
         chosen = choose_tables(request.tables, record) if request.tables else tuple(tables)
         if not chosen:
-            raise ConfigError("WB511", "the replica has no tables")
+            raise ConfigError("WB511", "the replica has no tables", fix="walbridge mirror --to ... makes them")
         return await _compare_with_patience(request, store, record.publication, chosen)
     finally:
         await store.close()

@@ -54,9 +54,16 @@ class Stage:
     """Unix seconds; 0 for never."""
     behind: bool = False
     """The stage before it has got further."""
+    even_at: float = 0.0
+    """When it was last seen not to be behind; 0 for never."""
     stuck: bool = False
     """Behind, and has not moved for a while."""
     _mark: object = None
+
+    @property
+    def stands_since(self) -> float:
+        """Since when it could have moved and did not; 0 when it never could."""
+        return max(self.moved_at, self.even_at)
 
 
 @dataclass(slots=True)
@@ -214,7 +221,9 @@ class History:
         confirmed.behind = confirmed.lsn < durable.lsn
         found = False
         for stage in self.stages:
-            stood_s = now_unix_s - (stage.moved_at or t.started_at)
+            if not stage.behind:
+                stage.even_at = now_unix_s
+            stood_s = now_unix_s - (stage.stands_since or t.started_at)
             stage.stuck = not found and stage.behind and stood_s > STUCK_AFTER_S
             found |= stage.stuck
         received.stuck = t.state == "waiting_postgres" or (

@@ -128,8 +128,12 @@ def verdict(t: Telemetry, history: History) -> Verdict:
         said.append(doing[t.state])
         level = "bad" if t.state in ("waiting_postgres", "waiting_nats", "halted") else "warn"
     if stuck and t.state == "streaming":
-        at = stuck[0].moved_at or t.started_at
-        said.append(f"Stage {stuck[0].name} has not moved for {age(now - at)} although there is work")
+        at = stuck[0].stands_since or t.started_at
+        said.append(
+            f"Stage {stuck[0].name} has not moved for {age(now - at)} although there is work"
+            if stuck[0].behind
+            else f"PostgreSQL has said nothing for {age(now - stuck[0].moved_at)}, although it was asked"
+        )
         level = "bad"
     if lag_s > STUCK_AFTER_S:
         said.append(f"The oldest change that is not stored is {age(lag_s)} old")
