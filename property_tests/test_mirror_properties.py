@@ -25,7 +25,7 @@ from actors.wire.arrays import parse_array
 
 pack: Any = msgpack.packb
 COLUMNS = (Column("id", "integer", True), Column("v", "text", False), Column("big", "text", False))
-SHAPE = TableShape("t", "public", "t", ("", "t"), COLUMNS, ("INTEGER", "TEXT", "TEXT"))
+SHAPE = TableShape("t", "public", "t", ("", "t"), COLUMNS, ("INTEGER", "TEXT", "TEXT"), 1)
 KEYS = st.integers(0, 6)
 VALUES = st.none() | st.sampled_from(["", "a", "it's", '"', "\x01"])
 
@@ -80,7 +80,7 @@ def fresh() -> sqlite3.Connection:
 
 
 def run(replica: sqlite3.Connection, track: Track) -> None:
-    for sql, params, counted, _ in track.drain():
+    for sql, params, counted, *_ in track.drain():
         for one in params:
             cursor = replica.execute(sql, one)
             assert not counted or cursor.rowcount == 1
