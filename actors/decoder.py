@@ -243,8 +243,7 @@ def _decode_update(message: bytes, shape: _Shape, txn: Transaction, seq: int) ->
         if notes is not None and notes.unchanged:
             data, notes = _filled(shape, data, notes, old, old_notes)
         if old_notes is not None and old_notes.raw:
-            raw = dict.fromkeys((notes.raw if notes else ()) + tuple(n for n in old_notes.raw if n in old))
-            notes = Notes(notes.unchanged if notes else (), tuple(raw))
+            notes = (notes or Notes())._replace(old_raw=tuple(n for n in old_notes.raw if n in old))
     return RowChange(shape.kinds[_UPDATE], txn, seq, data, old, notes)
 
 

@@ -75,6 +75,8 @@ class Notes(NamedTuple):
     """TOASTed columns that PostgreSQL did not send since they did not change; absent from the row."""
     raw: tuple[str, ...] = ()
     """Columns whose value stayed PostgreSQL's text although their type has a native form."""
+    old_raw: tuple[str, ...] = ()
+    """The same of an UPDATE's old row: a column may be text in one of the two and nested in the other."""
 
 
 class Block(NamedTuple):

@@ -232,7 +232,7 @@ class Snapshotter:
             compressor = self._compressor(token)
             head = SnapshotHead(
                 new_snapshot_id(time.time()), token, table.relation, table.description.data_types, table.pk, lsn, stream_seq,
-                compressor is not None, compressor.dictionary_id if compressor else None,
+                compressor is not None, compressor.dictionary_id if compressor else None, table.description.base_types,
             )  # fmt: skip
             progress.snapshot_id, progress.rows_expected = head.snapshot_id, table.rows_expected
             progress.rows = progress.chunks = progress.bytes = 0

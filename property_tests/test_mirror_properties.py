@@ -25,7 +25,7 @@ from actors.wire.arrays import parse_array
 
 pack: Any = msgpack.packb
 COLUMNS = (Column("id", "integer", True), Column("v", "text", False), Column("big", "text", False))
-SHAPE = TableShape("t", "public", "t", ("", "t"), COLUMNS, ("INTEGER", "TEXT", "TEXT"))
+SHAPE = TableShape("t", "public", "t", ("", "t"), COLUMNS, ("INTEGER", "TEXT", "TEXT"), 1)
 KEYS = st.integers(0, 6)
 VALUES = st.none() | st.sampled_from(["", "a", "it's", '"', "\x01"])
 

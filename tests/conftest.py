@@ -28,6 +28,7 @@ from actors.tools.embedded_nats import NatsServer, find_nats_server
 from actors.tools.embedded_postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
 from actors.tools.server_process import free_port, unprivileged_account
 from tests.compose_stack import ComposeStack
+from tests.mirrors import MirrorProcess
 from tests.servers import ROOT, Bridge, Database
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
@@ -57,6 +58,12 @@ class MakeBridge(Protocol):
 
     def __call__(self, database: Database | str, nats: NatsServer | str, *flags: str, start: bool = True,
                  **options: Any) -> Bridge: ...  # fmt: skip
+
+
+class MakeMirror(Protocol):
+    """Start a mirror (see `MirrorProcess`) with a replica of its own, of the test's `kind`."""
+
+    def __call__(self, *flags: str, server: NatsServer | None = None, start: bool = True) -> MirrorProcess: ...
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -265,3 +272,33 @@ def make_bridge(tmp_path: Path, stack: ComposeStack | None) -> Iterator[MakeBrid
     yield make
     for bridge in bridges:
         bridge.kill()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of the replica."""
+    return str(request.param)
+
+
+@pytest.fixture
+def make_mirror(kind: str, database: Database, nats: NatsServer, tmp_path: Path) -> Iterator[MakeMirror]:
+    """Makes and starts mirrors, each with a replica of its own; they and PostgreSQL replicas end with the test."""
+    mirrors: list[MirrorProcess] = []
+    databases: list[Database] = []
+
+    def make(*flags: str, server: NatsServer | None = None, start: bool = True) -> MirrorProcess:
+        if kind == "sqlite":
+            to = f"sqlite:///{tmp_path}/replica-{len(mirrors)}.db"
+        else:
+            databases.append(Database(database.server, f"{database.name}_replica_{len(mirrors)}"))
+            to = databases[-1].dsn
+        mirrors.append(MirrorProcess(server or nats, to, tmp_path, *flags))
+        if start:
+            mirrors[-1].start()
+        return mirrors[-1]
+
+    yield make
+    for mirror in mirrors:
+        mirror.kill()
+    for replica in databases:
+        replica.drop()

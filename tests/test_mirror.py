@@ -6,49 +6,16 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from actors.tools.embedded_nats import NatsServer
-from tests.conftest import MakeBridge
+from tests.conftest import MakeBridge, MakeMirror
 from tests.mirrors import MirrorProcess
 from tests.servers import HANG_S, Database, with_nats
 from tests.test_exactness import wait_until_drained
-
-MakeMirror = Callable[..., MirrorProcess]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def kind(request: pytest.FixtureRequest) -> str:
-    """Of the replica."""
-    return str(request.param)
-
-
-@pytest.fixture
-def make_mirror(kind: str, database: Database, nats: NatsServer, tmp_path: Path) -> Iterator[MakeMirror]:
-    """Makes and starts mirrors, each with a replica of its own; they and PostgreSQL replicas end with the test."""
-    mirrors: list[MirrorProcess] = []
-    databases: list[Database] = []
-
-    def make(*flags: str, server: NatsServer | None = None, start: bool = True) -> MirrorProcess:
-        if kind == "sqlite":
-            to = f"sqlite:///{tmp_path}/replica-{len(mirrors)}.db"
-        else:
-            databases.append(Database(database.server, f"{database.name}_replica_{len(mirrors)}"))
-            to = databases[-1].dsn
-        mirrors.append(MirrorProcess(server or nats, to, tmp_path, *flags))
-        if start:
-            mirrors[-1].start()
-        return mirrors[-1]
-
-    yield make
-    for mirror in mirrors:
-        mirror.kill()
-    for replica in databases:
-        replica.drop()
 
 
 def test_rows_from_before_and_after_the_snapshot_are_in_the_replica(

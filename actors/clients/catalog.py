@@ -16,7 +16,7 @@ from actors.lsn import NO_LSN, parse_lsn
 from actors.messages import Column, Relation
 from actors.telemetry import SlotHealth
 from actors.wire.table_schema import CatalogColumn, Description
-from actors.wire.text_values import BUILTIN_TYPES, TypeInfo
+from actors.wire.text_values import BUILTIN_TYPES, TypeInfo, without_domains
 
 _AS_PUBLIC_SEES_IT = "SET LOCAL search_path = pg_catalog, public; "
 
@@ -199,7 +199,12 @@ async def describe_relation(connection: PgConnection, relation: Relation) -> Des
     unknown = sorted({c.type_oid for c in relation.columns} - BUILTIN_TYPES.keys())
     types = await describe_types(connection, unknown) if unknown else {}
     data_types = await format_types(connection, [(c.type_oid, c.typmod) for c in relation.columns])
-    return Description(types, tuple(data_types), tuple(await describe_columns(connection, relation.oid)))
+    made_of = {c.name: without_domains(c.type_oid, types) for c in relation.columns}
+    domains = {c.name: made_of[c.name] for c in relation.columns if made_of[c.name][0] != c.type_oid}
+    words = await format_types(connection, [(oid, -1) for oid, _ in domains.values()])
+    base_types = {name: f"{word}{brackets}" for (name, (_, brackets)), word in zip(domains.items(), words, strict=True)}
+    catalog = await describe_columns(connection, relation.oid)
+    return Description(types, tuple(data_types), tuple(catalog), base_types)
 
 
 def published_relation(published: PublishedTable, columns: Sequence[CatalogColumn]) -> Relation:

@@ -30,7 +30,7 @@ from actors.mirror.records import (
     Truncate,
     Update,
 )
-from actors.mirror.rules import Identity, apply_to, counts, identity_of, is_certain, is_out_of_date, position_of
+from actors.mirror.rules import Identity, NamesNoRow, apply_to, counts, identity_of, is_certain, is_out_of_date, position_of
 
 __all__ = [
     "ArrayChunk",
@@ -41,6 +41,7 @@ __all__ = [
     "Gap",
     "Identity",
     "Insert",
+    "NamesNoRow",
     "Raw",
     "Record",
     "Schema",

@@ -41,6 +41,7 @@ from actors.wire.nats import decode_headers, encode_pub
 log = get_logger("mirror")
 
 INIT = "INIT"
+COPIES_AT_ONCE = 8
 ASK_AGAIN_S = 30.0
 RETRY_S = 5.0
 ROWS_MAX = 5_000
@@ -50,9 +51,10 @@ LOOK_S = 0.1
 class CopyUseless(Exception):
     """This snapshot does not lead to where the live tables are: another one is needed."""
 
-    def __init__(self, reason: str, needed_seq: int) -> None:
+    def __init__(self, reason: str, needed_seq: int, *, init_seq: int = 0) -> None:
+        """`init_seq`: of its start, if it is not to be read once more."""
         super().__init__(reason)
-        self.needed_seq = needed_seq
+        self.needed_seq, self.init_seq = needed_seq, init_seq
 
 
 class SnapshotRefused(Exception):
@@ -82,6 +84,7 @@ class Copier:
         self._replica, self._source, self._follower = replica, source, follower
         self._js = source.js
         self._held: dict[str, TableShape] = {}
+        self._limit = trio.CapacityLimiter(COPIES_AT_ONCE)
 
     async def ask(self, token: str) -> None:
         """Ask for a snapshot. A request that is there already is the same."""
@@ -93,21 +96,24 @@ class Copier:
         if replica.tables[token].state == REFUSED:
             await replica.save(replace(replica.tables[token], state=WAITING, reason=""))
         while True:
+            pause_s = 0.0
             try:
-                gathered = await self._gather(token)
-                await self._catch_up(token, gathered)
+                async with self._limit:  # not while it pauses: a table that cannot be copied must not keep others waiting
+                    gathered = await self._gather(token)
+                    await self._catch_up(token, gathered)
             except CopyUseless as exc:
                 log.warning("a snapshot is of no use: asking for another one", table=token, reason=str(exc))
-                await replica.save(replica.tables[token].as_stale(str(exc), exc.needed_seq))
+                stale = replica.tables[token].as_stale(str(exc), exc.needed_seq)
+                await replica.save(replace(stale, init_seq=max(stale.init_seq, exc.init_seq)))
             except TableFault as exc:
                 log.warning("a snapshot does not fit: asking for another one", table=token, reason=exc.reason)
                 stale = replica.tables[token].as_stale(exc.reason, -1, keyed=False if exc.is_duplicate else None)
                 await replica.save(stale)
-                await trio.sleep(RETRY_S)
+                pause_s = RETRY_S
             except SnapshotRefused as exc:
                 log.warning("no snapshot; trying again", table=token, reason=str(exc), next_try_s=ASK_AGAIN_S)
                 await replica.save(replace(replica.tables[token], reason=str(exc)))
-                await trio.sleep(ASK_AGAIN_S)
+                pause_s = ASK_AGAIN_S
             except CannotMirror as exc:
                 log.error("a table cannot be mirrored; the others go on", table=token, reason=str(exc))  # noqa: TRY400
                 await replica.save(replace(replica.tables[token], state=REFUSED, reason=str(exc)))
@@ -115,9 +121,10 @@ class Copier:
             except OutOfDate as exc:
                 log.warning("the stream has changed: taking another snapshot", table=token, reason=str(exc))
                 await replica.save(replica.tables[token].as_stale(str(exc), -1))
-                await trio.sleep(LOOK_S)
+                pause_s = LOOK_S
             else:
                 return
+            await trio.sleep(pause_s)
 
     # -- the snapshot
 
@@ -178,13 +185,17 @@ class Copier:
         names = [column.name.lower() for column in start.columns]
         if dialect.scheme == "sqlite" and len(set(names)) != len(names):
             raise CannotMirror("two of its columns differ only in upper and lower case, which SQLite cannot tell apart")
+        if dialect.row_id(names) is None:
+            raise CannotMirror("its columns have all the names by which SQLite tells a row")
         if record.state == WAITING and await replica.exists(record.local):
             raise CannotMirror(
                 f"there is a table {dialect.table(record.local)} already, which is not this mirror's: drop or rename it"
             )
         local = dialect.staging_name(record.local, start.token)
         types = await replica.local_types(start.columns)
-        shape = TableShape(start.token, start.schema, start.table, local, start.columns, types, bool(record.keyed))
+        shape = TableShape(
+            start.token, start.schema, start.table, local, start.columns, types, start.relation_id, bool(record.keyed)
+        )
         before = await replica.make_schema(local)
         statements = [*before, dialect.drop_table(local), dialect.create_table(shape)]
         await replica.run([Statement(sql, [()]) for sql in statements])
@@ -316,15 +327,17 @@ class Copier:
         record = replica.tables[token]
         rest = track.drain()
         shape = replace(track.tables[token].shape, local=record.local)
-        if record.state != WAITING and self._held.pop(token).is_like(shape):
-            statements = replica.dialect.refill(shape, gathered.staging.local)
+        dialect, lacks = replica.dialect, self._held.pop(token).lacks(shape)
+        if record.state != WAITING and lacks is not None:
+            statements = [dialect.add_column(record.local, name, kind) for name, kind in lacks.items()]
+            statements += dialect.refill(shape, gathered.staging.local)
         else:
             statements = [
-                replica.dialect.drop_table(record.local),
-                replica.dialect.rename_table(gathered.staging.local, record.local_name),
+                dialect.drop_table(record.local),
+                dialect.rename_table(gathered.staging.local, record.local_name),
             ]
         live = record.as_live(shape, start.snapshot_id, start.snapshot_lsn, gathered.init_seq)
-        await replica.go_live(live, shape, [*rest, *(Statement(sql, [()]) for sql in statements)], place)
+        await replica.go_live(live, shape, [*rest, *(Statement(sql, [()], token=token) for sql in statements)], place)
         log.info(
             "table is live", table=token, rows=gathered.rows, snapshot_id=start.snapshot_id,
             snapshot_lsn=format_lsn(start.snapshot_lsn),
@@ -417,8 +430,9 @@ class _SnapshotReader:
         elif isinstance(record, SnapshotMeta) and record.snapshot_id == start.snapshot_id:
             if (record.batch_count, record.row_count) != (self._chunks, self._rows):
                 raise CopyUseless(
-                    f"{self._chunks} chunks of {self._rows} rows came, {record.batch_count} of {record.row_count} were sent", 0
-                )
+                    f"{self._chunks} chunks of {self._rows} rows came, {record.batch_count} of {record.row_count} were sent",
+                    0, init_seq=self._init_seq,
+                )  # fmt: skip
             return Gathered(start, self._created, self._init_seq, self._table.shape, self._rows)
         return None
 
@@ -439,7 +453,7 @@ class _SnapshotReader:
         if chunk.chunk < self._chunks:
             return
         if chunk.chunk > self._chunks:
-            raise CopyUseless(f"chunk {self._chunks} is missing", 0)
+            raise CopyUseless(f"chunk {self._chunks} is missing", 0, init_seq=self._init_seq)
         rows = chunk.rows if isinstance(chunk, SnapshotChunk) else array_rows(chunk, start.columns)
         await self._copier.add_rows(table, rows)
         self._chunks += 1

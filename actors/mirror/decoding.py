@@ -33,6 +33,7 @@ from actors.mirror.records import (
     Update,
 )
 from actors.wire.compression import DICTIONARY_HEADER, ENCODING_HEADER
+from actors.wire.json_values import json_converter, jsonb_converter
 
 UNPACKED_BYTES_MAX = 256 * 1024 * 1024
 """A compressed body may be this large unpacked: a bridge makes none of more than a few megabytes."""
@@ -124,7 +125,10 @@ def decode_message(
         return list(decode_events(body))
     kind, token = _kind_and_token(subject)
     try:
-        return [_INIT[kind](token, headers, decode_body(body))]
+        if kind == "snapshot.data":
+            encoding = "json" if body[:1] == b"[" else "msgpack"
+            return [ArrayChunk(token, headers["Snapshot-Id"], int(headers["Chunk"]), decode_body(body), encoding)]
+        return [_INIT[kind](token, decode_body(body))]
     except (KeyError, TypeError, AttributeError, ValueError) as exc:
         raise MalformedMessage(f"not a message of a snapshot: {subject} ({exc!r})") from exc
 
@@ -137,7 +141,7 @@ def _kind_and_token(subject: str) -> tuple[str, str]:
 
 def _mark(row: Row, raw: list[str]) -> Row:
     for name in raw:
-        if name in row:
+        if name in row:  # else it was too large for the message
             row[name] = Raw(row[name])
     return row
 
@@ -155,31 +159,22 @@ def _insert(body: Body) -> Insert:
 
 
 def _update(body: Body) -> Update:
-    row, old, raw = body["data"], body.get("old"), body.get("raw")
+    row, old, raw, old_raw = body["data"], body.get("old"), body.get("raw"), body.get("old_raw")
     if raw:
         _mark(row, raw)
-        if old is not None:
-            _mark_old(old, raw)
+    if old is not None and old_raw:
+        _mark(old, old_raw)
     return Update(
         _token(body, "update"), body["schema"], body["table"], body["lsn"], body["seq"], body.get("last", False), body["xid"],
         body["commit_ts"], tuple(body["key"]), row, body.get("omitted", ()), old, body.get("unchanged", ()),
     )  # fmt: skip
 
 
-def _mark_old(old: Row, raw: list[str]) -> None:
-    # `raw` is of both rows: a column may be text in one of them and nested in the other
-    for name in raw:
-        if type(old.get(name)) is str:
-            old[name] = Raw(old[name])
-
-
 def _delete(body: Body) -> Delete:
     row, raw = body["data"], body.get("raw")
-    if raw:
-        _mark_old(row, raw)
     return Delete(
         _token(body, "delete"), body["schema"], body["table"], body["lsn"], body["seq"], body.get("last", False), body["xid"],
-        body["commit_ts"], tuple(body["key"]), row, body.get("omitted", ()),
+        body["commit_ts"], tuple(body["key"]), _mark(row, raw) if raw else row, body.get("omitted", ()),
     )  # fmt: skip
 
 
@@ -191,14 +186,16 @@ def _truncate(body: Body) -> Truncate:
 
 
 def _columns(body: Body) -> tuple[Column, ...]:
-    return tuple(Column(c["name"], c["data_type"], c["pk"]) for c in body["columns"])
+    return tuple(Column(c["name"], c["data_type"], c["pk"], c.get("base_type", "")) for c in body["columns"])
 
 
 def _schema_change(body: Body) -> SchemaChange:
     # {commit lsn, hex}-{seq}-{table token}-schema
     token = body["msg_id"].split("-", 2)[2].rpartition("-")[0]
     schema = body["schema"][: -1 - len(body["table"])]
-    return SchemaChange(token, schema, body["table"], body["lsn"], body["seq"], False, body["schema_id"], _columns(body))
+    return SchemaChange(
+        token, schema, body["table"], body["lsn"], body["seq"], False, body["schema_id"], body["relation_id"], _columns(body)
+    )
 
 
 def _gap(body: Body) -> Gap:
@@ -219,65 +216,58 @@ _EVENTS: dict[str, Callable[[Body], Event]] = {
 }
 
 
-def _schema(token: str, _: Mapping[str, str], body: Any) -> Schema:
-    return decode_schema(token, body)
-
-
 def decode_schema(token: str, body: Body) -> Schema:
     """What KV `schemas` holds under a token."""
     schema = body["schema"][: -1 - len(body["table"])]
     return Schema(token, schema, body["table"], body["schema_id"], _columns(body))
 
 
-def _start(token: str, _: Mapping[str, str], body: Any) -> SnapshotStart:
-    columns = tuple(Column(c["name"], c["type"], c["pk"]) for c in body["columns"])
+def _start(token: str, body: Any) -> SnapshotStart:
+    columns = tuple(Column(c["name"], c["type"], c["pk"], c.get("base_type", "")) for c in body["columns"])
     return SnapshotStart(
-        token, body.get("schema", ""), body["table"], body["snapshot_id"], body["snapshot_lsn"], body["stream_seq"], columns,
-        body["format"],
+        token, body.get("schema", ""), body["table"], body["snapshot_id"], body["snapshot_lsn"], body["stream_seq"],
+        body.get("relation_id", 0), columns, body["format"],
     )  # fmt: skip
 
 
-def _chunk(token: str, _: Mapping[str, str], body: Any) -> SnapshotChunk:
+def _chunk(token: str, body: Any) -> SnapshotChunk:
     rows = body["data"]
     for index, name in body.get("raw", ()):
         rows[index][name] = Raw(rows[index][name])
     return SnapshotChunk(token, body["snapshot_id"], body["chunk"], rows)
 
 
-def _array_chunk(token: str, headers: Mapping[str, str], body: Any) -> ArrayChunk:
-    return ArrayChunk(token, headers["Snapshot-Id"], int(headers["Chunk"]), body)
-
-
-def _meta(token: str, _: Mapping[str, str], body: Any) -> SnapshotMeta:
+def _meta(token: str, body: Any) -> SnapshotMeta:
     return SnapshotMeta(
         token, body["snapshot_id"], body["snapshot_lsn"], body["stream_seq"], body["batch_count"], body["row_count"]
     )
 
 
-def _error(token: str, _: Mapping[str, str], body: Any) -> SnapshotError:
+def _error(token: str, body: Any) -> SnapshotError:
     return SnapshotError(
         token, body.get("snapshot_id", ""), body["error_type"], body["error_message"], tuple(body.get("available_tables", ()))
     )
 
 
-_INIT: dict[str, Callable[[str, Mapping[str, str], Any], Record]] = {
+_INIT: dict[str, Callable[[str, Any], Record]] = {
     "init.start": _start,
     "init.snap": _chunk,
     "init.meta": _meta,
     "init.error": _error,
-    "init.schema": _schema,
+    "init.schema": decode_schema,
     "snapshot.init": _start,
-    "snapshot.data": _array_chunk,
 }
 
 
 def array_rows(chunk: ArrayChunk, columns: tuple[Column, ...]) -> list[Row]:
-    """The rows of an array chunk as maps; json is marked as the text that it is."""
+    """The rows of an array chunk as maps; json as events have it, so that a row is found by them again."""
     names = [column.name for column in columns]
-    documents = [column.name for column in columns if column.type in ("json", "jsonb")]
+    converters = {"json": json_converter(chunk.encoding), "jsonb": jsonb_converter(chunk.encoding)}
+    documents = [(column.name, converters[column.native]) for column in columns if column.native in converters]
     rows = [dict(zip(names, row, strict=True)) for row in chunk.rows]
     for row in rows:
-        for name in documents:
+        for name, convert in documents:
             if row[name] is not None:
-                row[name] = Raw(row[name])
+                value, stayed = convert(row[name].encode())
+                row[name] = Raw(value) if stayed else value
     return rows

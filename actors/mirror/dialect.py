@@ -36,8 +36,11 @@ class Statement(NamedTuple):
 class Dialect(ABC):
     """How one kind of database is spoken to."""
 
-    row_id: str
     scheme: str
+
+    @abstractmethod
+    def row_id(self, columns: Sequence[str]) -> str | None:
+        """The database's own name of a row in a table with these columns; None when they leave it none."""
 
     @abstractmethod
     def table(self, local: tuple[str, str]) -> str:
@@ -86,6 +89,9 @@ class Dialect(ABC):
     def rename_table(self, local: tuple[str, str], name: str) -> str:
         return f"ALTER TABLE {self.table(local)} RENAME TO {quoted(name)}"
 
+    def add_column(self, local: tuple[str, str], name: str, kind: str) -> str:
+        return f"ALTER TABLE {self.table(local)} ADD COLUMN {quoted(name)} {kind}".rstrip()
+
     def drop_column(self, local: tuple[str, str], name: str) -> str:
         return f"ALTER TABLE {self.table(local)} DROP COLUMN {quoted(name)}"
 
@@ -119,7 +125,7 @@ class RowStatements:
         self._dialect = dialect
         self._table = dialect.table(shape.local)
         self._types = dict(zip(shape.names, shape.local_types, strict=True))
-        self._binders = {column.name: dialect.binder(column.type) for column in shape.columns}
+        self._binders = {column.name: dialect.binder(column.native) for column in shape.columns}
         self._inserts: dict[tuple[str, ...], tuple[str, Callable[[Row], Params]]] = {}
         self._updates: dict[tuple[Any, ...], tuple[str, Callable[[Row], Params], Callable[[Row], Params]]] = {}
         self._deletes: dict[tuple[Any, ...], tuple[str, Callable[[Row], Params]]] = {}
@@ -167,7 +173,8 @@ class RowStatements:
         if not identity.whole:
             return " AND ".join(f"{quoted(name)} = {self._dialect.parameter(i)}" for i, name in numbered)
         same = " AND ".join(self._dialect.is_same(name, self._types[name], i) for i, name in numbered)
-        return f"{self._dialect.row_id} = (SELECT {self._dialect.row_id} FROM {self._table} WHERE {same} LIMIT 1)"
+        row_id = self._dialect.row_id(self.shape.names)
+        return f"{row_id} = (SELECT {row_id} FROM {self._table} WHERE {same} LIMIT 1)"
 
     def _values(self, names: Sequence[str]) -> Callable[[Row], Params]:
         for name in names:
@@ -184,8 +191,12 @@ class RowStatements:
 class SqliteDialect(Dialect):
     """SQLite: no schemas, few types, any value in any column."""
 
-    row_id = "rowid"
     scheme = "sqlite"
+
+    def row_id(self, columns: Sequence[str]) -> str | None:
+        # a column of that name is found instead: https://www.sqlite.org/rowidtable.html
+        taken = {name.lower() for name in columns}
+        return next((name for name in ("rowid", "_rowid_", "oid") if name not in taken), None)
 
     def table(self, local: tuple[str, str]) -> str:
         return quoted(local[1])
@@ -213,8 +224,10 @@ class SqliteDialect(Dialect):
 class PostgresDialect(Dialect):
     """PostgreSQL: everything as in the source, but for widths."""
 
-    row_id = "ctid"
     scheme = "postgresql"
+
+    def row_id(self, columns: Sequence[str]) -> str | None:
+        return "ctid"
 
     def table(self, local: tuple[str, str]) -> str:
         return f"{quoted(local[0])}.{quoted(local[1])}"
@@ -245,10 +258,11 @@ def _own_tables(dialect: Dialect) -> list[str]:
         " created text NOT NULL, stream_seq bigint NOT NULL, lsn bigint NOT NULL, seq bigint NOT NULL, place int NOT NULL)",
         f"CREATE TABLE IF NOT EXISTS {dialect.own('tables')} (token text PRIMARY KEY, local_schema text NOT NULL,"
         " local_name text NOT NULL, state text NOT NULL, reason text NOT NULL, source_schema text NOT NULL,"
-        " source_table text NOT NULL, columns text NOT NULL, keyed int NOT NULL, snapshot_id text NOT NULL,"
-        " snapshot_lsn bigint NOT NULL, needed_seq bigint NOT NULL, init_seq bigint NOT NULL)",
+        " source_table text NOT NULL, relation_id bigint NOT NULL, columns text NOT NULL, keyed int NOT NULL,"
+        " snapshot_id text NOT NULL, snapshot_lsn bigint NOT NULL, needed_seq bigint NOT NULL, init_seq bigint NOT NULL)",
         f"CREATE TABLE IF NOT EXISTS {dialect.own('verify')} (id text PRIMARY KEY, state text NOT NULL, lsn bigint NOT NULL,"
         " alive bigint NOT NULL)",
+        f"CREATE TABLE IF NOT EXISTS {dialect.own('owner')} (id int PRIMARY KEY, session text NOT NULL)",
         f"CREATE TABLE IF NOT EXISTS {dialect.own('verified')} (token text PRIMARY KEY, checked_at bigint NOT NULL,"
         " equal_at bigint NOT NULL DEFAULT 0, mismatched bigint NOT NULL)",
     ]

@@ -147,7 +147,7 @@ class Follower:
         elif hold is not None or self.joiners or now - self._scanned_at >= SCAN_EVERY_S:
             self._scanned_at = now
             if await self._scan(track, local) and hold is not None and self.has_reached(hold.lsn):
-                await self._holds.stay(hold, "reached")
+                await self._stay(hold)
 
     async def _is_whole(self, track: Track, lsn: int) -> bool:
         """The open transaction has ended, and all of it that we read has come. Its last event may be another table's."""

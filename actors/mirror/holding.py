@@ -42,7 +42,9 @@ class Holds:
         """Look for rows, until cancelled."""
         dialect = self._replica.dialect
         while True:
-            rows = await self._replica.query(f"SELECT id, lsn, alive FROM {dialect.own('verify')} ORDER BY id LIMIT 1")
+            rows = await self._replica.query(f"SELECT id, lsn, alive FROM {dialect.own('verify')} ORDER BY id")
+            if self.wanted is not None:  # it is compared: another one comes after it
+                rows.sort(key=lambda row, id_=self.wanted.id: row[0] != id_)  # type: ignore[misc]
             wanted = None
             if rows:
                 id_, lsn, alive = str(rows[0][0]), int(str(rows[0][1])), int(str(rows[0][2]))

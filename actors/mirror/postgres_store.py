@@ -19,6 +19,7 @@ from actors.clients.postgres import PgConnection, PostgresError, SourceRefused
 from actors.config import PostgresConfig
 from actors.errors import ConfigError, SourceUnavailable
 from actors.mirror.dialect import Params, PostgresDialect, Statement, copy_of
+from actors.mirror.records import Column
 from actors.mirror.store import CLAIM_WITHIN_S, ReplicaRefused, ReplicaUnavailable, TableFault, in_use, no_replica
 
 PREPARED_MAX = 500
@@ -255,9 +256,11 @@ class PostgresStore:
         except (psycopg.Error, trio.ClosedResourceError) as exc:
             raise self._gone(exc) from exc
 
-    async def local_types(self, words: Sequence[str]) -> tuple[str, ...]:
+    async def local_types(self, columns: Sequence[Column]) -> tuple[str, ...]:
         # -1, not NULL: `character` alone would be of one letter
-        rows = [await self.query("SELECT coalesce(format_type(to_regtype($1), -1), 'text')", (one,)) for one in words]
+        rows = [
+            await self.query("SELECT coalesce(format_type(to_regtype($1), -1), 'text')", (column.type,)) for column in columns
+        ]
         # regclass and its like are names of things that may not be here
         return tuple("text" if row[0][0].startswith(("-", "???", "reg")) else str(row[0][0]) for row in rows)
 

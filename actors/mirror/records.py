@@ -23,6 +23,13 @@ class Column(NamedTuple):
     """In PostgreSQL's words: `numeric(10,2)`."""
     pk: bool | None
     """None when the catalog had moved on before it was asked."""
+    base: str = ""
+    """What a domain, or an array of a domain, is made of."""
+
+    @property
+    def native(self) -> str:
+        """The type whose values events have."""
+        return self.base or self.type
 
 
 class Insert(NamedTuple):
@@ -105,6 +112,8 @@ class SchemaChange(NamedTuple):
     seq: int
     last: bool
     schema_id: int
+    relation_id: int
+    """The table's OID: another one is another table."""
     columns: tuple[Column, ...]
 
 
@@ -143,6 +152,8 @@ class SnapshotStart(NamedTuple):
     snapshot_id: str
     snapshot_lsn: int
     stream_seq: int
+    relation_id: int
+    """The table's OID."""
     columns: tuple[Column, ...]
     format: str
 
@@ -163,6 +174,8 @@ class ArrayChunk(NamedTuple):
     snapshot_id: str
     chunk: int
     rows: list[list[Any]]
+    encoding: str
+    """`msgpack` or `json`, as the bridge writes its events too."""
 
 
 class SnapshotMeta(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -44,9 +45,12 @@ class Replica:
         self.left: trio.MemorySendChannel[str] | None = None
         """Tokens of tables that are not live any more, for whoever makes new copies."""
         self._lock = trio.Lock()
+        self._session = secrets.token_hex(8)
 
     async def load(self) -> None:
-        """Read what the database holds."""
+        """Read what the database holds, and take it over: whoever wrote to it before can do so no longer."""
+        owner = self.dialect.save("owner", "id", {"id": 1, "session": self._session})
+        await self.store.run([owner], commit=True)
         self.place = await load_place(self.store)
         self.tables = await load_tables(self.store)
         self.shapes = {}
@@ -59,8 +63,9 @@ class Replica:
         columns = record.told_columns
         types = await self.local_types(columns)
         return TableShape(
-            record.token, record.source_schema, record.source_table, record.local, columns, types, bool(record.keyed)
-        )
+            record.token, record.source_schema, record.source_table, record.local, columns, types, record.relation_id,
+            bool(record.keyed),
+        )  # fmt: skip
 
     def followed(self) -> Mapping[str, FollowedTable]:
         """The live tables, for a new track."""
@@ -84,7 +89,7 @@ class Replica:
     async def local_types(self, columns: Sequence[Column]) -> tuple[str, ...]:
         """The columns' types here, as SQL."""
         async with self._lock:
-            return await self.store.local_types([column.type for column in columns])
+            return await self.store.local_types(columns)
 
     async def exists(self, local: tuple[str, str]) -> bool:
         """Whether there is something of this name."""
@@ -115,9 +120,15 @@ class Replica:
         self.place = None
         await self._leave(dict.fromkeys(live, Stale(reason, -1, "stream")))
 
+    def still_ours(self) -> Statement:
+        """Begins every local transaction: of two mirrors, the one that came first is refused."""
+        mark = self.dialect.parameter
+        sql = f"UPDATE {self.dialect.own('owner')} SET session = {mark(1)} WHERE id = 1 AND session = {mark(2)}"
+        return Statement(sql, [(self._session, self._session)], counted=True)
+
     async def _run(self, statements: Sequence[Statement]) -> None:
         try:
-            await self.store.run(statements, commit=True)
+            await self.store.run([self.still_ours(), *statements], commit=True)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._roll_back()
@@ -173,9 +184,7 @@ class LocalTransaction:
     async def flush(self) -> None:
         """Run what is gathered of a large transaction; nobody sees it yet. Raises Changed."""
         await self._hold()
-        assert self._replica.place is not None, "a generation has a place"
-        check = self._replica.place.moved(self._replica.dialect, self._replica.place.cursor)
-        await self._replica.store.run([check, *self._track.drain()], commit=False)
+        await self._replica.store.run([self._replica.still_ours(), *self._track.drain()], commit=False)
 
     async def commit(self) -> None:
         """Run what is gathered together with the new place. Raises Changed when the replica is not what the track believes."""
@@ -188,8 +197,8 @@ class LocalTransaction:
             records[token] = replace(replica.tables[token], columns=encode_columns(track.tables[token].shape.columns))
         track.reshaped = set()
         statements += [record.saved(replica.dialect) for record in records.values()]
-        # first of all: were it another mirror's place, its rows would be there too
-        statements.insert(0, replica.place.moved(replica.dialect, track.closed))
+        # first of all: were it another mirror's replica, its rows would be there too
+        statements[:0] = [replica.still_ours(), replica.place.moved(replica.dialect, track.closed)]
         await replica.store.run(statements, commit=True)
         replica.place = replace(replica.place, cursor=track.closed)
         self._count()

@@ -28,6 +28,10 @@ def counts(event: Event, snapshot_lsn: int) -> bool:
     return event.lsn >= snapshot_lsn
 
 
+class NamesNoRow(ValueError):
+    """A change of a table that has neither a key nor REPLICA IDENTITY FULL; so are partitions whose root has no key."""
+
+
 class Identity(NamedTuple):
     """Which row a change is about."""
 
@@ -41,7 +45,7 @@ class Identity(NamedTuple):
 def identity_of(change: Update | Delete, pk: Sequence[str], column_count: int) -> Identity:
     """Find the row by its primary key if the change tells it, else by the replica identity.
 
-    Raises ValueError for a change that names no row: its table has neither a key nor REPLICA IDENTITY FULL.
+    Raises NamesNoRow.
     """
     before = change.row if isinstance(change, Delete) or change.old is None else change.old
     key = change.key
@@ -49,7 +53,7 @@ def identity_of(change: Update | Delete, pk: Sequence[str], column_count: int) -
         return Identity(tuple(pk), before, False)
     known = tuple(name for name in key if name in before and name not in change.omitted)
     if not known:
-        raise ValueError(f"{change.token}: a change of a table without a replica identity")
+        raise NamesNoRow(f"a change names no row: {change.schema}.{change.table} has neither a key nor REPLICA IDENTITY FULL")
     return Identity(known, before, len(key) >= column_count)
 
 
@@ -90,9 +94,9 @@ def apply_to(rows: MutableMapping[Hashable, Row], change: Change | Truncate, pk:
 def is_certain(held: Sequence[Column], told: Sequence[Column]) -> bool:
     """Whether rows of one shape become rows of another without a look at the source: only if columns were dropped.
 
-    A new column has values that no event tells (its default may be gone again), and a new type new values.
+    A new column has values that no event tells (its default may be gone again), and a new type new values. Columns keep their
+    order for life: one that stands elsewhere is another one under that name.
     """
-    remaining = {column.name: column.type for column in held}
-    same = all(remaining.get(column.name) == column.type for column in told)
     kept = {column.name for column in told}
+    same = [column[:2] for column in held if column.name in kept] == [column[:2] for column in told]
     return same and all(column.name in kept or not column.pk for column in held)

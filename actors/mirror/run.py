@@ -29,7 +29,6 @@ from actors.wire.table_token import split_token, table_token
 
 log = get_logger("mirror")
 
-COPIES_AT_ONCE = 8
 STREAM_EVERY_S = 2.0
 REPORT_EVERY_S = 15.0
 WATCH_EVERY_S = 2.0
@@ -152,11 +151,6 @@ async def _session(config: MirrorConfig, store: Store, js: JetStream, view: View
     copier = Copier(replica, source, follower)
     send, receive = trio.open_memory_channel[str](math.inf)
     replica.left = send
-    limit = trio.CapacityLimiter(COPIES_AT_ONCE)
-
-    async def copy(token: str) -> None:
-        async with limit:
-            await copier.copy(token)
 
     position = replica.place.cursor.stream_seq if replica.place is not None else 0
     live = sum(replica.tables[token].state == LIVE for token in wanted)
@@ -169,9 +163,9 @@ async def _session(config: MirrorConfig, store: Store, js: JetStream, view: View
             nursery.start_soon(_watch_verified, replica, wanted)
         for token in wanted:
             if replica.tables[token].state != LIVE:
-                nursery.start_soon(copy, token)
+                nursery.start_soon(copier.copy, token)
         async for token in receive:
-            nursery.start_soon(copy, token)
+            nursery.start_soon(copier.copy, token)
 
 
 async def _watch_stream(js: JetStream, replica: Replica) -> None:

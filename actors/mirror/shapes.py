@@ -43,6 +43,8 @@ class TableShape:
     columns: tuple[Column, ...]
     local_types: tuple[str, ...]
     """The columns' types here, as SQL."""
+    relation_id: int
+    """The source's OID of it."""
     keyed: bool = True
     """The primary key is one here too."""
 
@@ -55,9 +57,13 @@ class TableShape:
         """Columns of the primary key, none when the rows are told apart by all columns."""
         return tuple(column.name for column in self.columns if column.pk) if self.keyed else ()
 
-    def is_like(self, other: TableShape) -> bool:
-        """Rows of one fit into the other."""
-        return (self.columns, self.local_types, self.keyed) == (other.columns, other.local_types, other.keyed)
+    def lacks(self, other: TableShape) -> dict[str, str] | None:
+        """Columns, and their types here, that must be added before rows of `other` fit; None when that is not enough."""
+        mine = dict(zip(self.columns, self.local_types, strict=True))
+        theirs = dict(zip(other.columns, other.local_types, strict=True))
+        if not mine or self.keyed != other.keyed or self.pk != other.pk or not mine.items() <= theirs.items():
+            return None
+        return {column.name: kind for column, kind in theirs.items() if column not in mine}
 
 
 def encode_columns(columns: Sequence[Column]) -> str:

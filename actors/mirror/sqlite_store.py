@@ -17,6 +17,7 @@ import trio
 from actors.clients.bridge_record import BridgeRecord
 from actors.errors import ConfigError
 from actors.mirror.dialect import Params, SqliteDialect, Statement
+from actors.mirror.records import Column
 from actors.mirror.store import CLAIM_WITHIN_S, ReplicaRefused, ReplicaUnavailable, TableFault, in_use, no_replica
 from actors.mirror.values import sqlite_type
 
@@ -121,8 +122,8 @@ class SqliteStore:
         except sqlite3.Error as exc:
             raise self._refused(exc) from exc
 
-    async def local_types(self, words: Sequence[str]) -> tuple[str, ...]:
-        return tuple(map(sqlite_type, words))
+    async def local_types(self, columns: Sequence[Column]) -> tuple[str, ...]:
+        return tuple(sqlite_type(column.native) for column in columns)
 
     async def exists(self, local: tuple[str, str]) -> bool:
         return bool(await self.query("SELECT 1 FROM sqlite_master WHERE lower(name) = lower(?)", (local[1],)))

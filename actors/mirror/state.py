@@ -33,6 +33,7 @@ class TableRecord:
     """Why it is not live."""
     source_schema: str = ""
     source_table: str = ""
+    relation_id: int = 0
     columns: str = "[]"
     keyed: int = 1
     """0: its primary key was found not to be one, row for row; there is none here."""
@@ -56,12 +57,14 @@ class TableRecord:
         state = STALE if self.state in (LIVE, STALE) else WAITING
         needed = max(needed_seq, self.needed_seq) if needed_seq >= 0 else 0
         changed = replace(self, state=state, reason=reason, needed_seq=needed)
-        return changed if keyed is None else replace(changed, keyed=int(keyed))
+        if keyed is None or keyed == bool(self.keyed):
+            return changed
+        return replace(changed, keyed=int(keyed), columns="[]")  # what is there has the key still: not to be filled again
 
     def as_live(self, shape: TableShape, snapshot_id: str, snapshot_lsn: int, init_seq: int) -> TableRecord:
         """It is followed from here on."""
         return replace(
-            self, state=LIVE, reason="", source_schema=shape.schema, source_table=shape.table,
+            self, state=LIVE, reason="", source_schema=shape.schema, source_table=shape.table, relation_id=shape.relation_id,
             columns=encode_columns(shape.columns), snapshot_id=snapshot_id, snapshot_lsn=snapshot_lsn, init_seq=init_seq,
         )  # fmt: skip
 
@@ -118,15 +121,15 @@ async def load_place(store: Store) -> Place | None:
 async def load_tables(store: Store) -> dict[str, TableRecord]:
     """The replica's tables by token."""
     rows = await store.query(
-        "SELECT token, local_schema, local_name, state, reason, source_schema, source_table, columns, keyed, snapshot_id,"
-        f" snapshot_lsn, needed_seq, init_seq FROM {store.dialect.own('tables')} ORDER BY token"
+        "SELECT token, local_schema, local_name, state, reason, source_schema, source_table, relation_id, columns, keyed,"
+        f" snapshot_id, snapshot_lsn, needed_seq, init_seq FROM {store.dialect.own('tables')} ORDER BY token"
     )
     found: dict[str, TableRecord] = {}
-    for token, schema, name, state, reason, source_schema, source_table, columns, *rest in rows:
+    for token, schema, name, state, reason, source_schema, source_table, relation_id, columns, *rest in rows:
         keyed, snapshot_id, snapshot_lsn, needed_seq, init_seq = rest
         found[token] = TableRecord(
-            token, schema, name, state, reason, source_schema, source_table, columns, int(keyed), snapshot_id,
-            int(snapshot_lsn), int(needed_seq), int(init_seq),
+            token, schema, name, state, reason, source_schema, source_table, int(relation_id), columns, int(keyed),
+            snapshot_id, int(snapshot_lsn), int(needed_seq), int(init_seq),
         )  # fmt: skip
     return found
 

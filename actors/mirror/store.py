@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from actors.clients.bridge_record import BridgeRecord
 from actors.errors import ConfigError, Fatal, Transient
 from actors.mirror.dialect import Dialect, Params, Statement
+from actors.mirror.records import Column
 
 CLAIM_WITHIN_S = 10.0
 """A mirror that was killed a moment ago may not have let go yet."""
@@ -59,8 +60,8 @@ class Store(Protocol):
     def rows(self, sql: str) -> AsyncGenerator[list[tuple[Any, ...]]]:
         """Rows of a large query, a block at a time."""
 
-    async def local_types(self, words: Sequence[str]) -> tuple[str, ...]:
-        """The types here for the source's, as SQL."""
+    async def local_types(self, columns: Sequence[Column]) -> tuple[str, ...]:
+        """The columns' types here, as SQL."""
 
     async def exists(self, local: tuple[str, str]) -> bool:
         """Whether there is a table, view or the like of this name."""
@@ -83,7 +84,8 @@ async def open_store(url: str, *, create: bool = True) -> Store:
         from actors.mirror.postgres_store import PostgresStore  # noqa: PLC0415
 
         return await PostgresStore.open(url, create=create)
-    raise ConfigError("WB500", f"--to: {scheme!r} is no kind of replica; give sqlite:///file.db or postgresql://user@host/db")
+    named = f"{scheme!r} is" if scheme.isalnum() else "that is"  # not what may be a connection string with a password
+    raise ConfigError("WB500", f"--to: {named} no kind of replica; give sqlite:///file.db or postgresql://user@host/db")
 
 
 def sqlite_path(url: str) -> str:
@@ -100,7 +102,7 @@ def no_replica(where: str) -> ConfigError:
 
 
 def in_use() -> ReplicaRefused:
-    """The position is not the one that this mirror wrote last."""
+    """The replica is not as this mirror left it: another one is its owner, or has moved its position."""
     return ReplicaRefused(
         "WB505", "another mirror writes to this replica", means="each would apply what the other has applied already",
         fix="stop one of them, or give it a replica of its own",

@@ -10,7 +10,7 @@ from actors.lsn import Lsn
 from actors.messages import ROW_RANK, SCHEMA_RANK, START, Position
 from actors.mirror.dialect import Dialect, Params, RowStatements, Statement, UnknownColumn
 from actors.mirror.records import Change, Delete, Event, Gap, Insert, Row, SchemaChange, Truncate, Update
-from actors.mirror.rules import identity_of, is_certain
+from actors.mirror.rules import NamesNoRow, identity_of, is_certain
 from actors.mirror.shapes import TableShape
 
 
@@ -155,6 +155,9 @@ class Track:
         except UnknownColumn as exc:  # whoever published it did not tell: the rows here cannot be right
             self._set_stale(token, f"a change has a column {exc}, which no schema has told", event.lsn, "schema")
             return
+        except NamesNoRow as exc:
+            self._set_stale(token, str(exc), event.lsn, "rows")
+            return
         self.commit_us = event.commit_us
         self._touched[token] = event.lsn
 
@@ -192,15 +195,18 @@ class Track:
 
     def _reshape(self, table: FollowedTable, change: SchemaChange) -> None:
         shape = table.shape
+        if change.relation_id != shape.relation_id:
+            self._set_stale(change.token, "it is another table of this name", change.lsn, "schema")
+            return
         held = {column.name: column.type for column in shape.columns}
         told = {column.name: column.type for column in change.columns}
-        if held == told:
+        if list(held.items()) == list(told.items()):
             return
         if not is_certain(shape.columns, change.columns):
             words = ", ".join(
                 f"{name} {told.get(name, '(dropped)')}" for name in sorted(held | told) if held.get(name) != told.get(name)
             )
-            self._set_stale(change.token, f"its columns changed: {words}", change.lsn, "schema")
+            self._set_stale(change.token, f"its columns changed: {words or 'their order'}", change.lsn, "schema")
             return
         kept = [i for i, column in enumerate(shape.columns) if column.name in told]
         columns = tuple(shape.columns[i] for i in kept)

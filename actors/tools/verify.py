@@ -111,9 +111,7 @@ def show(lsn: Lsn, reports: Sequence[TableReport]) -> None:
             print(f"  {one['key']}: {one['difference']}")
     different = [report.table for report in reports if not report.is_equal and not report.problem]
     if different:
-        print(
-            f"fix: start the mirror once with --again {','.join(different)}, then verify again; nobody else may write to a replica"
-        )
+        print(f"fix: start the mirror once with --again {','.join(different)}; nobody else may write to a replica")
 
 
 async def _verify(request: Request) -> tuple[Lsn, list[TableReport]]:
@@ -140,7 +138,9 @@ async def _compare_with_patience(
     """Wait for copies that are being made, up to the request's timeout; those that are not there then are differences."""
     deadline, told = trio.current_time() + request.timeout_s, ""
     while True:
-        found = await _compare_held(request, store, publication, chosen, is_last=trio.current_time() > deadline)
+        is_last = trio.current_time() > deadline
+        missing = [] if is_last else _missing(await load_tables(store), chosen)  # a mirror without a table cannot answer
+        found = missing or await _compare_held(request, store, publication, chosen, is_last=is_last)
         if not isinstance(found, list):
             return found
         if ", ".join(found) != told:

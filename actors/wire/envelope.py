@@ -211,6 +211,8 @@ def _extras(old: dict[str, object] | None, notes: Notes, omitted: tuple[str, ...
         extras["omitted"] = list(omitted)
     if notes.raw:
         extras["raw"] = list(notes.raw)
+    if notes.old_raw:
+        extras["old_raw"] = list(notes.old_raw)
     if last:
         extras["last"] = True
     return extras

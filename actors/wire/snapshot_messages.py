@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from actors.config import SnapshotFormat
@@ -13,7 +13,7 @@ from actors.lsn import Lsn, format_lsn
 from actors.messages import Relation
 from actors.wire.envelope import EventEncoder
 from actors.wire.row_blocks import Piece
-from actors.wire.table_schema import schema_id
+from actors.wire.table_schema import base_type_field, schema_id
 
 ROWS_MAX = 10_000
 """Rows of a chunk at most."""
@@ -42,6 +42,7 @@ class SnapshotHead:
     """Events behind this sequence of the CDC stream must be looked at."""
     compressed: bool = False
     dictionary_id: str | None = None
+    base_types: Mapping[str, str] = field(default_factory=dict)
 
 
 def new_snapshot_id(unix_s: float) -> str:
@@ -59,10 +60,10 @@ class SnapshotMessages:
         """The start, and with the array format what its rows are made of."""
         head = self._head
         columns = [
-            {"name": column.name, "type": words, "pk": column.name in head.pk}
+            {"name": column.name, "type": words, "pk": column.name in head.pk} | base_type_field(head.base_types, column.name)
             for column, words in zip(head.relation.columns, head.data_types, strict=True)
         ]
-        shape = schema_id(head.relation.columns)
+        shape = schema_id(head.relation)
         body: dict[str, object] = {
             "snapshot_id": head.snapshot_id,
             "table": head.relation.name,
@@ -75,6 +76,7 @@ class SnapshotMessages:
             "format": "array_streaming" if self._format == "array" else "map",
             **self._compression(),
             "schema_id": shape,
+            "relation_id": head.relation.oid,
             "columns": columns,
         }
         messages = [Message(f"init.start.{head.token}", self._encoder.document(body), {})]

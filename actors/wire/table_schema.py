@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import orjson
 
 from actors.lsn import Lsn
-from actors.messages import SCHEMA_RANK, Column, Position, Relation, SchemaChange, Table
+from actors.messages import SCHEMA_RANK, Position, Relation, SchemaChange, Table
 from actors.wire.table_token import table_token
 from actors.wire.text_values import TypeInfo
 
@@ -37,13 +37,15 @@ class Description:
     data_types: tuple[str, ...]
     """Each column's type in words, as format_type prints it."""
     catalog: tuple[CatalogColumn, ...]
-    """The table's columns now. They describe the relation only if names and types are the same (see `matches`)."""
+    """The table's columns now. They describe the relation only if names and types are the same (see `matching_catalog`)."""
+    base_types: Mapping[str, str] = field(default_factory=dict)
+    """By column: what its domain, or the array of a domain, is made of, in words."""
 
 
-def schema_id(columns: Sequence[Column]) -> int:
-    """32 bits that tell one shape of a table from another: a hash of its columns' names and types, in order."""
-    shape = [(c.name.encode("utf-8", "surrogateescape").hex(), c.type_oid, c.typmod) for c in columns]
-    return int.from_bytes(hashlib.sha256(orjson.dumps(shape)).digest()[:4], "big")
+def schema_id(relation: Relation) -> int:
+    """32 bits that tell one shape of a table from another, and from another table that has taken its name."""
+    shape = [(c.name.encode("utf-8", "surrogateescape").hex(), c.type_oid, c.typmod) for c in relation.columns]
+    return int.from_bytes(hashlib.sha256(orjson.dumps([relation.oid, shape])).digest()[:4], "big")
 
 
 def matching_catalog(relation: Relation, catalog: Sequence[CatalogColumn]) -> dict[str, CatalogColumn] | None:
@@ -60,6 +62,11 @@ def matching_catalog(relation: Relation, catalog: Sequence[CatalogColumn]) -> di
     return by_name
 
 
+def base_type_field(base_types: Mapping[str, str], column: str) -> dict[str, object]:
+    """What is told of a column beside its type, if there is something to tell."""
+    return {"base_type": base_types[column]} if column in base_types else {}
+
+
 def describe_table(relation: Relation, description: Description) -> SchemaChange:
     """The table in this shape and the body for KV `schemas`, at no position yet."""
     catalog = matching_catalog(relation, description.catalog)
@@ -67,7 +74,7 @@ def describe_table(relation: Relation, description: Description) -> SchemaChange
     pk = frozenset(name for name, c in catalog.items() if c.is_pk) if catalog else frozenset()
     protected = pk or (frozenset() if relation.replica_identity == "f" else frozenset(key))
     token = table_token(relation.schema, relation.name)
-    table = Table(relation, token, schema_id(relation.columns), key, protected)
+    table = Table(relation, token, schema_id(relation), key, protected)
     columns = [
         {
             "name": column.name,
@@ -78,6 +85,7 @@ def describe_table(relation: Relation, description: Description) -> SchemaChange
             "pk": catalog[column.name].is_pk if catalog else None,
             "type_oid": column.type_oid,
         }
+        | base_type_field(description.base_types, column.name)
         for position, (column, data_type) in enumerate(zip(relation.columns, description.data_types, strict=True), 1)
     ]
     body: dict[str, object] = {

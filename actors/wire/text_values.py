@@ -136,6 +136,17 @@ _SCALARS: dict[str, dict[int, Converter]] = {
 }
 
 
+def without_domains(oid: int, types: Mapping[int, TypeInfo]) -> tuple[int, str]:
+    """What a type is made of: the OID behind its domains, and `[]` for each array around it that is of a domain."""
+    info = types.get(oid)
+    if info is not None and info.kind == "domain":
+        return without_domains(info.base_oid, types)
+    if info is not None and info.kind == "array":
+        element, brackets = without_domains(info.base_oid, types)
+        return (oid, "") if element == info.base_oid else (element, brackets + "[]")
+    return oid, ""
+
+
 def base_type(type_oid: int, types: Mapping[int, TypeInfo]) -> TypeInfo | None:
     """What a type is beneath its domains; None when it is unknown."""
     seen: set[int] = set()
