@@ -33,9 +33,9 @@ from nats.js.api import ConsumerConfig
 from actors.config import resolve
 from actors.main import app
 from actors.metrics import Metrics
-from actors.mirror.counts import Counts
 from actors.mirror.http_server import View
 from actors.mirror.metrics import MirrorMetrics
+from actors.mirror.progress import Counts
 from actors.telemetry import Telemetry
 from actors.tools.embedded_nats import NatsServer, find_nats_server
 from actors.tools.embedded_postgres import PostgresServer

@@ -18,9 +18,9 @@ import pytest
 from actors.config import SETTINGS, resolve
 from actors.http_server import PATHS
 from actors.metrics import Metrics
-from actors.mirror.counts import Counts
 from actors.mirror.http_server import View
 from actors.mirror.metrics import MirrorMetrics
+from actors.mirror.progress import Counts
 from actors.telemetry import Telemetry
 from actors.tools.embedded_nats import NatsServer
 from actors.tools.topics import explain

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import actors.mirror
+
 PACKAGE = Path(__file__).parents[1] / "actors"
 PLAIN = {"config", "nats_context", "errors", "lsn", "messages", "telemetry"}
 RANKS = {
@@ -82,3 +84,9 @@ def test_nobody_imports_asyncio_and_the_wire_has_no_io(path: Path) -> None:
 
 def test_no_module_shadows_the_standard_library() -> None:
     assert not {p.stem for p in PACKAGE.glob("*.py")} & {"http", "logging", "json", "types", "utils"}
+
+
+def test_no_module_of_the_library_has_the_name_of_something_that_it_gives() -> None:
+    """Its import would put the module in the place of the function."""
+    modules = {path.stem for path in (PACKAGE / "mirror").glob("*.py")}
+    assert not modules & set(actors.mirror.__all__)

@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.config import resolve_client
 from actors.errors import ConfigError
 from actors.metrics import OPERATIONS, TABLES_MAX
-from actors.mirror.counts import Counts
 from actors.mirror.http_server import View
 from actors.mirror.metrics import MirrorMetrics
+from actors.mirror.progress import Counts
 from actors.mirror.track import CAUSES
 from actors.tools.embedded_nats import NatsServer
 from actors.tools.server_process import free_port

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
@@ -145,6 +145,29 @@ class PgConnection:
             self.check(result)
         last = results[-1]
         return [tuple(_decoded(last.get_value(row, column)) for column in range(last.nfields)) for row in range(last.ntuples)]
+
+    async def blocks(self, sql: str, rows_max: int) -> AsyncGenerator[pq.abc.PGresult]:
+        """A query's rows, in libpq's results of up to `rows_max` each. Raises PostgresError or SourceUnavailable."""
+        pgconn = self.pgconn
+        try:
+            pgconn.send_query(sql.encode("utf-8", "surrogateescape"))
+            pgconn.set_chunked_rows_mode(rows_max)
+            while True:
+                while pgconn.flush():
+                    await trio.lowlevel.wait_writable(self.socket)
+                if pgconn.is_busy():
+                    await trio.lowlevel.wait_readable(self.socket)
+                    pgconn.consume_input()
+                    continue
+                result = pgconn.get_result()
+                if result is None:
+                    return
+                self.check(result)
+                if result.ntuples:
+                    await trio.lowlevel.checkpoint()  # rows may come faster than they are taken: others run too
+                    yield result
+        except (psycopg.Error, trio.ClosedResourceError) as exc:
+            raise self.lost(exc) from exc
 
     def check(self, result: pq.abc.PGresult) -> None:
         """Raise for a result that is an error: SourceUnavailable if it may pass by itself, else PostgresError."""

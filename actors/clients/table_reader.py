@@ -16,8 +16,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import psycopg
-import trio
 from psycopg import pq
 
 from actors.clients.catalog import (
@@ -80,29 +78,9 @@ class OpenTable:
         catalog = matching_catalog(self.relation, self.description.catalog) or {}
         return frozenset(name for name, column in catalog.items() if column.is_pk)
 
-    async def blocks(self) -> AsyncGenerator[pq.abc.PGresult]:
+    def blocks(self) -> AsyncGenerator[pq.abc.PGresult]:
         """The rows, in libpq's results of some rows each. Raises PostgresError or SourceUnavailable."""
-        connection = self.connection
-        pgconn = connection.pgconn
-        try:
-            pgconn.send_query(self._select.encode("utf-8", "surrogateescape"))
-            pgconn.set_chunked_rows_mode(self._block_rows)
-            while True:
-                while pgconn.flush():
-                    await trio.lowlevel.wait_writable(connection.socket)
-                if pgconn.is_busy():
-                    await trio.lowlevel.wait_readable(connection.socket)
-                    pgconn.consume_input()
-                    continue
-                result = pgconn.get_result()
-                if result is None:
-                    return
-                connection.check(result)
-                if result.ntuples:
-                    await trio.lowlevel.checkpoint()  # rows may come faster than they are taken: others run too
-                    yield result
-        except (psycopg.Error, trio.ClosedResourceError) as exc:
-            raise connection.lost(exc) from exc
+        return self.connection.blocks(self._select, self._block_rows)
 
 
 @asynccontextmanager

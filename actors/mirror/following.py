@@ -37,6 +37,8 @@ class Follower:
         """The bridge's record says that every transaction below has been stored, and we have read as far."""
         self.joiners = 0
         """Copies that wait for the place to move."""
+        self._gap_seq = 0
+        """Of the newest gap: what the bridge proved before it is of other LSNs."""
         self._void_lsn = -1
         self._stale_from: dict[str, tuple[int, Stale]] = {}
         self._scanned_at = 0.0
@@ -121,6 +123,8 @@ class Follower:
                         await local.commit()
                     if self._holds.wanted is not None:
                         await self._pause_before(lsn, track, local)
+                if isinstance(events[0], Gap) and not events[0].of_table:
+                    self.proven_lsn, self._gap_seq = 0, message.seq
                 track.take(message.seq, events)
                 if track.open_lsn is not None and track.gathered >= FLUSH_ROWS:
                     await local.flush()
@@ -168,7 +172,7 @@ class Follower:
         if last > seq:
             track.advance(last)
             await local.commit()
-        if record is not None and record.last_seq <= last and record.confirmed_lsn > self.proven_lsn:
+        if record is not None and self._gap_seq <= record.last_seq <= last and record.confirmed_lsn > self.proven_lsn:
             self.proven_lsn = record.confirmed_lsn
             self._replica.moved.value += 1
         return True

@@ -9,8 +9,8 @@ from quart import Response, jsonify
 from quart_trio import QuartTrio
 
 from actors.config import HttpConfig
-from actors.mirror.counts import Counts
 from actors.mirror.metrics import MirrorMetrics
+from actors.mirror.progress import Counts
 from actors.mirror.replica import Replica
 from actors.mirror.state import REFUSED, STALE, WAITING
 from actors.web.guard import guard

@@ -243,17 +243,13 @@ class PostgresStore:
             raise ReplicaRefused("WB504", "the replica refuses a statement", said=exc.said) from exc
 
     async def rows(self, sql: str) -> AsyncGenerator[list[tuple[Any, ...]]]:
-        connection = self._connection
-        pgconn = connection.pgconn
         try:
-            pgconn.send_query(sql.encode("utf-8", "surrogateescape"))
-            pgconn.set_chunked_rows_mode(BLOCK_ROWS)
-            async for result in read_results(connection):
+            async for result in self._connection.blocks(sql, BLOCK_ROWS):
                 yield [
                     tuple(_decoded(result.get_value(row, column)) for column in range(result.nfields))
                     for row in range(result.ntuples)
                 ]
-        except (psycopg.Error, trio.ClosedResourceError) as exc:
+        except SourceUnavailable as exc:
             raise self._gone(exc) from exc
 
     async def local_types(self, columns: Sequence[Column]) -> tuple[str, ...]:
@@ -292,25 +288,6 @@ class _Command:
 
     def __init__(self, sql: str, params: Params, statement: Statement | None) -> None:
         self.sql, self.params, self.statement = sql, params, statement
-
-
-async def read_results(connection: PgConnection) -> AsyncGenerator[pq.abc.PGresult]:
-    """Results of some rows each of a query in chunked-rows mode. Raises PostgresError or SourceUnavailable."""
-    pgconn = connection.pgconn
-    while True:
-        while pgconn.flush():
-            await trio.lowlevel.wait_writable(connection.socket)
-        if pgconn.is_busy():
-            await trio.lowlevel.wait_readable(connection.socket)
-            pgconn.consume_input()
-            continue
-        result = pgconn.get_result()
-        if result is None:
-            return
-        connection.check(result)
-        if result.ntuples:
-            await trio.lowlevel.checkpoint()
-            yield result
 
 
 def _copy_lines(rows: Sequence[Params]) -> Iterator[bytes]:

@@ -11,8 +11,8 @@ import trio
 from trio_util import AsyncValue
 
 from actors.log import get_logger
-from actors.mirror.counts import Counts
 from actors.mirror.dialect import Statement
+from actors.mirror.progress import Counts
 from actors.mirror.records import Column
 from actors.mirror.shapes import TableShape, encode_columns
 from actors.mirror.state import LIVE, Place, TableRecord, forget_place, load_place, load_tables

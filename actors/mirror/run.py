@@ -17,10 +17,10 @@ from actors.config import HttpConfig, NatsConfig
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
 from actors.log import get_logger
 from actors.mirror.copying import Copier
-from actors.mirror.counts import Counts
 from actors.mirror.following import Follower
 from actors.mirror.holding import Holds
 from actors.mirror.http_server import View, serve_mirror
+from actors.mirror.progress import Counts
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
 from actors.mirror.state import LIVE, TableRecord, load_verified

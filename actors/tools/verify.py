@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import psycopg
 import trio
 
 from actors.clients.bridge_record import BUCKET, BridgeRecord
@@ -33,7 +32,6 @@ from actors.lsn import Lsn, format_lsn
 from actors.messages import Relation
 from actors.mirror.canonical import Canonical, canonical_for
 from actors.mirror.dialect import Statement, quoted
-from actors.mirror.postgres_store import read_results
 from actors.mirror.run import choose_tables
 from actors.mirror.state import LIVE, STALE, WAITING, TableRecord, load_tables, verified
 from actors.mirror.store import ReplicaUnavailable, Store, open_store
@@ -311,22 +309,16 @@ class _Source:
 
     async def blocks(self, table: PublishedTable, columns: Sequence[str]) -> AsyncGenerator[list[tuple[Any, ...]]]:
         """All rows, some at a time, every value as PostgreSQL's text."""
-        connection = self._connection
         where = f" WHERE {table.row_filter}" if table.row_filter else ""
         names = ", ".join(map(quoted, columns))
-        try:
-            connection.pgconn.send_query(f"SELECT {names} FROM {_name(table)}{where}".encode("utf-8", "surrogateescape"))
-            connection.pgconn.set_chunked_rows_mode(BLOCK_ROWS)
-            async for result in read_results(connection):
-                yield [
-                    tuple(
-                        None if (value := result.get_value(row, i)) is None else value.decode("utf-8", "surrogateescape")
-                        for i in range(result.nfields)
-                    )
-                    for row in range(result.ntuples)
-                ]
-        except (psycopg.Error, trio.ClosedResourceError) as exc:
-            raise connection.lost(exc) from exc
+        async for result in self._connection.blocks(f"SELECT {names} FROM {_name(table)}{where}", BLOCK_ROWS):
+            yield [
+                tuple(
+                    None if (value := result.get_value(row, i)) is None else value.decode("utf-8", "surrogateescape")
+                    for i in range(result.nfields)
+                )
+                for row in range(result.ntuples)
+            ]
 
 
 def _name(table: PublishedTable) -> str:
