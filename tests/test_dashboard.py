@@ -661,6 +661,21 @@ def test_the_verdict_is_as_bad_as_the_worst_thing() -> None:
     assert [stage.name for stage in history.stages if stage.stuck] == ["durable"]
 
 
+def test_a_stage_that_had_nothing_to_do_does_not_stand_still() -> None:
+    telemetry = streaming(Telemetry())
+    history = History(telemetry)
+    telemetry.received_lsn = telemetry.decoded_lsn = telemetry.published_lsn = telemetry.durable_lsn = Lsn(1000)
+    telemetry.confirmed_lsn, began = Lsn(1000), time.time()
+    telemetry.last_received_at = began + 200
+    history.sample(began)
+    history.sample(began + 100)  # idle all the while
+    telemetry.durable_lsn = Lsn(2000)
+    history.sample(began + 100.1)
+    assert not [stage.name for stage in history.stages if stage.stuck], "it is behind for the blink of an eye"
+    history.sample(began + 110)
+    assert [stage.name for stage in history.stages if stage.stuck] == ["confirmed"]
+
+
 def test_bytes_read_as_people_write_them() -> None:
     assert [human_bytes(n) for n in (0, 1023, 1536, 48 << 20, 200 << 30, 3 << 50)] == [
         "0 B", "1023 B", "1.5 kB", "48 MB", "200 GB", "3072 TB"]  # fmt: skip
