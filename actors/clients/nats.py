@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import ssl
@@ -277,7 +278,12 @@ async def _start_tls(config: NatsConfig, server: ServerAddress, stream: trio.abc
     try:
         await tls.do_handshake()
     except trio.BrokenResourceError as exc:
-        if isinstance(exc.__cause__, ssl.SSLError):
+        cause = exc.__cause__
+        if config.tls_first and isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+            # Not a matter of trust: the server greeted in the clear, as one with handshake_first: auto does to whoever
+            # is 50 ms late. The next attempt may be in time.
+            raise ConnectionError("it did not wait for TLS: NATS_TLS_FIRST is for servers with handshake_first") from None
+        if isinstance(cause, ssl.SSLError):
             raise SinkRefused(
                 "WB208",
                 f"no trusted TLS connection to NATS at {server}",
@@ -318,5 +324,10 @@ async def _expect(stream: trio.abc.Stream, parser: NatsParser, kind: type[_E]) -
 
 
 def _reason(exc: BaseException) -> str:
+    """The system's own words, one of each: behind trio's there may be a failure per address of the host."""
     cause = exc.__cause__ or exc
+    if isinstance(cause, BaseExceptionGroup):
+        return ", ".join(dict.fromkeys(_reason(one) for one in cause.exceptions))
+    if isinstance(cause, ConnectionError) and cause.errno:
+        return os.strerror(cause.errno)
     return str(cause) or type(cause).__name__
