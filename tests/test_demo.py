@@ -67,14 +67,17 @@ def test_it_survives_its_keys() -> None:
         read_until("✓ as many".encode())
         started = children_of(process.pid)
         for key, answer in (
-            (b"k", b"bridge killed with -9"), (b"d", b"ADD COLUMN added_1"), (b"s", b"snapshot of users asked for"),
-            (b"+", b"250 changes a second"), (b"n", b"NATS killed; it comes back"), (b"k", b"bridge killed 2x"), (b"q", b"load stopped"),
+            (b"v", b"comparing both sides"), (b"d", b"not while verify reads the tables"), (b"", b"verify: equal at one LSN"),
+            (b"k", b"bridge killed with -9"), (b"", b"streaming   bridge killed 1x"), (b"d", b"ADD COLUMN added_1"),
+            (b"s", b"snapshot of users asked for"), (b"+", b"250 changes a second"), (b"n", b"NATS killed; it comes back"),
+            (b"k", b"bridge killed 2x"), (b"q", b"load stopped"),
         ):  # fmt: skip
             os.write(primary, key)
             read_until(answer)
         read_until(b"equal to the source")
         assert process.wait(HANG_S) == 0, shown[-3000:].decode(errors="replace")
         assert b"no change lost, none doubled" in shown
+        assert b"[q]uit" not in shown[shown.index(b"load stopped") :], "keys that do nothing any more are not offered"
         assert not [child for child in started if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     finally:
         process.kill()

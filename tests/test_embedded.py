@@ -6,16 +6,20 @@ import asyncio
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -204,7 +208,7 @@ def test_a_wrong_or_no_password_is_refused(hold: Hold) -> None:
 @as_root_and_as_user
 def test_passwords_are_in_files_of_ours_alone_and_nowhere_on_the_terminal(hold: Hold, directory: Path) -> None:
     held = hold()
-    for name in ("pgpass", "nats.password", "nats/nats-server.conf"):
+    for name in ("pgpass", "nats.password", "walbridge.env", "nats/nats-server.conf"):
         assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600
     secrets = [urlsplit(held.dsn).password, urlsplit(held.nats_url).password]
     assert not [secret for secret in secrets if secret is None or secret in held.facts["describe"]]
@@ -389,3 +393,54 @@ def test_an_interrupt_of_our_process_group_does_not_reach_the_servers(hold: Hold
     held.process.send_signal(signal.SIGTERM)
     held.process.wait()
     wait_until_ended(held.family)
+
+
+def test_the_lines_that_run_embedded_prints_work_when_pasted(directory: Path, tmp_path: Path) -> None:
+    bridge = subprocess.Popen(
+        [sys.executable, "-m", "actors.main", "--embedded", str(directory), "--port", str(free_port())],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    pasted: list[subprocess.Popen[bytes]] = []
+    patience = threading.Timer(HANG_S, bridge.kill)
+    patience.start()
+    try:
+        assert bridge.stdout is not None
+        printed: dict[str, str] = {}
+        for line in bridge.stdout:
+            label, _, text = line.partition(":")
+            printed[label] = text.strip()
+            if label == "Stop":
+                break
+        while True:  # a row of before the slot would not be streamed
+            with suppress(OSError), urllib.request.urlopen(f"{printed['Page']}ready", timeout=HANG_S):
+                break
+            assert bridge.poll() is None
+            time.sleep(0.05)
+        subprocess.run(printed["Change a row"], shell=True, check=True, stdout=subprocess.DEVNULL)
+        assert any(line.startswith("cdc.users.insert") and '"name":"Ada"' in line for line in bridge.stdout)
+
+        program, _, arguments = printed["Mirror it"].partition(" ")
+        assert program == "walbridge"
+        pasted.append(
+            subprocess.Popen(
+                f"exec {shlex.quote(sys.executable)} -m actors.main {arguments}", shell=True, cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
+            )
+        )  # fmt: skip
+        names: list[tuple[str]] = []
+        while names != [("Ada",)]:
+            assert bridge.poll() is None, names
+            with (
+                suppress(sqlite3.Error),
+                closing(sqlite3.connect(f"file:{tmp_path / 'users.db'}?mode=ro", uri=True)) as replica,
+            ):
+                names = replica.execute("SELECT name FROM users").fetchall()
+            time.sleep(0.05)
+        bridge.send_signal(signal.SIGINT)
+        bridge.stdout.read()
+        assert bridge.wait(HANG_S) == 0
+    finally:
+        patience.cancel()
+        for process in (*pasted, bridge):
+            process.kill()
+            process.communicate()

@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ TABLES = ("users", "orders")
 RATES = (10, 50, 100, 250, 500, 1_000, 2_000)
 NATS_AWAY_S = 5.0
 SETTLE_S = 30.0
+SAID_S = 8.0
 TICK_S = 0.25
 
 
@@ -61,6 +63,7 @@ def run_demo(*, seconds: float | None, keep: Path | None, rate: int, as_json: bo
     Blocking; starts threads and child processes, and ends them all. Raises ConfigError without the `embedded` extra.
     """
     talk = sys.stderr if as_json else sys.stdout
+    print("Starting PostgreSQL and NATS ...", file=talk, flush=True)
     with _folder(keep) as folder, start_embedded(folder) as servers:
         demo = Demo(servers, folder, rate)
         with open_screen(talk) as screen:
@@ -87,68 +90,78 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What `walbridge verify` found."""
+
+    equal: bool
+    compared: bool
+    words: str
+
+
 class Demo:
-    """One demonstration. Owns the bridge's and the mirror's process and the load's thread while `run` runs."""
+    """One demonstration. Owns the bridge's and the mirror's process and its threads while `run` runs.
+
+    What takes longer than a blink runs in a thread, so that the screen stays alive.
+    """
 
     def __init__(self, servers: EmbeddedServers, folder: Path, rate: int) -> None:
-        self._env_file = folder / "demo.env"
         self._servers, self._folder = servers, folder
         self.rate = rate
         self.counts = Counts()
         self.bridge_killed = self.nats_stopped = 0
-        self.last_words = ""
         self._port = free_port()
         self._replica = f"sqlite:///{folder / 'replica.db'}"
         self._bridge: ServerProcess | None = None
         self._mirror: ServerProcess | None = None
-        self._ended = threading.Event()
+        self._said, self._said_at = "", 0.0
         self._columns_added = 0
-        self._load_fault: BaseException | None = None
-        self._compared = False
-        self._nats_back: threading.Timer | None = None
+        self._load_ended = threading.Event()
+        self._copied = threading.Event()
+        self._nats_back: Future[None] | None = None
+        self._verifying: Future[Verdict] | None = None
+        self._verify_process: subprocess.Popen[str] | None = None
 
     def run(self, screen: Screen, seconds: float | None) -> Outcome:
         """Start everything, show it until the end, and prove that both sides are equal."""
         began = time.monotonic()
-        self._write_environment()
         screen.say(self._addresses())
-        with ExitStack() as ending:
+        with ThreadPoolExecutor() as threads, ExitStack() as ending:
+            self._threads = threads
             self._start_bridge()
             ending.callback(lambda: self._end(self._bridge))
             ending.callback(lambda: self._end(self._mirror))
-            load = threading.Thread(target=self._load, name="load", daemon=True)
-            load.start()
-            ending.callback(self._ended.set)
+            load = threads.submit(self._load)
+            ending.callback(self._load_ended.set)
+            ending.callback(self._kill_verify)
             watcher = Watcher(self._servers, self._port, self._folder / "replica.db", TABLES)
             ending.callback(watcher.close)
             with suppress(KeyboardInterrupt), read_keys() as key:
                 while seconds is None or time.monotonic() - began < seconds:
-                    seen = watcher.look()
-                    screen.show(self._seen(seen, began))
-                    self._start_mirror(seen)
-                    if self._load_fault is not None or not self._press(key(TICK_S), screen):
+                    self._show(screen, watcher, began)
+                    if load.done() or not self._press(key(TICK_S)):
                         break
-            self._ended.set()
-            load.join(SETTLE_S)
-            if self._nats_back is not None:
-                self._nats_back.join()
-            screen.say("load stopped; proving that both sides are equal ...")
-            self._await_replica(watcher)
-            equal = self._verify(screen)
-            last = watcher.look()
-        if self._load_fault is not None:
-            raise Fatal("WB410", "the demo's load ended", said=repr(self._load_fault))
+            self._load_ended.set()
+            verdict = threads.submit(self._prove, load)
+            while not verdict.done():
+                self._show(screen, watcher, began, ending="load stopped; proving that both sides are equal ...")
+                time.sleep(TICK_S)
+            screen.say(verdict.result().words)
+            last = self._show(screen, watcher, began, ending="stopped")
+        if (fault := load.exception()) is not None:
+            raise Fatal("WB410", "the demo's load ended", said=repr(fault)) from fault
         return Outcome(
-            equal, self._compared, round(time.monotonic() - began, 1), last.events, self.counts.transactions,
-            self.bridge_killed, self.nats_stopped, {table.name: table.in_postgres for table in last.tables},
+            verdict.result().equal, verdict.result().compared, round(time.monotonic() - began, 1), last.events,
+            self.counts.transactions, self.bridge_killed, self.nats_stopped,
+            {table.name: table.in_postgres for table in last.tables},
         )  # fmt: skip
 
     # -- what the keys do
 
-    def _press(self, key: str, screen: Screen) -> bool:
+    def _press(self, key: str) -> bool:
         actions: dict[str, Callable[[], None]] = {
-            "k": self._kill_bridge, "n": self._stop_nats, "d": self._alter, "s": self._snapshot,
-            "+": lambda: self._change_rate(1), "-": lambda: self._change_rate(-1), "v": lambda: self._verify_now(screen),
+            "k": self._kill_bridge, "n": self._stop_nats, "d": self._alter, "s": self._snapshot, "v": self._verify_now,
+            "+": lambda: self._change_rate(1), "-": lambda: self._change_rate(-1),
         }  # fmt: skip
         if key in ("q", "\x03", "\x04"):
             return False
@@ -156,50 +169,62 @@ class Demo:
             actions[key]()
         return True
 
+    def _say(self, words: str) -> None:
+        """Words for a moment."""
+        self._said, self._said_at = words, time.monotonic()
+
     def _kill_bridge(self) -> None:
         assert self._bridge is not None
         self._bridge.end()
         self.bridge_killed += 1
-        self.last_words = "bridge killed with -9 and started again"
+        self._say("bridge killed with -9 and started again")
         self._start_bridge()
 
     def _stop_nats(self) -> None:
-        if self._nats_back is not None and self._nats_back.is_alive():
+        if self._nats_back is not None and not self._nats_back.done():
             return
         self.nats_stopped += 1
-        self.last_words = f"NATS killed; it comes back after {NATS_AWAY_S:g} s"
+        self._say(f"NATS killed; it comes back after {NATS_AWAY_S:g} s")
         self._servers.nats.kill()
-        self._nats_back = threading.Timer(NATS_AWAY_S, self._servers.nats.start)
-        self._nats_back.start()
+        self._nats_back = self._threads.submit(self._bring_nats_back)
+
+    def _bring_nats_back(self) -> None:
+        self._load_ended.wait(NATS_AWAY_S)  # at the end it need not stay away
+        self._servers.nats.start()
+        self._say("NATS is back")
 
     def _alter(self) -> None:
+        if self._verifying is not None:
+            self._say("not while verify reads the tables: everybody would wait for the ALTER TABLE")
+            return
         self._columns_added += 1
         name = f"added_{self._columns_added}"
         with closing(psycopg.connect(self._servers.database_url, autocommit=True)) as connection:
             connection.execute(f"ALTER TABLE users ADD COLUMN IF NOT EXISTS {name} text DEFAULT 'new'".encode())
-        self.last_words = f"ALTER TABLE users ADD COLUMN {name}"
+        self._say(f"ALTER TABLE users ADD COLUMN {name}")
 
     def _snapshot(self) -> None:
-        self._post("/snapshot/users")
-        self.last_words = "snapshot of users asked for"
+        request = urllib.request.Request(f"http://127.0.0.1:{self._port}/snapshot/users", data=b"", method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=2):
+                self._say("snapshot of users asked for")
+        except OSError:
+            self._say("no snapshot: the bridge does not answer")
 
     def _change_rate(self, step: int) -> None:
         place = min(range(len(RATES)), key=lambda i: abs(RATES[i] - self.rate))
         self.rate = RATES[max(0, min(len(RATES) - 1, place + step))]
-        self.last_words = f"{self.rate:,} changes a second asked for"
+        self._say(f"{self.rate:,} changes a second asked for")
 
-    def _verify_now(self, screen: Screen) -> None:
-        self.last_words = "verify: equal at one LSN, under load" if self._verify(screen) else "verify: NOT equal"
+    def _verify_now(self) -> None:
+        if self._verifying is None:
+            self._say("verify: comparing both sides at one LSN ...")
+            self._verifying = self._threads.submit(self._verify)
 
     # -- processes
 
-    def _write_environment(self) -> None:
-        """What leads the children to the servers, in a file that only we may read: a command line is for all to see."""
-        self._env_file.touch(mode=0o600)
-        self._env_file.write_text("".join(f"{name}={value}\n" for name, value in self._servers.environment.items()))
-
     def _child(self, name: str, *arguments: str) -> ServerProcess:
-        argv = [sys.executable, "-m", "actors.main", *arguments, "--env-file", str(self._env_file)]
+        argv = [sys.executable, "-m", "actors.main", *arguments, "--env-file", str(self._servers.env_file)]
         return ServerProcess(argv, log_path=self._folder / f"{name}.log", account=None, orphan_signal=signal.SIGTERM)
 
     def _start_bridge(self) -> None:
@@ -210,60 +235,69 @@ class Demo:
         if self._mirror is None and seen.state == "streaming":
             self._mirror = self._child("mirror", "mirror", "--tables", ",".join(TABLES), "--to", self._replica)
 
-    def _await_replica(self, watcher: Watcher) -> None:
-        """A short demo may end before the first copy did."""
-        deadline = time.monotonic() + SETTLE_S
-        while time.monotonic() < deadline:
-            seen = watcher.look()
-            if all(table.in_replica is not None for table in seen.tables):
-                return
-            self._start_mirror(seen)
-            time.sleep(TICK_S)
-
     def _end(self, process: ServerProcess | None) -> None:
         if process is not None:
             process.end((signal.SIGTERM, SETTLE_S))
 
-    def _post(self, path: str) -> None:
-        request = urllib.request.Request(f"http://127.0.0.1:{self._port}{path}", data=b"", method="POST")
-        with suppress(OSError), urllib.request.urlopen(request, timeout=2):
-            pass
+    def _prove(self, load: Future[None]) -> Verdict:
+        """Whether both sides are equal once everything is over. Blocking."""
+        wait([load])
+        if self._nats_back is not None:
+            self._nats_back.result()
+        self._copied.wait(SETTLE_S)  # a short demo may end before the first copy did
+        return self._verify()
 
-    def _verify(self, screen: Screen) -> bool:
-        """Run `walbridge verify` on both sides; its words go to the screen."""
+    def _verify(self) -> Verdict:
+        """Run `walbridge verify` on both sides. Blocking."""
         argv = [sys.executable, "-m", "actors.main", "verify", "--tables", ",".join(TABLES), "--to", self._replica]
         # what is set here for another bridge would beat the file
         ours = {f"{setting.variable}{suffix}" for setting in SETTINGS.values() for suffix in ("", "_FILE")}
-        done = subprocess.run(
-            [*argv, "--env-file", str(self._env_file)], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        process = self._verify_process = subprocess.Popen(
+            [*argv, "--env-file", str(self._servers.env_file)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
             env={name: value for name, value in os.environ.items() if name not in ours},
         )  # fmt: skip
-        screen.say((done.stdout + done.stderr).strip())
-        self._compared = "compared at LSN" in done.stdout
-        return done.returncode == 0
+        words, _ = process.communicate()
+        return Verdict(process.returncode == 0, "compared at LSN" in words, words.strip())
+
+    def _kill_verify(self) -> None:
+        """It has a session of its own, so that the Ctrl-C which asks for the verdict does not reach it."""
+        if self._verify_process is not None:
+            self._verify_process.kill()
 
     def _load(self) -> None:
         """Transactions at the wished rate, in a thread, until the end."""
-        try:
-            with closing(psycopg.connect(self._servers.database_url, autocommit=True)) as connection:
-                load = MixedLoad(connection, SampleRows(), self.counts)
-                due, before = time.monotonic(), 0
-                while not self._ended.is_set():
-                    load.transaction()
-                    done = self.counts.changes + self.counts.undone
-                    due = max(due + (done - before) / self.rate, time.monotonic() - 1)
-                    before = done
-                    self._ended.wait(max(0.0, due - time.monotonic()))
-        except psycopg.Error as exc:
-            self._load_fault = exc
+        with closing(psycopg.connect(self._servers.database_url, autocommit=True)) as connection:
+            load = MixedLoad(connection, SampleRows(), self.counts)
+            due, before = time.monotonic(), 0
+            while not self._load_ended.is_set():
+                load.transaction()
+                done = self.counts.changes + self.counts.undone
+                due = max(due + (done - before) / self.rate, time.monotonic() - 1)
+                before = done
+                self._load_ended.wait(max(0.0, due - time.monotonic()))
 
     # -- what is seen
 
-    def _seen(self, seen: Seen, began: float) -> Seen:
-        return replace(
+    def _show(self, screen: Screen, watcher: Watcher, began: float, *, ending: str = "") -> Seen:
+        """Look, start the mirror once it can, and show it all."""
+        seen = watcher.look()
+        self._start_mirror(seen)
+        if all(table.in_replica is not None for table in seen.tables):
+            self._copied.set()
+        if self._verifying is not None and self._verifying.done():
+            verdict, self._verifying = self._verifying.result(), None
+            screen.say(verdict.words)
+            self._say("verify: equal at one LSN, under load" if verdict.equal else "verify: see above")
+        said = self._said if self._verifying is not None or time.monotonic() - self._said_at < SAID_S else ""
+        if self._mirror is not None and not self._mirror.running:
+            said = f"the mirror has ended: see {self._mirror.log_path}"
+        seen = replace(
             seen, seconds=time.monotonic() - began, bridge_killed=self.bridge_killed, nats_stopped=self.nats_stopped,
-            rate_wished=self.rate, said=self.last_words,
+            said=said, ending=ending,
         )  # fmt: skip
+        screen.show(seen)
+        return seen
 
     def _addresses(self) -> str:
         rows = {
@@ -278,13 +312,13 @@ class Demo:
 
 def _last_words(outcome: Outcome, keep: Path | None) -> str:
     harm = [
-        f"{number} time{'s' if number > 1 else ''} {what}"
-        for number, what in ((outcome.bridge_killed, "kill -9 of the bridge"), (outcome.nats_stopped, "kill -9 of NATS"))
+        f"{whom} was killed {'once' if number == 1 else f'{number} times'}"
+        for whom, number in (("the bridge", outcome.bridge_killed), ("NATS", outcome.nats_stopped))
         if number
     ]
     lines = [
         f"{outcome.events:,} events of {outcome.transactions:,} transactions in {outcome.seconds:g} s"
-        + (f", {' and '.join(harm)}" if harm else ""),
+        + (f"; {' and '.join(harm)}" if harm else ""),
         "The replica is equal to the source: no change lost, none doubled."
         if outcome.equal
         else "The replica is NOT equal to the source: please report this, with the logs (--keep DIR keeps them)."

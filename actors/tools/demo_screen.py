@@ -36,8 +36,9 @@ class Seen:
 
     state: str
     events: int
-    lag_seconds: float
-    wal_held_bytes: int
+    lag_seconds: float | None
+    """None while no bridge runs that could say."""
+    wal_held_bytes: int | None
     p50_ms: float | None
     p99_ms: float | None
     tables: Sequence[TableRows]
@@ -45,8 +46,10 @@ class Seen:
     seconds: float = 0.0
     bridge_killed: int = 0
     nats_stopped: int = 0
-    rate_wished: int = 0
     said: str = ""
+    """What a key did, for a moment."""
+    ending: str = ""
+    """What is done at the end, when keys do nothing any more."""
 
 
 class Screen(Protocol):
@@ -107,17 +110,18 @@ class _LiveScreen:
             )
         for rows in seen.tables:
             table.add_row(rows.name, f"{rows.in_postgres:,}", f"{rows.stored:,}", *_replica(rows))
-        head = f"Walbridge demo   {seen.seconds:.0f} s   {seen.state}"
+        head = "   ".join(["Walbridge demo", f"{seen.seconds:.0f} s", seen.state, *_harm(seen)])
         width = self._console.width - 8
         self._live.update(
             Group(
                 Text(head, style="bold"),
-                Text(f"{rate:,.0f} changes/s {self._rate.bars()}   {_figures(seen)}"),
+                Text(f"{rate:,.0f} changes/s {self._rate.bars()}"),
+                Text(_figures(seen)),
                 Text(""),
                 table,
                 Text(f"latest  {seen.latest}"[:width], style="dim"),
                 Text(seen.said, style="yellow"),
-                Text(KEYS, style="bold"),
+                Text(seen.ending or KEYS, style="bold"),
             ),
             refresh=True,
         )
@@ -127,13 +131,16 @@ class _Lines:
     """For pipes and logs: a line a second, without a moving cursor."""
 
     def __init__(self, out: IO[str]) -> None:
-        self._out, self._rate, self._last = out, _Rate(), 0.0
+        self._out, self._rate, self._last, self._ending = out, _Rate(), 0.0, ""
 
     def say(self, text: str) -> None:
         print(text, file=self._out, flush=True)
 
     def show(self, seen: Seen) -> None:
         rate = self._rate.add(seen.seconds, seen.events)
+        if seen.ending != self._ending:
+            self._ending = seen.ending
+            self.say(seen.ending)
         if time.monotonic() - self._last < 1:
             return
         self._last = time.monotonic()
@@ -141,22 +148,30 @@ class _Lines:
             f"{t.name} {t.in_postgres:,}/{'-' if t.in_replica is None else f'{t.in_replica:,}'}" for t in seen.tables
         )
         print(
-            f"{seen.seconds:4.0f} s  {seen.state}  {rate:,.0f} changes/s  {_figures(seen)}  {tables}",
+            "  ".join([f"{seen.seconds:4.0f} s", seen.state, f"{rate:,.0f} changes/s", _figures(seen), *_harm(seen), tables]),
             file=self._out,
             flush=True,
         )
 
 
 def _figures(seen: Seen) -> str:
-    parts = [f"lag {seen.lag_seconds:.1f} s"]
+    parts = []
     if seen.p50_ms is not None and seen.p99_ms is not None:
-        parts = [f"commit to stored p50 {seen.p50_ms:g} ms p99 {seen.p99_ms:g} ms", *parts]
-    parts.append(f"WAL held {seen.wal_held_bytes / 1e6:.1f} MB")
-    if seen.bridge_killed:
-        parts.append(f"bridge killed {seen.bridge_killed}x")
-    if seen.nats_stopped:
-        parts.append(f"NATS killed {seen.nats_stopped}x")
+        parts.append(f"commit to stored p50 {_short(seen.p50_ms)} ms p99 {_short(seen.p99_ms)} ms")
+    if seen.lag_seconds is not None:
+        parts.append(f"lag {seen.lag_seconds:.1f} s")
+    if seen.wal_held_bytes is not None:
+        parts.append(f"WAL held {seen.wal_held_bytes / 1e6:.1f} MB")
     return "   ".join(parts)
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}" if number < 100 else f"{number:,.0f}"
+
+
+def _harm(seen: Seen) -> list[str]:
+    done = (("bridge", seen.bridge_killed), ("NATS", seen.nats_stopped))
+    return [f"{whom} killed {number}x" for whom, number in done if number]
 
 
 def _replica(rows: TableRows) -> tuple[str, str]:

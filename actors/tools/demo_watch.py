@@ -50,8 +50,8 @@ class Watcher:
         return Seen(
             state=str(status.get("state") or ("down" if self._was_there else "starting")),
             events=self._events,
-            lag_seconds=float(status.get("lag_seconds") or 0.0),
-            wal_held_bytes=int(status.get("wal_lag_bytes") or 0),
+            lag_seconds=status.get("lag_seconds"),
+            wal_held_bytes=status.get("wal_lag_bytes"),
             p50_ms=latency.get("p50"),
             p99_ms=latency.get("p99"),
             tables=[self._table(name) for name in self._tables],

@@ -1,7 +1,7 @@
 """PostgreSQL and NATS for `--embedded [DIR]`: two servers that start with the bridge, keep their data, and end with it.
 
-The folder holds `postgresql-18/` and `nats/` (data), their logs beside them, `pgpass` and `nats.password` (secrets,
-mode 0600), `ports.json`, and `lock`, which is held as long as the servers are ours. Nothing is kept outside of it.
+The folder holds `postgresql-18/` and `nats/` (data), their logs beside them, `pgpass`, `nats.password` and `walbridge.env`
+(secrets, mode 0600), `ports.json`, and `lock`, which is held as long as the servers are ours. Nothing is kept outside of it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from actors.tools.server_process import Account, free_port, port_is_free, unpriv
 
 NATS_USER = "walbridge"
 NATS_PASSWORD = "nats.password"
+ENV_FILE = "walbridge.env"
 PGPASS = "pgpass"
 PUBLICATION = "cdc_pub"
 
@@ -96,6 +97,16 @@ class EmbeddedServers:
         return f"nats --server {self.nats_url} --user {NATS_USER} --password \"$(cat {password})\" sub 'cdc.>'"
 
     @property
+    def env_file(self) -> Path:
+        """For `--env-file` of every command: where both servers are, with their passwords."""
+        return self.directory / ENV_FILE
+
+    @property
+    def mirror_line(self) -> str:
+        """A shell line that keeps a replica of a sample table, to copy and paste."""
+        return f"walbridge mirror --tables users --to sqlite:///users.db --env-file {shlex.quote(str(self.env_file))}"
+
+    @property
     def environment(self) -> dict[str, str]:
         """The variables that lead the bridge to both servers."""
         return {"DATABASE_URL": self.database_url, "NATS_URL": self.nats_url, "NATS_BRIDGE_USER": self.nats_user,
@@ -109,6 +120,7 @@ class EmbeddedServers:
             "Data": f"{self.directory}   kept; logs and passwords are there too",
             "Change a row": self.psql_line,
             "See events": self.nats_line,
+            "Mirror it": self.mirror_line,
         }
         return "\n".join(f"{label + ':':<14}{text}" for label, text in rows.items())
 
@@ -167,7 +179,9 @@ def start_embedded(directory: Path | None = None) -> EmbeddedServers:
         postgres.start()
         nats.start()
         _make_sample_tables(postgres.dsn())
-        return EmbeddedServers(directory, postgres, nats, starting.pop_all())
+        servers = EmbeddedServers(directory, postgres, nats, starting.pop_all())
+        _write_whole(servers.env_file, "".join(f"{name}={value}\n" for name, value in servers.environment.items()))
+        return servers
 
 
 def _make_folder(folder: Path, mode: int) -> None:
