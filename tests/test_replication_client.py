@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import trio
 
+from actors.clients import feedback
 from actors.clients.catalog import slot_health
 from actors.clients.postgres import PgConnection
 from actors.clients.replication import (
@@ -413,3 +414,31 @@ def test_a_promoted_server_tells_where_its_timelines_part(make_postgres: MakePos
             assert await create_slot(connection, slot_name()) > left_at
 
     trio.run(check)
+
+
+@BOTH
+def test_a_server_with_nothing_to_say_is_asked_for_a_sign_of_life(
+    server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers our status updates only when asked to, and a bridge that hears nothing for long is called silent."""
+    database: Database = request.getfixturevalue(server)
+    database.execute("CREATE PUBLICATION p")
+    monkeypatch.setattr(feedback, "ASK_AFTER_S", 0.05)
+    monkeypatch.setattr(feedback, "STATUS_EVERY_S", 0.05)
+
+    async def main() -> None:
+        stream = await opened(database.dsn, await made_slot(database.dsn))
+        spoken = feedback.Feedback(NO_LSN)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(spoken.report, stream)
+            with trio.fail_after(HANG_S):
+                for _ in range(20):
+                    for message in await stream.read_block(500, 1 << 18):
+                        assert message[:1] == b"k"
+                        # all is confirmed, else it says more by itself
+                        spoken.confirmed.value = max(spoken.confirmed.value, Lsn(struct.unpack_from(">q", message, 1)[0]))
+                    spoken.data_arrived(spoken.confirmed.value, reply_wanted=False)
+            nursery.cancel_scope.cancel()
+        await stream.close()
+
+    trio.run(main)
