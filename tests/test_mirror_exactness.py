@@ -27,7 +27,7 @@ from tests.conftest import DEBIAN_15, MakeBridge
 from tests.mirrors import MirrorProcess
 from tests.servers import HANG_S, Bridge, Database
 
-SECONDS = float(os.environ.get("WALBRIDGE_TEST_SECONDS", "15"))
+SECONDS = float(os.environ.get("WALBRIDGE_TEST_SECONDS", "30"))
 SEED = os.environ.get("WALBRIDGE_TEST_SEED", "1")
 
 Connection = psycopg.Connection[tuple[Any, ...]]
