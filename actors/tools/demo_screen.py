@@ -116,7 +116,7 @@ class _LiveScreen:
             Group(
                 Text(head, style="bold"),
                 Text(f"{rate:,.0f} changes/s {self._rate.bars()}"),
-                Text(_figures(seen)),
+                Text("   ".join(_figures(seen))),
                 Text(""),
                 table,
                 Text(f"latest  {seen.latest}"[:width], style="dim"),
@@ -131,15 +131,16 @@ class _Lines:
     """For pipes and logs: a line a second, without a moving cursor."""
 
     def __init__(self, out: IO[str]) -> None:
-        self._out, self._rate, self._last, self._ending = out, _Rate(), 0.0, ""
+        self._out, self._rate, self._last = out, _Rate(), 0.0
+        self._is_ending = False
 
     def say(self, text: str) -> None:
         print(text, file=self._out, flush=True)
 
     def show(self, seen: Seen) -> None:
         rate = self._rate.add(seen.seconds, seen.events)
-        if seen.ending != self._ending:
-            self._ending = seen.ending
+        if seen.ending and not self._is_ending:
+            self._is_ending = True
             self.say(seen.ending)
         if time.monotonic() - self._last < 1:
             return
@@ -147,14 +148,11 @@ class _Lines:
         tables = ", ".join(
             f"{t.name} {t.in_postgres:,}/{'-' if t.in_replica is None else f'{t.in_replica:,}'}" for t in seen.tables
         )
-        print(
-            "  ".join([f"{seen.seconds:4.0f} s", seen.state, f"{rate:,.0f} changes/s", _figures(seen), *_harm(seen), tables]),
-            file=self._out,
-            flush=True,
-        )
+        words = [f"{seen.seconds:4.0f} s", seen.state, f"{rate:,.0f} changes/s", *_figures(seen), *_harm(seen), tables]
+        print("  ".join(words), file=self._out, flush=True)
 
 
-def _figures(seen: Seen) -> str:
+def _figures(seen: Seen) -> list[str]:
     parts = []
     if seen.p50_ms is not None and seen.p99_ms is not None:
         parts.append(f"commit to stored p50 {_short(seen.p50_ms)} ms p99 {_short(seen.p99_ms)} ms")
@@ -162,7 +160,7 @@ def _figures(seen: Seen) -> str:
         parts.append(f"lag {seen.lag_seconds:.1f} s")
     if seen.wal_held_bytes is not None:
         parts.append(f"WAL held {seen.wal_held_bytes / 1e6:.1f} MB")
-    return "   ".join(parts)
+    return parts
 
 
 def _short(number: float) -> str:
