@@ -229,7 +229,7 @@ def snapshot(
     json: Annotated[bool, Parameter(group=OTHER, negative="", help="the outcome as JSON")] = False,
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
-    """Ask a running bridge, or the next one that runs, for a whole table, and follow it. Exit 0 when it is whole."""
+    """Ask the bridge that publishes a table, whatever its stream, for all of it. Exit 0 when that is whole."""
     from actors.config import resolve_client  # noqa: PLC0415
     from actors.tools.snapshot import ask_for_snapshot  # noqa: PLC0415
 
