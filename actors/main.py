@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
 from cyclopts.validators import Number
 
 from actors import __version__
@@ -27,6 +27,16 @@ Examples:
   walbridge mirror --tables users --to sqlite:///replica.db
   DATABASE_URL=postgresql://bridge@db/app NATS_URL=nats://nats walbridge
 """
+
+EXAMPLES = {
+    "mirror": "walbridge mirror --tables users --to sqlite:///replica.db",
+    "verify": "walbridge verify --to sqlite:///replica.db",
+    "snapshot": "walbridge snapshot users",
+    "export": "walbridge export alerts",
+    "train": "walbridge train --table users",
+    "produce bulk": "walbridge produce bulk 1000",
+}
+"""For who leaves out what a command cannot do without."""
 
 SOURCE = Group("Source", sort_key=1)
 NATS = Group("Publishing", sort_key=2)
@@ -144,14 +154,20 @@ def health(
 @app.command
 def status(
     *,
-    url: Annotated[str, Parameter(group=HTTP, help="of the running bridge [http://127.0.0.1:9090, port by BRIDGE_PORT]")] = "",
+    port: Annotated[str, Parameter(group=HTTP, help="of the running bridge [9090, env BRIDGE_PORT]")] = "",
+    url: Annotated[str, Parameter(group=HTTP, help="of one elsewhere, instead of --port [http://127.0.0.1:9090]")] = "",
     json: Annotated[bool, Parameter(group=OTHER, negative="", help="as JSON, a line a look with --watch")] = False,
     watch: Annotated[bool, Parameter(group=OTHER, negative="", help="look every second until Ctrl-C")] = False,
 ) -> int:
     """What a running bridge is doing: state, rates, positions, WAL held, snapshots, problems. Exit 0 while it streams."""
     from actors.tools.status import show_status  # noqa: PLC0415
 
-    return show_status(url or f"http://127.0.0.1:{os.environ.get('BRIDGE_PORT') or 9090}", as_json=json, watch=watch)
+    if url and port:
+        raise ConfigError("WB002", "--port: the address of --url has one; leave out either")
+    if port and not (port.isdecimal() and 1 <= int(port) <= 65535):
+        raise ConfigError("WB002", f"--port: {port!r} is not a port; give 1-65535, e.g. 9091")
+    address = url or f"http://127.0.0.1:{port or os.environ.get('BRIDGE_PORT') or 9090}"
+    return show_status(address, as_json=json, watch=watch)
 
 
 @app.command
@@ -213,7 +229,7 @@ def snapshot(
     json: Annotated[bool, Parameter(group=OTHER, negative="", help="the outcome as JSON")] = False,
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
-    """Ask a running bridge, or the next one that runs, for a whole table, and follow it. Exit 0 when it is whole."""
+    """Ask the bridge that publishes a table, whatever its stream, for all of it. Exit 0 when that is whole."""
     from actors.config import resolve_client  # noqa: PLC0415
     from actors.tools.snapshot import ask_for_snapshot  # noqa: PLC0415
 
@@ -246,6 +262,9 @@ def train_dictionary(
     pub: Annotated[str | None, Parameter(help="the table's publication [cdc_pub]")] = None,
     upload: Annotated[bool, Parameter(negative="", help="also put it into KV dictionaries")] = False,
     json: Annotated[bool, Parameter(negative="", help="the report as JSON")] = False,
+    nats_context: Annotated[
+        str | None, Parameter(help="for --upload: context of the nats command line, by name or file [env NATS_CONTEXT]")
+    ] = None,
     env_file: Annotated[Path | None, Parameter(help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
     """Train a zstd dictionary on rows of a live table, and measure on other rows what it saves."""
@@ -253,7 +272,7 @@ def train_dictionary(
     from actors.log import set_up_logging  # noqa: PLC0415
     from actors.tools.train import train_table  # noqa: PLC0415
 
-    config = resolve({"dictionaries": dictionaries, "pub": pub}, os.environ, env_file)
+    config = resolve({"dictionaries": dictionaries, "pub": pub, "nats_context": nats_context}, os.environ, env_file)
     set_up_logging(config.log.level, config.log.format, config.secrets)
     return train_table(config, table, size, upload=upload, as_json=json)
 
@@ -268,6 +287,9 @@ def mirror(
     tables: Annotated[str, Parameter(group=MIRROR, help="tables, separated by commas [all that the bridge publishes]")] = "",
     again: Annotated[str, Parameter(group=MIRROR, help="tables to copy anew first, separated by commas")] = "",
     stream: Annotated[str | None, Parameter(group=MIRROR, help="the bridge's stream [CDC]")] = None,
+    nats_context: Annotated[
+        str | None, Parameter(group=NATS, help="context of the nats command line, by name or file [env NATS_CONTEXT]")
+    ] = None,
     port: Annotated[str | None, Parameter(group=HTTP, help="serve /health, /ready and /metrics [off]")] = None,
     bind: Annotated[str | None, Parameter(group=HTTP, help="HTTP address [127.0.0.1]")] = None,
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
@@ -275,7 +297,8 @@ def mirror(
     """Keep SQLite or PostgreSQL tables equal to the source, until stopped."""
     from actors.tools.mirror import run_mirror  # noqa: PLC0415
 
-    return run_mirror(to, tables, again, {"stream": stream, "port": port, "bind": bind}, env_file)
+    flags = {"stream": stream, "nats_context": nats_context, "port": port, "bind": bind}
+    return run_mirror(to, tables, again, flags, env_file)
 
 
 @app.command
@@ -284,15 +307,22 @@ def verify(
     to: Annotated[str, Parameter(group=MIRROR, help="the replica, as given to mirror, which must be running")],
     tables: Annotated[str, Parameter(group=MIRROR, help="tables, separated by commas [all of the replica]")] = "",
     stream: Annotated[str | None, Parameter(group=MIRROR, help="the bridge's stream [CDC]")] = None,
-    limit: Annotated[int, Parameter(group=MIRROR, help="keys to show of rows that differ [20]")] = 20,
-    timeout: Annotated[int, Parameter(group=MIRROR, help="seconds until the mirror must have come to one LSN [120]")] = 120,
+    nats_context: Annotated[
+        str | None, Parameter(group=NATS, help="context of the nats command line, by name or file [env NATS_CONTEXT]")
+    ] = None,
+    limit: Annotated[int, Parameter(group=MIRROR, help="keys to show of rows that differ [20]", validator=Number(gte=0))] = 20,
+    timeout: Annotated[
+        int,
+        Parameter(group=MIRROR, help="seconds until the mirror must have come to one LSN [120]", validator=Number(gte=1)),
+    ] = 120,
     json: Annotated[bool, Parameter(group=MIRROR, negative="", help="the report as JSON")] = False,
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
     """Prove that a replica equals its source at one LSN: exit 0, or 1 with what differs."""
     from actors.tools.verify import run_verify  # noqa: PLC0415
 
-    return run_verify(to, tables, stream, env_file, keys_max=limit, timeout_s=float(timeout), as_json=json)
+    flags = {"stream": stream, "nats_context": nats_context}
+    return run_verify(to, tables, flags, env_file, keys_max=limit, timeout_s=float(timeout), as_json=json)
 
 
 @app.command(name="help")
@@ -341,16 +371,22 @@ def main(arguments: list[str]) -> int:
 
 def _one_line(exc: CycloptsError) -> str:
     """What is wrong with the words of the command line: the word first, as in all our messages."""
+    command = " ".join(exc.command_chain or ())
+    help_ = " ".join(filter(None, ("walbridge", command, "--help")))
     if isinstance(exc, UnusedCliTokensError) and exc.unused_tokens:
         found, kind = exc.unused_tokens[0], "no such command"
         wanted = [name for name in app if not name.startswith("-")]
     elif isinstance(exc, UnknownOptionError):
         found, kind = (exc.token.keyword or exc.token.value).partition("=")[0], "unknown option"
         wanted = [name for argument in exc.argument_collection for name in argument.names]
+    elif isinstance(exc, MissingArgumentError) and exc.argument is not None:
+        example = EXAMPLES.get(command)
+        words = "needs a value" if exc.keyword else "missing"
+        return f"{exc.argument.name}: {words}; " + (f"e.g. {example}" if example else f"{help_} says what it is")
     else:
         return " ".join(str(exc).split())
     close = difflib.get_close_matches(found, wanted, n=1)
-    return f"{found}: {kind}; " + (f"did you mean {close[0]}?" if close else "walbridge --help shows what there is")
+    return f"{found}: {kind}; " + (f"did you mean {close[0]}?" if close else f"{help_} shows what there is")
 
 
 def _with_default_folder(arguments: list[str]) -> list[str]:

@@ -53,6 +53,13 @@ def walbridge(*arguments: str, env: dict[str, str] | None = None) -> subprocess.
         ([], {"NATS_TOKEN_FILE": "/dev/null", "NATS_TOKEN": "abcd"}, ["NATS_TOKEN", "NATS_TOKEN_FILE"]),
         (["--env-file", "/nonexistent/env"], {}, ["--env-file", "/nonexistent/env"]),
         (["nonsense"], {}, ["nonsense"]),
+        (["mirror"], {}, ["--to: missing", "walbridge mirror --tables users --to sqlite:///replica.db"]),
+        (["verify"], {}, ["--to: missing", "walbridge verify --to sqlite:///replica.db"]),
+        (["snapshot"], {}, ["TABLE: missing", "walbridge snapshot users"]),
+        (["--slot"], {}, ["--slot: needs a value", "walbridge --help"]),
+        (["status", "--prot", "1"], {}, ["--prot: unknown option", "did you mean --port?"]),
+        (["status", "--nonsense"], {}, ["--nonsense: unknown option", "walbridge status --help"]),
+        (["verify", "--to", "x", "--limit", "-1"], {}, ["--limit", "-1"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line_naming_setting_value_and_fix_and_exit_2(

@@ -680,7 +680,7 @@ def test_mirror_and_verify_run_as_the_files_users_and_what_they_find_is_shown(
             processes[-1].wait()
             processes.append(run("verify"))
             wait(lambda: log("verify").count("again in") == 2)
-            assert "{'id': '2'}: differs in name" in log("verify")
+            assert "id=2: differs in name" in log("verify")
             assert "exit code 1" in log("verify")
             wait(lambda: metric("mirror_verify_mismatched_keys") == 1)
             assert metric("mirror_connected") == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from actors.tools.comparison import differences
 from actors.tools.embedded_nats import NatsServer
 from tests.conftest import MakeBridge, MakeMirror
 from tests.mirrors import MirrorProcess
@@ -217,7 +218,7 @@ def test_rows_altered_in_the_replica_are_found_and_listed(
     mirror.change("UPDATE users SET name = 'somebody' WHERE id = 17")
     found = mirror.verify(database.dsn)
     assert found.returncode == 1
-    assert "{'id': '17'}: differs in name" in found.stdout
+    assert "  id=17: differs in name\n" in found.stdout
     mirror.change("UPDATE users SET name = 'user 17' WHERE id = 17")
     mirror.assert_equal(database.dsn)
     mirror.change("DELETE FROM users WHERE id = 18")
@@ -229,13 +230,29 @@ def test_rows_altered_in_the_replica_are_found_and_listed(
     )
     found = mirror.verify(database.dsn, "--tables", "users")
     assert found.returncode == 1
-    assert "{'id': '18'}: missing in the replica" in found.stdout
-    assert "{'id': '70000'}: only in the replica" in found.stdout
-    assert "{'id': '19'}: differs in price" in found.stdout
+    assert "id=18: missing in the replica" in found.stdout
+    assert "id=70000: only in the replica" in found.stdout
+    assert "id=19: differs in price" in found.stdout
     mirror.change("UPDATE bag SET b = 'y' WHERE a = 1")
-    assert mirror.verify(database.dsn, "--tables", "bag").returncode == 1
+    found = mirror.verify(database.dsn, "--tables", "bag", "--limit", "1")
+    assert found.returncode == 1
+    assert 'a=1, b="x": missing in the replica\n  ... and 1 more (--limit shows more)\n' in found.stdout
+    assert "more" not in mirror.verify(database.dsn, "--tables", "bag").stdout
     mirror.change("UPDATE bag SET b = 'x' WHERE a = 1")
     mirror.assert_equal(database.dsn, "--tables", "bag")
+
+
+def test_a_key_is_shown_as_a_person_writes_it() -> None:
+    columns, types = ["id", "a name", "on", "at", "n"], [20, 25, 16, 1114, 1700]
+    keys: list[tuple[str | None, ...]] = [
+        ("10", 'say "x"\x1b[2J', "t", None, "NaN"), ("9", "x" * 500, "f", "2026-01-01 00:00:00", "-1.50")
+    ]  # fmt: skip
+    found, count = differences({key: [list(key)] for key in keys}, {}, columns, types, range(5), 20)
+    assert count == 2
+    assert [one["row"] for one in found] == [
+        f'id=9, "a name"="{"x" * 100}"..., on=false, at="2026-01-01 00:00:00", n=-1.50',
+        'id=10, "a name"="say \\"x\\"\\u001b[2J", on=true, at=null, n="NaN"',
+    ]
 
 
 def test_verify_says_when_nobody_mirrors(
@@ -249,6 +266,62 @@ def test_verify_says_when_nobody_mirrors(
     found = mirror.verify(database.dsn)
     assert found.returncode == 1
     assert "WB512" in found.stderr
+    assert "waiting for the mirror to answer; 20 s at most" in found.stderr
+
+
+def test_verify_says_why_the_first_copy_was_refused(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats)
+    mirror = make_mirror(start=False)
+    mirror.change("CREATE TABLE users (mine int)")
+    mirror.start()
+    mirror.wait_until(lambda: "cannot be mirrored" in mirror.log())
+    found = mirror.verify(database.dsn, "--timeout", "60")
+    assert found.returncode == 1
+    assert "error WB512: the mirror could not make its first copy of users\n" in found.stderr
+    assert "already, which is not this mirror's: drop or rename it" in found.stderr
+    assert "start walbridge mirror again" in found.stderr
+
+
+def test_a_copy_that_nobody_makes_is_said_by_mirror_and_verify(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    bridge = make_bridge(database, nats)
+    bridge.stop()
+    mirror = make_mirror()
+    mirror.wait_until(lambda: "no bridge has answered the request for a snapshot" in mirror.log())
+    assert 'tables=users fix="start the bridge: walbridge run; ' in mirror.log()
+    found = mirror.verify(database.dsn, "--timeout", "1")
+    assert found.returncode == 1
+    assert "walbridge verify: waiting until a copy is made of users; 1 s at most\n" in found.stderr
+    assert "error WB512: no table of the replica had its copy within 1 s: users" in found.stderr
+    bridge.start()
+    mirror.wait_live(1)
+    mirror.assert_equal(database.dsn)
+
+
+def test_a_wrong_table_leaves_no_file_behind(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, tmp_path: Path
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats)
+    folder = tmp_path / "replicas"
+    folder.mkdir()
+    for flag in ("--tables", "--again"):
+        mirror = MirrorProcess(nats, f"sqlite:///{folder}/replica.db", tmp_path, flag, "nonsense")
+        with mirror.running():
+            assert mirror.process is not None
+            assert mirror.process.wait(HANG_S) == 2, mirror.log()
+        assert f"WB507: {flag}: 'nonsense' is no table that the bridge publishes" in mirror.log()
+        assert list(folder.iterdir()) == []
+    mirror = MirrorProcess(nats, f"sqlite:///{folder}/none/replica.db", tmp_path)
+    with mirror.running():
+        assert mirror.process is not None
+        assert mirror.process.wait(HANG_S) == 2, mirror.log()
+    assert "no such folder" in mirror.log()
 
 
 def test_what_a_gap_lost_is_copied_again(

@@ -12,7 +12,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import trio
 from prometheus_client.parser import text_string_to_metric_families
+from trio.testing import MockClock
 
 from actors.config import resolve_client
 from actors.errors import ConfigError
@@ -20,6 +22,7 @@ from actors.metrics import OPERATIONS, TABLES_MAX
 from actors.mirror.http_server import View
 from actors.mirror.metrics import MirrorMetrics
 from actors.mirror.progress import Counts
+from actors.mirror.run import REPORT_EVERY_S, _report
 from actors.mirror.track import CAUSES
 from actors.tools.embedded_nats import NatsServer
 from actors.tools.server_process import free_port
@@ -118,6 +121,8 @@ def test_every_series_is_there_before_anything_has_happened(mirror: WatchedMirro
     assert mirror.get("/health") == (200, '{"status":"ok"}\n')
     status, body = mirror.get("/ready")
     assert (status, json.loads(body)["reason"]) == (503, "waiting for a bridge to make stream CDC")
+    assert mirror.log().count("waiting for a bridge") == 1, "not again and again"
+    assert 'fix="start the bridge: walbridge run; or give the name of its stream with --stream"' in mirror.log()
     found = mirror.samples()
     for name in (
         "mirror_connected", "mirror_position_sequence", "mirror_history_used_ratio", "mirror_snapshots_total",
@@ -256,6 +261,14 @@ def test_verify_leaves_what_it_found_where_the_mirror_shows_it(
     differing = by_table["users"]["mismatched_keys"]
     assert len(by_table["users"]["keys"]) == 1
     assert 1000 < differing <= 1500, "at least; of equal keys' places it looks at some"
+    assert by_table["users"]["all_counted"] is False
+    assert (
+        f"  ... and at least {differing - 1:,} more (--limit shows more)\n"
+        in mirror.verify(database.dsn, "--limit", "1").stdout
+    )
+    shown = [line for line in mirror.verify(database.dsn, "--limit", "1500").stdout.splitlines() if line.startswith("  id=")]
+    assert shown == [f"  id={i}: differs in name" for i in range(1, 1501)], "all, by their numbers"
+    differing = 1500
     mirror.wait_value(lambda keys: keys == differing, "mirror_verify_mismatched_keys")
     assert mirror.value("mirror_verify_last_success_timestamp_seconds") == succeeded, "not all of it is equal"
     mirror.stop()
@@ -285,6 +298,26 @@ def test_tables_beyond_the_limit_are_counted_together() -> None:
     view.wanted = tuple(reversed(view.wanted))
     again = parsed(metrics.render().decode())
     assert again.items() >= found.items(), "the same series, whatever the order is now"
+
+
+def test_the_log_line_tells_the_lag_of_now(caplog: pytest.LogCaptureFixture) -> None:
+    """The last change came late. That says nothing of now."""
+    counts = Counts(commit_us=int((time.time() - 500) * 1e6))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_report, counts)
+            counts.note_caught_up()
+            await trio.sleep(REPORT_EVERY_S + 1)
+            counts.is_behind, counts.caught_up_at = True, time.time() - 40
+            await trio.sleep(REPORT_EVERY_S)
+            nursery.cancel_scope.cancel()
+
+    with caplog.at_level("INFO", "walbridge.mirror"):
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    lags = [record.fields["lag_s"] for record in caplog.records]  # type: ignore[attr-defined]
+    assert lags[0] == 0
+    assert 40 <= lags[1] < 45
 
 
 def test_how_far_it_is_behind() -> None:

@@ -183,6 +183,28 @@ def test_it_writes_to_the_sample_tables_only_and_says_how_to_make_them(database:
     assert database.execute(described) == ours
 
 
+def test_ctrl_c_waits_for_the_transaction_and_the_second_one_does_not(samples: Database) -> None:
+    with samples.connect(autocommit=False) as somebody:
+        somebody.execute("LOCK TABLE users")
+        command = [sys.executable, "-m", "actors.main", "produce", "bulk", "5000"]
+        process = subprocess.Popen(command, cwd=ROOT, env=CLEAN | {"DATABASE_URL": samples.dsn}, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        deadline = time.monotonic() + HANG_S
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'walbridge produce' AND wait_event_type = 'Lock'"
+        )
+        while samples.execute(waiting) == [(0,)] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert "Ctrl-C again stops at once" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=HANG_S)
+    assert process.returncode in (0, 1), "as far as it came, or cut off in the middle of something"
+    assert err == ""
+    assert count(samples, "users") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -204,12 +226,40 @@ def test_a_bad_value_is_one_line_and_exit_2(arguments: list[str], words: list[st
     assert all(word in line for word in words), line
 
 
+def test_a_missing_number_is_said_with_an_example(samples: Database) -> None:
+    done = produce(samples, "bulk")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "walbridge: ROWS: missing; e.g. walbridge produce bulk 1000\n"
+
+
+@pytest.mark.own_servers("it needs a role of its own, whose password is asked for")
+def test_a_role_without_rights_gets_the_statement_that_gives_them(samples: Database) -> None:
+    samples.execute("DROP ROLE IF EXISTS produce_poor; CREATE ROLE produce_poor LOGIN PASSWORD 'hunter2'")
+    address = f"127.0.0.1:{samples.server.port}/{samples.name}"
+    try:
+        stranger = produce(f"postgresql://produce_poor:hunter3@{address}", "bulk", "5")
+        assert (stranger.returncode, "error WB103: " in stranger.stderr) == (2, True), stranger.stderr
+        assert "does not let produce_poor in" in stranger.stderr
+        assert "hunter3" not in stranger.stderr
+        poor = produce(f"postgresql://produce_poor:hunter2@{address}", "bulk", "5")
+        assert (poor.returncode, "error WB100: " in poor.stderr, "42501" in poor.stderr) == (1, True, True), poor.stderr
+        fix = poor.stderr.partition("fix:")[2].partition("  docs:")[0]
+        samples.execute(fix.partition(": ")[2])
+        for arguments in (["bulk", "5"], ["bulk", "5", "--table", "orders"], ["mixed", "--seconds", "1"], ["crud"], ["check"]):
+            done = produce(f"postgresql://produce_poor:hunter2@{address}", *arguments)
+            assert done.returncode == 0, done.stderr
+        assert "Traceback" not in stranger.stderr + poor.stderr
+    finally:
+        samples.execute("DROP OWNED BY produce_poor; DROP ROLE produce_poor")
+
+
 def test_a_server_that_is_away_or_refuses_is_said_without_the_password(samples: Database) -> None:
     away = produce("postgresql://u:hunter2@127.0.0.1:1/d", "check")
     assert (away.returncode, "WB101" in away.stderr) == (1, True)
     samples.execute("ALTER TABLE users ADD CHECK (age < 0)")
     refused = produce(samples, "bulk", "50")
     assert (refused.returncode, "WB100" in refused.stderr, "23514" in refused.stderr) == (1, True, True)
+    assert "fix:" in refused.stderr
     assert "hunter2" not in away.stderr
     assert "Traceback" not in away.stderr + refused.stderr
 

@@ -13,9 +13,9 @@ import pytest
 from actors.config import resolve
 from actors.telemetry import Problem, SnapshotProgress, Telemetry
 from actors.tools.embedded_nats import NatsServer
-from actors.tools.status import describe, printable
+from actors.tools.status import _wal, describe, printable
 from actors.web.history import History
-from actors.web.status import status_document
+from actors.web.status import counted, span, status_document
 from tests.conftest import MakeBridge
 from tests.servers import HANG_S, ROOT, Database, free_port, wait_for_events
 from tests.test_dashboard import streaming
@@ -75,11 +75,35 @@ def test_nobody_there_is_one_line_and_exit_1() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_the_port_that_run_was_given_will_do(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    bridge = make_bridge(database, nats)
+    assert status("--port", str(bridge.port)).returncode == 0
+    for arguments, words in ((("--port", "x"), "'x' is not a port"), (("--port", "9091", "--url", "http://x"), "--url")):
+        done = status(*arguments)
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+
+
 @pytest.mark.parametrize("url", ["ftp://x", "nonsense", "http://"])
 def test_an_address_that_is_none_is_exit_2(url: str) -> None:
     done = status("--url", url)
     assert done.returncode == 2
     assert "--url" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 seconds"), (1, "1 second"), (300, "5 minutes"), (7300, "2 hours"), (33 * 86400, "33 days")],
+)
+def test_how_long_the_wal_lasts_is_in_words(seconds: float, words: str) -> None:
+    assert span(seconds) == words
+    slot = {"held_bytes": 48 << 20, "budget_bytes": 10 << 30, "seconds_to_loss": seconds, "limited": True}
+    said = f"48 MB of 10 GB; at the present rate the slot is lost in {words}"
+    assert _wal({"wal": slot, "wal_status": "reserved"}) == said
+
+
+def test_one_is_not_many() -> None:
+    assert [counted(n, "message") for n in (0, 1, 2000)] == ["0 messages", "1 message", "2,000 messages"]
 
 
 def test_every_part_is_shown_and_no_name_steers_the_terminal() -> None:
@@ -98,7 +122,7 @@ def test_every_part_is_shown_and_no_name_steers_the_terminal() -> None:
     document = json.loads(json.dumps(status_document(config, telemetry, history)))
     text = "\n".join(describe(document, time.time()))
     for words in ("WB117: no right to read ?[2J", "said:  said so", "GRANT\n           SELECT", "a?b", "a running: 250 rows (25 %)",
-                  "b failed: gone", "1 waiting", "48 MB of 10 GB", "1,000 messages, 5 MB of 10 GB, reaches back 24 h"):  # fmt: skip
+                  "b failed: gone", "1 waiting", "48 MB of 10 GB", "1,000 messages, 5 MB of 10 GB, reaches back 24 h; looked at "):  # fmt: skip
         assert words in text, words
     assert "\x1b" not in text
     assert "\x1b[33m" in "\n".join(describe(document, time.time(), colour=True))

@@ -100,7 +100,7 @@ class PgConnection:
             except trio.TooSlowError:
                 error = SourceUnavailable("WB101", f"PostgreSQL at {address} does not answer within {CONNECT_TIMEOUT_S:g} s")
             except psycopg.OperationalError as exc:
-                error = _connect_error(exc, address, str(words.get("password") or ""))
+                error = connect_error(exc, address, str(words.get("password") or ""))
         assert error is not None, "there is always an attempt"
         raise error
 
@@ -305,7 +305,8 @@ _REFUSALS = (
 )
 
 
-def _connect_error(exc: BaseException, address: str, password: str) -> SourceUnavailable:
+def connect_error(exc: BaseException, address: str, password: str) -> SourceUnavailable:
+    """What libpq said of a connection that was not made."""
     said = " ".join(str(exc).split())
     if password:
         said = said.replace(password, "********")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import trio
 
 from actors.clients.consumer import OrderedConsumer, open_consumer
@@ -133,7 +131,6 @@ class Follower:
                 track.close()
             if track.open_lsn is None and track.is_dirty:
                 await local.commit()
-                replica.counts.applied_at = time.time()
                 if consumer.is_at_end:
                     replica.counts.note_caught_up()
 

@@ -24,7 +24,6 @@ class Counts:
     unknown_values: int = 0
     commit_us: int = 0
     """Commit time of the newest change that was applied."""
-    applied_at: float = 0.0
     # how far it is behind
     is_behind: bool = True
     """There is something to apply, or nobody knows."""

@@ -6,6 +6,7 @@ import gc
 import math
 import random
 import signal
+import time
 from dataclasses import dataclass
 
 import trio
@@ -16,21 +17,24 @@ from actors.clients.nats import open_nats
 from actors.config import HttpConfig, NatsConfig
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
 from actors.log import get_logger
-from actors.mirror.copying import Copier
+from actors.mirror.copying import INIT, Copier
+from actors.mirror.decoding import decode_message
 from actors.mirror.following import Follower
 from actors.mirror.holding import Holds
 from actors.mirror.http_server import View, serve_mirror
 from actors.mirror.progress import Counts
+from actors.mirror.records import SnapshotStart
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
-from actors.mirror.state import LIVE, TableRecord, load_verified
-from actors.mirror.store import Store, open_store
+from actors.mirror.state import LIVE, STALE, WAITING, TableRecord, load_verified
+from actors.mirror.store import Store, check_replica, open_store
 from actors.wire.table_token import split_token, table_token
 
 log = get_logger("mirror")
 
 STREAM_EVERY_S = 2.0
 REPORT_EVERY_S = 15.0
+UNANSWERED_AFTER_S = 10.0
 WATCH_EVERY_S = 2.0
 
 
@@ -87,28 +91,31 @@ async def _report(counts: Counts) -> None:
     while True:
         await trio.sleep(REPORT_EVERY_S)
         now = trio.current_time()
-        lag = max(0.0, counts.applied_at - counts.commit_us / 1e6) if counts.commit_us else 0.0
         log.info(
             "mirroring", changes=counts.applied, changes_per_s=round((counts.applied - before) / (now - since)),
-            lag_s=round(lag, 3), snapshots=counts.snapshots, unknown_values=counts.unknown_values,
+            lag_s=round(counts.lag_s(time.time()), 3), snapshots=counts.snapshots, unknown_values=counts.unknown_values,
         )  # fmt: skip
         before, since = counts.applied, now
 
 
 async def _supervise(config: MirrorConfig, view: View) -> None:
     """Everything anew after a passing fault: the replica knows where to go on."""
+    await check_replica(config.to)
     known: set[str] = set()
     again = list(config.again)
     while True:
         error: Transient | None = None
         try:
-            store = await open_store(config.to)
-            try:
-                async with open_nats(config.nats, known) as connection:
-                    await _session(config, store, JetStream(connection), view, again)
-            finally:
-                view.counts.connected, view.counts.is_behind = False, True
-                await store.close()
+            async with open_nats(config.nats, known) as connection:
+                source = SourceStream(JetStream(connection), config.stream)
+                record = await _published(source, view)
+                wanted = choose_tables(config.tables, record)
+                again[:] = choose_tables(tuple(again), record, "--again") if again else ()
+                store = await open_store(config.to)  # not before: a wrong name must not leave an empty file
+                try:
+                    await _session(config, store, source, record, view, wanted, again)
+                finally:
+                    await store.close()
         except Transient as exc:
             error = exc
         except BaseExceptionGroup as group:
@@ -116,21 +123,21 @@ async def _supervise(config: MirrorConfig, view: View) -> None:
             if not isinstance(found, Transient):
                 raise found from group
             error = found
+        finally:
+            view.counts.connected, view.counts.is_behind = False, True
         assert error is not None, "a session ends by an error"
         view.reason = str(error)
         pause_s = error.retry_s * random.uniform(0.5, 1.0)
-        log.warning("going on in a moment", reason=str(error), next_try_s=round(pause_s, 1))
+        mend = {"fix": error.fix} if error.fix else {}
+        log.warning("going on in a moment", reason=str(error), next_try_s=round(pause_s, 1), **mend)
         await trio.sleep(pause_s)
 
 
-async def _session(config: MirrorConfig, store: Store, js: JetStream, view: View, again: list[str]) -> None:
-    source = SourceStream(js, config.stream)
-    while not await source.look():
-        view.reason = f"waiting for a bridge to make stream {config.stream}"
-        log.warning("waiting for a bridge to make the stream", stream=config.stream)
-        await trio.sleep(STREAM_EVERY_S)
-    record = await _published(source)
-    wanted = choose_tables(config.tables, record)
+async def _session(
+    config: MirrorConfig, store: Store, source: SourceStream, record: BridgeRecord, view: View, wanted: tuple[str, ...],
+    again: list[str],
+) -> None:  # fmt: skip
+    """Until a fault. Empties `again` when its tables are marked: they are copied anew once."""
     await store.claim(record)
     replica = Replica(store, config.stream, view.counts)
     await replica.load()
@@ -140,7 +147,7 @@ async def _session(config: MirrorConfig, store: Store, js: JetStream, view: View
             fix="give the stream's name with --stream, or another replica with --to",
         )  # fmt: skip
     await _take_up(replica, wanted)
-    for token in choose_tables(tuple(again), record) if again else ():
+    for token in again:
         if token in replica.shapes:
             await replica.save(replica.tables[token].as_stale("to be copied again, as asked for", -1))
             del replica.shapes[token]
@@ -158,8 +165,9 @@ async def _session(config: MirrorConfig, store: Store, js: JetStream, view: View
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follower.run)
         nursery.start_soon(holds.watch)
+        nursery.start_soon(_watch_requests, copier, replica, source.js, wanted)
         if config.http is not None:
-            nursery.start_soon(_watch_stream, js, replica)
+            nursery.start_soon(_watch_stream, source.js, replica)
             nursery.start_soon(_watch_verified, replica, wanted)
         for token in wanted:
             if replica.tables[token].state != LIVE:
@@ -188,18 +196,62 @@ async def _watch_verified(replica: Replica, wanted: tuple[str, ...]) -> None:
         await trio.sleep(WATCH_EVERY_S)
 
 
-async def _published(source: SourceStream) -> BridgeRecord:
-    """What the bridge publishes; waits until one has run."""
+async def _watch_requests(copier: Copier, replica: Replica, js: JetStream, wanted: tuple[str, ...]) -> None:
+    """Say so when nobody answers the requests for snapshots: the bridge may be away, and a copy waits for ever."""
+    first_seq = seen_seq = -1
     while True:
-        record = await source.record()
+        info = await js.stream_info(INIT)
+        last_seq = int(info["state"]["last_seq"]) if info is not None else 0
+        first_seq = last_seq if first_seq < 0 else first_seq
+        if last_seq == seen_seq:  # else one snapshot at least goes on, and the others have their turn after it
+            waiting = [token for token in wanted if replica.tables[token].state in (WAITING, STALE)]
+            unanswered = [token for token in waiting if not await _is_answered(copier, replica.tables[token], js, first_seq)]
+            if unanswered:
+                log.warning(
+                    "no bridge has answered the request for a snapshot; waiting", tables=",".join(unanswered),
+                    fix="start the bridge: walbridge run; if it runs, walbridge status says what it does",
+                )  # fmt: skip
+        seen_seq = last_seq
+        await trio.sleep(UNANSWERED_AFTER_S)
+
+
+async def _is_answered(copier: Copier, record: TableRecord, js: JetStream, first_seq: int) -> bool:
+    """A snapshot of the table has begun, or failed, or one that was there already will do."""
+    start = await js.get_message(INIT, last_by_subj=f"init.start.{record.token}")
+    error = await js.get_message(INIT, last_by_subj=f"init.error.{record.token}")
+    if any(found is not None and found.seq > max(first_seq, record.init_seq) for found in (start, error)):
+        return True
+    if start is None or start.seq <= record.init_seq:
+        return False
+    body = decode_message(start.subject, {}, start.data)[0]
+    return isinstance(body, SnapshotStart) and not copier.is_usable(body)
+
+
+async def _published(source: SourceStream, view: View) -> BridgeRecord:
+    """What the bridge publishes; waits until one has run."""
+    began_at = trio.current_time()
+    waited = False
+    while True:
+        record = await source.record() if await source.look() else None
         if record is not None and record.tables:
+            if waited:
+                log.info("the bridge is there", stream=source.name, waited_s=round(trio.current_time() - began_at, 1))
             return record
-        log.warning("waiting for a bridge to say which tables it publishes", stream=source.name)
+        waited = True
+        if source.created:
+            what, fix = "say which tables it publishes to stream", "and see that its publication has tables"
+        else:
+            what, fix = "make stream", "or give the name of its stream with --stream"
+        view.reason = f"waiting for a bridge to {what} {source.name}"
+        log.warning(view.reason, fix=f"start the bridge: walbridge run; {fix}")
         await trio.sleep(STREAM_EVERY_S)
 
 
-def choose_tables(wanted: tuple[str, ...], record: BridgeRecord) -> tuple[str, ...]:
-    """The tokens of tables given by token, `table` or `schema.table`; all when none is given. Raises ConfigError."""
+def choose_tables(wanted: tuple[str, ...], record: BridgeRecord, flag: str = "--tables") -> tuple[str, ...]:
+    """The tokens of tables given by token, `table` or `schema.table`; all when none is given. Raises ConfigError.
+
+    `flag` is where they were given.
+    """
     found: list[str] = []
     for name in wanted:
         schema, dot, table = name.partition(".")
@@ -207,7 +259,7 @@ def choose_tables(wanted: tuple[str, ...], record: BridgeRecord) -> tuple[str, .
         token = next((candidate for candidate in candidates if candidate in record.tables), None)
         if token is None:
             raise ConfigError(
-                "WB507", f"--tables: {name!r} is no table that the bridge publishes",
+                "WB507", f"{flag}: {name!r} is no table that the bridge publishes",
                 fix=f"give some of {', '.join(sorted(record.tables))}",
             )  # fmt: skip
         found.append(token)

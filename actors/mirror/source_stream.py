@@ -56,7 +56,8 @@ class SourceStream:
             raise OutOfDate("the stream no longer holds what comes next")
 
     def _gone(self) -> SinkUnavailable:
-        return SinkUnavailable("WB215", f"stream {self.name} is gone", means="waiting until a bridge has made it again")
+        return SinkUnavailable("WB215", f"stream {self.name} is gone", means="waiting until a bridge has made it again",
+                               fix="start the bridge: walbridge run")  # fmt: skip
 
     async def check_jumps(self, seen: int, messages: Sequence[Delivered], created: str) -> None:
         """Messages whose sequences are not consecutive: others of no interest lie between, unless they were thrown away."""

@@ -25,7 +25,7 @@ from actors.clients.replication import drop_slot, slot_state
 from actors.config import Config
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
 from actors.tools.status import printable
-from actors.web.status import human_bytes
+from actors.web.status import counted, human_bytes
 
 SHARED_STREAMS = ("INIT", "REQUESTS")
 BUCKETS = ("schemas", "dictionaries")
@@ -182,7 +182,8 @@ async def _plan_nats(js: JetStream, config: Config, system_id: str, plan: Plan) 
         for bucket in (*BUCKETS, RECORDS):
             info = await js.stream_info(f"KV_{bucket}")
             if info is not None:
-                plan.removals.append(Removal("bucket", bucket, f"{info['state']['messages']:,} entries"))
+                entries = info["state"]["messages"]
+                plan.removals.append(Removal("bucket", bucket, "1 entry" if entries == 1 else f"{entries:,} entries"))
         return
     plan.left.append(f"what is shared with the bridges of streams {', '.join(sorted(records))}")
     for name, subjects in (
@@ -205,10 +206,10 @@ async def _plan_stream(js: JetStream, name: str, plan: Plan) -> None:
         return
     state = info["state"]
     consumers = await _readers(js, name, int(state.get("consumer_count", 0)))
-    words = f"{state['messages']:,} messages, {human_bytes(state['bytes'])}"
+    words = f"{counted(state['messages'], 'message')}, {human_bytes(state['bytes'])}"
     if consumers:
-        words += f", {consumers} consumer{'s' if consumers > 1 else ''}"
-        plan.objections.append(f"stream {name} has {consumers} consumer{'s' if consumers > 1 else ''}")
+        words += f", {counted(consumers, 'consumer')}"
+        plan.objections.append(f"stream {name} has {counted(consumers, 'consumer')}")
     plan.removals.append(Removal("stream", name, words))
 
 

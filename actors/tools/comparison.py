@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +12,12 @@ from actors.mirror.canonical import Canonical, digest
 
 BUCKETS = 4096
 LOOKED_AT_MAX = 64
-"""Buckets whose rows are looked at one by one."""
+"""Buckets whose rows are looked at one by one, unless more keys are asked for."""
+VALUE_MAX = 100
+"""Characters of a key's value that are shown."""
+_NUMBERS = (20, 21, 23, 26, 700, 701, 1700)
+"""OIDs of PostgreSQL's own types of numbers."""
+_BOOL = 16
 Values = Sequence[str | None]
 
 
@@ -72,7 +79,9 @@ class TableReport:
     mismatched_keys: int = 0
     """Keys whose rows differ, at least; 1 for a table whose columns do."""
     keys: list[dict[str, object]] = field(default_factory=list)
-    """Some of the rows that differ: `key`, `difference`."""
+    """Some of the rows that differ: `key`, `row` (the key as a person writes it), `difference`."""
+    all_counted: bool = True
+    """Every row that may differ was looked at: `mismatched_keys` is exact."""
 
     @property
     def is_equal(self) -> bool:
@@ -81,12 +90,12 @@ class TableReport:
 
 
 def differences(
-    source: Rows, replica: Rows, columns: Sequence[str], key: Sequence[int], limit: int
+    source: Rows, replica: Rows, columns: Sequence[str], types: Sequence[int], key: Sequence[int], limit: int
 ) -> tuple[list[dict[str, object]], int]:
-    """The first keys whose rows differ, and how; and how many there are."""
+    """The first keys whose rows differ, and how; and how many there are. `types` are the columns' OIDs."""
     found: list[dict[str, object]] = []
     count = 0
-    for one in sorted(source.keys() | replica.keys(), key=repr):
+    for one in sorted(source.keys() | replica.keys(), key=lambda one: _order(one, [types[i] for i in key])):
         mine, theirs = sorted(source.get(one, []), key=repr), sorted(replica.get(one, []), key=repr)
         if mine == theirs:
             continue
@@ -100,5 +109,37 @@ def differences(
         else:
             names = [columns[i] for a, b in zip(mine, theirs, strict=True) for i in range(len(columns)) if a[i] != b[i]]
             words = "differs in " + ", ".join(dict.fromkeys(names))
-        found.append({"key": {columns[i]: value for i, value in zip(key, one, strict=True)}, "difference": words})
+        values = {columns[i]: value for i, value in zip(key, one, strict=True)}
+        row = ", ".join(f"{_name(columns[i])}={_value(value, types[i])}" for i, value in zip(key, one, strict=True))
+        found.append({"key": values, "row": row, "difference": words})
     return found, count
+
+
+def _order(key: Sequence[str | None], types: Sequence[int]) -> list[tuple[bool, float, str]]:
+    """Numbers by their size."""
+    return [
+        (v is None, float(v) if v is not None and _is_number(v, t) else 0.0, v or "") for v, t in zip(key, types, strict=True)
+    ]
+
+
+def _is_number(value: str, type_oid: int) -> bool:
+    return type_oid in _NUMBERS and re.fullmatch(r"-?\d+(\.\d+)?(e[+-]?\d+)?", value) is not None
+
+
+def _name(column: str) -> str:
+    return column if re.fullmatch(r"[a-z_][a-z0-9_]*", column) else _quoted(column)
+
+
+def _value(value: str | None, type_oid: int) -> str:
+    if value is None:
+        return "null"
+    if _is_number(value, type_oid):
+        return value
+    if type_oid == _BOOL and value in ("t", "f"):
+        return "true" if value == "t" else "false"
+    return _quoted(value) if len(value) <= VALUE_MAX else _quoted(value[:VALUE_MAX]) + "..."
+
+
+def _quoted(text: str) -> str:
+    """As in JSON; what would move the cursor is escaped."""
+    return json.dumps(text, ensure_ascii=not text.isprintable())

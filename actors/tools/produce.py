@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from psycopg import conninfo, sql
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from actors.clients.postgres import SourceRefused, connect_error
 from actors.config import PostgresConfig
 from actors.errors import ConfigError, Fatal
 from actors.tools.mixed_load import Counts, MixedLoad
@@ -52,6 +54,8 @@ class Work:
     counts: Counts = field(default_factory=Counts)
     started: float = field(default_factory=time.monotonic)
     _bar: Progress | None = None
+    _stopping: bool = False
+    _waits: bool = False
     _said: float = field(default_factory=time.monotonic)
 
     @property
@@ -60,7 +64,7 @@ class Work:
         return time.monotonic() - self.started
 
     def show(self, done: int) -> None:
-        """After each transaction."""
+        """After each transaction. Raises KeyboardInterrupt when it was the last one."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done)
         elif time.monotonic() - self._said >= PLAIN_EVERY_S:
@@ -69,11 +73,31 @@ class Work:
             print(
                 f"{self.doing}: {done:,}{of}, {self.counts.changes / self.seconds:,.0f} changes/s", file=sys.stderr, flush=True
             )
+        if self._stopping:
+            raise KeyboardInterrupt
+
+    def wait_until(self, when: float) -> None:
+        """Sleep. Ctrl-C ends it at once."""
+        self._waits = True
+        try:
+            ahead_s = when - time.monotonic()
+            if ahead_s > 0 and not self._stopping:
+                time.sleep(ahead_s)
+        finally:
+            self._waits = False
+
+    def _interrupt(self, *_: object) -> None:
+        """Ctrl-C: within a transaction it waits for the end of that, or psycopg would be cut off between two messages."""
+        if self._waits or self._stopping:
+            raise KeyboardInterrupt
+        self._stopping = True
+        print("stopping after this transaction; Ctrl-C again stops at once", file=sys.stderr, flush=True)
 
     @contextmanager
     def shown(self) -> Iterator[Work]:
         """While the work goes on. Ctrl-C ends the work, not the report of it."""
         console = Console(stderr=True)
+        before = signal.signal(signal.SIGINT, self._interrupt)
         try:
             if not console.is_terminal:
                 yield self
@@ -86,6 +110,7 @@ class Work:
             self.counts.stopped = True
         finally:
             self._bar = None
+            signal.signal(signal.SIGINT, before)
 
 
 class Producer:
@@ -115,7 +140,7 @@ class Producer:
         with self._connection(_known(table)) as connection, Work(f"inserting into {table}", times).shown() as work:
             made = self._samples.rows(table, self._user_ids(connection, table))
             for number in count() if times is None else range(times):
-                _wait_until(work.started + number * pause_s)
+                work.wait_until(work.started + number * pause_s)
                 self._insert(connection, table, list(islice(made, each)), work.counts)
                 work.show(number + 1)
         return self._report(work)
@@ -130,7 +155,7 @@ class Producer:
                 done = work.counts.changes + work.counts.undone
                 if done >= total:
                     break
-                _wait_until(min(work.started + done / per_second, work.started + long))
+                work.wait_until(min(work.started + done / per_second, work.started + long))
                 load.transaction()
                 work.show(min(done, total))
         return self._report(work)
@@ -199,16 +224,21 @@ class Producer:
                         )  # fmt: skip
                 yield connection
         except psycopg.Error as exc:
-            said = " ".join(str(exc).split())
-            said = said.replace(password, "********") if password else said
+            if isinstance(exc.__context__, KeyboardInterrupt):  # the second one, in the middle of something
+                raise exc.__context__ from None
             if not connected:
+                error = connect_error(exc, _address(words), password)
+                kind = ConfigError if isinstance(error, SourceRefused) else Fatal  # nobody waits and tries again here
+                what = error.what.replace("the bridge", str(words.get("user") or "the role"))
+                raise kind(error.code, what, said=error.said, means=error.means, fix=error.fix) from exc
+            said = " ".join(str(exc).split())
+            said = f"{exc.sqlstate or ''} {said.replace(password, '********') if password else said}".strip()
+            if isinstance(exc, psycopg.OperationalError) and connection.broken:
                 raise Fatal(
-                    "WB101", "cannot connect to PostgreSQL", said=said,
-                    fix="start it, or set PG_HOST and PG_PORT (or DATABASE_URL) to where it is",
+                    "WB102", "connection to PostgreSQL lost", said=said, means="what was committed stays",
+                    fix="see that it runs: pg_isready; then run the command again",
                 ) from exc  # fmt: skip
-            lost = isinstance(exc, psycopg.OperationalError) and connection.broken
-            code, what = ("WB102", "connection to PostgreSQL lost") if lost else ("WB100", "PostgreSQL refused a statement")
-            raise Fatal(code, what, said=f"{exc.sqlstate or ''} {said}".strip()) from exc
+            raise Fatal("WB100", "PostgreSQL refused a statement", said=said, fix=_mend(exc, words)) from exc
 
     def _insert(self, connection: Connection, table: str, rows: list[tuple[object, ...]], counts: Counts) -> None:
         columns = sql.SQL(", ").join(map(sql.Identifier, COLUMNS[table]))
@@ -240,6 +270,25 @@ class Producer:
         return 0
 
 
+def _address(words: Mapping[str, Any]) -> str:
+    return f"{words.get('host') or 'localhost'}:{words.get('port') or 5432}"
+
+
+def _mend(exc: psycopg.Error, words: Mapping[str, Any]) -> str:
+    state = exc.sqlstate or ""
+    if state == "42501":
+        role = '"' + str(words.get("user") or "").replace('"', '""') + '"'
+        return (
+            f"as their owner: GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(COLUMNS)} TO {role};\n"
+            f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"
+        )
+    if state == "25006":
+        return "give the primary's address: this server takes no writes"
+    if state[:2] in ("22", "23", "42"):
+        return "the table is not as the sample table is: walbridge help WB524 shows that; or take a database of its own"
+    return exc.diag.message_hint or "see PostgreSQL's log at this time"
+
+
 def _known(table: str) -> str:
     if table not in COLUMNS:
         raise ConfigError("WB002", f"--table: {table!r} is not one of {', '.join(COLUMNS)}")
@@ -254,9 +303,3 @@ def _one(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
     row = cursor.fetchone()
     assert row is not None, "the statement returns a row"
     return row
-
-
-def _wait_until(when: float) -> None:
-    ahead_s = when - time.monotonic()
-    if ahead_s > 0:
-        time.sleep(ahead_s)

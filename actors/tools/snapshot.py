@@ -13,6 +13,7 @@ from actors.clients.nats import open_nats
 from actors.clients.snapshot_requests import PREFIX
 from actors.config import NatsConfig
 from actors.errors import ConfigError, SinkUnavailable
+from actors.web.status import counted
 from actors.wire.envelope import read_any_document
 from actors.wire.nats import encode_pub
 from actors.wire.table_token import as_token
@@ -32,7 +33,8 @@ def ask_for_snapshot(config: NatsConfig, table: str, *, wait: bool, as_json: boo
             print(f"  tables: {', '.join(outcome['available_tables'])}", file=sys.stderr)
     elif "row_count" in outcome:
         print(
-            f"{outcome['table']}: {outcome['row_count']:,} rows in {outcome['batch_count']:,} chunks, {outcome['snapshot_id']}"
+            f"{outcome['table']}: {counted(outcome['row_count'], 'row')} in {counted(outcome['batch_count'], 'chunk')},"
+            f" {outcome['snapshot_id']}"
         )
     else:
         print(f"asked for {outcome['table']}")

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from actors.errors import ConfigError
-from actors.web.status import age, human_bytes
+from actors.web.status import age, counted, human_bytes, span
 
 TIMEOUT_S = 5.0
 EVERY_S = 1.0
@@ -101,7 +101,9 @@ def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = Fal
     if stream["looked_at"]:
         limit = f" of {human_bytes(stream['bytes_max'])}" if stream["bytes_max"] else ""
         back = f", reaches back {age(now_unix_s - stream['oldest_unix_s'])}" if stream["oldest_unix_s"] else ""
-        rows.append(("stream", f"{stream['messages']:,} messages, {human_bytes(stream['bytes'])}{limit}{back}"))
+        seen = f"; looked at {age(now_unix_s - stream['looked_at'])} ago"
+        words = f"{counted(stream['messages'], 'message')}, {human_bytes(stream['bytes'])}{limit}{back}{seen}"
+        rows.append(("stream", words))
     late = [c for c in status["consumers"] if c["history_used"] > 0.8]
     told = "{name} has yet to read {history_used:.0%} of the stream: it may lose changes"
     rows += [("consumer", told.format(**one)) for one in late]
@@ -125,7 +127,8 @@ def _wal(status: Mapping[str, Any]) -> str:
         return f"{held}; the slot is lost"
     if wal["budget_bytes"] is None:
         return held if wal["limited"] else f"{held}, without a limit"
-    lasts = f", lost in {age(wal['seconds_to_loss'])} at this rate" if wal["seconds_to_loss"] is not None else ""
+    left_s = wal["seconds_to_loss"]
+    lasts = f"; at the present rate the slot is lost in {span(left_s)}" if left_s is not None else ""
     return f"{held} of {human_bytes(wal['budget_bytes'])}{lasts}"
 
 
@@ -133,7 +136,7 @@ def _snapshots(snapshots: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for one in snapshots:
         if one["state"] == "running":
             share = f" ({min(99, 100 * one['rows'] // one['rows_expected'])} %)" if one["rows_expected"] else ""
-            yield f"{one['table']} running: {one['rows']:,} rows{share}"
+            yield f"{one['table']} running: {counted(one['rows'], 'row')}{share}"
         elif one["state"] == "failed":
             yield f"{one['table']} failed: {one['error']}"
     waiting = sum(one["state"] == "waiting" for one in snapshots)

@@ -10,7 +10,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from actors.messages import Relation
 from actors.mirror.canonical import Canonical, canonical_for
 from actors.mirror.dialect import Statement, quoted
 from actors.mirror.run import choose_tables
-from actors.mirror.state import LIVE, STALE, WAITING, TableRecord, load_tables, verified
+from actors.mirror.state import LIVE, REFUSED, STALE, WAITING, TableRecord, load_tables, verified
 from actors.mirror.store import ReplicaUnavailable, Store, open_store
 from actors.tools.comparison import LOOKED_AT_MAX, Rows, Side, TableReport, differences, differing_buckets
 from actors.tools.mirror import secrets_of
@@ -41,6 +41,8 @@ from actors.wire.table_schema import matching_catalog
 from actors.wire.table_token import table_token
 
 HELD_WITHIN_S = 20.0
+SAY_AFTER_S = 1.0
+"""Who waits longer is told for what."""
 LOOK_EVERY_S = 0.1
 COPY_LOOK_EVERY_S = 1.0
 ALIVE_EVERY_S = 2.0
@@ -63,10 +65,10 @@ class Request:
 
 
 def run_verify(
-    to: str, tables: str, stream: str | None, env_file: Path | None, *, keys_max: int, timeout_s: float, as_json: bool
+    to: str, tables: str, flags: Mapping[str, object], env_file: Path | None, *, keys_max: int, timeout_s: float, as_json: bool
 ) -> int:
     """Compare, print the report, return the exit code. Raises Fatal when it cannot be compared."""
-    config = resolve({"stream": stream}, os.environ, env_file)
+    config = resolve(flags, os.environ, env_file)
     set_up_logging("WARNING", config.log.format, config.secrets + secrets_of(to))
     names = tuple(name.strip() for name in tables.split(",") if name.strip())
     request = Request(config, to, names, keys_max, timeout_s)
@@ -98,15 +100,17 @@ def show(lsn: Lsn, reports: Sequence[TableReport]) -> None:
     width = max(len(report.table) for report in reports)
     for report in reports:
         if report.problem:
-            print(f"{report.table:<{width}} not compared: {report.problem}")
+            print(f"{report.table:<{width}}  not compared: {report.problem}")
             continue
         verdict = "equal" if report.is_equal else "DIFFERENT"
-        counts = f"{report.source_rows:>12,} rows" if report.is_equal else (
-            f"{report.source_rows:>12,} rows in the source, {report.replica_rows:,} in the replica"
-        )  # fmt: skip
+        counts = f"{report.source_rows:>12,} {'row ' if report.source_rows == 1 else 'rows'}" + (
+            "" if report.is_equal else f" in the source, {report.replica_rows:,} in the replica"
+        )
         print(f"{report.table:<{width}} {counts}   {verdict}")
         for one in report.keys:
-            print(f"  {one['key']}: {one['difference']}")
+            print(f"  {one['row']}: {one['difference']}")
+        if more := report.mismatched_keys - len(report.keys):
+            print(f"  ... and {'' if report.all_counted else 'at least '}{more:,} more (--limit shows more)")
     different = [report.table for report in reports if not report.is_equal and not report.problem]
     if different:
         print(f"fix: start the mirror once with --again {','.join(different)}; nobody else may write to a replica")
@@ -136,15 +140,55 @@ async def _compare_with_patience(
     """Wait for copies that are being made, up to the request's timeout; those that are not there then are differences."""
     deadline, told = trio.current_time() + request.timeout_s, ""
     while True:
-        is_last = trio.current_time() > deadline
-        missing = [] if is_last else _missing(await load_tables(store), chosen)  # a mirror without a table cannot answer
-        found = missing or await _compare_held(request, store, publication, chosen, is_last=is_last)
+        left_s = deadline - trio.current_time()
+        records = await load_tables(store)
+        missing = [] if left_s <= 0 else _missing(records, chosen)  # a mirror without a table cannot answer
+        if not missing and all(record.state != LIVE for record in records.values()):
+            raise _nothing_to_compare(records, request.timeout_s)
+        found = missing or await _compare_held(request, store, publication, chosen, is_last=left_s <= 0)
         if not isinstance(found, list):
             return found
-        if ", ".join(found) != told:
-            told = ", ".join(found)
-            print(f"walbridge verify: waiting until a copy is made of {told}", file=sys.stderr)
+        reasons = [f"{token} ({reason})" if (reason := records[token].reason) else token for token in found]
+        if ", ".join(reasons) != told:
+            told = ", ".join(reasons)
+            _say(f"waiting until a copy is made of {told}; {left_s:.0f} s at most")
         await trio.sleep(COPY_LOOK_EVERY_S)
+
+
+def _nothing_to_compare(records: dict[str, TableRecord], waited_s: float) -> VerifyFailed:
+    """No table is live, so that no mirror could ever answer: why."""
+    refused = [record for record in records.values() if record.state == REFUSED]
+    said = "; ".join(f"{record.token}: {record.reason}" for record in records.values() if record.reason)
+    if refused:
+        return VerifyFailed(
+            "WB512", f"the mirror could not make its first copy of {', '.join(record.token for record in refused)}", said=said,
+            means="no table of the replica can be compared",
+            fix="mend what it says, start walbridge mirror again with the same --to, then run verify again",
+        )  # fmt: skip
+    return VerifyFailed(
+        "WB512", f"no table of the replica had its copy within {waited_s:g} s: {', '.join(records)}", said=said,
+        means="no table of the replica can be compared",
+        fix=("mend what it says; the mirror tries again every half minute" if said else
+             "see that both run: walbridge run, which makes the snapshots, and walbridge mirror with the same --to"),
+    )  # fmt: skip
+
+
+def _say(words: str) -> None:
+    print(f"walbridge verify: {words}", file=sys.stderr, flush=True)
+
+
+@asynccontextmanager
+async def _said_when_long(words: str) -> AsyncGenerator[None]:
+    """Say what is waited for, if the body takes longer than a second."""
+
+    async def say() -> None:
+        await trio.sleep(SAY_AFTER_S)
+        _say(words)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(say)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 async def _compare_held(
@@ -153,14 +197,18 @@ async def _compare_held(
     """Compare at one LSN; or, unless `is_last`, the tables of which a copy is being made: not while the mirror stays for us."""
     hold = _HoldRow(store)
     async with hold.left(), _open_source(request.config.postgres, publication, chosen) as source:
-        await hold.wait("held", HELD_WITHIN_S)
+        async with _said_when_long(f"waiting for the mirror to answer; {HELD_WITHIN_S:g} s at most"):
+            await hold.wait("held", HELD_WITHIN_S)
         if not is_last and (missing := _missing(await hold.tables(), chosen)):
             return missing
-        lsn = await source.take_snapshot(request.timeout_s)
+        at_most = f"{request.timeout_s:g} s at most"
+        async with _said_when_long(f"waiting for a snapshot of the source, which open transactions hold up; {at_most}"):
+            lsn = await source.take_snapshot(request.timeout_s)
         await hold.set_lsn(lsn)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_nudge, request.config.postgres)
-            await hold.wait("reached", request.timeout_s)
+            async with _said_when_long(f"waiting for the mirror to come to LSN {format_lsn(lsn)}; {at_most}"):
+                await hold.wait("reached", request.timeout_s)
             nursery.cancel_scope.cancel()
         records = await hold.tables()
         if not is_last and (missing := _missing(records, chosen)):
@@ -217,7 +265,7 @@ class _HoldRow:
                 try:
                     await self._run(f"DELETE FROM {self._own} WHERE id = {mark(1)}", (self._id,))
                 except WalbridgeError as exc:
-                    print(f"walbridge verify: the mirror goes on in half a minute: {exc}", file=sys.stderr)
+                    _say(f"the mirror goes on in half a minute: {exc}")
 
     async def _show_life(self) -> None:
         mark = self._store.dialect.parameter
@@ -336,13 +384,20 @@ async def _open_source(config: PostgresConfig, publication: str, chosen: tuple[s
         connection.close()
 
 
+def _not_live(record: TableRecord | None) -> str:
+    if record is None:
+        return "not mirrored"
+    words = {REFUSED: "it could not be copied", WAITING: "no copy of it yet", STALE: "it must be copied anew"}[record.state]
+    return f"{words}: {record.reason}" if record.reason else words
+
+
 async def _compare(token: str, source: _Source, replica: Store, record: TableRecord | None, keys_max: int) -> TableReport:
     report = TableReport(token)
     table = source.tables.get(token)
     if table is None:
         report.problem = "not in the publication any more"
     elif record is None or record.state != LIVE:
-        report.problem = "not mirrored" if record is None else f"not live: {record.reason or record.state}"
+        report.problem = _not_live(record)
     if report.problem or table is None or record is None:
         return report
     relation, canonical, pk = await source.describe(table)
@@ -364,12 +419,14 @@ async def _compare(token: str, source: _Source, replica: Store, record: TableRec
     report.source_hash, report.replica_hash = sides[0].hash(), sides[1].hash()
     if not report.is_equal:
         differing = differing_buckets(*sides)
-        buckets = frozenset(differing[:LOOKED_AT_MAX])
+        buckets = frozenset(differing[: max(LOOKED_AT_MAX, keys_max)])
         picked: tuple[Rows, Rows] = ({}, {})
         async for block in source.blocks(table, columns):
             sides[0].pick(block, buckets, picked[0])
         async for block in replica.rows(select):
             sides[1].pick(block, buckets, picked[1])
-        report.keys, found = differences(*picked, columns, key, keys_max)
+        types = [column.type_oid for column in relation.columns]
+        report.keys, found = differences(*picked, columns, types, key, keys_max)
+        report.all_counted = len(buckets) == len(differing)
         report.mismatched_keys = max(1, found + len(differing) - len(buckets))
     return report

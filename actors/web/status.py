@@ -167,8 +167,10 @@ def _held(t: Telemetry) -> str:
     if not slot.wal_limited:
         return f"{held}, without a limit"
     budget = human_bytes(slot.lag_bytes + (slot.safe_wal_bytes or 0))
-    lasts = f", which lasts {age(slot.seconds_to_loss)} at this rate" if math.isfinite(slot.seconds_to_loss) else ""
-    return f"{held} of a limit of {budget}{lasts}"
+    held = f"{held} of a limit of {budget}"
+    if not math.isfinite(slot.seconds_to_loss):
+        return held
+    return f"{held}; at the present rate the slot is lost in {span(slot.seconds_to_loss)}"
 
 
 def _rate(per_second: float) -> str:
@@ -184,6 +186,19 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if count >= 10 or unit == "B" or count == int(count) else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError
+
+
+def counted(count: int, noun: str) -> str:
+    """1 message, 2,000 messages."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def span(seconds: float) -> str:
+    """As `age`, in words: 40 seconds, 5 minutes, 33 days."""
+    for size, unit in ((86400 * 2, "day"), (3600 * 2, "hour"), (120, "minute")):
+        if seconds >= size:
+            return counted(round(seconds / {"day": 86400, "hour": 3600, "minute": 60}[unit]), unit)
+    return counted(max(0, round(seconds)), "second")
 
 
 def age(seconds: float) -> str:
