@@ -128,7 +128,7 @@ def _wal(status: Mapping[str, Any]) -> str:
     if wal["budget_bytes"] is None:
         return held if wal["limited"] else f"{held}, without a limit"
     left_s = wal["seconds_to_loss"]
-    lasts = f"; at the present rate the slot is lost in {span(left_s)}" if left_s is not None else ""
+    lasts = f": room for {span(left_s)} at the present rate" if left_s is not None else ""
     return f"{held} of {human_bytes(wal['budget_bytes'])}{lasts}"
 
 

@@ -170,7 +170,7 @@ def _held(t: Telemetry) -> str:
     held = f"{held} of a limit of {budget}"
     if not math.isfinite(slot.seconds_to_loss):
         return held
-    return f"{held}; at the present rate the slot is lost in {span(slot.seconds_to_loss)}"
+    return f"{held}: room for {span(slot.seconds_to_loss)} at the present rate"
 
 
 def _rate(per_second: float) -> str:

@@ -232,7 +232,7 @@ function showWal(status) {
       words.push(fixLine("SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start LIMIT 5;"));
     }
     return [bar, legend, facts(["Slot", `${status.slot}${status.wal_status ? ` (${status.wal_status})` : ""}`], ["Restart LSN", restart_lsn],
-      limited ? ["Lost in", seconds_to_loss === null ? "not at the present rate" : duration(seconds_to_loss)] : null), ...words];
+      limited ? ["Room for", seconds_to_loss === null ? "ever, at the present rate" : `${duration(seconds_to_loss)} at the present rate`] : null), ...words];
   });
 }
 
