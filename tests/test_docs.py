@@ -149,7 +149,7 @@ def running(output: Path, nats_url: str, *command: str) -> Iterator[Path]:
 
 def printed(output: Path, count: int) -> list[str]:
     deadline = time.monotonic() + HANG_S
-    while len(lines := output.read_text(encoding="utf-8").splitlines()) < count:
+    while len(lines := output.read_text(encoding="utf-8").split("\n")[:-1]) < count:  # a line may be half written
         assert time.monotonic() < deadline, lines
         time.sleep(0.05)
     return lines
