@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from actors.mirror.dialect import Statement
+from actors.mirror.dialect import RowStatements, Statement
+from actors.mirror.shapes import TableShape
 from actors.mirror.store import ReplicaRefused, Store, TableFault, open_store
 from tests.servers import Database
 
@@ -76,6 +77,25 @@ def test_rows_come_back_as_they_were_however_many(url: str, count: int) -> None:
             assert fault.value.is_duplicate
             await store.rollback()
             assert await store.query(f"SELECT * FROM {table} ORDER BY id") == found
+        finally:
+            await store.close()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_rows_of_a_table_that_has_lost_its_columns(url: str, count: int) -> None:
+    if url.startswith("sqlite"):
+        pytest.skip("a table in SQLite has columns")
+    shape = TableShape("t", "public", "t", ("public", "t"), (), (), 1)
+
+    async def main() -> None:
+        store = await open_store(url)
+        try:
+            sql, params = RowStatements(store.dialect, shape).insert({})
+            await store.run([Statement(store.dialect.create_table(shape), [()])], commit=True)
+            await store.run([Statement(sql, [params] * count, token="t")], commit=True)
+            assert await store.query("SELECT count(*) FROM t") == [(str(count),)]
         finally:
             await store.close()
 

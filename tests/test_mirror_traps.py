@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,68 @@ def test_verifications_at_the_same_time_follow_one_another(
             time.sleep(0.01)
     for verdict in verdicts:
         assert verdict.result().returncode == 0, f"{verdict.result()}\n{mirror.log()}"
+
+
+def test_a_table_that_was_refused_is_taken_up_again_where_it_is(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); INSERT INTO users VALUES (1)")
+    database.execute("CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats)
+    mirror = make_mirror()
+    if not mirror.to.startswith("sqlite"):
+        pytest.skip("PostgreSQL tells upper and lower case apart")
+    mirror.wait_live(1)
+    database.execute('ALTER TABLE users ADD COLUMN mail text, ADD COLUMN "Mail" text; INSERT INTO users VALUES (2)')
+    mirror.wait_for(f"SELECT state FROM {mirror.own('tables')}", [("refused",)])
+    assert mirror.query("SELECT id FROM users") == [(1,)]
+    database.execute('ALTER TABLE users DROP COLUMN "Mail"; INSERT INTO users VALUES (3)')
+    mirror.stop()
+    with_nats(nats.url, purge_snapshots)  # those of the columns that are gone
+    mirror.start()
+    mirror.wait_live(1)
+    mirror.assert_equal(database.dsn)
+
+
+async def purge_snapshots(client: Client) -> None:
+    await client.jetstream().purge_stream("INIT")
+
+
+def test_letters_that_only_look_alike_to_people_make_other_columns(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    """SQLite takes upper and lower case of ASCII for the same, and of nothing else."""
+    database.execute('CREATE TABLE users (id int PRIMARY KEY, "ä" int, "Ä" int); INSERT INTO users VALUES (1, 2, 3)')
+    database.execute("CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats)
+    mirror = make_mirror()
+    mirror.wait_live(1)
+    mirror.assert_equal(database.dsn)
+
+
+def test_a_copy_that_does_not_fit_is_tried_again_less_and_less_often_and_says_why(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY, name text); INSERT INTO users VALUES (1, 'Ada')")
+    database.execute("CREATE TABLE other (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users, other")
+    make_bridge(database, nats)
+    mirror = make_mirror()
+    if mirror.to.startswith("sqlite"):
+        pytest.skip("a view in SQLite stands on a name")
+    mirror.wait_live(2)
+    mirror.change("CREATE VIEW names AS SELECT name FROM users")
+    database.execute("ALTER TABLE users ALTER COLUMN name TYPE varchar(10); INSERT INTO users VALUES (2, 'Eve')")
+    mirror.wait_until(lambda: len(begun(mirror, "users")) == 4)  # the first one became the table
+    _, first, second, third = begun(mirror, "users")
+    assert 5 <= second - first < 9 < third - second, mirror.log()
+    ((state, reason),) = mirror.query(f"SELECT state, reason FROM {mirror.own('tables')} WHERE token = 'users'")
+    assert state == "stale"
+    assert "other objects depend on it" in reason
+    database.execute("INSERT INTO other VALUES (1)")
+    mirror.wait_for("SELECT count(*) FROM other", [(1,)])
+
+
+def begun(mirror: MirrorProcess, token: str) -> list[float]:
+    """When snapshots of a table were begun to be read, unix seconds."""
+    lines = [line for line in mirror.log().splitlines() if 'msg="snapshot begins"' in line and f"table={token} " in line]
+    return [datetime.fromisoformat(line.partition("ts=")[2].split(" ", 1)[0]).timestamp() for line in lines]

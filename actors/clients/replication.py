@@ -19,6 +19,7 @@ from actors.errors import ConfigError, Fatal, SourceUnavailable, WalbridgeError
 from actors.log import get_logger
 from actors.lsn import Lsn, format_lsn, parse_lsn
 from actors.wire.replication import encode_status, parse_timeline_history
+from actors.wire.sql_names import quoted
 
 log = get_logger("postgres")
 
@@ -93,7 +94,7 @@ async def export_snapshot(connection: PgConnection, name: str, *, timeout_s: flo
     """
     options = "(SNAPSHOT 'export')" if connection.server_version >= 150000 else "EXPORT_SNAPSHOT"
     ((_, point, snapshot, *_),) = await connection.query(
-        f"CREATE_REPLICATION_SLOT {_quoted(name)} TEMPORARY LOGICAL pgoutput {options}", timeout_s=timeout_s
+        f"CREATE_REPLICATION_SLOT {quoted(name)} TEMPORARY LOGICAL pgoutput {options}", timeout_s=timeout_s
     )
     return parse_lsn(point or "0/0"), snapshot or ""
 
@@ -118,7 +119,7 @@ async def create_slot(connection: PgConnection, slot: str, *, temporary: bool = 
         nursery.start_soon(_say_what_creation_waits_for, connection, slot)
         try:
             ((_, point, *_),) = await connection.query(
-                f"CREATE_REPLICATION_SLOT {_quoted(slot)}{' TEMPORARY' if temporary else ''} LOGICAL pgoutput{options}",
+                f"CREATE_REPLICATION_SLOT {quoted(slot)}{' TEMPORARY' if temporary else ''} LOGICAL pgoutput{options}",
                 timeout_s=float("inf"),
             )
             consistent_point = point or "0/0"
@@ -293,8 +294,8 @@ async def open_replication_stream(
     try:
         # libpq's buffer keeps the size of the largest message it met, and a larger one makes larger blocks
         await connection.query("SELECT repeat('x', 1000000)")
-        options = f"proto_version '1', publication_names {_literal(_quoted(publication))}"
-        start = f"START_REPLICATION SLOT {_quoted(slot)} LOGICAL {format_lsn(start_lsn)} ({options})"
+        options = f"proto_version '1', publication_names {_literal(quoted(publication))}"
+        start = f"START_REPLICATION SLOT {quoted(slot)} LOGICAL {format_lsn(start_lsn)} ({options})"
         connection.pgconn.send_query(start.encode("utf-8", "surrogateescape"))
         with trio.fail_after(QUERY_TIMEOUT_S):
             results = await drive(generators.execute(connection.pgconn), connection.socket)
@@ -370,12 +371,8 @@ def publication_missing(publication: str, said: str, tables: Sequence[str] = ())
         said=said,
         means="without it PostgreSQL drops the changes instead of sending them; before version 18 it must also have existed "
         "at the place in the WAL that is being read; made anew while rows changed, those changes are lost",
-        fix=f"CREATE PUBLICATION {_quoted(publication)} FOR TABLE {', '.join(tables) or 'users, orders'};   -- your tables",
+        fix=f"CREATE PUBLICATION {quoted(publication)} FOR TABLE {', '.join(tables) or 'users, orders'};   -- your tables",
     )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _literal(text: str) -> str:

@@ -31,6 +31,7 @@ from actors.config import PostgresConfig
 from actors.errors import SourceUnavailable
 from actors.lsn import NO_LSN, Lsn, parse_lsn
 from actors.messages import Relation
+from actors.wire.sql_names import quoted
 from actors.wire.table_schema import Description, matching_catalog
 from actors.wire.transaction_log import XidSnapshot, parse_snapshot
 
@@ -96,7 +97,7 @@ async def open_table(
     connection = await PgConnection.connect(config, application_name="walbridge snapshot")
     finished = False
     try:
-        name = f"{_quoted(published.schema)}.{_quoted(published.name)}"
+        name = f"{quoted(published.schema)}.{quoted(published.name)}"
         only = "" if published.is_partitioned else "ONLY "  # children by inheritance are tables of their own
         # libpq's buffer keeps the size of the largest message it met, and a larger one makes fewer, larger reads
         await connection.query("SELECT repeat('x', 1000000)")
@@ -118,7 +119,7 @@ async def open_table(
             " (SELECT $1::oid UNION SELECT relid FROM pg_partition_tree($1::oid))",
             (published.relation_oid,),
         )
-        columns = ", ".join(_quoted(column.name) for column in relation.columns)
+        columns = ", ".join(quoted(column.name) for column in relation.columns)
         where = f" WHERE {published.row_filter}" if published.row_filter else ""
         width = max(16, int(size or 0) // max(1, int(expected or 0)))
         block_rows = max(1, min(BLOCK_ROWS_MAX, payload_max // BLOCKS_A_CHUNK // width))
@@ -173,7 +174,3 @@ async def _stalled_commits(config: PostgresConfig) -> frozenset[int]:
         return frozenset(int(xid or 0) for (xid,) in rows)
     finally:
         connection.close()
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from actors.clients.catalog import PublishedTable, describe_columns, describe_relation, published_relation
 from actors.clients.postgres import PgConnection, PostgresError
 from actors.messages import Relation
+from actors.wire.sql_names import quoted
 from actors.wire.table_schema import Description
 
 PAGES_MAX = 4_000
@@ -61,13 +62,13 @@ async def sample_table(connection: PgConnection, published: PublishedTable, *, r
 
 def _cursor(published: PublishedTable, relation: Relation, pages: int, rows_max: int) -> str:
     only = "" if published.is_partitioned else "ONLY "  # children by inheritance are tables of their own
-    columns = ", ".join(_quoted(column.name) for column in relation.columns)
+    columns = ", ".join(quoted(column.name) for column in relation.columns)
     percent = 100 * PAGES_MAX / max(pages, 1)
     sampled = f" TABLESAMPLE SYSTEM ({percent:.9f})" if percent < 100 else ""
     where = f" WHERE {published.row_filter}" if published.row_filter else ""
     return (
-        f"DECLARE sample NO SCROLL CURSOR FOR SELECT {columns} FROM {only}{_quoted(published.schema)}."
-        f"{_quoted(published.name)}{sampled}{where} ORDER BY random() LIMIT {rows_max}"
+        f"DECLARE sample NO SCROLL CURSOR FOR SELECT {columns} FROM {only}{quoted(published.schema)}."
+        f"{quoted(published.name)}{sampled}{where} ORDER BY random() LIMIT {rows_max}"
     )
 
 
@@ -101,7 +102,3 @@ async def _with_key(connection: PgConnection, relation: Relation) -> Relation:
         )
         keys = {name or "" for (name,) in rows}
     return replace(relation, columns=tuple(column._replace(is_key=column.name in keys) for column in relation.columns))
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -7,6 +7,7 @@ every column is taken.
 from __future__ import annotations
 
 import hashlib
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
@@ -16,8 +17,12 @@ from actors.mirror.records import Row
 from actors.mirror.rules import Identity
 from actors.mirror.shapes import TableShape
 from actors.mirror.values import Binder, postgres_binder, sqlite_binder
+from actors.wire.sql_names import quoted as quoted  # noqa: PLC0414  # here too, for whoever reads a replica
 
 Params = Sequence[Any]
+
+_DEFAULT_VALUES = " DEFAULT VALUES"
+_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 class Statement(NamedTuple):
@@ -37,6 +42,10 @@ class Dialect(ABC):
     """How one kind of database is spoken to."""
 
     scheme: str
+
+    @abstractmethod
+    def obstacle(self, columns: Sequence[str]) -> str:
+        """Why a table with these columns cannot be here; empty when it can."""
 
     @abstractmethod
     def row_id(self, columns: Sequence[str]) -> str | None:
@@ -139,7 +148,7 @@ class RowStatements:
             values = self._values(names)
             sql = f"INSERT INTO {self._table} ({_list(names)}) VALUES ({marks})"
             if not names:
-                sql = f"INSERT INTO {self._table} DEFAULT VALUES"
+                sql = f"INSERT INTO {self._table}{_DEFAULT_VALUES}"
             known = self._inserts[names] = (sql, values)
         return known[0], known[1](row)
 
@@ -193,6 +202,11 @@ class SqliteDialect(Dialect):
 
     scheme = "sqlite"
 
+    def obstacle(self, columns: Sequence[str]) -> str:
+        if len({name.translate(_ASCII_LOWER) for name in columns}) != len(columns):
+            return "two of its columns differ only in upper and lower case, which SQLite cannot tell apart"
+        return "" if self.row_id(columns) else "its columns have all the names by which SQLite tells a row"
+
     def row_id(self, columns: Sequence[str]) -> str | None:
         # a column of that name is found instead: https://www.sqlite.org/rowidtable.html
         taken = {name.lower() for name in columns}
@@ -225,6 +239,9 @@ class PostgresDialect(Dialect):
     """PostgreSQL: everything as in the source, but for widths."""
 
     scheme = "postgresql"
+
+    def obstacle(self, columns: Sequence[str]) -> str:
+        return ""
 
     def row_id(self, columns: Sequence[str]) -> str | None:
         return "ctid"
@@ -268,14 +285,11 @@ def _own_tables(dialect: Dialect) -> list[str]:
     ]
 
 
-def copy_of(insert: str) -> str:
-    """PostgreSQL's COPY of the rows that an INSERT of `RowStatements` is for."""
+def copy_of(insert: str) -> str | None:
+    """PostgreSQL's COPY of the rows that an INSERT of `RowStatements` is for; None for others, and without columns."""
+    if not insert.startswith("INSERT INTO ") or insert.endswith(_DEFAULT_VALUES):
+        return None
     return f"COPY {insert.removeprefix('INSERT INTO ').rpartition(' VALUES (')[0]} FROM STDIN"
-
-
-def quoted(name: str) -> str:
-    """An identifier in SQL."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _list(names: Iterable[str]) -> str:

@@ -76,7 +76,7 @@ class Follower:
                 self._stale_from[exc.token] = exc.lsn, exc.stale
             except TableFault as exc:
                 # the rows do not tell a change's row from others: its key is none, or somebody else wrote to the replica
-                await replica.set_stale(exc.token, exc.reason, -1, keyed=False if exc.is_duplicate else None)
+                await replica.note_misfit(exc.token, exc.reason, keyed=False if exc.is_duplicate else None)
             except OutOfDate as exc:
                 log.warning("the replica is out of date", reason=str(exc), position=place.cursor.stream_seq)
                 self.proven_lsn = 0

@@ -8,7 +8,7 @@ that they are applied again. https://www.postgresql.org/docs/18/libpq-pipeline-m
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import trio
@@ -21,6 +21,7 @@ from actors.errors import ConfigError, SourceUnavailable
 from actors.mirror.dialect import Params, PostgresDialect, Statement, copy_of
 from actors.mirror.records import Column
 from actors.mirror.store import CLAIM_WITHIN_S, ReplicaRefused, ReplicaUnavailable, TableFault, in_use, no_replica
+from actors.wire.sql_names import quoted
 
 PREPARED_MAX = 500
 PIPELINE_MAX = 2_000
@@ -33,6 +34,8 @@ COPY_ROWS_MIN = 20
 COPY_BYTES = 256 * 1024
 _CHANGES_TABLES = ("ALTER", "CREATE", "DROP")
 _UNIQUE_VIOLATION = "23505"
+_PASSES = ("08", "40", "53", "57")
+"""Classes of SQLSTATE: the connection, a rollback to let another go on, no room, an operator. Not the statement's fault."""
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -64,7 +67,7 @@ class PostgresStore:
                 fix="give --to a database that is there, and a role that may log in and create tables in it",
             ) from exc
         except SourceUnavailable as exc:
-            raise ReplicaUnavailable("WB503", "the replica cannot be used now", said=str(exc), means="trying again") from exc
+            raise _unavailable(exc) from exc
         store = cls(connection)
         try:
             await store.query("SET search_path = pg_catalog, public; SET synchronous_commit = off")
@@ -101,10 +104,11 @@ class PostgresStore:
         for statement in statements:
             if statement.sql.startswith(_CHANGES_TABLES):
                 self._outdated = True  # parameters were given the types of columns that are others now
-            if len(statement.params) >= COPY_ROWS_MIN and statement.sql.startswith("INSERT INTO "):
+            copy = copy_of(statement.sql) if len(statement.params) >= COPY_ROWS_MIN else None
+            if copy is not None:
                 await self._send(commands)
                 commands = []
-                await self._copy(statement)
+                await self._copy(copy, statement)
                 continue
             for params in statement.params:
                 commands.append(_Command(statement.sql, params, statement))
@@ -123,7 +127,7 @@ class PostgresStore:
         if len(self._prepared) > PREPARED_MAX or self._outdated:
             self._prepared.clear()
             self._outdated = False
-            await self._ask(b"DEALLOCATE ALL")
+            await self.query("DEALLOCATE ALL")
         expected: list[tuple[_Command, bool]] = []
         try:
             pgconn.enter_pipeline_mode()
@@ -165,9 +169,8 @@ class PostgresStore:
                 return results
             results.append(result)
 
-    async def _copy(self, statement: Statement) -> None:
+    async def _copy(self, sql: str, statement: Statement) -> None:
         pgconn = self._connection.pgconn
-        sql = copy_of(statement.sql)
         try:
             pgconn.send_query(sql.encode("utf-8", "surrogateescape"))
             (result,) = await self._results_of_query()
@@ -216,10 +219,10 @@ class PostgresStore:
             self._prepared.clear()  # what was being prepared behind the error is not
             sqlstate = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
             said = f"{sqlstate} " + (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode("utf-8", "replace")
-            if statement is not None and statement.token and not sqlstate.startswith(("08", "57", "53", "40")):
-                raise TableFault(statement.token, said, is_duplicate=sqlstate == _UNIQUE_VIOLATION)
-            if sqlstate.startswith(("08", "57", "53", "40")):
+            if sqlstate.startswith(_PASSES):
                 raise self._gone(psycopg.OperationalError(said))
+            if statement is not None and statement.token:
+                raise TableFault(statement.token, said, is_duplicate=sqlstate == _UNIQUE_VIOLATION)
             raise ReplicaRefused("WB504", "the replica refuses a statement", said=f"{said}: {command.sql[:200]}")
         if statement is not None and statement.counted and not is_prepare and (result.command_tuples or 0) != 1:
             if not statement.token:
@@ -229,16 +232,13 @@ class PostgresStore:
     async def rollback(self) -> None:
         self._prepared.clear()
         self._in_transaction = False
-        await self._ask(b"ROLLBACK; DEALLOCATE ALL")
-
-    async def _ask(self, sql: bytes) -> None:
-        await self.query(sql.decode())
+        await self.query("ROLLBACK; DEALLOCATE ALL")
 
     async def query(self, sql: str, params: Params = ()) -> list[tuple[Any, ...]]:
         try:
             return list(await self._connection.query(sql, [None if p is None else str(p) for p in params]))
         except SourceUnavailable as exc:
-            raise ReplicaUnavailable("WB503", "the replica cannot be used now", said=str(exc), means="trying again") from exc
+            raise _unavailable(exc) from exc
         except PostgresError as exc:
             raise ReplicaRefused("WB504", "the replica refuses a statement", said=exc.said) from exc
 
@@ -271,23 +271,26 @@ class PostgresStore:
     async def make_schema(self, local: tuple[str, str]) -> list[str]:
         if await self.query("SELECT 1 FROM pg_namespace WHERE nspname = $1", (local[0],)):
             return []
-        return ['CREATE SCHEMA IF NOT EXISTS "' + local[0].replace('"', '""') + '"']
+        return [f"CREATE SCHEMA IF NOT EXISTS {quoted(local[0])}"]
 
     async def close(self) -> None:
         self._connection.close()
 
     def _gone(self, exc: BaseException) -> ReplicaUnavailable:
         self._connection.close()
-        return ReplicaUnavailable(
-            "WB503", "the replica cannot be used now", said=" ".join(str(exc).split()), means="trying again"
-        )
+        return _unavailable(exc)
 
 
-class _Command:
-    __slots__ = ("params", "sql", "statement")
+class _Command(NamedTuple):
+    """One execution of a statement; `statement` is None for those that begin and end transactions."""
 
-    def __init__(self, sql: str, params: Params, statement: Statement | None) -> None:
-        self.sql, self.params, self.statement = sql, params, statement
+    sql: str
+    params: Params
+    statement: Statement | None
+
+
+def _unavailable(exc: BaseException) -> ReplicaUnavailable:
+    return ReplicaUnavailable("WB503", "the replica cannot be used now", said=" ".join(str(exc).split()), means="trying again")
 
 
 def _copy_lines(rows: Sequence[Params]) -> Iterator[bytes]:

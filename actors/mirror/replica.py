@@ -17,7 +17,7 @@ from actors.mirror.records import Column
 from actors.mirror.shapes import TableShape, encode_columns
 from actors.mirror.state import LIVE, Place, TableRecord, forget_place, load_place, load_tables
 from actors.mirror.store import Store
-from actors.mirror.track import FollowedTable, Stale, Track
+from actors.mirror.track import NEEDED_NOTHING, FollowedTable, Stale, Track
 
 log = get_logger("mirror")
 
@@ -42,6 +42,7 @@ class Replica:
         self.generation = 0
         """Grows when other tables are live, or from another place, than a track that began before believes."""
         self.moved = AsyncValue(0)
+        """Grows when `place` or `generation` has changed."""
         self.left: trio.MemorySendChannel[str] | None = None
         """Tokens of tables that are not live any more, for whoever makes new copies."""
         self._lock = trio.Lock()
@@ -101,24 +102,25 @@ class Replica:
         async with self._lock:
             return await self.store.make_schema(local)
 
-    async def save(self, record: TableRecord, *more: Statement) -> None:
-        """Write a table's record, and run more in the same transaction."""
-        await self.run([*more, record.saved(self.dialect)])
+    async def save(self, record: TableRecord) -> None:
+        """Write a table's record."""
+        await self.run([record.saved(self.dialect)])
         self.tables[record.token] = record
 
-    async def set_stale(self, token: str, reason: str, needed_seq: int, *, keyed: bool | None = None) -> None:
-        """A change did not fit to a table's rows: it must be copied again."""
-        await self.save(self.tables[token].as_stale(reason, needed_seq, keyed=keyed))
-        await self._leave({token: Stale(reason, needed_seq, "rows")})
+    async def note_misfit(self, token: str, reason: str, *, keyed: bool | None) -> None:
+        """A change did not fit to a live table's rows: it must be copied again. `keyed` as in TableRecord, None: as it was."""
+        stale = Stale(reason, NEEDED_NOTHING, "rows")
+        await self.save(self.tables[token].as_stale(stale.reason, stale.needed_seq, keyed=keyed))
+        await self._leave({token: stale})
 
     async def forget(self, reason: str) -> None:
         """The stream does not hold what comes next: all live tables must be copied again."""
         live = [token for token, record in self.tables.items() if record.state == LIVE]
-        records = {token: self.tables[token].as_stale(reason, -1) for token in self.tables}
+        records = {token: self.tables[token].as_stale(reason, NEEDED_NOTHING) for token in self.tables}
         await self.run([forget_place(self.dialect), *(record.saved(self.dialect) for record in records.values())])
         self.tables |= records
         self.place = None
-        await self._leave(dict.fromkeys(live, Stale(reason, -1, "stream")))
+        await self._leave(dict.fromkeys(live, Stale(reason, NEEDED_NOTHING, "stream")))
 
     def still_ours(self) -> Statement:
         """Begins every local transaction: of two mirrors, the one that came first is refused."""

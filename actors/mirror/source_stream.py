@@ -82,10 +82,7 @@ class SourceStream:
     async def lsn_at(self, seq: int) -> int | None:
         """The commit LSN of the message at `seq`; None when there is none, or it is nobody's transaction."""
         message = await self._message(seq)
-        try:
-            return None if message is None else position_of_id(message.headers["Nats-Msg-Id"]).lsn
-        except (KeyError, ValueError):
-            return None
+        return None if message is None else _commit_lsn(message)
 
     async def is_over(self, lsn: int, before_seq: int | None = None) -> bool:
         """Whether the transaction of `lsn` has ended by the stream's end, or by `before_seq`.
@@ -97,14 +94,23 @@ class SourceStream:
         message = await self._message(self.last_seq if before_seq is None else before_seq - 1)
         if message is None:  # deleted by hand, or none came ever: there is nothing to wait for
             return True
-        try:
-            if position_of_id(message.headers["Nats-Msg-Id"]).lsn != lsn:
-                return True
-        except (KeyError, ValueError):
+        if _commit_lsn(message) != lsn:
             return True
         await self._prepare(message.headers)
         body = self._decompressors.unpack(message.headers, message.data)
         return any(event.last for event in decode_events(body))
+
+    async def has_more(self, lsn: int, seq: int, filters: Sequence[str]) -> bool:
+        """Whether the transaction of `lsn`, which is over and has the message at `seq`, has more on these subjects behind it.
+
+        JetStream looks for one filter a request. The messages of a transaction are next to each other: mostly the next one of
+        all answers for every filter.
+        """
+        message = await self.js.get_message(self.name, seq=seq + 1, next_by_subj=EVERYTHING)
+        if message is None or _commit_lsn(message) not in (lsn, None):  # None: nobody's, it proves nothing
+            return False
+        following = await self.next_message(seq, filters)
+        return following is not None and following[1] == lsn
 
     async def is_boundary(self, seq: int, filters: Sequence[str]) -> bool:
         """Whether no transaction that has messages up to `seq` has more of them, on these subjects, behind it.
@@ -140,3 +146,11 @@ class SourceStream:
                     fix=f"nats kv put {DICTIONARIES} {missing} < the.zstd.dict   # if a copy is left; else mirror anew",
                 )  # fmt: skip
             self._decompressors.add(missing, entry.data)
+
+
+def _commit_lsn(message: StoredMessage) -> int | None:
+    """None when it is nobody's transaction."""
+    try:
+        return position_of_id(message.headers["Nats-Msg-Id"]).lsn
+    except (KeyError, ValueError):
+        return None

@@ -11,7 +11,7 @@ from actors.mirror.dialect import Dialect, Statement
 from actors.mirror.records import Column
 from actors.mirror.shapes import TableShape, decode_columns, encode_columns
 from actors.mirror.store import Store
-from actors.mirror.track import Cursor
+from actors.mirror.track import NEEDED_NOTHING, Cursor
 
 if TYPE_CHECKING:
     from actors.mirror.replica import Replica
@@ -46,20 +46,35 @@ class TableRecord:
 
     @property
     def local(self) -> tuple[str, str]:
+        """Schema and name here."""
         return self.local_schema, self.local_name
 
     @property
     def told_columns(self) -> tuple[Column, ...]:
+        """Its columns when it was live last, as the source told them."""
         return decode_columns(self.columns)
 
+    @property
+    def was_live(self) -> bool:
+        """What is there under this name is a copy that the mirror has made."""
+        return self.snapshot_id != ""
+
     def as_stale(self, reason: str, needed_seq: int, *, keyed: bool | None = None) -> TableRecord:
-        """It must be copied again. A table that was never there goes on waiting."""
-        state = STALE if self.state in (LIVE, STALE) else WAITING
-        needed = max(needed_seq, self.needed_seq) if needed_seq >= 0 else 0
-        changed = replace(self, state=state, reason=reason, needed_seq=needed)
+        """It must be copied again, from a snapshot as new as `needed_seq` says (see `Stale`).
+
+        A table that was never there goes on waiting, one that is refused stays so.
+        """
+        needed = 0 if needed_seq == NEEDED_NOTHING else max(needed_seq, self.needed_seq)
+        if self.state == REFUSED:
+            return replace(self, needed_seq=needed)
+        changed = replace(self, state=STALE if self.was_live else WAITING, reason=reason, needed_seq=needed)
         if keyed is None or keyed == bool(self.keyed):
             return changed
         return replace(changed, keyed=int(keyed), columns="[]")  # what is there has the key still: not to be filled again
+
+    def as_taken_up(self) -> TableRecord:
+        """It was refused, and is tried again."""
+        return replace(self, state=STALE if self.was_live else WAITING, reason="")
 
     def as_live(self, shape: TableShape, snapshot_id: str, snapshot_lsn: int, init_seq: int) -> TableRecord:
         """It is followed from here on."""
@@ -69,6 +84,7 @@ class TableRecord:
         )  # fmt: skip
 
     def saved(self, dialect: Dialect) -> Statement:
+        """Write it."""
         return dialect.save("tables", "token", asdict(self))
 
 

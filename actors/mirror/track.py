@@ -40,11 +40,18 @@ what comes next, or a change did not fit to the rows of the replica."""
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 
+NEEDED_AS_BEFORE = 0
+"""As a `needed_seq`: a new snapshot must have reached what was needed already, and nothing more."""
+NEEDED_NOTHING = -1
+"""As a `needed_seq`: any snapshot will do; what was needed before counts no more, it may be of another stream."""
+
+
 class Stale(NamedTuple):
-    """Why a table cannot be followed any more, and the stream's sequence that a new snapshot must have reached."""
+    """Why a table cannot be followed any more."""
 
     reason: str
     needed_seq: int
+    """The stream's sequence that a new snapshot must have reached, or NEEDED_AS_BEFORE, or NEEDED_NOTHING."""
     cause: Cause
 
 
@@ -75,9 +82,11 @@ class Track:
         self.applied: dict[tuple[str, str], int] = {}
         """By table and operation: rows of the statements that were drained."""
         self.commit_us = 0
+        """Of the newest change that was taken."""
         self._void_lsn, self._stale_from = void_lsn, dict(stale_from or {})
         self._seq = cursor.stream_seq
         self._position: tuple[int, int, int] = cursor.position  # plain: no Position for each event
+        self._dirty = False
         self._runs: dict[str, list[Statement]] = {}
         self._touched: dict[str, int] = {}
 
@@ -90,8 +99,6 @@ class Track:
     def is_dirty(self) -> bool:
         """Something was taken since the last drain."""
         return self._dirty
-
-    _dirty = False
 
     def take(self, stream_seq: int, events: Sequence[Event]) -> None:
         """Take the events of one message. Raises CutOff when it leaves a transaction that cannot be undone here."""

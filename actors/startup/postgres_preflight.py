@@ -7,6 +7,7 @@ from actors.clients.postgres import PgConnection
 from actors.clients.replication import publication_missing, slot_state
 from actors.errors import ConfigError, SourceUnavailable
 from actors.telemetry import Problem
+from actors.wire.sql_names import quoted
 
 OLDEST_VERSION = 140000
 MANAGED_REPLICATION_ROLES = ("rds_replication", "rds_superuser", "cloudsqlsuperuser", "azure_pg_admin")
@@ -40,7 +41,7 @@ async def check_postgres(connection: PgConnection, *, slot: str, publication: st
                 "WB116",
                 f"publication {publication} has no tables",
                 means="nothing will be streamed",
-                fix=f"ALTER PUBLICATION {_quoted(publication)} ADD TABLE users;",
+                fix=f"ALTER PUBLICATION {quoted(publication)} ADD TABLE users;",
             )
         )
     return problems
@@ -74,7 +75,7 @@ async def _check_role(connection: PgConnection) -> str:
     if allowed != "t":
         raise ConfigError(
             "WB112", f"role {role} may not replicate",
-            fix=f"ALTER ROLE {_quoted(role or '')} REPLICATION;   -- RDS: GRANT rds_replication TO {_quoted(role or '')};",
+            fix=f"ALTER ROLE {quoted(role or '')} REPLICATION;   -- RDS: GRANT rds_replication TO {quoted(role or '')};",
         )  # fmt: skip
     return role or ""
 
@@ -90,7 +91,7 @@ async def _tables_with_key(connection: PgConnection) -> list[str]:
         ORDER BY n.nspname <> 'public', 1, 2 LIMIT 10
         """
     )
-    return [f"{_quoted(schema or '')}.{_quoted(table or '')}" for schema, table in rows]
+    return [f"{quoted(schema or '')}.{quoted(table or '')}" for schema, table in rows]
 
 
 async def _look_between(connection: PgConnection) -> list[Problem]:
@@ -155,7 +156,7 @@ async def _check_slot(connection: PgConnection, slot: str, *, temporary: bool) -
 
 
 def _no_identity(table: PublishedTable) -> Problem:
-    name = f"{_quoted(table.schema)}.{_quoted(table.name)}"
+    name = f"{quoted(table.schema)}.{quoted(table.name)}"
     return Problem(
         "WB115",
         f"table {table.schema}.{table.name} has no replica identity, yet its updates or deletes are published",
@@ -165,15 +166,11 @@ def _no_identity(table: PublishedTable) -> Problem:
 
 
 def _not_readable(table: PublishedTable, role: str) -> Problem:
-    schema, to = _quoted(table.schema), _quoted(role)
-    name = f"{_quoted(table.schema)}.{_quoted(table.name)}"
+    schema, to = quoted(table.schema), quoted(role)
+    name = f"{quoted(table.schema)}.{quoted(table.name)}"
     return Problem(
         "WB117",
         f"role {role} may not SELECT table {table.schema}.{table.name}",
         means="its changes are streamed, but no snapshot of it can be taken",
         fix=f"GRANT USAGE ON SCHEMA {schema} TO {to}; GRANT SELECT ON {name} TO {to};",
     )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
