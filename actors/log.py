@@ -73,17 +73,17 @@ def _logfmt(value: object) -> str:
 
 
 class _Repeats(logging.Filter):
-    """The same warning once a minute, with the number of times it was held back."""
+    """The same warning, of the same table, once a minute, with the number of times it was held back."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+        self._seen: dict[tuple[str, ...], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
         fields = getattr(record, "fields", {})
-        key = (record.getMessage(), str(fields.get("reason", "")))
+        key = (record.getMessage(), *(str(fields.get(name, "")) for name in ("reason", "table", "tables")))
         now = time.monotonic()
         since, held_back = self._seen.get(key, (0.0, 0))
         if since and now - since < REPEAT_EVERY_S:

@@ -41,6 +41,7 @@ class Counted(JetStream):
         (0x10, 1, ["cdc.a.>"], False),  # what comes next there is of another transaction
         (0x10, 3, ["cdc.a.>", "cdc.b.>"], False),
         (0x30, 5, ["cdc.b.>"], True),  # behind what is nobody's
+        (0x30, 5, ["cdc.mine.>"], False),
         (0x30, 7, ["cdc.b.>"], False),  # the stream's end
     ],
 )

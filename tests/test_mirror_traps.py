@@ -330,3 +330,55 @@ def begun(mirror: MirrorProcess, token: str) -> list[float]:
     """When snapshots of a table were begun to be read, unix seconds."""
     lines = [line for line in mirror.log().splitlines() if 'msg="snapshot begins"' in line and f"table={token} " in line]
     return [datetime.fromisoformat(line.partition("ts=")[2].split(" ", 1)[0]).timestamp() for line in lines]
+
+
+def test_what_others_have_put_into_the_streams_is_passed_over(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    async def publish(client: Client) -> None:
+        for body in (b"garbage", b"", b"5", b"[]", b"\xc1", b'{"operation": "INSERT"}', b'{"operation": "INSERT", "lsn": 1}'):
+            for subject in (
+                "cdc.users.insert",
+                "cdc._bridge.gap",
+                "init.start.users",
+                "init.snap.users.x.0",
+                "init.meta.users",
+            ):
+                await client.publish(subject, body)
+                await client.publish(subject, body, headers={"Nats-Msg-Id": f"mine-{subject}-{body!r}"})
+        await client.flush()
+
+    database.execute("CREATE TABLE users (id serial PRIMARY KEY, name text); INSERT INTO users (name) VALUES ('Ada')")
+    database.execute("CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats)
+    with_nats(nats.url, publish)
+    mirror = make_mirror()
+    mirror.wait_live(1)
+    with_nats(nats.url, publish)
+    database.execute("INSERT INTO users (name) SELECT 'row ' || i FROM generate_series(1, 100) i")
+    mirror.assert_equal(database.dsn)
+    with_nats(nats.url, publish)
+    mirror.assert_equal(database.dsn)
+    assert_never_copied_again(mirror)
+    assert mirror.process is not None
+    assert mirror.process.poll() is None
+
+
+def test_a_bridges_message_that_cannot_be_read_ends_the_mirror_with_what_to_do(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE TABLE users (id serial PRIMARY KEY, name text); INSERT INTO users (name) VALUES ('Ada')")
+    database.execute("CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats)
+    mirror = make_mirror()
+    mirror.wait_live(1)
+
+    async def publish(client: Client) -> None:
+        await client.publish("cdc.users.insert", b"from the future", headers={"Nats-Msg-Id": "ffffffff-0-users-insert"})
+        await client.flush()
+
+    with_nats(nats.url, publish)
+    assert mirror.process is not None
+    assert mirror.process.wait(HANG_S) == 1
+    assert "error WB515: message 1 of stream CDC cannot be read" in mirror.log()
+    assert mirror.query("SELECT name FROM users") == [("Ada",)]

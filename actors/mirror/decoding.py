@@ -104,9 +104,9 @@ def decode_event(body: Body) -> Event:
 def decode_events(body: bytes) -> list[Event]:
     """The events of one message of the CDC stream, unpacked already (see `Decompressors`)."""
     decoded = decode_body(body)
-    if type(decoded) is dict:
-        return [decode_event(decoded)]
-    return [decode_event(one) for one in decoded]
+    if type(decoded) is list:
+        return [decode_event(one) for one in decoded]
+    return [decode_event(decoded)]
 
 
 _NO_DICTIONARIES = Decompressors()

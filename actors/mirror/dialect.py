@@ -17,7 +17,7 @@ from actors.mirror.records import Row
 from actors.mirror.rules import Identity
 from actors.mirror.shapes import TableShape
 from actors.mirror.values import Binder, postgres_binder, sqlite_binder
-from actors.wire.sql_names import quoted as quoted  # noqa: PLC0414  # here too, for whoever reads a replica
+from actors.wire.sql_names import quoted
 
 Params = Sequence[Any]
 

@@ -110,6 +110,8 @@ class Follower:
             await source.check_jumps(seen, messages, created)
             for message in messages:
                 events = await source.decode(message)
+                if not events:
+                    continue
                 lsn = events[0].lsn
                 if track.open_lsn is not None and lsn != track.open_lsn:
                     if isinstance(events[0], Gap) and not await source.is_over(track.open_lsn, message.seq):

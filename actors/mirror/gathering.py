@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from actors.clients.consumer import Delivered, open_consumer
 from actors.clients.jetstream import JetStream, StoredMessage
-from actors.errors import SinkUnavailable
+from actors.errors import MalformedMessage, SinkUnavailable
 from actors.log import get_logger
 from actors.mirror.decoding import array_rows, decode_message
 from actors.mirror.dialect import Statement
@@ -84,7 +84,14 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
             if not messages and reader.start is None:
                 await _ask(js, token)  # nobody may have been there to hear it
             for message in messages:
-                gathered = await reader.take(message, await _decode(source, message))
+                try:
+                    record = await _decode(source, message)
+                except MalformedMessage as exc:  # somebody else's; if it was the bridge's, its chunk will be missing
+                    log.warning(
+                        "a message cannot be read: passed over", subject=message.subject, seq=message.seq, reason=exc.what
+                    )
+                    continue
+                gathered = await reader.take(message, record)
                 if gathered is not None:
                     return gathered
 
@@ -107,16 +114,24 @@ async def _usable_start(replica: Replica, source: SourceStream, token: str) -> S
     message = await source.js.get_message(INIT, last_by_subj=f"init.start.{token}")
     if message is None or message.seq <= replica.tables[token].init_seq:
         return None
-    start = decode_message(message.subject, {}, message.data)[0]
-    assert isinstance(start, SnapshotStart), "the subject says so"
+    start = start_in(message)
     error = await source.js.get_message(INIT, last_by_subj=f"init.error.{token}")
     failed = error is not None and error.seq > message.seq
-    if not await source.look() or failed or message.time < source.created:
+    if start is None or not await source.look() or failed or message.time < source.created:
         return None
-    return message if _why_useless(replica, source, start) == "" else None
+    return message if why_useless(replica, source, start) == "" else None
 
 
-def _why_useless(replica: Replica, source: SourceStream, start: SnapshotStart) -> str:
+def start_in(message: StoredMessage) -> SnapshotStart | None:
+    """What a message on `init.start.{token}` says; None when no bridge has written it."""
+    try:
+        start = decode_message(message.subject, {}, message.data)[0]
+    except MalformedMessage:
+        return None
+    return start if isinstance(start, SnapshotStart) else None
+
+
+def why_useless(replica: Replica, source: SourceStream, start: SnapshotStart) -> str:
     """Why the events behind a snapshot do not lead to the present; empty when they do."""
     if start.stream_seq < replica.tables[start.token].needed_seq:
         return "it is from before what went wrong"
@@ -159,7 +174,7 @@ class _SnapshotReader:
 
     async def _begin(self, start: SnapshotStart, init_seq: int) -> None:
         await self._source.look()
-        reason = _why_useless(self._replica, self._source, start)
+        reason = why_useless(self._replica, self._source, start)
         if reason:
             log.debug("waiting for another snapshot", table=self._token, reason=reason)
             self.start = self._table = None

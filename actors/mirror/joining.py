@@ -199,6 +199,9 @@ class _Events:
             if limit is not None and message.seq > limit:
                 break
             events = await self._source.decode(message)
+            if not events:
+                taken += 1
+                continue
             if self.track.open_lsn not in (None, events[0].lsn):
                 self.track.close()
             if limit is None and self.is_at_a_place:
@@ -219,9 +222,11 @@ class _Events:
             await self.receive(LOOK_S)
             while self._waiting:
                 events = await self._source.decode(self._waiting[0])
-                if self._waiting[0].seq > seq and events[0].lsn != lsn:
+                if events and self._waiting[0].seq > seq and events[0].lsn != lsn:
                     return
-                self._take(self._waiting.pop(0), events)
+                message = self._waiting.pop(0)
+                if events:
+                    self._take(message, events)
 
     def _take(self, message: Delivered, events: Sequence[Event]) -> None:
         self.track.take(message.seq, events)

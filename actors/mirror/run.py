@@ -17,17 +17,17 @@ from actors.clients.nats import open_nats
 from actors.config import HttpConfig, NatsConfig
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
 from actors.log import get_logger
-from actors.mirror.copying import INIT, Copier
-from actors.mirror.decoding import decode_message
+from actors.mirror.copying import Copier
 from actors.mirror.following import Follower
+from actors.mirror.gathering import INIT, start_in, why_useless
 from actors.mirror.holding import Holds
 from actors.mirror.http_server import View, serve_mirror
 from actors.mirror.progress import Counts
-from actors.mirror.records import SnapshotStart
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
 from actors.mirror.state import LIVE, STALE, WAITING, TableRecord, load_verified
 from actors.mirror.store import Store, check_replica, open_store
+from actors.mirror.track import NEEDED_NOTHING
 from actors.wire.table_token import split_token, table_token
 
 log = get_logger("mirror")
@@ -149,7 +149,7 @@ async def _session(
     await _take_up(replica, wanted)
     for token in again:
         if token in replica.shapes:
-            await replica.save(replica.tables[token].as_stale("to be copied again, as asked for", -1))
+            await replica.save(replica.tables[token].as_stale("to be copied again, as asked for", NEEDED_NOTHING))
             del replica.shapes[token]
     again.clear()
     view.begin(replica, wanted)
@@ -165,7 +165,7 @@ async def _session(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follower.run)
         nursery.start_soon(holds.watch)
-        nursery.start_soon(_watch_requests, copier, replica, source.js, wanted)
+        nursery.start_soon(_watch_requests, replica, source, wanted)
         if config.http is not None:
             nursery.start_soon(_watch_stream, source.js, replica)
             nursery.start_soon(_watch_verified, replica, wanted)
@@ -196,16 +196,16 @@ async def _watch_verified(replica: Replica, wanted: tuple[str, ...]) -> None:
         await trio.sleep(WATCH_EVERY_S)
 
 
-async def _watch_requests(copier: Copier, replica: Replica, js: JetStream, wanted: tuple[str, ...]) -> None:
+async def _watch_requests(replica: Replica, source: SourceStream, wanted: tuple[str, ...]) -> None:
     """Say so when nobody answers the requests for snapshots: the bridge may be away, and a copy waits for ever."""
     first_seq = seen_seq = -1
     while True:
-        info = await js.stream_info(INIT)
+        info = await source.js.stream_info(INIT)
         last_seq = int(info["state"]["last_seq"]) if info is not None else 0
         first_seq = last_seq if first_seq < 0 else first_seq
         if last_seq == seen_seq:  # else one snapshot at least goes on, and the others have their turn after it
             waiting = [token for token in wanted if replica.tables[token].state in (WAITING, STALE)]
-            unanswered = [token for token in waiting if not await _is_answered(copier, replica.tables[token], js, first_seq)]
+            unanswered = [token for token in waiting if not await _is_answered(replica, source, token, first_seq)]
             if unanswered:
                 log.warning(
                     "no bridge has answered the request for a snapshot; waiting", tables=",".join(unanswered),
@@ -215,16 +215,17 @@ async def _watch_requests(copier: Copier, replica: Replica, js: JetStream, wante
         await trio.sleep(UNANSWERED_AFTER_S)
 
 
-async def _is_answered(copier: Copier, record: TableRecord, js: JetStream, first_seq: int) -> bool:
+async def _is_answered(replica: Replica, source: SourceStream, token: str, first_seq: int) -> bool:
     """A snapshot of the table has begun, or failed, or one that was there already will do."""
-    start = await js.get_message(INIT, last_by_subj=f"init.start.{record.token}")
-    error = await js.get_message(INIT, last_by_subj=f"init.error.{record.token}")
+    record = replica.tables[token]
+    start = await source.js.get_message(INIT, last_by_subj=f"init.start.{token}")
+    error = await source.js.get_message(INIT, last_by_subj=f"init.error.{token}")
     if any(found is not None and found.seq > max(first_seq, record.init_seq) for found in (start, error)):
         return True
     if start is None or start.seq <= record.init_seq:
         return False
-    body = decode_message(start.subject, {}, start.data)[0]
-    return isinstance(body, SnapshotStart) and not copier.is_usable(body)
+    begun = start_in(start)
+    return begun is not None and not why_useless(replica, source, begun)
 
 
 async def _published(source: SourceStream, view: View) -> BridgeRecord:
@@ -277,10 +278,10 @@ async def _take_up(replica: Replica, wanted: tuple[str, ...]) -> None:
                 number += 1
                 name = f"{local[1]}_{number}"
             taken.add((local[0], name.lower()))
-            await replica.save(TableRecord(token, local[0], name, "waiting"))
+            await replica.save(TableRecord(token, local[0], name, WAITING))
     for token, record in list(replica.tables.items()):
         if token not in wanted and record.state == LIVE:
-            await replica.save(record.as_stale("it was not mirrored for a while", -1))
+            await replica.save(record.as_stale("it was not mirrored for a while", NEEDED_NOTHING))
             replica.shapes.pop(token)
             log.info("a table is not mirrored any more; it stays as it is", table=token)
 

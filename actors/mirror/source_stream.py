@@ -10,16 +10,20 @@ from actors.clients.bridge_record import BridgeRecord
 from actors.clients.consumer import Delivered
 from actors.clients.dictionaries import BUCKET as DICTIONARIES
 from actors.clients.jetstream import JetStream, StoredMessage
-from actors.errors import SinkUnavailable
+from actors.errors import Fatal, MalformedMessage, SinkUnavailable
+from actors.log import get_logger
 from actors.messages import position_of as position_of_id
 from actors.mirror.decoding import Decompressors, decode_events
 from actors.mirror.records import Event
 from actors.wire.compression import ENCODING_HEADER
 from actors.wire.nats import decode_headers
 
+log = get_logger("mirror")
+
 GAPS = "cdc._bridge.>"
 EVERYTHING = "cdc.>"
 _ENCODING = ENCODING_HEADER.encode()
+_MESSAGE_ID = b"Nats-Msg-Id"
 
 
 class OutOfDate(Exception):
@@ -75,13 +79,27 @@ class SourceStream:
 
     async def next_message(self, after: int, filters: Sequence[str]) -> tuple[int, int] | None:
         """Sequence and commit LSN of the next message on one of these subjects behind `after`; None when there is none."""
-        found = [await self.js.get_message(self.name, seq=after + 1, next_by_subj=pattern) for pattern in filters]
-        nearest = min((message for message in found if message is not None), key=lambda message: message.seq, default=None)
-        return None if nearest is None else (nearest.seq, position_of_id(nearest.headers["Nats-Msg-Id"]).lsn)
+        found = [await self._next_of_a_bridge(after, pattern) for pattern in filters]
+        return min((one for one in found if one is not None), default=None)
+
+    async def _next_of_a_bridge(self, after: int, pattern: str) -> tuple[int, int] | None:
+        """Behind what somebody else may have put there."""
+        while (message := await self.js.get_message(self.name, seq=after + 1, next_by_subj=pattern)) is not None:
+            lsn = _commit_lsn(message)
+            if lsn is not None:
+                return message.seq, lsn
+            after = message.seq
+        return None
+
+    async def _message_of_a_bridge(self, seq: int) -> StoredMessage | None:
+        """The message at `seq`, or before what somebody else has put there."""
+        while (message := await self._message(seq)) is not None and _commit_lsn(message) is None:
+            seq -= 1
+        return message
 
     async def lsn_at(self, seq: int) -> int | None:
-        """The commit LSN of the message at `seq`; None when there is none, or it is nobody's transaction."""
-        message = await self._message(seq)
+        """The commit LSN of the message at `seq`; None when there is none."""
+        message = await self._message_of_a_bridge(seq)
         return None if message is None else _commit_lsn(message)
 
     async def is_over(self, lsn: int, before_seq: int | None = None) -> bool:
@@ -91,7 +109,7 @@ class SourceStream:
         """
         if not await self.look():
             raise self._gone()
-        message = await self._message(self.last_seq if before_seq is None else before_seq - 1)
+        message = await self._message_of_a_bridge(self.last_seq if before_seq is None else before_seq - 1)
         if message is None:  # deleted by hand, or none came ever: there is nothing to wait for
             return True
         if _commit_lsn(message) != lsn:
@@ -125,10 +143,28 @@ class SourceStream:
         return over if following is None else following[1] != lsn
 
     async def decode(self, message: Delivered) -> list[Event]:
-        """The events of one message."""
-        if _ENCODING not in message.headers:
-            return decode_events(message.payload)
-        return decode_events(await self.unpacked(message))
+        """The events of one message; none in what no bridge has put there. Raises Fatal for what cannot be read."""
+        headers = message.headers
+        try:
+            if _MESSAGE_ID in headers:
+                return decode_events(message.payload if _ENCODING not in headers else await self.unpacked(message))
+        except MalformedMessage as exc:
+            try:
+                position_of_id(decode_headers(headers).get("Nats-Msg-Id", ""))
+            except ValueError:
+                pass  # somebody's own id
+            else:
+                raise Fatal(
+                    "WB515", f"message {message.seq} of stream {self.name} cannot be read", said=exc.what,
+                    means="the mirror stops before it: nothing behind it would be certain",
+                    fix=f"take the bridge's version of Walbridge here too; else report it with: "
+                    f"nats stream get {self.name} {message.seq}",
+                ) from exc  # fmt: skip
+        log.warning(
+            "a message is no bridge's: passed over", stream=self.name, seq=message.seq, subject=message.subject,
+            fix="let only the bridge publish on cdc.>: walbridge export nats-permissions",
+        )  # fmt: skip
+        return []
 
     async def unpacked(self, message: Delivered) -> bytes:
         """A message's body as it was before compression; a dictionary is fetched when it is named first."""

@@ -26,6 +26,7 @@ from actors.config import Config
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
 from actors.tools.status import printable
 from actors.web.status import counted, human_bytes
+from actors.wire.sql_names import quoted
 
 SHARED_STREAMS = ("INIT", "REQUESTS")
 BUCKETS = ("schemas", "dictionaries")
@@ -117,7 +118,7 @@ def describe(config: Config, plan: Plan) -> list[str]:
     lines = ["Removes, for good:"]
     lines += [f"  {f'{r.kind} {r.name}':<{width}}  {printable(r.words)}" for r in plan.removals]
     lines += [f"Left:  {printable(words)}" for words in plan.left]
-    publication = '"' + config.source.publication.replace('"', '""') + '"'
+    publication = quoted(config.source.publication)
     return [*lines, "Yours to decide, as its owner:", f"  DROP PUBLICATION {printable(publication)};"]
 
 

@@ -20,6 +20,7 @@ from typing import Literal, cast, get_args
 from actors import __version__
 from actors.config import Config, read_env_file, resolve
 from actors.errors import ConfigError
+from actors.wire.sql_names import quoted
 
 Kind = Literal["alerts", "grafana", "compose", "systemd", "nats-permissions", "sql-role"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -161,9 +162,9 @@ def _walk(folder: Traversable, prefix: str = "") -> Sequence[tuple[str, str]]:
 
 
 def _words(setup: Setup) -> dict[str, str]:
-    role, publication = _identifier(setup.role), _identifier(setup.publication)
-    tables = [f"{_identifier(schema)}.{_identifier(table)}" for schema, table in setup.tables]
-    schemas = dict.fromkeys(_identifier(schema) for schema, _ in setup.tables)
+    role, publication = quoted(setup.role), quoted(setup.publication)
+    tables = [f"{quoted(schema)}.{quoted(table)}" for schema, table in setup.tables]
+    schemas = dict.fromkeys(quoted(schema) for schema, _ in setup.tables)
     grants = [f"GRANT USAGE ON SCHEMA {schema} TO {role};" for schema in schemas]
     grants += [f"GRANT SELECT ON {table} TO {role};" for table in tables]
     names = (_plain(table if schema == "public" else f"{schema}.{table}") for schema, table in setup.tables)
@@ -184,17 +185,13 @@ def _words(setup: Setup) -> dict[str, str]:
     }
 
 
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
 def _plain(name: str) -> str:
     """A table as lists on the command line have it."""
-    return name if re.fullmatch(r"[\w.]+", name) else _identifier(name)
+    return name if re.fullmatch(r"[\w.]+", name) else quoted(name)
 
 
 def _psql(text: str) -> str:

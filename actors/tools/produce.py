@@ -23,6 +23,7 @@ from actors.config import PostgresConfig
 from actors.errors import ConfigError, Fatal
 from actors.tools.mixed_load import Counts, MixedLoad
 from actors.tools.sample_rows import COLUMNS, SampleRows
+from actors.wire.sql_names import quoted
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 PLAIN_EVERY_S = 5.0
@@ -277,7 +278,7 @@ def _address(words: Mapping[str, Any]) -> str:
 def _mend(exc: psycopg.Error, words: Mapping[str, Any]) -> str:
     state = exc.sqlstate or ""
     if state == "42501":
-        role = '"' + str(words.get("user") or "").replace('"', '""') + '"'
+        role = quoted(str(words.get("user") or ""))
         return (
             f"as their owner: GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(COLUMNS)} TO {role};\n"
             f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"

@@ -7,17 +7,19 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgpack
 import orjson
 import trio
 
 from actors.bridge import run
 from actors.clients.nats import open_nats
 from actors.config import Config, resolve
-from actors.errors import SinkUnavailable
+from actors.errors import MalformedMessage, SinkUnavailable
 from actors.log import set_up_logging
+from actors.mirror.decoding import decode_body
 from actors.tools.embedded import start_embedded
 from actors.tools.server_process import free_port, port_is_free
+from actors.tools.status import printable
+from actors.wire.compression import ENCODING_HEADER
 from actors.wire.nats import Msg
 
 LINES_PER_SECOND = 20
@@ -65,11 +67,21 @@ class _Lines:
             self._held_back += 1
             return
         self._printed += 1
-        body = orjson.loads(message.payload) if message.payload[:1] in b"{[" else msgpack.unpackb(message.payload)
-        for event in body if isinstance(body, list) else [body]:
+        subject = printable(message.subject.decode("utf-8", "replace"))
+        if ENCODING_HEADER.encode() in message.headers:
+            _print(f"{subject:<26} {len(message.payload):,} bytes, compressed")
+            return
+        try:
+            body = decode_body(message.payload)
+            events = [event for event in (body if isinstance(body, list) else [body]) if isinstance(event, dict)]
+        except MalformedMessage:
+            events = []
+        if not events:
+            _print(f"{subject:<26} {len(message.payload):,} bytes that are no event: somebody else publishes here")
+        for event in events:
             shown = event.get("data") if "data" in event else {k: event[k] for k in ("schema_id", "reason") if k in event}
             text = orjson.dumps(shown, default=repr).decode()
-            _print(f"{message.subject.decode():<26} {text if len(text) <= WIDTH else text[:WIDTH] + ' ...'}")
+            _print(f"{subject:<26} {text if len(text) <= WIDTH else text[:WIDTH] + ' ...'}")
 
     def next_second(self) -> None:
         if self._held_back:

@@ -31,12 +31,13 @@ from actors.log import set_up_logging
 from actors.lsn import Lsn, format_lsn
 from actors.messages import Relation
 from actors.mirror.canonical import Canonical, canonical_for
-from actors.mirror.dialect import Statement, quoted
+from actors.mirror.dialect import Statement
 from actors.mirror.run import choose_tables
 from actors.mirror.state import LIVE, REFUSED, STALE, WAITING, TableRecord, load_tables, verified
 from actors.mirror.store import ReplicaUnavailable, Store, open_store
 from actors.tools.comparison import LOOKED_AT_MAX, Rows, Side, TableReport, differences, differing_buckets
 from actors.tools.mirror import secrets_of
+from actors.wire.sql_names import quoted
 from actors.wire.table_schema import matching_catalog
 from actors.wire.table_token import table_token
 
