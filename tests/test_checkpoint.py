@@ -48,13 +48,19 @@ def test_the_tail_is_the_checkpoint_even_when_the_record_is_older():
 
 
 def test_an_expired_tail_is_remembered_by_the_record():
-    start = plan(tail=StreamTail("CDC", 50, None))
+    start = plan(tail=StreamTail("CDC", 50, None, deleted=50))
     assert (start.skip, start.last_seq, start.gap) == (RECORD.position, 50, None)
 
 
 def test_events_after_the_record_come_again_when_the_tail_beyond_it_has_expired():
-    start = plan(tail=StreamTail("CDC", 60, None))
+    start = plan(tail=StreamTail("CDC", 60, None, deleted=60))
     assert (start.skip, start.last_seq, start.gap) == (RECORD.position, 60, None)
+
+
+@pytest.mark.parametrize(("seq", "position"), [(49, RECORD.position), (50, Position(Lsn(910), 0)), (55, Position(Lsn(910), 0))])
+def test_when_the_last_messages_were_deleted_the_newest_witness_counts(seq, position):
+    start = plan(tail=StreamTail("CDC", 60, "38e-0-users-insert", deleted=60 - seq))  # 0x38e = 910
+    assert (start.skip, start.last_seq) == (position, 60)
 
 
 def test_a_confirmed_lsn_that_went_back_after_a_crash_is_no_gap():
@@ -129,7 +135,7 @@ def test_what_cannot_be_read_any_more_ends_the_bridge_until_somebody_accepts_it(
     error = loss_error(loss)
     assert error.exit_code == 1
     assert "--accept-gap" in error.fix
-    start = start_after_loss(loss, source, Lsn(7000), StreamTail("CDC", 50, None), ("users",))
+    start = start_after_loss(loss, source, Lsn(7000), StreamTail("CDC", 50, None, deleted=50), ("users",))
     assert start.gap is not None
     assert (start.gap.from_lsn, start.gap.to_lsn, start.last_seq) == (1000, 7000, 50)
 

@@ -24,9 +24,11 @@ class StreamTail:
     last_seq: int
     """0 for a stream that never held a message."""
     msg_id: str | None
-    """Of the last message; None when it has expired or there never was one."""
+    """Of the last message that is there; None when all have expired or there never was one."""
     foreign: bool = False
     """The last message is there and has no id."""
+    deleted: int = 0
+    """How many sequences up to `last_seq` have no message any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +77,17 @@ def tail_position(tail: StreamTail, record: BridgeRecord | None) -> Position | N
 
     Raises ConfigError when the stream belongs to somebody else.
     """
-    if tail.msg_id is not None:
-        try:
-            return position_of(tail.msg_id)
-        except ValueError as exc:
-            raise _foreign(tail, f"its last message has the id {tail.msg_id!r}") from exc
     if tail.foreign:
         raise _foreign(tail, "its last message has no Nats-Msg-Id")
-    if record is not None and tail.last_seq and record.last_seq <= tail.last_seq:
-        return record.position
-    return None
+    found: Position | None = None
+    if tail.msg_id is not None:
+        try:
+            found = position_of(tail.msg_id)
+        except ValueError as exc:
+            raise _foreign(tail, f"its last message has the id {tail.msg_id!r}") from exc
+    if record is not None and tail.last_seq and tail.last_seq - tail.deleted < record.last_seq <= tail.last_seq:
+        return record.position  # it has seen what was deleted
+    return found
 
 
 def _foreign(tail: StreamTail, found: str) -> ConfigError:
@@ -92,7 +95,8 @@ def _foreign(tail: StreamTail, found: str) -> ConfigError:
         "WB241",
         f"stream {tail.stream} holds messages that no bridge wrote: {found}",
         means="one bridge writes one stream: its last message is the checkpoint",
-        fix="give the bridge a stream of its own: --stream NAME",
+        fix="give the bridge a stream of its own: --stream NAME; or, if somebody has published it by mistake, take it out:\n"
+        f"nats stream rmm {tail.stream} {tail.last_seq - tail.deleted}",
     )
 
 

@@ -128,11 +128,12 @@ async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None,
 async def _read_tail(js: JetStream, setup: StreamSetup) -> StreamTail:
     if not setup.last_seq:
         return StreamTail(setup.stream, 0, None)
-    message = await js.get_message(setup.stream, seq=setup.last_seq)
+    # the one at last_seq may have been deleted by hand; and by ">" nats-server 2.15 looks for no other one
+    message = await js.get_message(setup.stream, last_by_subj="cdc.>")
     if message is None:
-        return StreamTail(setup.stream, setup.last_seq, None)
+        return StreamTail(setup.stream, setup.last_seq, None, deleted=setup.last_seq)
     msg_id = message.headers.get("Nats-Msg-Id")
-    return StreamTail(setup.stream, setup.last_seq, msg_id, foreign=msg_id is None)
+    return StreamTail(setup.stream, setup.last_seq, msg_id, msg_id is None, setup.last_seq - message.seq)
 
 
 async def _read_source(connection: PgConnection, replication: PgConnection, slot: str, record: BridgeRecord | None) -> Source:
