@@ -398,3 +398,49 @@ def test_a_bridges_message_that_cannot_be_read_ends_the_mirror_with_what_to_do(
     assert mirror.process.wait(HANG_S) == 1
     assert "error WB515: message 1 of stream CDC cannot be read" in mirror.log()
     assert mirror.query("SELECT name FROM users") == [("Ada",)]
+
+
+@pytest.mark.parametrize("kind", ["postgresql"], indirect=True)
+def test_a_table_that_may_not_be_made_in_the_replica_keeps_no_other_waiting(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE SCHEMA locked; CREATE TABLE locked.t (id int PRIMARY KEY); CREATE TABLE t (id int PRIMARY KEY)")
+    database.execute("CREATE PUBLICATION cdc_pub FOR TABLE locked.t, t")
+    make_bridge(database, nats)
+    mirror = make_mirror(start=False)
+    mirror.change(
+        """CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE schema_name = 'locked') THEN
+               RAISE EXCEPTION 'not in here' USING ERRCODE = '42501';
+             END IF;
+           END $$"""
+    )
+    mirror.change("CREATE EVENT TRIGGER refuse ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION refuse()")
+    mirror.start()
+    mirror.wait_live(1)
+    database.execute("INSERT INTO t VALUES (1)")
+    mirror.wait_for("SELECT id FROM t", [(1,)])
+    mirror.wait_until(lambda: "not in here" in mirror.log())
+    mirror.change("DROP EVENT TRIGGER refuse")
+    mirror.wait_live(2)
+    mirror.assert_equal(database.dsn)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_a_constraint_of_the_users_own_is_not_taken_for_a_double_key(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY, name text); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats)
+    mirror = make_mirror()
+    mirror.wait_live(1)
+    mirror.change(
+        "CREATE TRIGGER no_eve BEFORE INSERT ON users WHEN NEW.name = 'Eve' BEGIN SELECT RAISE(ABORT, 'no Eve here'); END"
+    )
+    database.execute("INSERT INTO users VALUES (1, 'Eve')")
+    mirror.wait_until(lambda: "a snapshot does not fit" in mirror.log())
+    assert "no Eve here" in mirror.log()
+    mirror.change("DROP TRIGGER no_eve")
+    mirror.wait_for("SELECT id FROM users", [(1,)])
+    assert mirror.query(f"SELECT keyed FROM {mirror.own('tables')}") == [(1,)]
+    mirror.assert_equal(database.dsn)

@@ -213,7 +213,7 @@ class _SnapshotReader:
         )
         before = await replica.make_schema(local)
         statements = [*before, dialect.drop_table(local), dialect.create_table(shape)]
-        await replica.run([Statement(sql, [()]) for sql in statements])
+        await replica.run([Statement(sql, [()], token=start.token) for sql in statements])
         return shape
 
     async def _add(self, table: FollowedTable, rows: Sequence[Row]) -> None:

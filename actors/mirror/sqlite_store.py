@@ -23,6 +23,7 @@ from actors.mirror.values import sqlite_type
 
 BUSY_TIMEOUT_S = 30.0
 BLOCK_ROWS = 5_000
+_DUPLICATES = (sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_ROWID)
 
 
 class SqliteStore:
@@ -96,7 +97,7 @@ class SqliteStore:
         except sqlite3.IntegrityError as exc:
             if not token:
                 raise self._refused(exc) from exc
-            raise TableFault(token, str(exc), is_duplicate=True) from exc
+            raise TableFault(token, str(exc), is_duplicate=exc.sqlite_errorcode in _DUPLICATES) from exc
         except sqlite3.Error as exc:
             if token and isinstance(exc, sqlite3.OperationalError) and not _passes(exc):
                 raise TableFault(token, str(exc)) from exc
