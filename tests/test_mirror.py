@@ -10,7 +10,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import trio
 
+from actors.mirror.store import open_store
+from actors.tools import verify
 from actors.tools.comparison import differences
 from actors.tools.embedded_nats import NatsServer
 from tests.conftest import MakeBridge, MakeMirror
@@ -240,6 +243,33 @@ def test_rows_altered_in_the_replica_are_found_and_listed(
     assert "more" not in mirror.verify(database.dsn, "--tables", "bag").stdout
     mirror.change("UPDATE bag SET b = 'x' WHERE a = 1")
     mirror.assert_equal(database.dsn, "--tables", "bag")
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_a_verification_leaves_no_row_behind_whenever_it_ends(
+    cut_off: bool, database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The mirror would stand still for it for half a minute, and answer no other one."""
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats)
+    mirror = make_mirror()
+    mirror.wait_live(1)
+    monkeypatch.setattr(verify, "ALIVE_EVERY_S", 0.0)
+
+    async def hold(seconds: float) -> None:
+        store = await open_store(mirror.to, create=False)
+        row = verify.HoldRow(store, mirror.to)
+        with trio.move_on_after(seconds if cut_off else HANG_S):
+            async with row.left():
+                if cut_off:
+                    await row.wait("never", HANG_S)
+                await trio.sleep(seconds)
+        await store.close()
+
+    for number in range(20):
+        trio.run(hold, 0.1 + 0.003 * number)
+        assert mirror.query(f"SELECT id FROM {mirror.own('verify')}") == []
 
 
 def test_a_key_is_shown_as_a_person_writes_it() -> None:

@@ -46,6 +46,7 @@ SAY_AFTER_S = 1.0
 """Who waits longer is told for what."""
 LOOK_EVERY_S = 0.1
 COPY_LOOK_EVERY_S = 1.0
+ENDING_S = 10.0
 ALIVE_EVERY_S = 2.0
 BLOCK_ROWS = 1_000
 
@@ -196,7 +197,7 @@ async def _compare_held(
     request: Request, store: Store, publication: str, chosen: tuple[str, ...], *, is_last: bool
 ) -> tuple[Lsn, list[TableReport]] | list[str]:
     """Compare at one LSN; or, unless `is_last`, the tables of which a copy is being made: not while the mirror stays for us."""
-    hold = _HoldRow(store)
+    hold = HoldRow(store, request.to)
     async with hold.left(), _open_source(request.config.postgres, publication, chosen) as source:
         async with _said_when_long(f"waiting for the mirror to answer; {HELD_WITHIN_S:g} s at most"):
             await hold.wait("held", HELD_WITHIN_S)
@@ -238,11 +239,11 @@ async def _nudge(config: PostgresConfig) -> None:
         connection.close()
 
 
-class _HoldRow:
+class HoldRow:
     """Our row in the replica. Its connection is shared with a task that shows that we live."""
 
-    def __init__(self, store: Store) -> None:
-        self._store, self._id = store, secrets.token_hex(8)
+    def __init__(self, store: Store, url: str) -> None:
+        self._store, self._url, self._id = store, url, secrets.token_hex(8)
         self._own = store.dialect.own("verify")
         self._lock = trio.Lock()
         self._alive = 0
@@ -261,12 +262,23 @@ class _HoldRow:
                 yield
                 nursery.cancel_scope.cancel()
         finally:
-            with trio.move_on_after(10) as ending:
+            with trio.move_on_after(ENDING_S) as ending:
                 ending.shield = True
                 try:
-                    await self._run(f"DELETE FROM {self._own} WHERE id = {mark(1)}", (self._id,))
+                    await self._take_back()
                 except WalbridgeError as exc:
                     _say(f"the mirror goes on in half a minute: {exc}")
+
+    async def _take_back(self) -> None:
+        statement = f"DELETE FROM {self._own} WHERE id = {self._store.dialect.parameter(1)}", (self._id,)
+        try:
+            await self._run(*statement)
+        except ReplicaUnavailable:  # cut off amid a statement, the connection has ended; the row would stay
+            self._store = await open_store(self._url, create=False)
+            try:
+                await self._run(*statement)
+            finally:
+                await self._store.close()
 
     async def _show_life(self) -> None:
         mark = self._store.dialect.parameter
