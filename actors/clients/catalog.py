@@ -15,6 +15,7 @@ from actors.clients.postgres import PgConnection
 from actors.lsn import NO_LSN, parse_lsn
 from actors.messages import Column, Relation
 from actors.telemetry import SlotHealth
+from actors.wire.sql_names import quoted
 from actors.wire.table_schema import CatalogColumn, Description
 from actors.wire.text_values import BUILTIN_TYPES, TypeInfo, without_domains
 
@@ -51,6 +52,21 @@ class PublishedTable(NamedTuple):
     """Some of its rows are, or were, wider than a page."""
     version: str = ""
     """Another one as soon as its columns or the publication are others."""
+
+    @property
+    def qualified(self) -> str:
+        """Its name in SQL."""
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+    @property
+    def own(self) -> str:
+        """What its rows are read from, in SQL: children by inheritance are tables of their own."""
+        return self.qualified if self.is_partitioned else f"ONLY {self.qualified}"
+
+    @property
+    def where(self) -> str:
+        """The publication's row filter as a clause behind that; empty when all rows are published."""
+        return f" WHERE {self.row_filter}" if self.row_filter else ""
 
 
 # of `c`, a row of pg_class

@@ -97,13 +97,11 @@ async def open_table(
     connection = await PgConnection.connect(config, application_name="walbridge snapshot")
     finished = False
     try:
-        name = f"{quoted(published.schema)}.{quoted(published.name)}"
-        only = "" if published.is_partitioned else "ONLY "  # children by inheritance are tables of their own
         # libpq's buffer keeps the size of the largest message it met, and a larger one makes fewer, larger reads
         await connection.query("SELECT repeat('x', 1000000)")
         await connection.query(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off;"
-            f" SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}; LOCK TABLE {only}{name} IN ACCESS SHARE MODE",
+            f" SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}; LOCK TABLE {published.own} IN ACCESS SHARE MODE",
             timeout_s=LOCK_TIMEOUT_S + 5,
         )
         watermark = await _take_watermark(config, connection)
@@ -120,12 +118,11 @@ async def open_table(
             (published.relation_oid,),
         )
         columns = ", ".join(quoted(column.name) for column in relation.columns)
-        where = f" WHERE {published.row_filter}" if published.row_filter else ""
         width = max(16, int(size or 0) // max(1, int(expected or 0)))
         block_rows = max(1, min(BLOCK_ROWS_MAX, payload_max // BLOCKS_A_CHUNK // width))
         if published.has_toast:  # some rows may be as large as a message, or larger
             block_rows = max(1, min(block_rows, WIDE_BLOCK_BYTES // payload_max))
-        select = f"SELECT {columns} FROM {only}{name}{where}"
+        select = f"SELECT {columns} FROM {published.own}{published.where}"
         yield OpenTable(connection, relation, description, watermark, int(expected or 0), select, block_rows)
         finished = True
     finally:

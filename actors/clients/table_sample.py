@@ -61,14 +61,12 @@ async def sample_table(connection: PgConnection, published: PublishedTable, *, r
 
 
 def _cursor(published: PublishedTable, relation: Relation, pages: int, rows_max: int) -> str:
-    only = "" if published.is_partitioned else "ONLY "  # children by inheritance are tables of their own
     columns = ", ".join(quoted(column.name) for column in relation.columns)
     percent = 100 * PAGES_MAX / max(pages, 1)
     sampled = f" TABLESAMPLE SYSTEM ({percent:.9f})" if percent < 100 else ""
-    where = f" WHERE {published.row_filter}" if published.row_filter else ""
     return (
-        f"DECLARE sample NO SCROLL CURSOR FOR SELECT {columns} FROM {only}{quoted(published.schema)}."
-        f"{quoted(published.name)}{sampled}{where} ORDER BY random() LIMIT {rows_max}"
+        f"DECLARE sample NO SCROLL CURSOR FOR SELECT {columns} FROM {published.own}{sampled}{published.where}"
+        f" ORDER BY random() LIMIT {rows_max}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.clients.bridge_record import BUCKET as RECORDS
@@ -85,7 +85,7 @@ class SourceStream:
     async def _next_of_a_bridge(self, after: int, pattern: str) -> tuple[int, int] | None:
         """Behind what somebody else may have put there."""
         while (message := await self.js.get_message(self.name, seq=after + 1, next_by_subj=pattern)) is not None:
-            lsn = _commit_lsn(message)
+            lsn = _commit_lsn(message.headers)
             if lsn is not None:
                 return message.seq, lsn
             after = message.seq
@@ -93,14 +93,14 @@ class SourceStream:
 
     async def _message_of_a_bridge(self, seq: int) -> StoredMessage | None:
         """The message at `seq`, or before what somebody else has put there."""
-        while (message := await self._message(seq)) is not None and _commit_lsn(message) is None:
+        while (message := await self._message(seq)) is not None and _commit_lsn(message.headers) is None:
             seq -= 1
         return message
 
     async def lsn_at(self, seq: int) -> int | None:
         """The commit LSN of the message at `seq`; None when there is none."""
         message = await self._message_of_a_bridge(seq)
-        return None if message is None else _commit_lsn(message)
+        return None if message is None else _commit_lsn(message.headers)
 
     async def is_over(self, lsn: int, before_seq: int | None = None) -> bool:
         """Whether the transaction of `lsn` has ended by the stream's end, or by `before_seq`.
@@ -112,7 +112,7 @@ class SourceStream:
         message = await self._message_of_a_bridge(self.last_seq if before_seq is None else before_seq - 1)
         if message is None:  # deleted by hand, or none came ever: there is nothing to wait for
             return True
-        if _commit_lsn(message) != lsn:
+        if _commit_lsn(message.headers) != lsn:
             return True
         await self._prepare(message.headers)
         body = self._decompressors.unpack(message.headers, message.data)
@@ -125,7 +125,7 @@ class SourceStream:
         all answers for every filter.
         """
         message = await self.js.get_message(self.name, seq=seq + 1, next_by_subj=EVERYTHING)
-        if message is None or _commit_lsn(message) not in (lsn, None):  # None: nobody's, it proves nothing
+        if message is None or _commit_lsn(message.headers) not in (lsn, None):  # None: nobody's, it proves nothing
             return False
         following = await self.next_message(seq, filters)
         return following is not None and following[1] == lsn
@@ -149,11 +149,7 @@ class SourceStream:
             if _MESSAGE_ID in headers:
                 return decode_events(message.payload if _ENCODING not in headers else await self.unpacked(message))
         except MalformedMessage as exc:
-            try:
-                position_of_id(decode_headers(headers).get("Nats-Msg-Id", ""))
-            except ValueError:
-                pass  # somebody's own id
-            else:
+            if _commit_lsn(decode_headers(headers)) is not None:  # else it is somebody's own id
                 raise Fatal(
                     "WB515", f"message {message.seq} of stream {self.name} cannot be read", said=exc.what,
                     means="the mirror stops before it: nothing behind it would be certain",
@@ -184,9 +180,9 @@ class SourceStream:
             self._decompressors.add(missing, entry.data)
 
 
-def _commit_lsn(message: StoredMessage) -> int | None:
+def _commit_lsn(headers: Mapping[str, str]) -> int | None:
     """None when it is nobody's transaction."""
     try:
-        return position_of_id(message.headers["Nats-Msg-Id"]).lsn
+        return position_of_id(headers["Nats-Msg-Id"]).lsn
     except (KeyError, ValueError):
         return None

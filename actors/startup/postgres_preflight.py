@@ -156,7 +156,7 @@ async def _check_slot(connection: PgConnection, slot: str, *, temporary: bool) -
 
 
 def _no_identity(table: PublishedTable) -> Problem:
-    name = f"{quoted(table.schema)}.{quoted(table.name)}"
+    name = table.qualified
     return Problem(
         "WB115",
         f"table {table.schema}.{table.name} has no replica identity, yet its updates or deletes are published",
@@ -167,7 +167,7 @@ def _no_identity(table: PublishedTable) -> Problem:
 
 def _not_readable(table: PublishedTable, role: str) -> Problem:
     schema, to = quoted(table.schema), quoted(role)
-    name = f"{quoted(table.schema)}.{quoted(table.name)}"
+    name = table.qualified
     return Problem(
         "WB117",
         f"role {role} may not SELECT table {table.schema}.{table.name}",

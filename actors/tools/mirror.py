@@ -16,10 +16,11 @@ def run_mirror(to: str, tables: str, again: str, flags: Mapping[str, object], en
     """Mirror until stopped; returns the exit code. Raises Fatal."""
     client = resolve_client(flags, os.environ, env_file)
     set_up_logging(client.log.level, client.log.format, client.secrets + secrets_of(to))
-    return run(MirrorConfig(client.nats, client.stream, to, _names(tables), _names(again), client.http))
+    return run(MirrorConfig(client.nats, client.stream, to, names_of(tables), names_of(again), client.http))
 
 
-def _names(words: str) -> tuple[str, ...]:
+def names_of(words: str) -> tuple[str, ...]:
+    """Tables as a command line has them, separated by commas."""
     return tuple(name.strip() for name in words.split(",") if name.strip())
 
 

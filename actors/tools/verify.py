@@ -36,7 +36,7 @@ from actors.mirror.run import choose_tables
 from actors.mirror.state import LIVE, REFUSED, STALE, WAITING, TableRecord, load_tables, verified
 from actors.mirror.store import ReplicaUnavailable, Store, open_store
 from actors.tools.comparison import LOOKED_AT_MAX, Rows, Side, TableReport, differences, differing_buckets
-from actors.tools.mirror import secrets_of
+from actors.tools.mirror import names_of, secrets_of
 from actors.wire.sql_names import quoted
 from actors.wire.table_schema import matching_catalog
 from actors.wire.table_token import table_token
@@ -72,8 +72,7 @@ def run_verify(
     """Compare, print the report, return the exit code. Raises Fatal when it cannot be compared."""
     config = resolve(flags, os.environ, env_file)
     set_up_logging("WARNING", config.log.format, config.secrets + secrets_of(to))
-    names = tuple(name.strip() for name in tables.split(",") if name.strip())
-    request = Request(config, to, names, keys_max, timeout_s)
+    request = Request(config, to, names_of(tables), keys_max, timeout_s)
     try:
         lsn, reports = trio.run(_verify, request)
     except BaseExceptionGroup as group:
@@ -346,7 +345,7 @@ class _Source:
 
     async def take_snapshot(self, timeout_s: float) -> Lsn:
         """Lock the tables against changes of their shape and import the snapshot of a temporary slot."""
-        names = ", ".join(_name(table) for table in self.tables.values())
+        names = ", ".join(table.own for table in self.tables.values())
         await self._connection.query(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; SET LOCAL lock_timeout = '30s'"
             + (f"; LOCK TABLE {names} IN ACCESS SHARE MODE" if names else "")
@@ -370,9 +369,8 @@ class _Source:
 
     async def blocks(self, table: PublishedTable, columns: Sequence[str]) -> AsyncGenerator[list[tuple[Any, ...]]]:
         """All rows, some at a time, every value as PostgreSQL's text."""
-        where = f" WHERE {table.row_filter}" if table.row_filter else ""
         names = ", ".join(map(quoted, columns))
-        async for result in self._connection.blocks(f"SELECT {names} FROM {_name(table)}{where}", BLOCK_ROWS):
+        async for result in self._connection.blocks(f"SELECT {names} FROM {table.own}{table.where}", BLOCK_ROWS):
             yield [
                 tuple(
                     None if (value := result.get_value(row, i)) is None else value.decode("utf-8", "surrogateescape")
@@ -380,11 +378,6 @@ class _Source:
                 )
                 for row in range(result.ntuples)
             ]
-
-
-def _name(table: PublishedTable) -> str:
-    only = "" if table.is_partitioned else "ONLY "
-    return f"{only}{quoted(table.schema)}.{quoted(table.name)}"
 
 
 @asynccontextmanager
