@@ -10,14 +10,14 @@ from typing import NamedTuple
 import trio
 from trio_util import AsyncValue
 
-from actors.clients.acknowledgements import Acknowledgements
-from actors.clients.bridge_record import RecordStore
-from actors.clients.channels import Receiver
-from actors.clients.feedback import Feedback
+from actors.channels import Receiver
+from actors.clients.nats.acknowledgements import Acknowledgements
+from actors.clients.nats.record_store import RecordStore
 from actors.errors import SinkUnavailable
-from actors.lsn import NO_LSN, Lsn
-from actors.messages import Position, Published, SchemaChange
-from actors.telemetry import Telemetry
+from actors.feedback import Feedback
+from actors.messages import SchemaChange, SentBatch
+from actors.positions import NO_LSN, Lsn, Position
+from actors.telemetry.telemetry import Telemetry
 
 CONFIRM_EVERY_S = 1.0
 CONFIRM_EVERY_BYTES = 1024 * 1024
@@ -37,20 +37,20 @@ class AckLedger:
 
     def __init__(self, seq: int, position: Position) -> None:
         self.durable = Durable(seq, position, NO_LSN)
-        self._open: deque[Published] = deque()
+        self._open: deque[SentBatch] = deque()
 
     @property
     def open_batches(self) -> int:
         return len(self._open)
 
-    def published(self, batch: Published) -> None:
+    def published(self, batch: SentBatch) -> None:
         """A batch is on its way. Batches come in the stream's order."""
         assert not self._open or batch.last_seq >= self._open[-1].last_seq, "batches are published in stream order"
         self._open.append(batch)
 
-    def stored(self, seq: int) -> list[Published]:
+    def stored(self, seq: int) -> list[SentBatch]:
         """The stream has stored everything up to `seq`; returns the batches that are whole now, in order."""
-        whole: list[Published] = []
+        whole: list[SentBatch] = []
         while self._open and self._open[0].last_seq <= seq:
             done = self._open.popleft()
             whole.append(done)
@@ -62,7 +62,7 @@ class AckLedger:
 
 
 async def confirm_stored(
-    published_in: Receiver[Published],
+    published_in: Receiver[SentBatch],
     acks: Acknowledgements,
     ledger: AckLedger,
     store: RecordStore,

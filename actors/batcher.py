@@ -5,26 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple
 
-from actors.clients.channels import Receiver, Sender
-from actors.lsn import NO_LSN
-from actors.messages import (
-    Batch,
-    Committed,
-    EventKind,
-    Gap,
-    Item,
-    Mark,
-    OutMessage,
-    Position,
-    RowChange,
-    Rows,
-    SchemaChange,
-    Suspended,
-    Truncated,
-)
-from actors.telemetry import Problem, Telemetry
-from actors.wire.envelope import EventEncoder, compressed
-from actors.wire.table_token import split_token
+from actors.channels import Receiver, Sender
+from actors.contract.bridge_record import Suspended
+from actors.contract.event_encoder import EventEncoder, compressed
+from actors.contract.table_token import split_token
+from actors.messages import Batch, Committed, EventKind, Gap, IdleMark, Item, RowChange, RowRun, SchemaChange, Truncated
+from actors.positions import NO_LSN, Position
+from actors.telemetry.telemetry import Problem, Telemetry
+from actors.wire.jetstream import OutMessage
 
 HEADER_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: 18446744073709551615\r\nNats-Msg-Id: \r\n\r\n")
 """Of each message as sent, beside its id and body: they count against max_payload."""
@@ -87,7 +75,7 @@ class Batcher:
         """Encode items; yields a batch whenever one is full, and a Suspension that must be recorded before going on."""
         for item in items:
             kind = type(item)
-            if kind is Rows and (self.suspended or self._limits.pack > 1):
+            if kind is RowRun and (self.suspended or self._limits.pack > 1):
                 yield from self.feed([item.change(i) for i in range(len(item.rows))])  # type: ignore[union-attr]
                 continue
             if self.suspended and self._left_out(item):
@@ -96,14 +84,14 @@ class Batcher:
             if held is not None:
                 self._held = None
                 yield from self._publish(held, last=kind is Committed)
-            if kind is Rows:
+            if kind is RowRun:
                 yield from self._add_rows(item)  # type: ignore[arg-type]
             elif kind is RowChange or kind is Truncated:
                 self._held = item  # type: ignore[assignment]
             elif kind is Committed:
                 self._close_group()
                 self._end_lsn = item.end_lsn  # type: ignore[union-attr]
-            elif kind is Mark:
+            elif kind is IdleMark:
                 self._end_lsn = item.wal_end  # type: ignore[union-attr]
             else:
                 self._close_group()
@@ -122,7 +110,7 @@ class Batcher:
     def _is_full(self) -> bool:
         return len(self._messages) >= self._limits.events_max or self._bytes >= self._limits.bytes_max
 
-    def _add_rows(self, run: Rows) -> Iterator[Batch | Suspension]:
+    def _add_rows(self, run: RowRun) -> Iterator[Batch | Suspension]:
         """All rows of a run but its last, which is held back. One that does not fit goes the long way, and those after it."""
         index, stop = 0, len(run.rows) - 1
         while index < stop:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import random
-import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -15,31 +13,33 @@ from typing import Any
 import trio
 
 from actors.batcher import suspension_problem
-from actors.clients.dictionaries import publish_dictionaries, read_dictionaries
-from actors.clients.feedback import Feedback
-from actors.clients.jetstream import JetStream
-from actors.clients.nats import SinkRefused, open_nats
-from actors.clients.postgres import PgConnection, SourceRefused
-from actors.clients.replication import open_replication_stream
-from actors.clients.snapshot_requests import PREFIX
-from actors.config import Config
-from actors.errors import ConfigError, Fatal, SinkFenced, SinkUnavailable, SourceUnavailable, Transient, WalbridgeError
+from actors.clients.nats.connection import SinkRefused, open_nats
+from actors.clients.nats.dictionaries import publish_dictionaries, read_dictionaries
+from actors.clients.nats.jetstream import JetStream
+from actors.clients.postgres.connection import PgConnection, SourceRefused
+from actors.clients.postgres.replication import open_replication_stream
+from actors.contract.compression import Compressor
+from actors.contract.event_encoder import event_encoder
+from actors.contract.table_token import table_token
+from actors.errors import ConfigError, SinkFenced, SinkUnavailable, SourceUnavailable, Transient
+from actors.feedback import Feedback
 from actors.http_server import serve_http
-from actors.log import get_logger, print_metrics_line
-from actors.lsn import format_lsn
-from actors.pipeline import LiveStream, run_pipeline
+from actors.pipeline import run_pipeline
+from actors.positions import format_lsn
+from actors.process import causes, freeze_loaded_objects, most_telling, stop_on_signal
 from actors.schema_publisher import SchemaPublisher
-from actors.startup.opening import Opening, find_start
+from actors.settings.config import Config
+from actors.snapshots.requests import PREFIX
+from actors.snapshots.transaction_log import TransactionLog
 from actors.startup.postgres_preflight import check_postgres
+from actors.startup.start_plan import StartPlan, find_start
 from actors.startup.streams import prepare_streams
+from actors.status_reporter import LiveStream
 from actors.stream_monitor import watch_stream
-from actors.telemetry import Problem, Telemetry
+from actors.telemetry.log import get_logger, print_metrics_line
+from actors.telemetry.telemetry import Problem, Telemetry
 from actors.wal_monitor import watch_slot
-from actors.wire.compression import Compressor
-from actors.wire.envelope import event_encoder
 from actors.wire.nats import encode_pub
-from actors.wire.table_token import table_token
-from actors.wire.transaction_log import TransactionLog
 
 log = get_logger("bridge")
 
@@ -54,11 +54,7 @@ def run(config: Config, beside: Beside | None = None) -> int:
 
     `beside` runs as long as the bridge does, and ends with it.
     """
-    # What is loaded by now stays: the collector need not look at it again and again. Rows hold no cycles, so it
-    # need not run for every few hundred of them either; both together save a tenth of the CPU.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    freeze_loaded_objects()
     return trio.run(_run, config, beside)
 
 
@@ -67,7 +63,7 @@ async def _run(config: Config, beside: Beside | None) -> int:
     supervisor = Supervisor(config, telemetry, stop)
     try:
         async with trio.open_nursery() as outer:  # lives through the drain: health still answers
-            await outer.start(_stop_on_signal, stop, outer.cancel_scope)
+            await outer.start(stop_on_signal, stop, outer.cancel_scope)
             serve = partial(
                 serve_http, config, telemetry,
                 stop=stop, stream_info=supervisor.stream_info, request_snapshot=supervisor.request_snapshot,
@@ -94,32 +90,8 @@ async def _run(config: Config, beside: Beside | None) -> int:
             outer.cancel_scope.cancel()
             return code
     except BaseExceptionGroup as group:
-        raise _most_telling(group) from group
+        raise most_telling(group) from group
     return 1  # a second signal
-
-
-def _most_telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error of a group that a person should read: a fatal one, else a bug, else whatever there is."""
-    leaves = _causes(group)
-    for wanted in (Fatal, WalbridgeError):
-        for leaf in leaves:
-            if isinstance(leaf, wanted) and all(isinstance(x, WalbridgeError) for x in leaves):
-                return leaf
-    return next((leaf for leaf in leaves if not isinstance(leaf, WalbridgeError)), leaves[0])
-
-
-def _causes(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """The errors of a group without those that only follow: a stage that ended closes its neighbours' channels."""
-    leaves = list(_leaves(group))
-    return [leaf for leaf in leaves if not isinstance(leaf, trio.BrokenResourceError)] or leaves
-
-
-def _leaves(exc: BaseException) -> Iterator[BaseException]:
-    if isinstance(exc, BaseExceptionGroup):
-        for inner in exc.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield exc
 
 
 class Supervisor:
@@ -184,10 +156,10 @@ class Supervisor:
                 self._opening = opening
                 await self._open_and_run(statuses)
         except BaseExceptionGroup as group:
-            leaves = _causes(group)
+            leaves = causes(group)
             faults = [leaf for leaf in leaves if isinstance(leaf, Transient)]
             if len(faults) < len(leaves):
-                raise _most_telling(group) from group
+                raise most_telling(group) from group
             # PostgreSQL's end explains NATS's, not the other way round
             return next((f for f in faults if isinstance(f, SourceUnavailable)), faults[0])
         except Transient as fault:
@@ -241,13 +213,13 @@ class Supervisor:
             return {}
         return await publish_dictionaries(js, read_dictionaries(snapshots.dictionaries))
 
-    async def _publish_schemas(self, opening: Opening, schemas: SchemaPublisher) -> None:
+    async def _publish_schemas(self, opening: StartPlan, schemas: SchemaPublisher) -> None:
         start, store = opening.start, opening.store
         current = await schemas.publish_current(opening.tables)
         if not store.record.schemas:
             store.record = replace(store.record, schemas=current, position=start.skip, last_seq=start.last_seq)
 
-    async def _take_over(self, opening: Opening) -> None:
+    async def _take_over(self, opening: StartPlan) -> None:
         """Tie the stream to this slot and cluster, unless a gap event must be stored first.
 
         Only who reads the slot writes the record: a bridge that waits for the slot must not disturb the one that has it.
@@ -261,7 +233,7 @@ class Supervisor:
         else:
             telemetry.gaps += 1
 
-    async def _start_stream(self, opening: Opening, statuses: trio.Nursery) -> LiveStream:
+    async def _start_stream(self, opening: StartPlan, statuses: trio.Nursery) -> LiveStream:
         source = self._config.source
         stream = await open_replication_stream(
             self.postgres,
@@ -281,7 +253,7 @@ class Supervisor:
             await live.close()
         self._telemetry.postgres_connected = False
 
-    def _streaming(self, opening: Opening, mode: str) -> None:
+    def _streaming(self, opening: StartPlan, mode: str) -> None:
         telemetry = self._telemetry
         telemetry.state, telemetry.not_ready_reason, telemetry.fault = "streaming", "", None
         telemetry.tables = tuple(table_token(table.schema, table.name) for table in opening.tables)
@@ -342,20 +314,6 @@ class Supervisor:
         await self._stop.wait()
         if self._opening is not None:
             self._opening.cancel()
-
-
-async def _stop_on_signal(
-    stop: trio.Event, everything: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for number in signals:
-            if stop.is_set():
-                log.warning("second signal: ending at once; what is not confirmed comes again from the slot")
-                everything.cancel()
-                return
-            log.info("stopping: draining what was read", signal=signal.Signals(number).name)
-            stop.set()
 
 
 async def _log_metrics(telemetry: Telemetry) -> None:

@@ -7,34 +7,32 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
-from actors.clients.channels import Receiver, Sender
+from actors.channels import Receiver, Sender
+from actors.contract.table_schema import Description, describe_table
 from actors.errors import MalformedMessage
-from actors.lsn import Lsn, format_lsn
 from actors.messages import (
-    ROW_RANK,
-    SCHEMA_RANK,
     Block,
     Committed,
     EventKind,
     Gap,
+    IdleMark,
     Item,
-    Mark,
     Notes,
-    Position,
-    Relation,
     RowChange,
-    Rows,
+    RowRun,
     SchemaChange,
     Table,
     Transaction,
     Truncated,
 )
-from actors.telemetry import Telemetry
+from actors.positions import ROW_RANK, SCHEMA_RANK, Lsn, Position, format_lsn
+from actors.snapshots.transaction_log import TransactionLog
+from actors.telemetry.telemetry import Telemetry
+from actors.values.formats import Arrays, Encoding
+from actors.values.row_compiler import RowDecoder, compile_row_decoder
+from actors.values.text_values import converter_for
 from actors.wire import pgoutput
-from actors.wire.row_compiler import RowDecoder, compile_row_decoder
-from actors.wire.table_schema import Description, describe_table
-from actors.wire.text_values import Arrays, Encoding, converter_for
-from actors.wire.transaction_log import TransactionLog
+from actors.wire.pgoutput import Relation
 
 _KEEPALIVE, _XLOGDATA = ord("k"), ord("w")
 _BEGIN, _COMMIT, _INSERT, _UPDATE, _DELETE, _TRUNCATE, _RELATION = b"BCIUDTR"
@@ -143,7 +141,7 @@ class Decoder:
                     if seq >= first_seq:
                         change = _decode_change(message, tag, shapes[oid], txn, seq)
                         append(change)
-                        if type(change) is Rows:
+                        if type(change) is RowRun:
                             run, decode, rows = message[25:31], shapes[oid].decode, change.rows
                     seq += 1
                 elif tag == _BEGIN:
@@ -154,7 +152,7 @@ class Decoder:
                     self._txn = txn = None
                 elif tag == _KEEPALIVE:
                     if txn is None:
-                        append(Mark(Lsn(_i8(message, 1)[0])))
+                        append(IdleMark(Lsn(_i8(message, 1)[0])))
                 else:
                     seq = self._other(message, txn, seq, first_seq, append)
                     if self.wanted is not None:
@@ -213,7 +211,7 @@ class Decoder:
         return seq
 
 
-def _decode_change(message: bytes, tag: int, shape: _Shape, txn: Transaction, seq: int) -> Rows | RowChange:
+def _decode_change(message: bytes, tag: int, shape: _Shape, txn: Transaction, seq: int) -> RowRun | RowChange:
     marker = message[30]
     if tag == _UPDATE and marker != _NEW:
         return _decode_update(message, shape, txn, seq)
@@ -221,7 +219,7 @@ def _decode_change(message: bytes, tag: int, shape: _Shape, txn: Transaction, se
     if end != len(message) or marker not in _CHANGES[tag]:
         raise MalformedMessage(f"pgoutput: a change does not end where it should: {message[25:64]!r}")
     kind = shape.kinds[tag]
-    return Rows(kind, txn, seq, [row]) if notes is None else RowChange(kind, txn, seq, row, None, notes)
+    return RowRun(kind, txn, seq, [row]) if notes is None else RowChange(kind, txn, seq, row, None, notes)
 
 
 def _decode_update(message: bytes, shape: _Shape, txn: Transaction, seq: int) -> RowChange:

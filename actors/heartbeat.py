@@ -10,8 +10,8 @@ import urllib.request
 
 import trio
 
-from actors.log import get_logger
-from actors.telemetry import Telemetry
+from actors.telemetry.log import get_logger
+from actors.telemetry.telemetry import Telemetry
 
 log = get_logger("heartbeat")
 

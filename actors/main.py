@@ -13,11 +13,11 @@ from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter,
 from cyclopts.validators import Number
 
 from actors import __version__
+from actors.commands.produce import app as produce
 from actors.errors import ConfigError, Fatal
-from actors.tools.produce_app import app as produce
 
 if TYPE_CHECKING:
-    from actors.config import Config
+    from actors.settings.config import Config
 
 EPILOGUE = """\
 Environment: walbridge help env     An error by its code: walbridge help WB107
@@ -101,7 +101,7 @@ def run(
     ] = False,
 ) -> int:
     """Stream changes until stopped. The default when no command is given."""
-    from actors.config import resolve  # noqa: PLC0415  (--version and health need none of this)
+    from actors.settings.resolve import resolve  # noqa: PLC0415  (--version and health need none of this)
 
     flags = {
         "slot": slot, "pub": pub, "accept_gap": accept_gap, "temporary_slot": temporary_slot,
@@ -112,7 +112,7 @@ def run(
     if embedded is not None and print_config:
         raise ConfigError("WB002", "--print-config: shows the settings for servers of your own; leave out --embedded")
     if embedded is not None:
-        from actors.tools.run_embedded import run_embedded  # noqa: PLC0415
+        from actors.commands.run_embedded import run_embedded  # noqa: PLC0415
 
         return run_embedded(embedded, flags, env_file)
     config = resolve(flags, os.environ, env_file)
@@ -125,7 +125,7 @@ def run(
 def start(config: Config) -> int:
     """Run the bridge with its log set up."""
     from actors.bridge import run as run_bridge  # noqa: PLC0415
-    from actors.log import set_up_logging  # noqa: PLC0415
+    from actors.telemetry.log import set_up_logging  # noqa: PLC0415
 
     set_up_logging(config.log.level, config.log.format, config.secrets)
     return run_bridge(config)
@@ -145,7 +145,7 @@ def health(
     bind: Annotated[str, Parameter(group=HTTP, help="of the running bridge")] = "127.0.0.1",
 ) -> int:
     """Exit 0 while the bridge is streaming, 1 with the reason when it is not: for HEALTHCHECK and probes."""
-    from actors.tools.health import check_health  # noqa: PLC0415
+    from actors.commands.health import check_health  # noqa: PLC0415
 
     variable = os.environ.get("BRIDGE_PORT")
     return check_health(bind, port or variable or "9090", "--port" if port or not variable else "BRIDGE_PORT")
@@ -160,7 +160,7 @@ def status(
     watch: Annotated[bool, Parameter(group=OTHER, negative="", help="look every second until Ctrl-C")] = False,
 ) -> int:
     """What a running bridge is doing: state, rates, positions, WAL held, snapshots, problems. Exit 0 while it streams."""
-    from actors.tools.status import show_status  # noqa: PLC0415
+    from actors.commands.status import show_status  # noqa: PLC0415
 
     if url and port:
         raise ConfigError("WB002", "--port: the address of --url has one; leave out either")
@@ -188,8 +188,8 @@ def cleanup(
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
     """Remove what a bridge leaves behind: slot, streams, entries in buckets. Shows first what that frees, then asks."""
-    from actors.config import resolve  # noqa: PLC0415
-    from actors.tools.cleanup import run_cleanup  # noqa: PLC0415
+    from actors.commands.cleanup import run_cleanup  # noqa: PLC0415
+    from actors.settings.resolve import resolve  # noqa: PLC0415
 
     flags = {"slot": slot, "pub": pub, "stream": stream, "nats_context": nats_context}
     config = resolve(flags, os.environ, env_file)
@@ -210,8 +210,8 @@ def export(
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
     """Print or write files for operating the bridge, made for this setup: its slot, publication, stream, port and users."""
-    from actors.tools.export import export as write  # noqa: PLC0415
-    from actors.tools.export import make_setup  # noqa: PLC0415
+    from actors.commands.export import export as write  # noqa: PLC0415
+    from actors.commands.export import make_setup  # noqa: PLC0415
 
     flags = {"slot": slot, "pub": pub, "stream": stream, "port": port}
     return write(kind, dir, make_setup(flags, os.environ, env_file, tables))
@@ -230,8 +230,8 @@ def snapshot(
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
     """Ask the bridge that publishes a table, whatever its stream, for all of it. Exit 0 when that is whole."""
-    from actors.config import resolve_client  # noqa: PLC0415
-    from actors.tools.snapshot import ask_for_snapshot  # noqa: PLC0415
+    from actors.commands.snapshot import ask_for_snapshot  # noqa: PLC0415
+    from actors.settings.resolve import resolve_client  # noqa: PLC0415
 
     client = resolve_client({"nats_context": nats_context}, os.environ, env_file)
     return ask_for_snapshot(client.nats, table, wait=wait, as_json=json)
@@ -248,7 +248,7 @@ def demo(
     json: Annotated[bool, Parameter(group=OTHER, negative="", help="the outcome as JSON")] = False,
 ) -> int:
     """Servers, bridge, load and a live replica in this terminal: nothing to install or configure. Keys do real harm."""
-    from actors.tools.demo import run_demo  # noqa: PLC0415
+    from actors.commands.demo import run_demo  # noqa: PLC0415
 
     return run_demo(seconds=seconds, keep=keep, rate=rate, as_json=json)
 
@@ -268,9 +268,9 @@ def train_dictionary(
     env_file: Annotated[Path | None, Parameter(help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
     """Train a zstd dictionary on rows of a live table, and measure on other rows what it saves."""
-    from actors.config import resolve  # noqa: PLC0415
-    from actors.log import set_up_logging  # noqa: PLC0415
-    from actors.tools.train import train_table  # noqa: PLC0415
+    from actors.commands.train import train_table  # noqa: PLC0415
+    from actors.settings.resolve import resolve  # noqa: PLC0415
+    from actors.telemetry.log import set_up_logging  # noqa: PLC0415
 
     config = resolve({"dictionaries": dictionaries, "pub": pub, "nats_context": nats_context}, os.environ, env_file)
     set_up_logging(config.log.level, config.log.format, config.secrets)
@@ -295,7 +295,7 @@ def mirror(
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
     """Keep SQLite or PostgreSQL tables equal to the source, until stopped."""
-    from actors.tools.mirror import run_mirror  # noqa: PLC0415
+    from actors.commands.mirror import run_mirror  # noqa: PLC0415
 
     flags = {"stream": stream, "nats_context": nats_context, "port": port, "bind": bind}
     return run_mirror(to, tables, again, flags, env_file)
@@ -319,7 +319,7 @@ def verify(
     env_file: Annotated[Path | None, Parameter(group=OTHER, help="NAME=value lines; the environment beats them")] = None,
 ) -> int:
     """Prove that a replica equals its source at one LSN: exit 0, or 1 with what differs."""
-    from actors.tools.verify import run_verify  # noqa: PLC0415
+    from actors.commands.verify import run_verify  # noqa: PLC0415
 
     flags = {"stream": stream, "nats_context": nats_context}
     return run_verify(to, tables, flags, env_file, keys_max=limit, timeout_s=float(timeout), as_json=json)
@@ -328,7 +328,7 @@ def verify(
 @app.command(name="help")
 def show_help(topic: str = "", /) -> int:
     """Explain an error by its code (WB107), list the environment variables (env), or show this help."""
-    from actors.tools.topics import explain  # noqa: PLC0415
+    from actors.commands.help import explain  # noqa: PLC0415
 
     if not topic:
         app.help_print([])

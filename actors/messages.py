@@ -9,63 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from actors.lsn import Lsn
-
-GAP_RANK, SCHEMA_RANK, ROW_RANK = -1, 0, 1
-BRIDGE_TOKEN = "_bridge"
-
-
-class Position(NamedTuple):
-    """The place of a message in the stream's order: commit LSN, change within the transaction, rank at that change.
-
-    A gap stands before everything at its place, a schema event before the row that needs it.
-    """
-
-    lsn: Lsn
-    seq: int
-    rank: int = ROW_RANK
-
-
-START = Position(Lsn(0), -1, GAP_RANK)
-"""Before everything: nothing is skipped."""
-
-
-class Suspended(NamedTuple):
-    """A table whose events are left out: from `since` on, and below `until` where a snapshot has resumed it (else 0)."""
-
-    since: Position
-    until: Lsn = Lsn(0)
-
-
-class OutMessage(NamedTuple):
-    """One message for the stream, encoded."""
-
-    subject: bytes
-    msg_id: bytes
-    body: bytes
-    headers: bytes = b""
-    """More header lines, each ending in CRLF."""
-
-
-class Column(NamedTuple):
-    """One column of a Relation message."""
-
-    name: str
-    type_oid: int
-    typmod: int
-    is_key: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """A table's shape as pgoutput announces it: https://www.postgresql.org/docs/18/protocol-logicalrep-message-formats.html"""
-
-    oid: int
-    schema: str
-    name: str
-    replica_identity: str
-    """`d` default, `n` nothing, `f` full, `i` index (pg_class.relreplident)."""
-    columns: tuple[Column, ...]
+from actors.positions import Lsn, Position
+from actors.wire.jetstream import OutMessage
+from actors.wire.pgoutput import Relation
 
 
 class Notes(NamedTuple):
@@ -119,7 +65,7 @@ class EventKind:
     """`insert`, `update`, `delete` or `truncate`."""
 
 
-class Rows(NamedTuple):
+class RowRun(NamedTuple):
     """Consecutive changes of one kind in one transaction that are told by their rows alone: most of all changes are.
 
     One of them for many rows saves making a RowChange for each, which costs as much as decoding three columns.
@@ -179,8 +125,8 @@ class Gap(NamedTuple):
     from_lsn: Lsn
     to_lsn: Lsn
     tables: tuple[str, ...]
-    token: str = BRIDGE_TOKEN
-    """Whose gap: the bridge's, or one table's when only that one is suspended."""
+    token: str = ""
+    """The one table that is suspended; empty when the gap is the bridge's."""
 
 
 class Committed(NamedTuple):
@@ -190,33 +136,13 @@ class Committed(NamedTuple):
     commit_us: int
 
 
-class Mark(NamedTuple):
+class IdleMark(NamedTuple):
     """PostgreSQL has nothing for us below `wal_end`, and no transaction is open."""
 
     wal_end: Lsn
 
 
-Item = Rows | RowChange | Truncated | SchemaChange | Gap | Committed | Mark
-
-
-def position_of(msg_id: str) -> Position:
-    """The position that a message id tells: `{commit lsn, hex}-{seq}-{table token}-{operation}`.
-
-    Raises ValueError when the id was not made by a bridge.
-    """
-    lsn, seq, rest = msg_id.split("-", 2)
-    token, dash, operation = rest.rpartition("-")
-    ranks = {"insert": ROW_RANK, "update": ROW_RANK, "delete": ROW_RANK, "truncate": ROW_RANK, "schema": SCHEMA_RANK}
-    # a suspended table's gap stands in place of the row that did not fit; the bridge's own stands before its place
-    ranks["gap"] = GAP_RANK if token == BRIDGE_TOKEN else ROW_RANK
-    if not dash or not token or operation not in ranks or not seq.isdecimal():
-        raise ValueError(f"{msg_id!r} is not a message id of a bridge")
-    return Position(Lsn(int(lsn, 16)), int(seq), ranks[operation])
-
-
-def message_id(position: Position, token: str, operation: str) -> str:
-    """The id of a message: unique, and the same when the change is replayed."""
-    return f"{position.lsn:x}-{position.seq}-{token}-{operation}"
+Item = RowRun | RowChange | Truncated | SchemaChange | Gap | Committed | IdleMark
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -237,7 +163,7 @@ class Batch:
     schema_changes: tuple[SchemaChange, ...] = ()
 
 
-class Published(NamedTuple):
+class SentBatch(NamedTuple):
     """A batch on its way: stored once the stream's sequence reaches `last_seq`."""
 
     batch: Batch

@@ -3,77 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 
 import trio
 
 from actors.acker import AckLedger, confirm_stored
 from actors.batcher import Batcher, Limits, Suspension, batch_items
-from actors.clients.acknowledgements import Acknowledgements
-from actors.clients.channels import Channel
-from actors.clients.feedback import Feedback
-from actors.clients.jetstream import JetStream
-from actors.clients.nats import NatsConnection
-from actors.clients.replication import ReplicationStream
-from actors.config import Config
+from actors.channels import Channel
+from actors.clients.nats.acknowledgements import Acknowledgements
+from actors.clients.nats.connection import NatsConnection
+from actors.clients.nats.jetstream import JetStream
+from actors.contract.bridge_record import Suspended
+from actors.contract.compression import Compressor
+from actors.contract.event_encoder import EventEncoder, event_encoder
 from actors.decoder import Decoder, decode_blocks
-from actors.errors import Fatal, SourceUnavailable
-from actors.lsn import Lsn
-from actors.messages import Batch, Block, Item, Published, Suspended
+from actors.errors import Fatal
+from actors.messages import Batch, Block, Item, SentBatch
+from actors.positions import Lsn
 from actors.publisher import Publisher, Window, publish_batches
 from actors.replication_reader import read_blocks
 from actors.schema_publisher import SchemaPublisher
+from actors.settings.config import Config
+from actors.snapshots.transaction_log import TransactionLog
 from actors.snapshotter import SnapshotSetup, Snapshotter
-from actors.startup.opening import Opening
+from actors.startup.start_plan import StartPlan
 from actors.startup.streams import StreamSetup
-from actors.telemetry import Telemetry
-from actors.wire.compression import Compressor
-from actors.wire.envelope import EventEncoder, event_encoder
-from actors.wire.transaction_log import TransactionLog
+from actors.status_reporter import LiveStream, send_status
+from actors.telemetry.telemetry import Telemetry
 
 DRAIN_S = 30.0
 ACK_DEADLINE_S = 10.0
 CHANNEL_BYTES_MAX = 2 * 1024 * 1024
-
-
-@dataclass(slots=True)
-class LiveStream:
-    """A replication stream whose status updates go on without the pipeline: NATS may be gone for hours.
-
-    `run_status` is its task; `ended` is set when PostgreSQL ended the stream, with `error` saying why.
-    """
-
-    stream: ReplicationStream
-    feedback: Feedback
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    ended: trio.Event = field(default_factory=trio.Event)
-    error: SourceUnavailable | Fatal | None = None
-
-    async def run_status(self) -> None:
-        """Report to PostgreSQL until cancelled by `close`."""
-        try:
-            with self.scope:
-                await self.feedback.report(self.stream)
-        except* (SourceUnavailable, Fatal) as group:
-            cause = group.exceptions[0]
-            while isinstance(cause, BaseExceptionGroup):
-                cause = cause.exceptions[0]
-            assert isinstance(cause, SourceUnavailable | Fatal)
-            self.error = cause
-        finally:
-            self.ended.set()
-
-    async def watch(self) -> None:
-        """Raise what ended the stream, if anything did."""
-        await self.ended.wait()
-        if self.error is not None:
-            raise self.error
-
-    async def close(self) -> None:
-        """Stop the status updates and end the connection."""
-        self.scope.cancel()
-        await self.ended.wait()
-        await self.stream.close()
 
 
 class DrainTimeout(Fatal):
@@ -91,7 +50,7 @@ class DrainTimeout(Fatal):
 async def run_pipeline(
     config: Config,
     setup: StreamSetup,
-    opening: Opening,
+    opening: StartPlan,
     live: LiveStream,
     nats: NatsConnection,
     schemas: SchemaPublisher,
@@ -138,7 +97,7 @@ async def run_pipeline(
     blocks = Channel[Block]("blocks", 4, CHANNEL_BYTES_MAX)
     items = Channel[list[Item]]("items", 4, CHANNEL_BYTES_MAX)
     batches = Channel[Batch]("batches", 4, CHANNEL_BYTES_MAX)
-    published = Channel[Published]("published", 10_000, CHANNEL_BYTES_MAX)
+    published = Channel[SentBatch]("published", 10_000, CHANNEL_BYTES_MAX)
     telemetry.channels = {c.name: c for c in (blocks, items, batches, published)}
     telemetry.waiting_commit_times.clear()  # of the run that broke off: they come again
     telemetry.sent_seq = telemetry.stored_seq = start.last_seq
@@ -174,7 +133,7 @@ async def run_pipeline(
                 )  # fmt: skip
             )
         await schemas.finish()
-        await live.feedback.send(live.stream)
+        await send_status(live.stream, live.feedback)
         drained = True
         pipeline.cancel_scope.cancel()
     if not drained:

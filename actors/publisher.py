@@ -7,11 +7,11 @@ import time
 from collections import deque
 from typing import Literal, NamedTuple
 
-from actors.clients.acknowledgements import Acknowledgements
-from actors.clients.channels import Receiver, Sender
-from actors.clients.nats import NatsConnection
-from actors.messages import Batch, Published
-from actors.telemetry import Telemetry
+from actors.channels import Receiver, Sender
+from actors.clients.nats.acknowledgements import Acknowledgements
+from actors.clients.nats.connection import NatsConnection
+from actors.messages import Batch, SentBatch
+from actors.telemetry.telemetry import Telemetry
 from actors.wire.jetstream import frame_fast_batch, frame_plain
 
 FLOW = 500
@@ -45,7 +45,7 @@ class Publisher:
 
 async def publish_batches(
     batches_in: Receiver[Batch],
-    published_out: Sender[Published],
+    published_out: Sender[SentBatch],
     connection: NatsConnection,
     publisher: Publisher,
     acks: Acknowledgements,
@@ -72,7 +72,7 @@ async def publish_batches(
                     break
                 await acks.beyond(stored)
             data = publisher.frames(batch) if batch.messages else b""
-            await published_out.send(Published(batch, publisher.last_seq, time.time()), 1)
+            await published_out.send(SentBatch(batch, publisher.last_seq, time.time()), 1)
             if data:
                 in_flight.append((publisher.last_seq, batch.size_bytes))
                 bytes_in_flight += batch.size_bytes

@@ -7,12 +7,12 @@ import time
 
 import trio
 
-from actors.clients.channels import Sender
-from actors.clients.feedback import Feedback
-from actors.clients.replication import ReplicationStream
-from actors.lsn import Lsn
+from actors.channels import Sender
+from actors.clients.postgres.replication import ReplicationStream
+from actors.feedback import Feedback
 from actors.messages import Block
-from actors.telemetry import Telemetry
+from actors.positions import Lsn
+from actors.telemetry.telemetry import Telemetry
 
 BLOCK_MESSAGES_MAX = 1000
 BLOCK_BYTES_MAX = 256 * 1024

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import trio
 
-from actors.clients.catalog import PublishedTable, describe_columns, describe_relation, published_relation
-from actors.clients.jetstream import JetStream
-from actors.clients.postgres import PgConnection
-from actors.messages import Relation, SchemaChange
-from actors.wire.envelope import EventEncoder
-from actors.wire.table_schema import Description, describe_table
+from actors.clients.nats.jetstream import JetStream
+from actors.clients.postgres.catalog import PublishedTable, describe_columns, describe_relation, published_relation
+from actors.clients.postgres.connection import PgConnection
+from actors.contract.event_encoder import EventEncoder
+from actors.contract.table_schema import Description, describe_table
+from actors.messages import SchemaChange
+from actors.wire.pgoutput import Relation
 
 BUCKET = "schemas"
 

@@ -11,37 +11,30 @@ from typing import Literal
 
 import trio
 
-from actors.clients.bridge_record import BUCKET as RECORDS
-from actors.clients.bridge_record import BridgeRecord
-from actors.clients.catalog import PublishedTable, published_tables
-from actors.clients.jetstream import JetStream, JetStreamError
-from actors.clients.nats import SinkRefused
-from actors.clients.postgres import PgConnection, PostgresError
-from actors.clients.publish_window import PublishWindow
-from actors.clients.snapshot_requests import SnapshotRequests
-from actors.clients.table_reader import OpenTable, TableChanged, Watermark, open_table
-from actors.config import Config
+from actors.clients.nats.connection import SinkRefused
+from actors.clients.nats.jetstream import JetStream, JetStreamError
+from actors.clients.nats.publish_window import PublishWindow
+from actors.clients.postgres.catalog import PublishedTable, published_tables
+from actors.clients.postgres.connection import PgConnection, PostgresError
+from actors.contract.bridge_record import BUCKET as RECORDS
+from actors.contract.bridge_record import BridgeRecord
+from actors.contract.compression import Compressor
+from actors.contract.event_encoder import EventEncoder, read_any_document
+from actors.contract.message_ids import position_of
+from actors.contract.snapshot_encoder import Message, SnapshotHead, SnapshotMessages, error_message, new_snapshot_id
+from actors.contract.table_token import table_token
 from actors.errors import ConfigError, SourceUnavailable
-from actors.log import get_logger
-from actors.lsn import Lsn, format_lsn, parse_lsn
-from actors.messages import position_of
+from actors.positions import Lsn, format_lsn, parse_lsn
+from actors.settings.config import Config
+from actors.snapshots.chunks import ChunkCutter, RowTooLarge
+from actors.snapshots.requests import SnapshotRequests
+from actors.snapshots.table_reader import OpenTable, TableChanged, Watermark, open_table
+from actors.snapshots.transaction_log import TransactionLog, dividing_lsn
 from actors.startup.streams import StreamSetup
-from actors.telemetry import SnapshotProgress, Telemetry
-from actors.wire.compression import Compressor
-from actors.wire.envelope import EventEncoder, read_any_document
-from actors.wire.row_blocks import Piece, RowBlocks
-from actors.wire.snapshot_messages import (
-    ChunkCutter,
-    Message,
-    RowTooLarge,
-    SnapshotHead,
-    SnapshotMessages,
-    error_message,
-    new_snapshot_id,
-)
-from actors.wire.table_token import table_token
-from actors.wire.text_values import JSON_OIDS, TEXT, Converter, base_type, converter_for
-from actors.wire.transaction_log import TransactionLog, dividing_lsn
+from actors.telemetry.log import get_logger
+from actors.telemetry.telemetry import SnapshotProgress, Telemetry
+from actors.values.row_blocks import Piece, RowBlocks
+from actors.values.text_values import JSON_OIDS, TEXT, Converter, base_type, converter_for
 
 log = get_logger("snapshotter")
 

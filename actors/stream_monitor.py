@@ -9,10 +9,10 @@ from typing import Any
 
 import trio
 
-from actors.clients.nats import SinkRefused
+from actors.clients.nats.connection import SinkRefused
 from actors.errors import SinkUnavailable
-from actors.log import get_logger
-from actors.telemetry import ConsumerHealth, StreamHealth, Telemetry
+from actors.telemetry.log import get_logger
+from actors.telemetry.telemetry import ConsumerHealth, StreamHealth, Telemetry
 
 log = get_logger("stream_monitor")
 

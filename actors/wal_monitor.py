@@ -7,12 +7,12 @@ from collections import deque
 
 import trio
 
-from actors.clients.catalog import slot_health
-from actors.clients.postgres import PgConnection
-from actors.config import PostgresConfig
+from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.slots import slot_health
 from actors.errors import WalbridgeError
-from actors.log import get_logger
-from actors.telemetry import Problem, SlotHealth, Telemetry
+from actors.settings.config import PostgresConfig
+from actors.telemetry.log import get_logger
+from actors.telemetry.telemetry import Problem, SlotHealth, Telemetry
 
 log = get_logger("wal_monitor")
 

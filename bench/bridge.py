@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import Literal
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from bench.servers import Servers
 from bench.stored import StoredRows, open_stored
 from bench.usage import UsageSampler

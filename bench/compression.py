@@ -15,15 +15,15 @@ from datetime import UTC, datetime, timedelta
 import trio
 from psycopg import sql
 
-from actors.clients.catalog import published_tables
-from actors.clients.postgres import PgConnection
-from actors.clients.table_sample import TableSample, sample_table
-from actors.config import PostgresConfig
-from actors.tools.sample_rows import COLUMNS, Row, SampleRows
-from actors.tools.training import ENCODINGS, MONTH_S, Measured, Trained, chunks_of, events_of, measure, train
-from actors.wire.compression import Compressor
-from actors.wire.envelope import event_encoder
-from actors.wire.table_schema import describe_table
+from actors.clients.postgres.catalog import published_tables
+from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.table_sample import TableSample, sample_table
+from actors.commands.training import ENCODINGS, MONTH_S, Measured, Trained, chunks_of, events_of, measure, train
+from actors.contract.compression import Compressor
+from actors.contract.event_encoder import event_encoder
+from actors.contract.table_schema import describe_table
+from actors.sample.rows import COLUMNS, Row, SampleRows
+from actors.settings.config import PostgresConfig
 from bench.servers import Servers
 
 ROWS = 40_000

@@ -8,7 +8,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from actors.tools.embedded_nats import find_nats_server
+from actors.embedded.nats import find_nats_server
 
 PACKAGES = ("trio", "psycopg", "msgpack", "nats-py")
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import psycopg
 from psycopg import sql
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from bench.servers import Servers
 from bench.stored import open_stored
 from bench.usage import UsageSampler

@@ -12,9 +12,9 @@ from typing import Any
 
 import psycopg
 
-from actors.tools.embedded_nats import NatsServer, find_nats_server
-from actors.tools.embedded_postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
-from actors.tools.server_process import free_port, unprivileged_account
+from actors.embedded.nats import NatsServer, find_nats_server
+from actors.embedded.postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
+from actors.embedded.process import free_port, unprivileged_account
 
 # No disk waits: the disk is not what is measured. And nothing that writes WAL or reads tables on its own account.
 SETTINGS = {

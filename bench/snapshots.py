@@ -14,7 +14,7 @@ import nats
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from bench.servers import Servers
 from bench.usage import UsageSampler
 from bench.workload import PUBLICATION, empty_table

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.acker import AckLedger
-from actors.lsn import Lsn
-from actors.messages import START, Batch, Position, Published
+from actors.messages import Batch, SentBatch
+from actors.positions import START, Lsn, Position
 
 batches = st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=40)
 
@@ -17,7 +17,7 @@ def published(script):
         seq += messages
         lsn += 10
         position = Position(Lsn(lsn), 0) if messages else None
-        yield Published(Batch([], 0, {}, position, Lsn(lsn if ends else 0), 0, 0), seq, 0.0)
+        yield SentBatch(Batch([], 0, {}, position, Lsn(lsn if ends else 0), 0, 0), seq, 0.0)
 
 
 @given(batches, st.lists(st.integers(0, 250), max_size=60), st.randoms(use_true_random=False))

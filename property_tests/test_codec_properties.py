@@ -10,14 +10,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from actors.contract.table_token import split_token, table_token
 from actors.errors import MalformedMessage
-from actors.lsn import Lsn, format_lsn, parse_lsn
+from actors.positions import Lsn, format_lsn, parse_lsn
+from actors.values.arrays import parse_array
+from actors.values.json_values import json_converter, jsonb_converter
+from actors.values.row_compiler import compile_row_decoder, plain_row_decoder
+from actors.values.text_values import BUILTIN_TYPES, converter_for
 from actors.wire import pgoutput, replication
-from actors.wire.arrays import parse_array
-from actors.wire.json_values import json_converter, jsonb_converter
-from actors.wire.row_compiler import compile_row_decoder, plain_row_decoder
-from actors.wire.table_token import split_token, table_token
-from actors.wire.text_values import BUILTIN_TYPES, converter_for
 from property_tests import pgoutput_bytes as pg
 
 MESSAGES = [

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.messages import START
+from actors.contract.records import Column, Delete, Event, Gap, Insert, Row, Truncate, Update
 from actors.mirror import apply_to, counts, decode_body, decode_event, decode_events
-from actors.mirror.canonical import canonical_for
-from actors.mirror.dialect import SqliteDialect
-from actors.mirror.records import Column, Delete, Event, Gap, Insert, Row, Truncate, Update
-from actors.mirror.shapes import TableShape
+from actors.mirror.stores.binding import array_literal
+from actors.mirror.stores.dialect import SqliteDialect
+from actors.mirror.stores.shapes import TableShape
 from actors.mirror.track import Cursor, CutOff, FollowedTable, Track
-from actors.mirror.values import array_literal
-from actors.wire.arrays import parse_array
+from actors.positions import START
+from actors.values.arrays import parse_array
+from actors.values.canonical import canonical_for
 
 pack: Any = msgpack.packb
 COLUMNS = (Column("id", "integer", True), Column("v", "text", False), Column("big", "text", False))

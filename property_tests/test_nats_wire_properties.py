@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from nats.protocol.parser import Parser
 
 from actors.errors import MalformedMessage
-from actors.messages import OutMessage
-from actors.wire.jetstream import Refused, Stored, frame_fast_batch, frame_plain, parse_publish_reply
+from actors.wire.jetstream import OutMessage, Refused, Stored, frame_fast_batch, frame_plain, parse_publish_reply
 from actors.wire.nats import (
     Err,
     Info,

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.batcher import Batcher, Limits
+from actors.contract.event_encoder import event_encoder
+from actors.contract.message_ids import message_id, position_of
+from actors.contract.table_schema import CatalogColumn, Description
 from actors.decoder import Decoder
-from actors.lsn import Lsn
-from actors.messages import ROW_RANK, START, Batch, Item, OutMessage, Position, message_id, position_of
-from actors.wire.envelope import event_encoder
-from actors.wire.table_schema import CatalogColumn, Description
+from actors.messages import Batch, Item
+from actors.positions import ROW_RANK, START, Lsn, Position
+from actors.wire.jetstream import OutMessage
 from property_tests import pgoutput_bytes as pg
 
 SHAPES = ([("id", 23, True)], [("id", 23, True), ("v", 25, False)], [("id", 20, True), ("v", 25, False)])

@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.config import SnapshotFormat
+from actors.contract.compression import Compressor, decompress
+from actors.contract.event_encoder import event_encoder
+from actors.contract.snapshot_encoder import SnapshotHead, SnapshotMessages
 from actors.errors import MalformedMessage
-from actors.lsn import Lsn
-from actors.messages import Column, Relation
-from actors.wire.compression import Compressor, decompress
-from actors.wire.envelope import event_encoder
-from actors.wire.row_blocks import Piece, RowBlocks, array_head
-from actors.wire.snapshot_messages import ChunkCutter, RowTooLarge, SnapshotHead, SnapshotMessages, headers_size
-from actors.wire.text_values import Encoding, converter_for
-from actors.wire.transaction_log import REMEMBERED_MAX, TransactionLog, XidSnapshot, dividing_lsn, parse_snapshot
+from actors.positions import Lsn
+from actors.snapshots.chunks import ChunkCutter, RowTooLarge, headers_size
+from actors.snapshots.transaction_log import REMEMBERED_MAX, TransactionLog, XidSnapshot, dividing_lsn, parse_snapshot
+from actors.values.formats import Encoding, SnapshotFormat
+from actors.values.row_blocks import Piece, RowBlocks, array_head
+from actors.values.text_values import converter_for
+from actors.wire.pgoutput import Column, Relation
 
 
 @given(st.integers(0, 2**40), st.lists(st.tuples(st.integers(1, 10**6), st.integers(0, 200)), max_size=60), st.data())

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from nats.aio.client import Client
 
-from actors.tools.embedded_nats import NatsServer
-from actors.tools.embedded_postgres import PostgresServer
+from actors.embedded.nats import NatsServer
+from actors.embedded.postgres import PostgresServer
 from tests.servers import with_nats
 
 UP = "docker compose -f compose/compose.yaml -p walbridge-tests up -d --wait postgres nats"

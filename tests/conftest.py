@@ -23,10 +23,10 @@ from typing import Any, Literal, Protocol
 
 import pytest
 
-from actors.tools import server_process
-from actors.tools.embedded_nats import NatsServer, find_nats_server
-from actors.tools.embedded_postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
-from actors.tools.server_process import free_port, unprivileged_account
+from actors.embedded import process as server_process
+from actors.embedded.nats import NatsServer, find_nats_server
+from actors.embedded.postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
+from actors.embedded.process import free_port, unprivileged_account
 from tests.compose_stack import ComposeStack
 from tests.mirrors import MirrorProcess
 from tests.servers import ROOT, Bridge, Database

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from tests.compose_stack import ComposeNats
 from tests.servers import HANG_S, ROOT, Bridge
 

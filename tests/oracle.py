@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from psycopg import sql
 
-from actors.messages import Relation
+from actors.contract.table_token import table_token
+from actors.values.text_values import converter_for
 from actors.wire import pgoutput
-from actors.wire.pgoutput import TupleValue
-from actors.wire.table_token import table_token
-from actors.wire.text_values import converter_for
+from actors.wire.pgoutput import Relation, TupleValue
 from tests.servers import Database, StoredEvent
 
 

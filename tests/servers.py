@@ -26,9 +26,9 @@ from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from psycopg import sql
 
-from actors.tools.embedded_nats import NatsServer
-from actors.tools.embedded_postgres import PostgresServer
-from actors.tools.server_process import free_port
+from actors.embedded.nats import NatsServer
+from actors.embedded.postgres import PostgresServer
+from actors.embedded.process import free_port
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]

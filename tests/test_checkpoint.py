@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from actors.clients.bridge_record import BridgeRecord
+from actors.contract.bridge_record import BridgeRecord
 from actors.errors import ConfigError
-from actors.lsn import NO_LSN, Lsn
-from actors.messages import GAP_RANK, START, Position
+from actors.positions import GAP_RANK, NO_LSN, START, Lsn, Position
 from actors.startup.checkpoint import (
     Source,
     StreamTail,

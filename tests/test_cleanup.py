@@ -13,7 +13,7 @@ import nats as nats_py
 import pytest
 from nats.aio.client import Client
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats
 from tests.servers import ROOT, Bridge, Database, wait_for_events, with_nats
 from tests.snapshots import take

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.config import resolve
 from actors.errors import ConfigError
+from actors.settings.resolve import resolve
 from tests.servers import ROOT, free_port
 
 CLEAN = {

@@ -30,16 +30,16 @@ import yaml
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig
 
-from actors.config import resolve
+from actors.embedded.nats import NatsServer, find_nats_server
+from actors.embedded.postgres import PostgresServer
+from actors.embedded.process import free_port
 from actors.main import app
-from actors.metrics import Metrics
-from actors.mirror.http_server import View
 from actors.mirror.metrics import MirrorMetrics
-from actors.mirror.progress import Counts
-from actors.telemetry import Telemetry
-from actors.tools.embedded_nats import NatsServer, find_nats_server
-from actors.tools.embedded_postgres import PostgresServer
-from actors.tools.server_process import free_port
+from actors.mirror.progress import MirrorCounts
+from actors.mirror.view import View
+from actors.settings.resolve import resolve
+from actors.telemetry.metrics import Metrics
+from actors.telemetry.telemetry import Telemetry
 from tests.conftest import PASSWORD, MakeBridge, MakeNats, MakePostgres
 from tests.servers import HANG_S, ROOT, Database, read_stream, wait_for_events
 
@@ -234,7 +234,7 @@ def rules() -> list[dict[str, Any]]:
 
 def test_every_metric_of_alerts_and_dashboard_is_one_that_we_have() -> None:
     config = resolve({}, {"DATABASE_URL": "postgresql://someone@localhost/app"})
-    shown = (Metrics(Telemetry(), config).render() + MirrorMetrics(View("CDC", "sqlite", Counts())).render()).decode()
+    shown = (Metrics(Telemetry(), config).render() + MirrorMetrics(View("CDC", "sqlite", MirrorCounts())).render()).decode()
     ours = set(re.findall(r"^# TYPE (\w+)", shown, re.MULTILINE))
     ours |= {f"{name}_bucket" for name in re.findall(r"^# TYPE (\w+) histogram", shown, re.MULTILINE)} | {"bridge_info"}
     used = {name for text in [rule["expr"] for rule in rules()] + dashboard_expressions() for name in metrics_in(text)}

@@ -15,10 +15,10 @@ import pytest
 import zstandard
 from nats.js.api import StreamConfig
 
-from actors.clients.dictionaries import BYTES_MAX, read_dictionaries
+from actors.clients.nats.dictionaries import BYTES_MAX, read_dictionaries
+from actors.contract.compression import Compressor, decompress, dictionary_id
+from actors.embedded.nats import NatsServer
 from actors.errors import MalformedMessage
-from actors.tools.embedded_nats import NatsServer
-from actors.wire.compression import Compressor, decompress, dictionary_id
 from tests.conftest import MakeBridge, MakeNats
 from tests.servers import ROOT, Database, StoredMessage, decode_body, read_messages, wait_for_events, with_nats
 from tests.snapshots import ask, unpacked, wait_for_snapshots
@@ -271,7 +271,7 @@ def test_the_dictionaries_of_the_sample_tables_can_be_used_and_pay() -> None:
     found = read_dictionaries(ROOT / "dictionaries")
     assert set(found) == {"users", "orders", "test_types"}
     code = (
-        "import sys; from actors.wire.compression import Compressor as C; d = open(sys.argv[1], 'rb').read();"
+        "import sys; from actors.contract.compression import Compressor as C; d = open(sys.argv[1], 'rb').read();"
         "b = sys.stdin.buffer.read(); print(len(C('users', d).compress(b)), len(C().compress(b)), len(b))"
     )
     body = (

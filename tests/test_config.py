@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from actors.config import Config, resolve
 from actors.errors import ConfigError
+from actors.settings.config import Config
+from actors.settings.resolve import resolve
 
 USER = {"POSTGRES_BRIDGE_USER": "bridge"}
 

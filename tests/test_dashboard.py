@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actors.clients.channels import Channel
-from actors.lsn import Lsn
-from actors.telemetry import ConsumerHealth, Problem, SlotHealth, SnapshotProgress, StreamHealth, Telemetry
-from actors.tools.embedded_nats import NatsServer
+from actors.channels import Channel
+from actors.contract.table_token import table_token
+from actors.embedded.nats import NatsServer
+from actors.positions import Lsn
+from actors.telemetry.history import History, percentile
+from actors.telemetry.quantities import human_bytes
+from actors.telemetry.telemetry import ConsumerHealth, Problem, SlotHealth, SnapshotProgress, StreamHealth, Telemetry
 from actors.web.feed import VIEWERS_MAX
-from actors.web.history import History, percentile
 from actors.web.page import load_page
-from actors.web.status import human_bytes, verdict
-from actors.wire.table_token import table_token
+from actors.web.status import verdict
 from tests.conftest import MakeBridge
 from tests.servers import HANG_S, Database
 from tests.snapshots import wait_for_snapshots

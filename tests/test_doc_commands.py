@@ -21,9 +21,9 @@ from typing import NamedTuple
 import pytest
 from cyclopts import CycloptsError, UnknownOptionError, UnusedCliTokensError
 
+from actors.embedded.nats import NatsServer
+from actors.embedded.process import free_port
 from actors.main import app
-from actors.tools.embedded_nats import NatsServer
-from actors.tools.server_process import free_port
 from tests.conftest import MakeBridge
 from tests.servers import HANG_S, ROOT, Bridge, Database, wait_for_events
 

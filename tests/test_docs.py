@@ -15,15 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from actors.config import SETTINGS, resolve
-from actors.http_server import PATHS
-from actors.metrics import Metrics
-from actors.mirror.http_server import View
+from actors.commands.help import explain
+from actors.embedded.nats import NatsServer
 from actors.mirror.metrics import MirrorMetrics
-from actors.mirror.progress import Counts
-from actors.telemetry import Telemetry
-from actors.tools.embedded_nats import NatsServer
-from actors.tools.topics import explain
+from actors.mirror.progress import MirrorCounts
+from actors.mirror.view import View
+from actors.settings.config import SETTINGS
+from actors.settings.resolve import resolve
+from actors.telemetry.metrics import Metrics
+from actors.telemetry.telemetry import Telemetry
+from actors.web.bridge_app import PATHS
 from tests.conftest import MakeBridge
 from tests.servers import HANG_S, ROOT, Database, wait_for_events
 
@@ -116,7 +117,7 @@ def test_the_readme_has_every_http_path_and_no_other() -> None:
 
 def test_the_metrics_tables_have_every_metric_with_its_type_and_no_other() -> None:
     config = resolve({}, {"DATABASE_URL": "postgresql://someone@localhost/app"})
-    shown = (Metrics(Telemetry(), config).render() + MirrorMetrics(View("CDC", "sqlite", Counts())).render()).decode()
+    shown = (Metrics(Telemetry(), config).render() + MirrorMetrics(View("CDC", "sqlite", MirrorCounts())).render()).decode()
     types = re.findall(r"^# TYPE ((?:bridge|mirror)_\w+) (\w+)$", shown, re.MULTILINE)
     rows = re.findall(r"^\| `((?:bridge|mirror)_\w+)` \| (\w+)", section(OPERATIONS, "Metrics"), re.MULTILINE)
     assert rows == types

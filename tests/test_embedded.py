@@ -29,10 +29,10 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
+from actors.embedded.postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
+from actors.embedded.process import Account, free_port, run_as, unprivileged_account
+from actors.embedded.servers import start_embedded
 from actors.errors import ConfigError, Fatal
-from actors.tools.embedded import start_embedded
-from actors.tools.embedded_postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
-from actors.tools.server_process import Account, free_port, run_as, unprivileged_account
 from tests.conftest import MakeNats, MakePostgres
 from tests.servers import HANG_S, ROOT, read_stream
 
@@ -42,7 +42,7 @@ import encodings.idna, json, os, sys
 from pathlib import Path
 import psycopg
 from actors.errors import WalbridgeError
-from actors.tools.embedded import start_embedded
+from actors.embedded.servers import start_embedded
 if sys.argv[2]:
     os.setgroups([]), os.setgid(int(sys.argv[3])), os.setuid(int(sys.argv[2]))
 try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats
 from tests.servers import Database, StoredEvent, read_stream, wait_for_events
 from tests.snapshots import take

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 import psycopg
 import pytest
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats, MakePostgres
 from tests.oracle import WalOracle, assert_exact, difference, place
 from tests.servers import HANG_S, Bridge, Database, read_stream

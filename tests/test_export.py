@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from actors import __version__
+from actors.commands.export import IN_COMPOSE, KINDS, SINGLE, Setup, make_setup, parse_tables, render
+from actors.embedded.postgres import PostgresServer
 from actors.errors import ConfigError
-from actors.tools.embedded_postgres import PostgresServer
-from actors.tools.export import IN_COMPOSE, KINDS, SINGLE, Setup, make_setup, parse_tables, render
 from tests.servers import ROOT, Database
 
 DEFAULT = make_setup({}, {}, None, "users,orders")

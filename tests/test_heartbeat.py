@@ -11,12 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import trio
 
-from actors.config import resolve
+from actors.embedded.nats import NatsServer
+from actors.embedded.process import free_port
 from actors.errors import ConfigError
 from actors.heartbeat import Progress, beat
-from actors.telemetry import Telemetry
-from actors.tools.embedded_nats import NatsServer
-from actors.tools.server_process import free_port
+from actors.settings.resolve import resolve
+from actors.telemetry.telemetry import Telemetry
 from tests.conftest import MakeBridge
 from tests.servers import HANG_S, Database, wait_for_events
 

@@ -10,7 +10,7 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge
 from tests.servers import Bridge, Database, wait_for_events
 from tests.test_exactness import wait_for

@@ -18,12 +18,12 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.config import resolve
 from actors.errors import ConfigError, SinkUnavailable
 from actors.http_server import serve_http
-from actors.lsn import Lsn
-from actors.metrics import FAULTS, OPERATIONS, REJECTIONS, TABLES_MAX, Metrics, lag_seconds
-from actors.telemetry import Problem, Telemetry
+from actors.positions import Lsn
+from actors.settings.resolve import resolve
+from actors.telemetry.metrics import FAULTS, OPERATIONS, REJECTIONS, TABLES_MAX, Metrics, lag_seconds
+from actors.telemetry.telemetry import Problem, Telemetry
 from tests.servers import HANG_S, free_port
 from tests.test_http import SEED_METRICS
 

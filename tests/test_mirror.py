@@ -12,10 +12,10 @@ import psycopg
 import pytest
 import trio
 
-from actors.mirror.store import open_store
-from actors.tools import verify
-from actors.tools.comparison import differences
-from actors.tools.embedded_nats import NatsServer
+from actors.commands import verify
+from actors.commands.comparison import differences
+from actors.embedded.nats import NatsServer
+from actors.mirror.stores.open import open_store
 from tests.conftest import MakeBridge, MakeMirror
 from tests.mirrors import MirrorProcess
 from tests.servers import HANG_S, Database, with_nats

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 import zstandard
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from tests.conftest import DEBIAN_15, MakeBridge
 from tests.mirrors import MirrorProcess
 from tests.servers import HANG_S, Bridge, Database

@@ -16,16 +16,16 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock
 
-from actors.config import resolve_client
+from actors.embedded.nats import NatsServer
+from actors.embedded.process import free_port
 from actors.errors import ConfigError
-from actors.metrics import OPERATIONS, TABLES_MAX
-from actors.mirror.http_server import View
 from actors.mirror.metrics import MirrorMetrics
-from actors.mirror.progress import Counts
+from actors.mirror.progress import MirrorCounts
 from actors.mirror.run import REPORT_EVERY_S, _report
 from actors.mirror.track import CAUSES
-from actors.tools.embedded_nats import NatsServer
-from actors.tools.server_process import free_port
+from actors.mirror.view import View
+from actors.settings.resolve import resolve_client
+from actors.telemetry.metrics import OPERATIONS, TABLES_MAX
 from tests.conftest import MakeBridge, MakeNats
 from tests.mirrors import MirrorProcess
 from tests.servers import HANG_S, Database, with_nats
@@ -285,7 +285,7 @@ def test_verify_leaves_what_it_found_where_the_mirror_shows_it(
 
 
 def test_tables_beyond_the_limit_are_counted_together() -> None:
-    counts = Counts()
+    counts = MirrorCounts()
     view = View("CDC", "sqlite", counts)
     view.wanted = tuple(f"t{i}" for i in range(TABLES_MAX + 50))
     metrics = MirrorMetrics(view)
@@ -302,7 +302,7 @@ def test_tables_beyond_the_limit_are_counted_together() -> None:
 
 def test_the_log_line_tells_the_lag_of_now(caplog: pytest.LogCaptureFixture) -> None:
     """The last change came late. That says nothing of now."""
-    counts = Counts(commit_us=int((time.time() - 500) * 1e6))
+    counts = MirrorCounts(commit_us=int((time.time() - 500) * 1e6))
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -321,7 +321,7 @@ def test_the_log_line_tells_the_lag_of_now(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_how_far_it_is_behind() -> None:
-    counts = Counts(started_at=1000)
+    counts = MirrorCounts(started_at=1000)
     assert counts.lag_s(1010) == 10, "since it began, as long as nothing is known"
     counts.commit_us = 500_000_000
     assert counts.lag_s(1010) == 510, "what is being applied is as old as that"

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from actors.mirror.dialect import RowStatements, Statement
-from actors.mirror.shapes import TableShape
-from actors.mirror.store import ReplicaRefused, Store, TableFault, open_store
+from actors.mirror.stores.dialect import RowStatements, Statement
+from actors.mirror.stores.open import open_store
+from actors.mirror.stores.shapes import TableShape
+from actors.mirror.stores.store import ApplyConflict, ReplicaRefused, Store
 from tests.servers import Database
 
 
@@ -39,7 +40,7 @@ def test_a_statement_that_meets_no_row_undoes_the_transaction(url: str, token: s
             await store.run([Statement(f"CREATE TABLE {table} (id int)", [()])], commit=True)
             statements = [insert(store, 1), insert(store, 2)]
             statements.insert(place, Statement("DELETE FROM t WHERE id = 99", [()], counted=True, token=token))
-            with pytest.raises(TableFault if token else ReplicaRefused):
+            with pytest.raises(ApplyConflict if token else ReplicaRefused):
                 await store.run(statements, commit=True)
             await store.rollback()
             assert await store.query("SELECT count(*) FROM t") in ([(0,)], [("0",)])
@@ -72,7 +73,7 @@ def test_rows_come_back_as_they_were_however_many(url: str, count: int) -> None:
             await store.run([added, more], commit=True)
             found = await store.query(f"SELECT * FROM {table} ORDER BY id")
             assert [(int(id_), v, w) for id_, v, w in found] == [(0, "", "x"), *rows[1:]]
-            with pytest.raises(TableFault) as fault:
+            with pytest.raises(ApplyConflict) as fault:
                 await store.run([Statement(f"DELETE FROM {table} WHERE id = 1", [()]), added], commit=True)
             assert fault.value.is_duplicate
             await store.rollback()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import trio
 
-from actors.clients.jetstream import JetStream, StoredMessage
-from actors.clients.nats import open_nats
-from actors.config import NatsConfig
+from actors.clients.nats.connection import open_nats
+from actors.clients.nats.jetstream import JetStream, StoredMessage
+from actors.embedded.nats import NatsServer
 from actors.mirror.source_stream import SourceStream
-from actors.tools.embedded_nats import NatsServer
+from actors.settings.config import NatsConfig
 
 STORED = [
     ("cdc.a.insert", "10-0-a-insert"),

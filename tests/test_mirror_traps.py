@@ -13,7 +13,7 @@ import pytest
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeMirror
 from tests.mirrors import MirrorProcess
 from tests.servers import HANG_S, Database, with_nats

@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from actors.clients.jetstream import JetStream, JetStreamError
-from actors.clients.nats import NatsConnection, SinkRefused, open_nats
-from actors.config import NatsConfig
+from actors.clients.nats.connection import NatsConnection, SinkRefused, open_nats
+from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.errors import ConfigError, SinkUnavailable
+from actors.settings.config import NatsConfig
 from actors.startup.streams import prepare_streams
 from actors.wire.nats import Msg
 from tests.conftest import MakeNats

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from actors.config import resolve
 from actors.errors import ConfigError
+from actors.settings.resolve import resolve
 from tests.conftest import MakeBridge, MakeNats
 from tests.servers import Database, wait_for_events
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from nats.js.api import StreamConfig, StreamSource
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats, MakePostgres
 from tests.oracle import WalOracle, assert_exact
 from tests.servers import Bridge, Database, commit_to_stored_s, read_stream, wait_for_events, with_nats

@@ -11,12 +11,12 @@ import psycopg
 import pytest
 import trio
 
-from actors.clients.catalog import describe_columns, describe_types, format_types, published_tables
-from actors.clients.postgres import PgConnection, PostgresError, SourceRefused
-from actors.config import PostgresConfig
+from actors.clients.postgres.catalog import describe_columns, describe_types, format_types, published_tables
+from actors.clients.postgres.connection import PgConnection, PostgresError, SourceRefused
+from actors.embedded.postgres import PostgresServer
+from actors.embedded.process import free_port
 from actors.errors import SourceUnavailable, WalbridgeError
-from actors.tools.embedded_postgres import PostgresServer
-from actors.tools.server_process import free_port
+from actors.settings.config import PostgresConfig
 from tests.conftest import MakePostgres
 from tests.servers import HANG_S, Database
 
@@ -183,7 +183,7 @@ def test_nothing_at_the_port_is_not_a_refusal() -> None:
 
 
 def test_a_silent_host_does_not_keep_us_from_the_next(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.clients.postgres.CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("actors.clients.postgres.connection.CONNECT_TIMEOUT_S", 0.5)
 
     async def check() -> None:
         words = psycopg.conninfo.conninfo_to_dict(database.dsn)

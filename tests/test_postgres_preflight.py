@@ -8,11 +8,11 @@ import psycopg
 import pytest
 import trio
 
-from actors.clients.postgres import PgConnection
-from actors.config import PostgresConfig
+from actors.clients.postgres.connection import PgConnection
 from actors.errors import ConfigError
+from actors.settings.config import PostgresConfig
 from actors.startup.postgres_preflight import check_postgres
-from actors.telemetry import Problem
+from actors.telemetry.telemetry import Problem
 from tests.conftest import MakePostgres
 from tests.servers import Database
 

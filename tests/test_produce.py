@@ -12,10 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from actors.tools.embedded import _SAMPLE
-from actors.tools.embedded_nats import NatsServer
-from actors.tools.mixed_load import Counts, MixedLoad
-from actors.tools.sample_rows import COLUMNS, SampleRows
+from actors.embedded.nats import NatsServer
+from actors.embedded.servers import _SAMPLE
+from actors.sample.mixed_load import Counts, MixedLoad
+from actors.sample.rows import COLUMNS, SampleRows
 from tests.conftest import MakeBridge
 from tests.servers import HANG_S, ROOT, Database, read_stream
 from tests.test_command_line import CLEAN

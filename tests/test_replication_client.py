@@ -12,21 +12,13 @@ import psycopg
 import pytest
 import trio
 
-from actors.clients import feedback
-from actors.clients.catalog import slot_health
-from actors.clients.postgres import PgConnection
-from actors.clients.replication import (
-    ReplicationStream,
-    create_slot,
-    drop_slot,
-    identify_system,
-    open_replication_stream,
-    slot_state,
-    timeline_history,
-)
-from actors.config import PostgresConfig
+from actors import feedback, status_reporter
+from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.replication import ReplicationStream, identify_system, open_replication_stream, timeline_history
+from actors.clients.postgres.slots import create_slot, drop_slot, slot_health, slot_state
 from actors.errors import ConfigError, Fatal, SourceUnavailable
-from actors.lsn import NO_LSN, Lsn
+from actors.positions import NO_LSN, Lsn
+from actors.settings.config import PostgresConfig
 from tests.conftest import MakePostgres
 from tests.servers import HANG_S, Database
 
@@ -347,7 +339,7 @@ def test_slot_creation_says_what_it_waits_for_and_can_be_cancelled(
     server: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database: Database = request.getfixturevalue(server)
-    monkeypatch.setattr("actors.clients.replication.SAY_WAITING_AFTER_S", 0.2)
+    monkeypatch.setattr("actors.clients.postgres.replication.SAY_WAITING_AFTER_S", 0.2)
     database.execute("CREATE TABLE t (id int)")
     slot = slot_name()
 
@@ -424,13 +416,13 @@ def test_a_server_with_nothing_to_say_is_asked_for_a_sign_of_life(
     database: Database = request.getfixturevalue(server)
     database.execute("CREATE PUBLICATION p")
     monkeypatch.setattr(feedback, "ASK_AFTER_S", 0.05)
-    monkeypatch.setattr(feedback, "STATUS_EVERY_S", 0.05)
+    monkeypatch.setattr(status_reporter, "STATUS_EVERY_S", 0.05)
 
     async def main() -> None:
         stream = await opened(database.dsn, await made_slot(database.dsn))
         spoken = feedback.Feedback(NO_LSN)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(spoken.report, stream)
+            nursery.start_soon(status_reporter.report_status, stream, spoken)
             with trio.fail_after(HANG_S):
                 for _ in range(20):
                     for message in await stream.read_block(500, 1 << 18):

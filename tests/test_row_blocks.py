@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import pq
 
-from actors.config import SnapshotFormat
-from actors.wire.row_blocks import RowBlocks
-from actors.wire.text_values import Encoding, converter_for
+from actors.values.formats import Encoding, SnapshotFormat
+from actors.values.row_blocks import RowBlocks
+from actors.values.text_values import converter_for
 from tests.servers import Database
 
 TEXTS: dict[int, st.SearchStrategy[str]] = {

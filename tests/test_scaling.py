@@ -18,8 +18,8 @@ import psycopg
 import pytest
 from nats.aio.client import Client
 
-from actors.tools.embedded_nats import NatsServer
-from actors.tools.server_process import free_port
+from actors.embedded.nats import NatsServer
+from actors.embedded.process import free_port
 from tests.conftest import MakeBridge, MakeNats
 from tests.oracle import WalOracle, assert_exact
 from tests.servers import HANG_S, ROOT, Bridge, Database, StoredEvent, read_stream, with_nats

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 
-from actors.tools.embedded_nats import NatsServer
-from actors.tools.embedded_postgres import PostgresServer
-from actors.tools.server_process import unprivileged_account
-from actors.wire.table_token import table_token
+from actors.contract.table_token import table_token
+from actors.embedded.nats import NatsServer
+from actors.embedded.postgres import PostgresServer
+from actors.embedded.process import unprivileged_account
 from tests.certificates import Authority, Pair
 from tests.conftest import PASSWORD, MakeBridge, MakeNats, MakePostgres
 from tests.servers import HANG_S, Bridge, Database, wait_for_events

@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from actors.tools.embedded_nats import find_nats_server
-from actors.tools.embedded_postgres import PostgresServer
-from actors.tools.server_process import free_port
+from actors.embedded.nats import find_nats_server
+from actors.embedded.postgres import PostgresServer
+from actors.embedded.process import free_port
 from tests.servers import HANG_S, ROOT, Database
 from tests.test_compose import MAIN, healthy, run_init_scripts, with_secrets
 

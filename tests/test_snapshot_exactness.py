@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakePostgres
 from tests.servers import HANG_S, Bridge, Database, read_stream, wait_for_events
 from tests.snapshots import ask, replica, snapshots, take, wait_for_snapshots

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 from psycopg.conninfo import make_conninfo
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats
 from tests.servers import HANG_S, Bridge, Database, decode_body, read_messages, wait_for_events, with_nats
 from tests.snapshots import ask, replica, snapshots, take, unpacked, wait_for_snapshots

@@ -10,12 +10,13 @@ import time
 
 import pytest
 
-from actors.config import resolve
-from actors.telemetry import Problem, SnapshotProgress, Telemetry
-from actors.tools.embedded_nats import NatsServer
-from actors.tools.status import _wal, describe, printable
-from actors.web.history import History
-from actors.web.status import counted, span, status_document
+from actors.commands.status import _wal, describe, printable
+from actors.embedded.nats import NatsServer
+from actors.settings.resolve import resolve
+from actors.telemetry.history import History
+from actors.telemetry.quantities import counted, span
+from actors.telemetry.telemetry import Problem, SnapshotProgress, Telemetry
+from actors.web.status import status_document
 from tests.conftest import MakeBridge
 from tests.servers import HANG_S, ROOT, Database, free_port, wait_for_events
 from tests.test_dashboard import streaming

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats
 from tests.servers import Bridge, Database, read_stream, wait_for_events
 from tests.test_exactness import wait_for

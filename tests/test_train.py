@@ -12,15 +12,15 @@ import pytest
 import trio
 import zstandard
 
-from actors.clients.catalog import published_tables
-from actors.clients.postgres import PgConnection
-from actors.clients.table_sample import TableSample, sample_table
-from actors.config import PostgresConfig
-from actors.tools.embedded_nats import NatsServer
-from actors.tools.training import MONTH_S, events_of, train
-from actors.wire.compression import Compressor, dictionary_id
-from actors.wire.envelope import event_encoder
-from actors.wire.table_schema import describe_table
+from actors.clients.postgres.catalog import published_tables
+from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.table_sample import TableSample, sample_table
+from actors.commands.training import MONTH_S, events_of, train
+from actors.contract.compression import Compressor, dictionary_id
+from actors.contract.event_encoder import event_encoder
+from actors.contract.table_schema import describe_table
+from actors.embedded.nats import NatsServer
+from actors.settings.config import PostgresConfig
 from tests.conftest import MakeBridge
 from tests.servers import ROOT, Database, decode_body, free_port, read_messages, wait_for_events
 from tests.snapshots import unpacked

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from actors.tools.embedded_nats import NatsServer
+from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge
 from tests.servers import Database, wait_for_events
 

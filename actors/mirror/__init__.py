@@ -3,7 +3,7 @@
 The library: `decode_message` makes typed records of every message, `rules` say how a copy is kept. Both are plain functions.
 """
 
-from actors.mirror.decoding import (
+from actors.contract.decoding import (
     Decompressors,
     array_rows,
     decode_body,
@@ -12,7 +12,7 @@ from actors.mirror.decoding import (
     decode_message,
     decode_schema,
 )
-from actors.mirror.records import (
+from actors.contract.records import (
     ArrayChunk,
     Column,
     Delete,
@@ -30,7 +30,7 @@ from actors.mirror.records import (
     Truncate,
     Update,
 )
-from actors.mirror.rules import Identity, NamesNoRow, apply_to, counts, identity_of, is_certain, is_out_of_date, position_of
+from actors.contract.rules import Identity, NamesNoRow, apply_to, counts, identity_of, is_certain, is_out_of_date, position_of
 
 __all__ = [
     "ArrayChunk",

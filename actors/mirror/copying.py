@@ -10,15 +10,15 @@ from dataclasses import replace
 
 import trio
 
-from actors.log import get_logger
 from actors.mirror.following import Follower
-from actors.mirror.gathering import ASK_AGAIN_S, CannotMirror, CopyUseless, SnapshotRefused, gather
+from actors.mirror.gathering import ASK_AGAIN_S, CannotMirror, SnapshotRefused, SnapshotUnusable, gather
 from actors.mirror.joining import LOOK_S, join
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import OutOfDate, SourceStream
 from actors.mirror.state import REFUSED
-from actors.mirror.store import TableFault
+from actors.mirror.stores.store import ApplyConflict
 from actors.mirror.track import NEEDED_NOTHING
+from actors.telemetry.log import get_logger
 
 log = get_logger("mirror")
 
@@ -45,11 +45,11 @@ class Copier:
                 async with self._limit:  # not while it pauses: a table that cannot be copied must not keep others waiting
                     gathered = await gather(replica, self._source, token)
                     await join(replica, self._source, self._follower, gathered)
-            except CopyUseless as exc:
+            except SnapshotUnusable as exc:
                 log.warning("a snapshot is of no use: asking for another one", table=token, reason=str(exc))
                 stale = replica.tables[token].as_stale(str(exc), exc.needed_seq)
                 await replica.save(replace(stale, init_seq=max(stale.init_seq, exc.init_seq)))
-            except TableFault as exc:
+            except ApplyConflict as exc:
                 pause_s, retry_s = retry_s, min(2 * retry_s, RETRY_S_MAX)
                 log.warning("a snapshot does not fit; trying again", table=token, reason=exc.reason, next_try_s=pause_s)
                 keyed = False if exc.is_duplicate else None

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import trio
 
-from actors.clients.consumer import OrderedConsumer, open_consumer
-from actors.log import get_logger
-from actors.lsn import format_lsn
+from actors.clients.nats.ordered_consumer import OrderedConsumer, open_consumer
+from actors.contract.records import Gap
 from actors.mirror.holding import Hold, Holds
-from actors.mirror.records import Gap
 from actors.mirror.replica import Changed, LocalTransaction, Replica
 from actors.mirror.source_stream import EVERYTHING, GAPS, OutOfDate, SourceStream
-from actors.mirror.store import TableFault
+from actors.mirror.stores.store import ApplyConflict
 from actors.mirror.track import CutOff, Stale, Track
+from actors.positions import format_lsn
+from actors.telemetry.log import get_logger
 
 log = get_logger("mirror")
 
@@ -74,7 +74,7 @@ class Follower:
                 continue
             except CutOff as exc:
                 self._stale_from[exc.token] = exc.lsn, exc.stale
-            except TableFault as exc:
+            except ApplyConflict as exc:
                 # the rows do not tell a change's row from others: its key is none, or somebody else wrote to the replica
                 await replica.note_misfit(exc.token, exc.reason, keyed=False if exc.is_duplicate else None)
             except OutOfDate as exc:

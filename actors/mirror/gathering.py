@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.clients.consumer import Delivered, open_consumer
-from actors.clients.jetstream import JetStream, StoredMessage
+from actors.clients.nats.jetstream import JetStream, StoredMessage
+from actors.clients.nats.ordered_consumer import Delivered, open_consumer
+from actors.contract.decoding import array_rows, decode_message
+from actors.contract.records import ArrayChunk, Record, Row, SnapshotChunk, SnapshotError, SnapshotMeta, SnapshotStart
 from actors.errors import MalformedMessage, SinkUnavailable
-from actors.log import get_logger
-from actors.mirror.decoding import array_rows, decode_message
-from actors.mirror.dialect import Statement
-from actors.mirror.records import ArrayChunk, Record, Row, SnapshotChunk, SnapshotError, SnapshotMeta, SnapshotStart
 from actors.mirror.replica import Replica
-from actors.mirror.shapes import TableShape
 from actors.mirror.source_stream import SourceStream
 from actors.mirror.state import WAITING
+from actors.mirror.stores.dialect import Statement
+from actors.mirror.stores.shapes import TableShape
 from actors.mirror.track import NEEDED_AS_BEFORE, FollowedTable
+from actors.telemetry.log import get_logger
 from actors.wire.nats import decode_headers, encode_pub
 
 log = get_logger("mirror")
@@ -30,7 +30,7 @@ ROWS_MAX = 5_000
 """Rows of a local transaction."""
 
 
-class CopyUseless(Exception):
+class SnapshotUnusable(Exception):
     """This snapshot does not lead to where the live tables are: another one is needed."""
 
     def __init__(self, reason: str, needed_seq: int = NEEDED_AS_BEFORE, *, init_seq: int = 0) -> None:
@@ -165,7 +165,7 @@ class _SnapshotReader:
             await self._chunk(record, start, self._table)
         elif isinstance(record, SnapshotMeta) and record.snapshot_id == start.snapshot_id:
             if (record.batch_count, record.row_count) != (self._chunks, self._rows):
-                raise CopyUseless(
+                raise SnapshotUnusable(
                     f"{self._chunks} chunks of {self._rows} rows came, {record.batch_count} of {record.row_count} were sent",
                     init_seq=self._init_seq,
                 )  # fmt: skip
@@ -189,7 +189,7 @@ class _SnapshotReader:
         if chunk.chunk < self._chunks:
             return
         if chunk.chunk > self._chunks:
-            raise CopyUseless(f"chunk {self._chunks} is missing", init_seq=self._init_seq)
+            raise SnapshotUnusable(f"chunk {self._chunks} is missing", init_seq=self._init_seq)
         rows = chunk.rows if isinstance(chunk, SnapshotChunk) else array_rows(chunk, start.columns)
         await self._add(table, rows)
         self._chunks += 1

@@ -1,4 +1,4 @@
-"""Standing still while somebody compares the replica with its source at one LSN (see actors/tools/verify.py).
+"""Standing still while somebody compares the replica with its source at one LSN (see actors/commands/verify.py).
 
 Who compares leaves a row in the replica: `asked`. The mirror answers `held`: it applies nothing more. Now an LSN is taken in
 the source and left here, which is beyond everything that is applied; the mirror goes on up to it, answers `reached`, and stays
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import trio
 
-from actors.log import get_logger
-from actors.mirror.dialect import Statement
 from actors.mirror.replica import Replica
+from actors.mirror.stores.dialect import Statement
+from actors.telemetry.log import get_logger
 
 log = get_logger("mirror")
 

@@ -10,19 +10,18 @@ from dataclasses import replace
 
 import trio
 
-from actors.clients.consumer import Delivered, OrderedConsumer, open_consumer
-from actors.log import get_logger
-from actors.lsn import format_lsn
-from actors.messages import START
-from actors.mirror.dialect import Statement
+from actors.clients.nats.ordered_consumer import Delivered, OrderedConsumer, open_consumer
+from actors.contract.records import Event
 from actors.mirror.following import Follower
-from actors.mirror.gathering import CopyUseless, Gathered
-from actors.mirror.records import Event
+from actors.mirror.gathering import Gathered, SnapshotUnusable
 from actors.mirror.replica import Replica
-from actors.mirror.shapes import TableShape
 from actors.mirror.source_stream import GAPS, SourceStream
-from actors.mirror.state import WAITING, Place
+from actors.mirror.state import WAITING, Checkpoint
+from actors.mirror.stores.dialect import Statement
+from actors.mirror.stores.shapes import TableShape
 from actors.mirror.track import Cursor, CutOff, FollowedTable, Track
+from actors.positions import START, format_lsn
+from actors.telemetry.log import get_logger
 
 log = get_logger("mirror")
 
@@ -46,7 +45,7 @@ async def join(replica: Replica, source: SourceStream, follower: Follower, gathe
             events = _Events(replica, source, consumer, filters, gathered)
             await _Joiner(replica, source, follower, gathered, before, events).run()
     except CutOff as exc:
-        raise CopyUseless(exc.stale.reason, exc.stale.needed_seq) from exc
+        raise SnapshotUnusable(exc.stale.reason, exc.stale.needed_seq) from exc
     finally:
         follower.joiners -= 1
 
@@ -81,7 +80,7 @@ class _Joiner:
             if not taken:
                 await self._wait(place)
 
-    async def _wait(self, place: Place | None) -> None:
+    async def _wait(self, place: Checkpoint | None) -> None:
         """Until the live tables have moved, or a moment."""
         with trio.move_on_after(LOOK_S):
             await self._replica.moved.wait_value(lambda _: self._replica.place != place)
@@ -93,7 +92,7 @@ class _Joiner:
         async with self._replica.still() as place:
             if place is not None:
                 return False
-            await self._go_live(Place(self._source.name, self._gathered.created, self._track.closed))
+            await self._go_live(Checkpoint(self._source.name, self._gathered.created, self._track.closed))
         return True
 
     async def _skip_to_the_end(self) -> bool:
@@ -112,7 +111,7 @@ class _Joiner:
         track.advance(last)
         return True
 
-    async def _is_near(self, place: Place) -> bool:
+    async def _is_near(self, place: Checkpoint) -> bool:
         """What is left up to the place is little: the live tables may stand still for it."""
         if place.cursor.stream_seq - self._track.head_seq <= ROWS_MAX:
             return True
@@ -142,7 +141,7 @@ class _Joiner:
             await self._go_live(replace(place, cursor=Cursor(seq, max(position, track.closed.position))))
         return True
 
-    async def _go_live(self, place: Place) -> None:
+    async def _go_live(self, place: Checkpoint) -> None:
         """Make the copy the live table, at `place`."""
         replica, track, start, staging = self._replica, self._track, self._gathered.start, self._gathered.staging
         record = replica.tables[start.token]
@@ -231,4 +230,4 @@ class _Events:
     def _take(self, message: Delivered, events: Sequence[Event]) -> None:
         self.track.take(message.seq, events)
         for stale in self.track.stale.values():
-            raise CopyUseless(stale.reason, stale.needed_seq)
+            raise SnapshotUnusable(stale.reason, stale.needed_seq)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from itertools import product
-from typing import TYPE_CHECKING
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 from actors import __version__
-from actors.metrics import OPERATIONS, TABLES_MAX, counter, gauge
 from actors.mirror.state import LIVE, REFUSED, STALE, WAITING
-
-if TYPE_CHECKING:
-    from actors.mirror.http_server import View
+from actors.mirror.view import View
+from actors.telemetry.metrics import OPERATIONS, TABLES_MAX, counter, gauge
 
 
 class MirrorMetrics:

@@ -9,7 +9,7 @@ from actors.mirror.track import CAUSES
 
 
 @dataclass(slots=True)
-class Counts:
+class MirrorCounts:
     """One for the process; what is durable is the replica's."""
 
     started_at: float = field(default_factory=time.time)

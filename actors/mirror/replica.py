@@ -10,14 +10,14 @@ from dataclasses import replace
 import trio
 from trio_util import AsyncValue
 
-from actors.log import get_logger
-from actors.mirror.dialect import Statement
-from actors.mirror.progress import Counts
-from actors.mirror.records import Column
-from actors.mirror.shapes import TableShape, encode_columns
-from actors.mirror.state import LIVE, Place, TableRecord, forget_place, load_place, load_tables
-from actors.mirror.store import Store
+from actors.contract.records import Column
+from actors.mirror.progress import MirrorCounts
+from actors.mirror.state import LIVE, Checkpoint, TableRecord, forget_place, load_place, load_tables
+from actors.mirror.stores.dialect import Statement
+from actors.mirror.stores.shapes import TableShape, encode_columns
+from actors.mirror.stores.store import Store
 from actors.mirror.track import NEEDED_NOTHING, FollowedTable, Stale, Track
+from actors.telemetry.log import get_logger
 
 log = get_logger("mirror")
 
@@ -32,10 +32,10 @@ class Replica:
     `place` and `tables` are what the database holds; they change when a local transaction has been committed.
     """
 
-    def __init__(self, store: Store, stream: str, counts: Counts) -> None:
+    def __init__(self, store: Store, stream: str, counts: MirrorCounts) -> None:
         self.store, self.stream, self.counts = store, stream, counts
         self.dialect = store.dialect
-        self.place: Place | None = None
+        self.place: Checkpoint | None = None
         self.tables: dict[str, TableRecord] = {}
         self.shapes: dict[str, TableShape] = {}
         """Of the live tables."""
@@ -155,12 +155,12 @@ class Replica:
                     self.left.send_nowait(token)  # no pause: whoever counts generations must not miss another one
 
     @asynccontextmanager
-    async def still(self) -> AsyncGenerator[Place | None]:
+    async def still(self) -> AsyncGenerator[Checkpoint | None]:
         """Between local transactions: the live tables do not move meanwhile. Yields the place where they are."""
         async with self._lock:
             yield self.place
 
-    async def go_live(self, record: TableRecord, shape: TableShape, statements: Sequence[Statement], place: Place) -> None:
+    async def go_live(self, record: TableRecord, shape: TableShape, statements: Sequence[Statement], place: Checkpoint) -> None:
         """Switch a new copy in, which is at `place`: that of the live tables, or the first. Only while all stands `still`."""
         moved = place.first(self.dialect) if self.place is None else self.place.moved(self.dialect, place.cursor)
         await self._run([moved, *statements, record.saved(self.dialect)])

@@ -11,24 +11,26 @@ from dataclasses import dataclass
 
 import trio
 
-from actors.clients.bridge_record import BridgeRecord
-from actors.clients.jetstream import JetStream
-from actors.clients.nats import open_nats
-from actors.config import HttpConfig, NatsConfig
+from actors.clients.nats.connection import open_nats
+from actors.clients.nats.jetstream import JetStream
+from actors.contract.bridge_record import BridgeRecord
+from actors.contract.table_token import split_token, table_token
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
-from actors.log import get_logger
 from actors.mirror.copying import Copier
 from actors.mirror.following import Follower
 from actors.mirror.gathering import INIT, start_in, why_useless
 from actors.mirror.holding import Holds
-from actors.mirror.http_server import View, serve_mirror
-from actors.mirror.progress import Counts
+from actors.mirror.http_server import serve_mirror
+from actors.mirror.progress import MirrorCounts
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
 from actors.mirror.state import LIVE, STALE, WAITING, TableRecord, load_verified
-from actors.mirror.store import Store, check_replica, open_store
+from actors.mirror.stores.open import check_replica, open_store
+from actors.mirror.stores.store import Store
 from actors.mirror.track import NEEDED_NOTHING
-from actors.wire.table_token import split_token, table_token
+from actors.mirror.view import View
+from actors.settings.config import HttpConfig, NatsConfig
+from actors.telemetry.log import get_logger
 
 log = get_logger("mirror")
 
@@ -67,7 +69,7 @@ def run(config: MirrorConfig) -> int:
 
 
 async def _run(config: MirrorConfig) -> int:
-    counts = Counts()
+    counts = MirrorCounts()
     view = View(config.stream, config.to.partition(":")[0], counts)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
@@ -86,7 +88,7 @@ async def _stop_on_signal(scope: trio.CancelScope) -> None:
             return
 
 
-async def _report(counts: Counts) -> None:
+async def _report(counts: MirrorCounts) -> None:
     before, since = counts.applied, trio.current_time()
     while True:
         await trio.sleep(REPORT_EVERY_S)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from actors.clients.bridge_record import BUCKET as RECORDS
-from actors.clients.bridge_record import BridgeRecord
-from actors.clients.consumer import Delivered
-from actors.clients.dictionaries import BUCKET as DICTIONARIES
-from actors.clients.jetstream import JetStream, StoredMessage
+from actors.clients.nats.dictionaries import BUCKET as DICTIONARIES
+from actors.clients.nats.jetstream import JetStream, StoredMessage
+from actors.clients.nats.ordered_consumer import Delivered
+from actors.contract.bridge_record import BUCKET as RECORDS
+from actors.contract.bridge_record import BridgeRecord
+from actors.contract.compression import ENCODING_HEADER
+from actors.contract.decoding import Decompressors, decode_events
+from actors.contract.message_ids import position_of as position_of_id
+from actors.contract.records import Event
 from actors.errors import Fatal, MalformedMessage, SinkUnavailable
-from actors.log import get_logger
-from actors.messages import position_of as position_of_id
-from actors.mirror.decoding import Decompressors, decode_events
-from actors.mirror.records import Event
-from actors.wire.compression import ENCODING_HEADER
+from actors.telemetry.log import get_logger
 from actors.wire.nats import decode_headers
 
 log = get_logger("mirror")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from actors.lsn import Lsn
-from actors.messages import Position
-from actors.mirror.dialect import Dialect, Statement
-from actors.mirror.records import Column
-from actors.mirror.shapes import TableShape, decode_columns, encode_columns
-from actors.mirror.store import Store
+from actors.contract.records import Column
+from actors.mirror.stores.dialect import Dialect, Statement
+from actors.mirror.stores.shapes import TableShape, decode_columns, encode_columns
+from actors.mirror.stores.store import Store
 from actors.mirror.track import NEEDED_NOTHING, Cursor
+from actors.positions import Lsn, Position
 
 if TYPE_CHECKING:
     from actors.mirror.replica import Replica
@@ -89,7 +88,7 @@ class TableRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Checkpoint:
     """The replica's place, and the stream that it is in."""
 
     stream: str
@@ -125,13 +124,13 @@ def forget_place(dialect: Dialect) -> Statement:
     return Statement(f"DELETE FROM {dialect.own('position')}", [()])
 
 
-async def load_place(store: Store) -> Place | None:
+async def load_place(store: Store) -> Checkpoint | None:
     """Where the replica is; None when no table is live."""
     rows = await store.query(f"SELECT stream, created, stream_seq, lsn, seq, place FROM {store.dialect.own('position')}")
     if not rows:
         return None
     stream, created, stream_seq, lsn, seq, place = rows[0]
-    return Place(stream, created, Cursor(int(stream_seq), Position(Lsn(int(lsn)), int(seq), int(place))))
+    return Checkpoint(stream, created, Cursor(int(stream_seq), Position(Lsn(int(lsn)), int(seq), int(place))))
 
 
 async def load_tables(store: Store) -> dict[str, TableRecord]:

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
-from actors.lsn import Lsn
-from actors.messages import ROW_RANK, SCHEMA_RANK, START, Position
-from actors.mirror.dialect import Dialect, Params, RowStatements, Statement, UnknownColumn
-from actors.mirror.records import Change, Delete, Event, Gap, Insert, Row, SchemaChange, Truncate, Update
-from actors.mirror.rules import NamesNoRow, identity_of, is_certain
-from actors.mirror.shapes import TableShape
+from actors.contract.records import Change, Delete, Event, Gap, Insert, Row, SchemaChange, Truncate, Update
+from actors.contract.rules import NamesNoRow, identity_of, is_certain
+from actors.mirror.stores.dialect import Dialect, Params, RowStatements, Statement, UnknownColumn
+from actors.mirror.stores.shapes import TableShape
+from actors.positions import ROW_RANK, SCHEMA_RANK, START, Lsn, Position
 
 
 class Cursor(NamedTuple):

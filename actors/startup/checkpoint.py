@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.clients.bridge_record import BridgeRecord
+from actors.contract.bridge_record import BridgeRecord
+from actors.contract.message_ids import position_of
 from actors.errors import ConfigError, Fatal
-from actors.lsn import NO_LSN, Lsn, format_lsn
-from actors.messages import GAP_RANK, START, Gap, Position, position_of
+from actors.messages import Gap
+from actors.positions import GAP_RANK, NO_LSN, START, Lsn, Position, format_lsn
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from actors.clients.catalog import PublishedTable, publication_facts, published_tables
-from actors.clients.postgres import PgConnection
-from actors.clients.replication import publication_missing, slot_state
+from actors.clients.postgres.catalog import PublishedTable, publication_facts, published_tables
+from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.replication import publication_missing
+from actors.clients.postgres.slots import slot_state
 from actors.errors import ConfigError, SourceUnavailable
-from actors.telemetry import Problem
+from actors.telemetry.telemetry import Problem
 from actors.wire.sql_names import quoted
 
 OLDEST_VERSION = 140000

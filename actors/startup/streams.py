@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from actors.clients.jetstream import JetStream, JetStreamError
-from actors.clients.nats import SinkRefused
-from actors.config import PublishMode, SnapshotFormat
+from actors.clients.nats.connection import SinkRefused
+from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.errors import ConfigError, SinkUnavailable
-from actors.log import get_logger
+from actors.settings.config import PublishMode
+from actors.telemetry.log import get_logger
+from actors.values.formats import SnapshotFormat
 
 DAY_NS = 86_400_000_000_000
 GIB = 1 << 30

@@ -11,10 +11,10 @@ from typing import Any
 import orjson
 import trio
 
-from actors.config import Config
-from actors.telemetry import Telemetry
+from actors.settings.config import Config
+from actors.telemetry.history import History
+from actors.telemetry.telemetry import Telemetry
 from actors.web.guard import posts_wanted
-from actors.web.history import History
 from actors.web.status import status_document
 
 VIEWERS_MAX = 16

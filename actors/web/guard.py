@@ -8,7 +8,7 @@ from typing import Literal
 
 from quart import Response, jsonify, request
 
-from actors.config import HttpConfig
+from actors.settings.config import HttpConfig
 
 
 async def guard(http: HttpConfig) -> tuple[Response, int] | None:

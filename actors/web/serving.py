@@ -14,8 +14,8 @@ from hypercorn.config import Sockets
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from quart_trio import QuartTrio
 
-from actors.config import HttpConfig
 from actors.errors import ConfigError
+from actors.settings.config import HttpConfig
 
 UNREAD_S = 5.0
 """A client that takes nothing of its answer for so long is dropped."""

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
 from actors import __version__
-from actors.config import Config
-from actors.lsn import format_lsn
-from actors.metrics import lag_seconds
-from actors.telemetry import Telemetry
-from actors.web.history import OPERATIONS, STUCK_AFTER_S, History
+from actors.positions import format_lsn
+from actors.settings.config import Config
+from actors.telemetry.history import OPERATIONS, STUCK_AFTER_S, History
+from actors.telemetry.metrics import lag_seconds
+from actors.telemetry.quantities import age, changes_per_second, human_bytes, span
+from actors.telemetry.telemetry import Telemetry
 
 LAG_WARN_S = 30.0
 LOSS_WARN_S = 4 * 3600.0
@@ -117,7 +118,7 @@ def verdict(t: Telemetry, history: History) -> Verdict:
     if t.state == "streaming":
         rate, p50 = history.events_per_second, history.latency_ms(0.5)
         if rate and p50:
-            said.append(f"Streaming. {_rate(rate)}, stored {age(p50 / 1000)} after commit (median)")
+            said.append(f"Streaming. {changes_per_second(rate)}, stored {age(p50 / 1000)} after commit (median)")
         else:
             said.append(_idle(t, now))
     else:
@@ -171,43 +172,3 @@ def _held(t: Telemetry) -> str:
     if not math.isfinite(slot.seconds_to_loss):
         return held
     return f"{held}: room for {span(slot.seconds_to_loss)} at the present rate"
-
-
-def _rate(per_second: float) -> str:
-    if per_second >= 10:
-        return f"{per_second:,.0f} changes/s"
-    return f"{per_second:.1f} change{'' if round(per_second, 1) == 1 else 's'}/s"
-
-
-def human_bytes(count: float) -> str:
-    """As people read it: 48 MB, 1.5 GB; by 1024, as PostgreSQL does."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1024 or unit == "TB":
-            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" or count == int(count) else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
-
-
-def counted(count: int, noun: str) -> str:
-    """1 message, 2,000 messages."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def span(seconds: float) -> str:
-    """As `age`, in words: 40 seconds, 5 minutes, 33 days."""
-    for size, unit in ((86400 * 2, "day"), (3600 * 2, "hour"), (120, "minute")):
-        if seconds >= size:
-            return counted(round(seconds / {"day": 86400, "hour": 3600, "minute": 60}[unit]), unit)
-    return counted(max(0, round(seconds)), "second")
-
-
-def age(seconds: float) -> str:
-    """7 ms, 12 s, 5 min, 3 h, 9 d."""
-    if seconds <= 0:
-        return "0 s"
-    if seconds < 1:
-        return f"{max(1, round(seconds * 1000))} ms"
-    for size, unit in ((86400 * 2, "d"), (3600 * 2, "h"), (120, "min")):
-        if seconds >= size:
-            return f"{seconds / {'d': 86400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"
-    return f"{seconds:.0f} s"

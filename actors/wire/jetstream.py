@@ -13,10 +13,19 @@ from typing import NamedTuple
 
 import orjson
 
-from actors.messages import OutMessage
 from actors.wire.nats import Msg
 
 _HEADERS_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: \r\nNats-Msg-Id: \r\n\r\n")
+
+
+class OutMessage(NamedTuple):
+    """One message for the stream, encoded."""
+
+    subject: bytes
+    msg_id: bytes
+    body: bytes
+    headers: bytes = b""
+    """More header lines, each ending in CRLF."""
 
 
 class Stored(NamedTuple):

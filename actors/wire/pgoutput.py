@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from actors.errors import MalformedMessage
-from actors.lsn import Lsn
-from actors.messages import Column, Relation
+from actors.positions import Lsn
 from actors.wire.replication import POSTGRES_EPOCH_US
 
 _u1 = struct.Struct(">B").unpack_from
@@ -21,6 +21,27 @@ _u2 = struct.Struct(">H").unpack_from
 _u4 = struct.Struct(">I").unpack_from
 _i4 = struct.Struct(">i").unpack_from
 _i8 = struct.Struct(">q").unpack_from
+
+
+class Column(NamedTuple):
+    """One column of a Relation message."""
+
+    name: str
+    type_oid: int
+    typmod: int
+    is_key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table's shape as pgoutput announces it: https://www.postgresql.org/docs/18/protocol-logicalrep-message-formats.html"""
+
+    oid: int
+    schema: str
+    name: str
+    replica_identity: str
+    """`d` default, `n` nothing, `f` full, `i` index (pg_class.relreplident)."""
+    columns: tuple[Column, ...]
 
 
 class Begin(NamedTuple):

@@ -10,7 +10,7 @@ import struct
 from typing import NamedTuple
 
 from actors.errors import MalformedMessage
-from actors.lsn import Lsn, parse_lsn
+from actors.positions import Lsn, parse_lsn
 
 POSTGRES_EPOCH_US = 946_684_800_000_000
 """PostgreSQL counts microseconds since 2000-01-01 UTC; this is that day in microseconds since 1970."""

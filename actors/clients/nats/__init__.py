@@ -1,0 +1,1 @@
+"""One connection to NATS, and what is asked of JetStream over it."""

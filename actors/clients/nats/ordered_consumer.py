@@ -1,0 +1,170 @@
+"""Messages of a stream from a sequence on, in the stream's order, each once, as fast as they are taken and not faster.
+
+An ordered consumer as in ADR-17 of nats-architecture-and-design, but by pulling: the reader's own pace is the flow control. It
+keeps no place: whoever reads remembers the sequence, and after any fault makes a new consumer from there.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import orjson
+import trio
+
+from actors.clients.nats.jetstream import JetStream
+from actors.errors import SinkUnavailable
+from actors.wire.nats import Msg, decode_headers, encode_pub
+
+BATCH = 2_000
+"""Messages asked for at a time; twice as many wait here at most."""
+BATCH_BYTES = 8 * 1024 * 1024
+EXPIRES_S = 30.0
+HEARTBEAT_S = 5.0
+SILENCE_S = 3 * HEARTBEAT_S
+INACTIVE_S = 300.0
+_ENDS_OF_PULLS = (b"axBytes", b"Batch Completed")
+"""A pull has ended: the next message would be too many bytes, or it has brought what it was for."""
+
+
+class Delivered(NamedTuple):
+    """One message."""
+
+    subject: str
+    seq: int
+    """The stream's sequence."""
+    headers: bytes
+    """The raw block."""
+    payload: bytes
+
+
+class OrderedConsumer:
+    """A consumer, from `open_consumer`. For one task."""
+
+    def __init__(self, js: JetStream, stream: str, name: str, bytes_max: int) -> None:
+        self._js, self._stream, self._name = js, stream, name
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}".encode()
+        self._inbox = b""
+        self._waiting: list[Delivered] = []
+        self._news = trio.Event()
+        self._asked = 0  # messages that the server may still send us
+        self._consumer_seq = 0
+        self._pending = b""
+        self._fault = ""
+        self._bytes_max = bytes_max
+        self._heard = trio.current_time()
+        self._pulls = 0
+
+    @property
+    def is_at_end(self) -> bool:
+        """All messages that the stream had for us, when it sent the last one, were taken."""
+        return not self._waiting and self._pending == b"0"
+
+    async def receive(self, within_s: float) -> list[Delivered]:
+        """All messages that wait, in order; none if there are none within the time. Raises SinkUnavailable when it is lost."""
+        if not self._waiting:
+            await self._pull()
+            with trio.move_on_after(within_s):
+                while not self._waiting and not self._fault:
+                    self._news = trio.Event()
+                    await self._news.wait()
+                    if not self._waiting:
+                        await self._pull()
+        else:
+            await trio.lowlevel.checkpoint()
+        if self._fault:
+            raise self._lost(self._fault)
+        if not self._waiting and self._asked and trio.current_time() - self._heard > SILENCE_S:
+            raise self._lost(f"no sign of life for {SILENCE_S:g} s")
+        taken, self._waiting = self._waiting, []
+        if taken:
+            self._heard = trio.current_time()
+        await self._pull()
+        return taken
+
+    async def _pull(self) -> None:
+        """Ask for more once less than half of a batch is on its way. What waits here was taken before: it bounds itself."""
+        if self._asked > BATCH // 2 or self._fault:
+            return
+        self._asked += BATCH
+        self._pulls += 1
+        request = {
+            "batch": BATCH,
+            "max_bytes": self._bytes_max,
+            "expires": int(EXPIRES_S * 1e9),
+            "idle_heartbeat": int(HEARTBEAT_S * 1e9),
+        }
+        if self._asked == BATCH:  # nothing was on its way: silence begins to count now
+            self._heard = trio.current_time()
+        frame = encode_pub(self._next, b"%b.%d" % (self._inbox, self._pulls), orjson.dumps(request), None)
+        await self._js.connection.send(frame)
+
+    def _on_message(self, message: Msg) -> None:
+        """In the connection's reading task."""
+        if message.reply.startswith(b"$JS.ACK."):
+            # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>; newer servers may put
+            # <domain>.<account> before the stream and something behind
+            parts = message.reply.split(b".")
+            place = 5 if len(parts) == 9 else 7
+            consumer_seq = int(parts[place + 1])
+            if consumer_seq != self._consumer_seq + 1:
+                self._fault = f"message {self._consumer_seq + 1} did not come, {consumer_seq} did"
+            else:
+                self._consumer_seq = consumer_seq
+                self._asked -= 1
+                self._pending = parts[place + 3]
+                self._waiting.append(Delivered(message.subject.decode(), int(parts[place]), message.headers, message.payload))
+        else:
+            self._heard = trio.current_time()
+            self._on_status(message)
+        self._news.set()
+
+    def _on_status(self, message: Msg) -> None:
+        status, headers = message.status, decode_headers(message.headers)
+        if status == 100:
+            if int(headers.get("Nats-Last-Consumer", self._consumer_seq)) > self._consumer_seq:
+                self._fault = f"messages up to {headers['Nats-Last-Consumer']} were sent and did not come"
+        elif status in (404, 408) or (status == 409 and any(words in message.headers for words in _ENDS_OF_PULLS)):
+            self._asked = max(0, self._asked - int(headers.get("Nats-Pending-Messages", self._asked)))
+        else:
+            self._fault = message.headers.split(b"\r\n", 1)[0].decode("utf-8", "replace")
+
+    def _lost(self, said: str) -> SinkUnavailable:
+        return SinkUnavailable(
+            "WB214", f"the consumer of stream {self._stream} is lost", said=said, means="making a new one from the same place"
+        )
+
+
+@asynccontextmanager
+async def open_consumer(js: JetStream, stream: str, filters: Sequence[str], start_seq: int) -> AsyncGenerator[OrderedConsumer]:
+    """Read the messages on `filters` (subjects with wildcards) from `start_seq` on. The consumer ends with the body.
+
+    Raises SinkUnavailable when it cannot be made.
+    """
+    name = "walbridge-" + secrets.token_hex(8)
+    consumer = OrderedConsumer(js, stream, name, max(BATCH_BYTES, 2 * js.connection.max_payload))
+    consumer._inbox = await js.connection.inbox(consumer._on_message)
+    config: dict[str, Any] = {
+        "name": name,
+        "deliver_policy": "by_start_sequence",
+        "opt_start_seq": start_seq,
+        "ack_policy": "none",
+        "replay_policy": "instant",
+        "filter_subjects": list(filters),
+        "mem_storage": True,
+        "num_replicas": 1,
+        "inactive_threshold": int(INACTIVE_S * 1e9),
+    }
+    consumer._pending = b"%d" % (await js.create_consumer(stream, config)).get("num_pending", -1)
+    try:
+        yield consumer
+    finally:
+        # it would end by itself in some minutes
+        with trio.move_on_after(1) as ending:
+            ending.shield = True
+            try:
+                await js.delete_consumer(stream, name)
+            except SinkUnavailable:
+                pass

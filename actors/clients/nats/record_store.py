@@ -1,0 +1,49 @@
+"""The record of one stream in KV `bridges`, and how it is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import trio
+
+from actors.clients.nats.jetstream import JetStream, JetStreamError
+from actors.contract.bridge_record import BUCKET, BridgeRecord
+from actors.errors import SinkFenced
+
+WRONG_LAST_SEQUENCE = 10071
+
+
+class RecordStore:
+    """The current record of one stream, and its place in the bucket.
+
+    One bridge writes it: each write expects the revision of the last, so that of two bridges one is refused. The batcher
+    (suspensions) and the acker (positions) both change it, one after the other.
+    """
+
+    def __init__(self, js: JetStream, stream: str, record: BridgeRecord, revision: int) -> None:
+        self._js, self._stream = js, stream
+        self._lock = trio.Lock()
+        self.record, self._revision = record, revision
+
+    async def update(self, **changes: Any) -> None:
+        """Write the record with these fields changed; returns once JetStream has stored it.
+
+        Not interrupted by a cancellation, for as long as one request may take: the revision would be unknown afterwards.
+        Raises SinkFenced when another bridge has written it since, SinkUnavailable when NATS does not answer.
+        """
+        async with self._lock:
+            record = replace(self.record, **changes)
+            try:
+                with trio.CancelScope(shield=True):
+                    self._revision = await self._js.kv_put(BUCKET, self._stream, record.encode(), self._revision)
+            except JetStreamError as exc:
+                if exc.err_code != WRONG_LAST_SEQUENCE:
+                    raise
+                raise SinkFenced(
+                    "WB223",
+                    f"another bridge has written the record of stream {self._stream}",
+                    said=str(exc),
+                    means="this one stands back and reads the stream's tail again",
+                ) from exc
+            self.record = record

@@ -1,0 +1,1 @@
+"""One connection to PostgreSQL, the replication stream, and what the catalog says."""

@@ -1,0 +1,331 @@
+"""One connection to PostgreSQL, on trio: psycopg's I/O-free generators and libpq, driven by trio. TLS is libpq's."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import psycopg
+import trio
+from psycopg import conninfo, generators, pq
+from psycopg.waiting import Ready, Wait
+
+from actors.errors import Fatal, SourceUnavailable
+from actors.settings.config import PostgresConfig
+
+T = TypeVar("T")
+CONNECT_TIMEOUT_S = 10.0
+QUERY_TIMEOUT_S = 60.0
+CANCEL_TIMEOUT_S = 1.0
+SESSION = " ".join(
+    f"-c {setting}"
+    for setting in (
+        # what the text of values depends on
+        *("datestyle=ISO", "intervalstyle=postgres", "timezone=UTC", "bytea_output=hex", "extra_float_digits=1"),
+        "search_path=pg_catalog",  # nobody's functions are called but PostgreSQL's own
+        *("statement_timeout=0", "lock_timeout=0"),  # a slot takes as long as the transactions that it waits for
+        "client_min_messages=warning",  # PostgreSQL 18 tells of a missing publication by a warning alone
+    )
+)
+"""Pinned, whatever the server, the database or the role has set."""
+_DEFAULTS = {
+    "client_encoding": "UTF8",
+    # a peer that is gone without a word is noticed in half a minute: when all is quiet, and when what was sent is not taken
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+_ENDING = ("08", "57P")
+_PASSING = ("40", "53000", "53100", "53200", "53300", "55P03", "57")
+"""SQLSTATEs of what may succeed later: retry, resources, locks, operators. 53400, a limit in the settings, does not.
+
+https://www.postgresql.org/docs/18/errcodes-appendix.html
+"""
+
+
+class Notice(NamedTuple):
+    """A NoticeResponse."""
+
+    severity: str
+    sqlstate: str
+    message: str
+
+
+class PostgresError(Fatal):
+    """PostgreSQL refused a statement. Who asked knows what it means; what nobody knows ends the process."""
+
+    def __init__(self, sqlstate: str, message: str, detail: str = "", hint: str = "") -> None:
+        said = f"{sqlstate} {message}" + (f": {detail}" if detail else "")
+        super().__init__("WB100", "PostgreSQL refused a statement", said=said, fix=hint)
+        self.sqlstate, self.message, self.detail, self.hint = sqlstate, message, detail, hint
+
+
+class SourceRefused(SourceUnavailable):
+    """PostgreSQL does not let this role in. Fatal before anything worked, else it passes when it is mended."""
+
+
+class PgConnection:
+    """An open connection for one task at a time.
+
+    A query that is cancelled or takes too long is cancelled on the server and ends the connection: its reply would be read
+    as the next one's.
+    """
+
+    def __init__(self, connection: pq.abc.PGconn, address: str, config: PostgresConfig) -> None:
+        self.pgconn = connection
+        self.address = address
+        self.config = config
+        self.notices: list[Notice] = []
+        self.socket = connection.socket
+        self._closed = False
+        connection.notice_handler = self._on_notice
+
+    @classmethod
+    async def connect(cls, config: PostgresConfig, *, application_name: str, replication: bool = False) -> PgConnection:
+        """Connect to the first host that answers, 10 s each. Raises SourceUnavailable, or SourceRefused for credentials."""
+        words = {**_DEFAULTS, **conninfo.conninfo_to_dict(config.conninfo), "application_name": application_name}
+        words["options"] = f"{words.get('options') or ''} {SESSION}".strip()
+        if replication:
+            words["replication"] = "database"
+        address = _address(words)
+        error: SourceUnavailable | None = None
+        for attempt in await _attempts(words, address):
+            try:
+                with trio.fail_after(CONNECT_TIMEOUT_S):
+                    connecting = generators.connect(conninfo.make_conninfo("", **attempt))
+                    return cls(await drive_connect(connecting), address, config)
+            except trio.TooSlowError:
+                error = SourceUnavailable("WB101", f"PostgreSQL at {address} does not answer within {CONNECT_TIMEOUT_S:g} s")
+            except psycopg.OperationalError as exc:
+                error = connect_error(exc, address, str(words.get("password") or ""))
+        assert error is not None, "there is always an attempt"
+        raise error
+
+    @property
+    def server_version(self) -> int:
+        """As libpq tells it: 180006 for 18.6."""
+        return self.pgconn.server_version
+
+    @property
+    def backend_pid(self) -> int:
+        """The server's process, unless a pooler in between has made up a number."""
+        return self.pgconn.backend_pid
+
+    async def query(
+        self, sql: str, params: Sequence[str | int | None] = (), *, timeout_s: float = QUERY_TIMEOUT_S
+    ) -> list[tuple[str | None, ...]]:
+        """Rows of the last statement, every value as text. `$1` and so on stand for `params`, not on replication connections.
+
+        Several statements, only without params, are one transaction. Raises PostgresError when one is refused,
+        SourceUnavailable when the connection ends or nothing comes within `timeout_s`.
+        """
+        try:
+            with trio.fail_after(timeout_s):
+                statement = sql.encode("utf-8", "surrogateescape")
+                if params:
+                    values = [None if p is None else str(p).encode("utf-8", "surrogateescape") for p in params]
+                    self.pgconn.send_query_params(statement, values)
+                else:
+                    self.pgconn.send_query(statement)
+                results = await drive(generators.execute(self.pgconn), self.socket)
+        except trio.TooSlowError:
+            await self.abandon()
+            raise SourceUnavailable(
+                "WB102", f"PostgreSQL at {self.address} has not answered a query within {timeout_s:g} s"
+            ) from None
+        except (psycopg.Error, trio.ClosedResourceError) as exc:
+            raise self.lost(exc) from exc
+        except BaseException:
+            await self.abandon()
+            raise
+        for result in results:
+            self.check(result)
+        last = results[-1]
+        return [tuple(_decoded(last.get_value(row, column)) for column in range(last.nfields)) for row in range(last.ntuples)]
+
+    async def blocks(self, sql: str, rows_max: int) -> AsyncGenerator[pq.abc.PGresult]:
+        """A query's rows, in libpq's results of up to `rows_max` each. Raises PostgresError or SourceUnavailable."""
+        pgconn = self.pgconn
+        try:
+            pgconn.send_query(sql.encode("utf-8", "surrogateescape"))
+            pgconn.set_chunked_rows_mode(rows_max)
+            while True:
+                while pgconn.flush():
+                    await trio.lowlevel.wait_writable(self.socket)
+                if pgconn.is_busy():
+                    await trio.lowlevel.wait_readable(self.socket)
+                    pgconn.consume_input()
+                    continue
+                result = pgconn.get_result()
+                if result is None:
+                    return
+                self.check(result)
+                if result.ntuples:
+                    await trio.lowlevel.checkpoint()  # rows may come faster than they are taken: others run too
+                    yield result
+        except (psycopg.Error, trio.ClosedResourceError) as exc:
+            raise self.lost(exc) from exc
+
+    def check(self, result: pq.abc.PGresult) -> None:
+        """Raise for a result that is an error: SourceUnavailable if it may pass by itself, else PostgresError."""
+        if result.status != pq.ExecStatus.FATAL_ERROR:
+            return
+        field: Callable[[int], str] = lambda code: _decoded(result.error_field(code)) or ""  # noqa: E731
+        sqlstate, message = field(pq.DiagnosticField.SQLSTATE), field(pq.DiagnosticField.MESSAGE_PRIMARY)
+        said = f"{sqlstate} {message}".strip() or _decoded(result.error_message) or ""
+        if not sqlstate or sqlstate.startswith(_ENDING):
+            self.close()
+            raise SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=said)
+        if sqlstate.startswith(_PASSING):
+            raise SourceUnavailable("WB118", f"PostgreSQL {self.address} cannot do it now", said=said)
+        raise PostgresError(sqlstate, message, field(pq.DiagnosticField.MESSAGE_DETAIL), field(pq.DiagnosticField.MESSAGE_HINT))
+
+    def lost(self, exc: BaseException | None = None) -> SourceUnavailable:
+        """End the connection and return the error that says so."""
+        said = str(exc) if exc else (_decoded(self.pgconn.error_message) or "")
+        self.close()
+        return SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=" ".join(said.split()))
+
+    def close(self) -> None:
+        """End the connection; safe to call again, and after a cancelled query. Who waits on it gets SourceUnavailable."""
+        if not self._closed:
+            self._closed = True
+            # also when libpq has closed its socket already: nothing else would wake who waits for it
+            trio.lowlevel.notify_closing(self.socket)
+            self.pgconn.finish()
+
+    async def abandon(self) -> None:
+        """Close amid a query. Unasked, the server would go on with it: one that waits for others would wait on."""
+        with trio.move_on_after(CANCEL_TIMEOUT_S) as deadline:
+            deadline.shield = True
+            try:
+                cancelling = self.pgconn.cancel_conn()
+                cancelling.start()
+                await drive_connect(generators.cancel(cancelling))
+            except psycopg.Error:
+                pass  # then the connection ends all the same
+        self.close()
+
+    def _on_notice(self, result: pq.abc.PGresult) -> None:
+        field: Callable[[int], str] = lambda code: _decoded(result.error_field(code)) or ""  # noqa: E731
+        self.notices.append(
+            Notice(
+                field(pq.DiagnosticField.SEVERITY_NONLOCALIZED),
+                field(pq.DiagnosticField.SQLSTATE),
+                field(pq.DiagnosticField.MESSAGE_PRIMARY),
+            )
+        )
+
+
+async def drive_connect(generator: Generator[tuple[int, Wait], Ready, T]) -> T:
+    """Run one of psycopg's connecting generators: it says on which socket it waits for what, trio does the waiting."""
+    try:
+        sock, wanted = next(generator)
+        while True:
+            sock, wanted = generator.send(await _wait(sock, wanted))
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+async def drive(generator: Generator[Wait, Ready, T], sock: int) -> T:
+    """Run one of psycopg's other generators, on a socket that does not change."""
+    await trio.lowlevel.checkpoint()
+    try:
+        wanted = next(generator)
+        while True:
+            wanted = generator.send(await _wait(sock, wanted))
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+async def _wait(sock: int, wanted: Wait) -> Ready:
+    if wanted == Wait.R:
+        await trio.lowlevel.wait_readable(sock)
+        return Ready.R
+    if wanted == Wait.W:
+        await trio.lowlevel.wait_writable(sock)
+        return Ready.W
+    # a query larger than the socket's buffer; PostgreSQL may want to send before it has read it all
+    with trio.move_on_after(0.05):
+        await trio.lowlevel.wait_writable(sock)
+    return Ready.RW
+
+
+async def _attempts(words: dict[str, Any], address: str) -> list[dict[str, Any]]:
+    """One set of words for each host and address to try, in order: libpq would block while it resolves names."""
+    hosts = str(words.get("host") or "").split(",")
+    ports = str(words.get("port") or "").split(",")
+    if words.get("hostaddr"):
+        return [words]
+    prefer_standby = words.get("target_session_attrs") == "prefer-standby"
+    if prefer_standby:  # libpq would be content with the first host, having only one at a time
+        words = {**words, "target_session_attrs": "any"}
+    found: list[dict[str, Any]] = []
+    failures: list[str] = []
+    for i, host in enumerate(hosts):
+        port = ports[i] if i < len(ports) else ports[-1]
+        attempt = {**words, "host": host, "port": port}
+        if not host or host.startswith(("/", "@")):  # a socket's folder
+            found.append(attempt)
+            continue
+        try:
+            resolved = await trio.socket.getaddrinfo(host, port or 5432, type=trio.socket.SOCK_STREAM)
+        except OSError as exc:
+            failures.append(f"{host}: {exc.strerror or exc}")
+            continue
+        addresses = dict.fromkeys(str(entry[4][0]) for entry in resolved)
+        found += [{**attempt, "hostaddr": one} for one in addresses]
+    if not found:
+        raise SourceUnavailable("WB101", f"PostgreSQL at {address} cannot be found", said="; ".join(failures))
+    if words.get("load_balance_hosts") == "random":
+        random.shuffle(found)
+    return [{**one, "target_session_attrs": "standby"} for one in found] + found if prefer_standby else found
+
+
+def _address(words: dict[str, Any]) -> str:
+    host, port = str(words.get("host") or "localhost"), str(words.get("port") or 5432)
+    return f"{host}:{port}/{words.get('dbname') or words.get('user') or ''}"
+
+
+_REFUSALS = (
+    ("password authentication failed", "set POSTGRES_BRIDGE_PASSWORD (or the one in DATABASE_URL) to the role's password"),
+    ("no password supplied", "set POSTGRES_BRIDGE_PASSWORD, or DATABASE_URL with a password"),
+    ("certificate authentication failed", "sslcert, sslkey: a certificate whose common name is the role's"),
+    ("pg_hba.conf rejects", "change the reject line for this host, database and user in pg_hba.conf, or use TLS: sslmode"),
+    ("no pg_hba.conf entry", "add a line for this host, database and user to pg_hba.conf, then SELECT pg_reload_conf()"),
+    ("does not exist", "set PG_DB and POSTGRES_BRIDGE_USER, or DATABASE_URL, to what is there"),
+    ("wal sender", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
+    ("walsender", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
+    ("replication role", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
+    ("is not permitted to log in", "ALTER ROLE the_role LOGIN;"),
+    ("startup parameter", "a connection pooler is in between: give PostgreSQL's own address and port, often 5432"),
+)
+
+
+def connect_error(exc: BaseException, address: str, password: str) -> SourceUnavailable:
+    """What libpq said of a connection that was not made."""
+    said = " ".join(str(exc).split())
+    if password:
+        said = said.replace(password, "********")
+    if "FATAL" in said or "no password supplied" in said:
+        for words, fix in _REFUSALS:
+            if words in said.lower():
+                return SourceRefused("WB103", f"PostgreSQL at {address} does not let the bridge in", said=said, fix=fix)
+    if re.search(r"certificate|SSL error|does not support SSL|private key", said):
+        return SourceRefused(
+            "WB122", f"no trusted TLS connection to PostgreSQL at {address}", said=said,
+            means="nothing is sent to a server that is not the one it should be",
+            fix="sslrootcert: the authority that signed the server's certificate; the host: a name in it; sslcert and sslkey: "
+            "ours, where the server asks for one",
+        )  # fmt: skip
+    return SourceUnavailable(
+        "WB101", f"cannot connect to PostgreSQL at {address}", said=said,
+        fix="start it, or set PG_HOST and PG_PORT (or DATABASE_URL) to where it is",
+    )  # fmt: skip
+
+
+def _decoded(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "surrogateescape")

@@ -1,0 +1,261 @@
+"""The replication stream: COPY BOTH on libpq, and what a replication connection tells before it.
+
+https://www.postgresql.org/docs/18/protocol-replication.html
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import psycopg
+import trio
+from psycopg import generators, pq
+
+from actors.clients.postgres.connection import QUERY_TIMEOUT_S, PgConnection, PostgresError, drive
+from actors.clients.postgres.slots import slot_state
+from actors.errors import Fatal, SourceUnavailable, WalbridgeError
+from actors.positions import Lsn, format_lsn, parse_lsn
+from actors.settings.config import PostgresConfig
+from actors.telemetry.log import get_logger
+from actors.wire.replication import encode_status, parse_timeline_history
+from actors.wire.sql_names import quoted
+
+log = get_logger("postgres")
+
+CLOSE_TIMEOUT_S = 2.0
+
+
+class SystemIdentity(NamedTuple):
+    """IDENTIFY_SYSTEM: which cluster this is, on which timeline, and where its WAL ends."""
+
+    system_id: str
+    timeline: int
+    wal_end: Lsn
+
+
+async def identify_system(connection: PgConnection) -> SystemIdentity:
+    """Ask a replication connection which server it is."""
+    ((system_id, timeline, wal_end, *_),) = await connection.query("IDENTIFY_SYSTEM")
+    return SystemIdentity(str(system_id), int(timeline or 0), parse_lsn(wal_end or "0/0"))
+
+
+async def timeline_history(connection: PgConnection, timeline: int) -> list[tuple[int, Lsn]]:
+    """(timeline, where it was left) of every ancestor of `timeline`, oldest first."""
+    ((_, content),) = await connection.query(f"TIMELINE_HISTORY {timeline}")
+    return parse_timeline_history(content or "")
+
+
+class ReplicationStream:
+    """A slot being read, from `open_replication_stream`. One task reads; another may send status meanwhile.
+
+    Not reading is how to hold PostgreSQL back: its socket fills, its WAL stays. Status must still be sent.
+    """
+
+    def __init__(self, connection: PgConnection, slot: str, publication: str) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._slot, self._publication = slot, publication
+        self._socket = connection.socket
+        self._flushing = trio.Lock()
+        self._closed = self._reading = False
+        self._end: WalbridgeError | None = None
+
+    async def read_block(self, messages_max: int, bytes_max: int) -> list[bytes]:
+        """At least one CopyData payload (`w` or `k`), and as many more as are here already, up to the limits.
+
+        A cancelled call has taken nothing. Raises SourceUnavailable when the connection ends, Fatal when it can't go on.
+        """
+        await trio.lowlevel.checkpoint()  # before anything is taken: what has been taken is returned
+        get_copy_data = self._pgconn.get_copy_data
+        block: list[bytes] = []
+        room = bytes_max
+        try:
+            while self._end is None and len(block) < messages_max and room > 0:
+                size, data = get_copy_data(1)
+                if size > 0:
+                    block.append(bytes(data))
+                    room -= size
+                elif size == 0:
+                    if block:
+                        break
+                    await self._more()
+                else:
+                    self._end = await self._ended()
+        except (psycopg.Error, trio.ClosedResourceError) as exc:
+            self._end = self._end or self._connection.lost(exc)
+        if self._connection.notices:
+            self._check_notices()
+        if self._end is not None and not block:
+            raise self._end  # what came before the end was returned first: a stream that fails at one place gets there
+        return block
+
+    async def _more(self) -> None:
+        self._reading = True
+        try:
+            await trio.lowlevel.wait_readable(self._socket)
+        finally:
+            self._reading = False
+        self._pgconn.consume_input()
+
+    async def send_status(self, received: Lsn, flushed: Lsn, applied: Lsn, *, reply_wanted: bool = False) -> None:
+        """Tell PostgreSQL how far we are, and ask for a keepalive if wanted. Raises SourceUnavailable when it is lost."""
+        status = encode_status(received, flushed, applied, time.time_ns() // 1000, reply_wanted=reply_wanted)
+        async with self._flushing:
+            if self._end is not None:
+                raise self._end
+            try:
+                while self._pgconn.put_copy_data(status) == 0:
+                    await trio.lowlevel.wait_writable(self._socket)
+                await self._flush()
+            except (psycopg.Error, trio.ClosedResourceError) as exc:
+                self._end = self._end or self._connection.lost(exc)
+                raise self._end from exc
+
+    async def _flush(self) -> None:
+        while self._pgconn.flush():
+            await trio.lowlevel.wait_writable(self._socket)
+
+    async def close(self) -> None:
+        """End the stream in order, so that the slot is free when this returns; after 2 s without. Who reads is told."""
+        if self._closed:
+            return
+        self._closed = True
+        with trio.move_on_after(CLOSE_TIMEOUT_S) as deadline:
+            deadline.shield = True
+            try:
+                if self._end is None and not self._reading:
+                    await self._say_good_bye()
+            except (psycopg.Error, trio.ClosedResourceError):
+                pass  # it has ended already
+        self._end = self._end or self._connection.lost()
+        self._connection.close()
+
+    async def _say_good_bye(self) -> None:
+        async with self._flushing:
+            self._pgconn.put_copy_end()
+            await self._flush()
+        while (size := self._pgconn.get_copy_data(1)[0]) >= 0:
+            if size == 0:
+                await self._more()
+        await drive(generators.fetch_many(self._pgconn), self._socket)  # the slot is released before its last word
+
+    async def _ended(self) -> WalbridgeError:
+        """PostgreSQL has ended the COPY: what it says about it."""
+        with trio.move_on_after(CLOSE_TIMEOUT_S) as deadline:
+            deadline.shield = True
+            for result in await drive(generators.fetch_many(self._pgconn), self._socket):
+                try:
+                    self._connection.check(result)
+                except PostgresError as exc:
+                    return stream_error(exc, self._slot, self._publication, streaming=True)
+                except SourceUnavailable as exc:
+                    return exc
+        return self._connection.lost(RuntimeError("the server ended the replication stream"))
+
+    def _check_notices(self) -> None:
+        notices, self._connection.notices = self._connection.notices, []
+        for notice in notices:
+            # PostgreSQL 18 says "skipped loading publication", in its own language, goes on and drops the changes
+            if notice.severity == "WARNING" and notice.sqlstate == "55000" and self._publication in notice.message:
+                self._end = publication_missing(self._publication, f"{notice.sqlstate} {notice.message}")
+                raise self._end  # without the block, in which changes may be missing already
+
+
+async def open_replication_stream(
+    config: PostgresConfig, *, slot: str, publication: str, start_lsn: Lsn, connection: PgConnection | None = None
+) -> ReplicationStream:
+    """Start reading a slot at `start_lsn` (0: at its confirmed LSN). Owns `connection`, which made a temporary slot, or one of
+    its own; end it with `close`.
+
+    Raises SourceUnavailable when the slot is taken, Fatal when it is lost or the publication is missing.
+    """
+    if connection is None:
+        connection = await PgConnection.connect(config, application_name="walbridge", replication=True)
+    try:
+        # libpq's buffer keeps the size of the largest message it met, and a larger one makes larger blocks
+        await connection.query("SELECT repeat('x', 1000000)")
+        options = f"proto_version '1', publication_names {_literal(quoted(publication))}"
+        start = f"START_REPLICATION SLOT {quoted(slot)} LOGICAL {format_lsn(start_lsn)} ({options})"
+        connection.pgconn.send_query(start.encode("utf-8", "surrogateescape"))
+        with trio.fail_after(QUERY_TIMEOUT_S):
+            results = await drive(generators.execute(connection.pgconn), connection.socket)
+        try:
+            connection.check(results[-1])
+        except PostgresError as exc:
+            raise await _refusal(config, exc, slot, publication) from exc
+        if results[-1].status != pq.ExecStatus.COPY_BOTH:
+            raise connection.lost()
+        return ReplicationStream(connection, slot, publication)
+    except (psycopg.Error, trio.TooSlowError) as exc:
+        raise connection.lost(exc) from exc
+    except BaseException:
+        connection.close()
+        raise
+
+
+async def _refusal(config: PostgresConfig, error: PostgresError, slot: str, publication: str) -> SourceUnavailable | Fatal:
+    """What a refused START_REPLICATION means. 55000 has several causes; of a lost slot its state tells."""
+    if error.sqlstate == "55000":
+        connection = await PgConnection.connect(config, application_name="walbridge startup")
+        try:
+            state = await slot_state(connection, slot)
+        finally:
+            connection.close()
+        if state is not None and state.wal_status == "lost":
+            return slot_lost(slot, error.said)
+    return stream_error(error, slot, publication)
+
+
+def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
+    error: PostgresError, slot: str, publication: str, *, streaming: bool = False
+) -> SourceUnavailable | Fatal:
+    """What a refusal or an end of the stream means: https://www.postgresql.org/docs/18/errcodes-appendix.html"""
+    if error.sqlstate == "55006":
+        return SourceUnavailable(
+            "WB104", f"slot {slot} is read by another process", said=error.said,
+            means="another bridge works, or a dead one's connection is not noticed yet: waiting for it",
+            fix="to see it: SELECT pid, application_name FROM pg_stat_replication",
+        )  # fmt: skip
+    if error.sqlstate == "42704":  # the slot when starting, the publication once changes are decoded
+        if streaming:
+            return publication_missing(publication, error.said)
+        return SourceUnavailable("WB108", f"slot {slot} does not exist", said=error.said)
+    if error.sqlstate.startswith("58"):  # system errors; 58P01 is a file that is not there
+        if error.sqlstate == "58P01":
+            return slot_lost(slot, error.said)
+        return SourceUnavailable("WB118", f"PostgreSQL cannot read slot {slot} now", said=error.said)
+    if error.sqlstate == "54000":
+        return Fatal(
+            "WB109", f"slot {slot} stands at a row that PostgreSQL cannot send as text", said=error.said,
+            means="a row of more than 1 GiB in text form; what was committed from it on until now must be given up",
+            fix=f"SELECT pg_replication_slot_advance({_literal(slot)}, pg_current_wal_lsn());\n"
+            "then start the bridge: it stores a gap event, and consumers copy their tables again",
+        )  # fmt: skip
+    return Fatal("WB105", f"PostgreSQL refuses to stream slot {slot}", said=error.said, fix=error.hint)
+
+
+def slot_lost(slot: str, said: str) -> Fatal:
+    """The slot can never be read again."""
+    return Fatal(
+        "WB107", f"slot {slot} can no longer be read", said=said,
+        means="PostgreSQL removed WAL that the slot still needed: changes are lost for good",
+        fix="walbridge run --accept-gap   # stores cdc._bridge.gap and goes on; replicas take new snapshots",
+    )  # fmt: skip
+
+
+def publication_missing(publication: str, said: str, tables: Sequence[str] = ()) -> Fatal:
+    """The publication is not there (any more): nothing may be read past it."""
+    return Fatal(
+        "WB106",
+        f"publication {publication} does not exist",
+        said=said,
+        means="without it PostgreSQL drops the changes instead of sending them; before version 18 it must also have existed "
+        "at the place in the WAL that is being read; made anew while rows changed, those changes are lost",
+        fix=f"CREATE PUBLICATION {quoted(publication)} FOR TABLE {', '.join(tables) or 'users, orders'};   -- your tables",
+    )
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,161 @@
+"""Replication slots: made, looked at, dropped. Not read: `replication` does that.
+
+https://www.postgresql.org/docs/18/protocol-replication.html
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import trio
+
+from actors.clients.postgres.connection import PgConnection, PostgresError
+from actors.errors import ConfigError, WalbridgeError
+from actors.positions import NO_LSN, Lsn, parse_lsn
+from actors.telemetry.log import get_logger
+from actors.telemetry.telemetry import SlotHealth
+from actors.wire.sql_names import quoted
+
+log = get_logger("postgres")
+
+SAY_WAITING_AFTER_S = 5.0
+SAY_WAITING_EVERY_S = 60.0
+
+
+class SlotState(NamedTuple):
+    """A row of pg_replication_slots."""
+
+    plugin: str
+    slot_type: str
+    database: str
+    temporary: bool
+    active: bool
+    active_pid: int | None
+    restart_lsn: Lsn | None
+    confirmed_flush_lsn: Lsn | None
+    wal_status: str
+    invalidation_reason: str
+    transactions_read: int
+    """As far as PostgreSQL's statistics remember (not over a crash): 0 does not prove that nobody has read."""
+
+
+async def slot_state(connection: PgConnection, slot: str) -> SlotState | None:
+    """The slot as PostgreSQL has it, None when there is none. On an ordinary connection."""
+    reason = "coalesce(invalidation_reason, '')" if connection.server_version >= 170000 else "''"
+    rows = await connection.query(
+        "SELECT coalesce(plugin, ''), slot_type, coalesce(database, ''), temporary, active, active_pid, restart_lsn,"
+        f" confirmed_flush_lsn, coalesce(wal_status, ''), {reason}, coalesce((SELECT total_txns"
+        " FROM pg_stat_replication_slots t WHERE t.slot_name = s.slot_name), 0)"
+        " FROM pg_replication_slots s WHERE s.slot_name = $1",
+        (slot,),
+    )
+    if not rows:
+        return None
+    plugin, kind, database, temporary, active, pid, restart, confirmed, status, why, txns = rows[0]
+    return SlotState(
+        plugin or "", kind or "", database or "", temporary == "t", active == "t", int(pid) if pid else None,
+        parse_lsn(restart) if restart else None, parse_lsn(confirmed) if confirmed else None, status or "", why or "",
+        int(txns or 0),
+    )  # fmt: skip
+
+
+async def export_snapshot(connection: PgConnection, name: str, *, timeout_s: float) -> tuple[Lsn, str]:
+    """Make a temporary slot and export the snapshot of its consistent point: returns both.
+
+    What commits at that LSN or later is not in the snapshot, everything before is, whatever else happens at the time. The slot
+    ends with `connection`, a replication connection; the snapshot can be imported only until then. Waits for all transactions
+    that write at this moment. Raises PostgresError or SourceUnavailable when it cannot be made, or not within `timeout_s`.
+    """
+    options = "(SNAPSHOT 'export')" if connection.server_version >= 150000 else "EXPORT_SNAPSHOT"
+    ((_, point, snapshot, *_),) = await connection.query(
+        f"CREATE_REPLICATION_SLOT {quoted(name)} TEMPORARY LOGICAL pgoutput {options}", timeout_s=timeout_s
+    )
+    return parse_lsn(point or "0/0"), snapshot or ""
+
+
+async def create_slot(connection: PgConnection, slot: str, *, temporary: bool = False) -> Lsn:
+    """Make the slot, to be synchronized to standbys where the server can; returns its consistent point.
+
+    A temporary one ends with `connection`, and only it can read the slot.
+
+    Waits for transactions that write at this moment, however long; after 5 s the log says for which. Cancelled, it leaves no
+    slot and ends the connection. On a replication connection. Raises ConfigError when no slot is free.
+    """
+    ((standby,),) = await connection.query("SELECT pg_is_in_recovery()")
+    if connection.server_version >= 170000 and standby == "f" and not temporary:
+        options = " (SNAPSHOT 'nothing', FAILOVER)"
+    elif connection.server_version >= 150000:
+        options = " (SNAPSHOT 'nothing')"
+    else:
+        options = " NOEXPORT_SNAPSHOT"
+    consistent_point, refused = "", None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_say_what_creation_waits_for, connection, slot)
+        try:
+            ((_, point, *_),) = await connection.query(
+                f"CREATE_REPLICATION_SLOT {quoted(slot)}{' TEMPORARY' if temporary else ''} LOGICAL pgoutput{options}",
+                timeout_s=float("inf"),
+            )
+            consistent_point = point or "0/0"
+        except WalbridgeError as exc:  # raised inside, it would come out in a group
+            refused = exc
+        nursery.cancel_scope.cancel()
+    if isinstance(refused, PostgresError) and refused.sqlstate == "53400":
+        raise ConfigError(
+            "WB113", "PostgreSQL has no free replication slot", said=refused.said,
+            fix="ALTER SYSTEM SET max_replication_slots = 20;   -- then restart PostgreSQL; or drop what is left over: "
+            "SELECT slot_name, active FROM pg_replication_slots",
+        ) from refused  # fmt: skip
+    if refused is not None:
+        raise refused
+    return parse_lsn(consistent_point)
+
+
+async def _say_what_creation_waits_for(creating: PgConnection, slot: str) -> None:
+    await trio.sleep(SAY_WAITING_AFTER_S)
+    while True:
+        try:
+            watching = await PgConnection.connect(creating.config, application_name="walbridge startup")
+            try:
+                for pid, seconds, query in await watching.query(_BLOCKERS, (creating.backend_pid,)):
+                    log.warning("the new slot waits for a transaction to end", slot=slot, pid=pid, open_for_s=seconds,
+                                query=query, fix=f"SELECT pg_terminate_backend({pid})")  # fmt: skip
+            finally:
+                watching.close()
+        except WalbridgeError as exc:
+            log.debug("cannot see what the new slot waits for", error=str(exc))
+        await trio.sleep(SAY_WAITING_EVERY_S)
+
+
+_BLOCKERS = """
+SELECT b.pid, extract(epoch FROM now() - a.xact_start)::int,
+  CASE WHEN b.pid = 0 THEN 'a prepared transaction, see pg_prepared_xacts' ELSE left(a.query, 200) END
+FROM unnest(pg_blocking_pids($1::int)) b(pid) LEFT JOIN pg_stat_activity a ON a.pid = b.pid
+"""
+
+
+async def drop_slot(connection: PgConnection, slot: str) -> None:
+    """Drop a slot that can no longer be read. On an ordinary connection."""
+    await connection.query("SELECT pg_drop_replication_slot($1)", (slot,))
+
+
+async def slot_health(connection: PgConnection, slot: str) -> SlotHealth | None:
+    """How much WAL is held for the slot and how safe it is; None when there is no slot."""
+    rows = await connection.query(
+        """
+        SELECT s.active, CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
+          s.restart_lsn, s.confirmed_flush_lsn, coalesce(s.wal_status, ''), s.safe_wal_size,
+          current_setting('max_slot_wal_keep_size') <> '-1', coalesce(age(s.catalog_xmin), 0), coalesce(r.spill_bytes, 0)
+        FROM pg_replication_slots s LEFT JOIN pg_stat_replication_slots r ON r.slot_name = s.slot_name
+        WHERE s.slot_name = $1
+        """,
+        (slot,),
+    )
+    if not rows:
+        return None
+    active, current, restart, confirmed, status, safe, limited, age, spilled = rows[0]
+    lsn = [parse_lsn(text) if text else NO_LSN for text in (current, restart, confirmed)]
+    return SlotHealth(
+        active == "t", lsn[0], lsn[1], lsn[2], status or "", int(safe) if safe else None, limited == "t",
+        int(age or 0), int(spilled or 0),
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""Some rows of a published table, taken at random and in bounded memory: what a compression dictionary is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from actors.clients.postgres.catalog import PublishedTable, describe_columns, describe_relation, published_relation
+from actors.clients.postgres.connection import PgConnection, PostgresError
+from actors.contract.table_schema import Description
+from actors.wire.pgoutput import Relation
+from actors.wire.sql_names import quoted
+
+PAGES_MAX = 4_000
+"""Of 8 kB: how much of a large table is looked at."""
+BLOCK_BYTES = 256 * 1024
+BLOCK_ROWS_MAX = 500
+
+Row = tuple[bytes | None, ...]
+"""PostgreSQL's text of each column, None for NULL."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableSample:
+    """Rows of a table as its events would carry them: the publication's columns, and only rows that its filter lets through."""
+
+    relation: Relation
+    """With the columns of the replica identity marked, as a Relation message has them."""
+    description: Description
+    rows: list[Row]
+    rows_expected: int
+    """Of the whole table, by PostgreSQL's statistics; 0 when it has none."""
+    wal_lsn: int
+    """Where the WAL ends, and the next transaction's id: numbers of the size that events will have."""
+    next_xid: int
+
+
+async def sample_table(connection: PgConnection, published: PublishedTable, *, rows_max: int, bytes_max: int) -> TableSample:
+    """Take up to so many rows and so many bytes of text. Raises PostgresError when the table may not be read.
+
+    Of a large table some blocks are read, chosen by TABLESAMPLE, and of their rows some at random: neither the server nor we
+    hold more than what is taken.
+    """
+    relation = published_relation(published, await describe_columns(connection, published.relation_oid))
+    if not relation.columns:
+        raise PostgresError("42P01", f"table {published.schema}.{published.name} was dropped or made anew")
+    relation = await _with_key(connection, relation)
+    description = await describe_relation(connection, relation)
+    ((tuples, pages),) = await connection.query(
+        "SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint, coalesce(sum(pg_relation_size(oid)), 0)::bigint / 8192"
+        " FROM pg_class WHERE oid IN (SELECT $1::oid UNION SELECT relid FROM pg_partition_tree($1::oid))",
+        (published.relation_oid,),
+    )
+    ((lsn, xid),) = await connection.query(
+        "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0')::bigint,"
+        " pg_snapshot_xmax(pg_current_snapshot())::text::bigint % 4294967296"
+    )
+    await connection.query(f"BEGIN READ ONLY; {_cursor(published, relation, int(pages or 0), rows_max)}")
+    rows = await _fetch(connection, rows_max, bytes_max)
+    await connection.query("ROLLBACK")
+    return TableSample(relation, description, rows, int(tuples or 0), int(lsn or 0), int(xid or 0))
+
+
+def _cursor(published: PublishedTable, relation: Relation, pages: int, rows_max: int) -> str:
+    columns = ", ".join(quoted(column.name) for column in relation.columns)
+    percent = 100 * PAGES_MAX / max(pages, 1)
+    sampled = f" TABLESAMPLE SYSTEM ({percent:.9f})" if percent < 100 else ""
+    return (
+        f"DECLARE sample NO SCROLL CURSOR FOR SELECT {columns} FROM {published.own}{sampled}{published.where}"
+        f" ORDER BY random() LIMIT {rows_max}"
+    )
+
+
+async def _fetch(connection: PgConnection, rows_max: int, bytes_max: int) -> list[Row]:
+    """By blocks that hold little, whatever the width of a row: libpq keeps a whole block."""
+    found: list[Row] = []
+    size, block = 0, 10
+    while len(found) < rows_max and size < bytes_max:
+        rows = await connection.query(f"FETCH {block} FROM sample")
+        if not rows:
+            break
+        for row in rows:
+            encoded = tuple(None if value is None else value.encode("utf-8", "surrogateescape") for value in row)
+            found.append(encoded)
+            size += sum(len(value) for value in encoded if value is not None)
+        block = max(1, min(BLOCK_ROWS_MAX, BLOCK_BYTES // max(1, size // len(found))))
+    return found
+
+
+async def _with_key(connection: PgConnection, relation: Relation) -> Relation:
+    """The columns of the replica identity marked."""
+    identity = relation.replica_identity
+    if identity == "f":
+        keys = {column.name for column in relation.columns}
+    else:
+        marked = "i.indisreplident" if identity == "i" else "i.indisprimary" if identity == "d" else "false"
+        rows = await connection.query(
+            "SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid"
+            f" AND a.attnum = ANY (i.indkey::int2[]) WHERE i.indrelid = $1 AND {marked}",
+            (relation.oid,),
+        )
+        keys = {name or "" for (name,) in rows}
+    return replace(relation, columns=tuple(column._replace(is_key=column.name in keys) for column in relation.columns))

@@ -1,0 +1,1 @@
+"""The commands of `walbridge`, one module each: its parameters and its body."""

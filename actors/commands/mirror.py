@@ -1,0 +1,33 @@
+"""`walbridge mirror`: settings, log, and the running mirror."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from actors.mirror.run import MirrorConfig, run
+from actors.settings.resolve import resolve_client
+from actors.telemetry.log import set_up_logging
+
+
+def run_mirror(to: str, tables: str, again: str, flags: Mapping[str, object], env_file: Path | None) -> int:
+    """Mirror until stopped; returns the exit code. Raises Fatal."""
+    client = resolve_client(flags, os.environ, env_file)
+    set_up_logging(client.log.level, client.log.format, client.secrets + secrets_of(to))
+    return run(MirrorConfig(client.nats, client.stream, to, names_of(tables), names_of(again), client.http))
+
+
+def names_of(words: str) -> tuple[str, ...]:
+    """Tables as a command line has them, separated by commas."""
+    return tuple(name.strip() for name in words.split(",") if name.strip())
+
+
+def secrets_of(url: str) -> tuple[str, ...]:
+    """What must not be shown of a replica's URL."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return ()
+    return tuple({password, unquote(password)}) if password and len(password) >= 4 else ()

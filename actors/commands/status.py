@@ -1,0 +1,153 @@
+"""`walbridge status`: what a running bridge is doing, from its /status, for a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from actors.errors import ConfigError
+from actors.telemetry.quantities import age, counted, human_bytes, span
+
+TIMEOUT_S = 5.0
+EVERY_S = 1.0
+COLOURS = {"ok": "32", "warn": "33", "bad": "31"}
+
+
+class NoAnswer(Exception):
+    """Nobody answers there, or something that is no bridge."""
+
+
+def show_status(url: str, *, as_json: bool, watch: bool) -> int:
+    """Print it once, or every second until Ctrl-C. 0 while the bridge streams, 1 when it does not or does not answer.
+
+    Raises ConfigError for an address that is none.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError("WB002", f"--url: {url!r} is not an address; give e.g. http://127.0.0.1:9090")
+    code = 1
+    screen = watch and not as_json and sys.stdout.isatty()
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    while True:
+        try:
+            status = _ask(url)
+            code = 0 if status["state"] == "streaming" else 1
+            if as_json:
+                text = json.dumps(status, indent=None if watch else 2)
+            elif watch and not screen:
+                text = status["verdict"]["text"]
+            else:
+                text = "\n".join(describe(status, time.time(), colour=colour))
+        except NoAnswer as exc:
+            code, text = 1, ""
+            print(f"walbridge: {exc}", file=sys.stderr)
+        if screen:
+            sys.stdout.write("\x1b[H\x1b[2J")  # home, and clear
+        if text:
+            print(text, flush=True)
+        if not watch:
+            return code
+        try:
+            time.sleep(EVERY_S)
+        except KeyboardInterrupt:
+            return code
+
+
+def _ask(url: str) -> dict[str, Any]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url.rstrip('/')}/status", timeout=TIMEOUT_S) as reply:
+            found: dict[str, Any] = json.loads(reply.read())
+            if "verdict" not in found:
+                raise NoAnswer(f"what answers at {url} is not this version of Walbridge")
+            return found
+    except urllib.error.HTTPError as exc:
+        with exc:
+            raise NoAnswer(f"{url} answers {exc.code} {exc.reason}") from exc
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "reason", None) or exc
+        raise NoAnswer(f"no bridge answers at {url} ({reason})") from exc
+
+
+def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = False) -> Iterator[str]:
+    """The lines, widest 100 columns or so."""
+    verdict, wal, stream = status["verdict"], status["wal"], status["jetstream"]
+    yield (
+        f"Walbridge {status['version']}   slot {status['slot']}, publication {status['publication']} -> "
+        f"stream {status['stream']}   up {age(status['uptime_seconds'])}"
+    )
+    text = printable(verdict["text"])
+    yield f"\x1b[{COLOURS[verdict['level']]}m{text}\x1b[0m" if colour else text
+    yield ""
+    yield f"  {'stage':<10} {'position':<18} moved"
+    for stage in status["stages"]:
+        moved = f"{age(now_unix_s - stage['moved_at'])} ago" if stage["moved_at"] else "not yet"
+        yield f"  {stage['stage']:<10} {stage['lsn']:<18} {moved}{'   STANDS STILL' if stage['stuck'] else ''}"
+    yield ""
+    latency = status["latency_ms"]
+    rows = [
+        ("changes", f"{status['events_per_second']:,} /s, {status['cdc_events_published']:,} stored since the start"),
+        ("latency", f"median {_ms(latency['p50'])}, 99 of 100 {_ms(latency['p99'])} from commit to stored, last minute"),
+        ("lag", f"{status['lag_seconds']:g} s; {human_bytes(wal['unconfirmed_bytes'])} of WAL not yet confirmed"),
+        ("WAL held", _wal(status)),
+    ]
+    if stream["looked_at"]:
+        limit = f" of {human_bytes(stream['bytes_max'])}" if stream["bytes_max"] else ""
+        back = f", reaches back {age(now_unix_s - stream['oldest_unix_s'])}" if stream["oldest_unix_s"] else ""
+        seen = f"; looked at {age(now_unix_s - stream['looked_at'])} ago"
+        words = f"{counted(stream['messages'], 'message')}, {human_bytes(stream['bytes'])}{limit}{back}{seen}"
+        rows.append(("stream", words))
+    late = [c for c in status["consumers"] if c["history_used"] > 0.8]
+    told = "{name} has yet to read {history_used:.0%} of the stream: it may lose changes"
+    rows += [("consumer", told.format(**one)) for one in late]
+    suspended = status["suspended_tables"]
+    rows.append(("tables", f"{status['tables']:,}" + (f", suspended: {', '.join(sorted(suspended))}" if suspended else "")))
+    rows += [("snapshot", line) for line in _snapshots(status["snapshots"])]
+    for label, words in rows:
+        yield f"  {label:<10} {printable(words)}"
+    for problem in status["problems"]:
+        yield ""
+        yield f"  {problem['code']}: {printable(problem['what'])}"
+        for label in ("said", "means", "fix"):
+            if problem[label]:
+                yield f"    {label + ':':<7}" + printable(problem[label]).replace("\n", "\n" + " " * 11)
+
+
+def _wal(status: Mapping[str, Any]) -> str:
+    wal = status["wal"]
+    held = human_bytes(wal["held_bytes"])
+    if status["wal_status"] == "lost":
+        return f"{held}; the slot is lost"
+    if wal["budget_bytes"] is None:
+        return held if wal["limited"] else f"{held}, without a limit"
+    left_s = wal["seconds_to_loss"]
+    lasts = f": room for {span(left_s)} at the present rate" if left_s is not None else ""
+    return f"{held} of {human_bytes(wal['budget_bytes'])}{lasts}"
+
+
+def _snapshots(snapshots: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for one in snapshots:
+        if one["state"] == "running":
+            share = f" ({min(99, 100 * one['rows'] // one['rows_expected'])} %)" if one["rows_expected"] else ""
+            yield f"{one['table']} running: {counted(one['rows'], 'row')}{share}"
+        elif one["state"] == "failed":
+            yield f"{one['table']} failed: {one['error']}"
+    waiting = sum(one["state"] == "waiting" for one in snapshots)
+    if waiting:
+        yield f"{waiting} waiting"
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:g} ms"
+
+
+def printable(text: str) -> str:
+    """Without what would steer the terminal: names come from databases."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

@@ -1,0 +1,197 @@
+"""`walbridge train`: a dictionary for one table, from its own rows, and what it saves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+
+import trio
+
+from actors.clients.nats.connection import SinkRefused, open_nats
+from actors.clients.nats.dictionaries import BUCKET, SUFFIX, publish_dictionaries
+from actors.clients.nats.jetstream import JetStream, JetStreamError
+from actors.clients.postgres.catalog import PublishedTable, published_tables
+from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.table_sample import TableSample, sample_table
+from actors.commands.training import TooLittle, Trained, train
+from actors.contract.compression import dictionary_id
+from actors.contract.table_token import as_token, table_token
+from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
+from actors.settings.config import Config
+
+SIZE_MIN_BYTES, SIZE_MAX_BYTES = 1024, 256 * 1024
+ROWS_MIN = 200
+ROWS_MAX = 20_000
+SAMPLE_BYTES_MAX = 24 * 1024 * 1024
+
+
+def parse_size(text: str) -> int:
+    """`16k` or a number of bytes. Raises ConfigError."""
+    match = re.fullmatch(r"(\d{1,7})([kK]?)", text)
+    size = int(match[1]) * (1024 if match[2] else 1) if match else 0
+    if not SIZE_MIN_BYTES <= size <= SIZE_MAX_BYTES:
+        raise ConfigError("WB002", f"--size: {text!r} is not a dictionary's size; give 1k-256k, e.g. 16k")
+    return size
+
+
+def train_table(config: Config, table: str, size: str, *, upload: bool, as_json: bool) -> int:
+    """Sample, train, measure, write the file, upload it if asked to, and report on stdout.
+
+    Raises ConfigError for a table that is not published or has too few rows, Fatal for what servers or the disk refuse.
+    """
+    size_bytes = parse_size(size)
+    try:
+        sample = trio.run(_sample, config, as_token(table))
+        try:
+            trained = train(sample, size_bytes)
+        except TooLittle as exc:
+            raise _too_few(table, len(sample.rows), str(exc)) from exc
+        file = config.snapshots.dictionaries / f"{trained.token}{SUFFIX}"
+        write_whole(file, trained.dictionary)
+        if upload:
+            trio.run(_upload, config, trained)
+    except (WalbridgeError, BaseExceptionGroup) as exc:
+        raise said_at_once(exc) from exc
+    print(json.dumps(_as_json(trained, file, uploaded=upload)) if as_json else _report(trained, sample, file, uploaded=upload))
+    return 0
+
+
+async def _sample(config: Config, token: str) -> TableSample:
+    connection = await PgConnection.connect(config.postgres, application_name="walbridge train")
+    with closing(connection):
+        published = _find(await published_tables(connection, config.source.publication), token, config.source.publication)
+        sample = await sample_table(connection, published, rows_max=ROWS_MAX, bytes_max=SAMPLE_BYTES_MAX)
+    if len(sample.rows) < ROWS_MIN:
+        raise _too_few(token, len(sample.rows))
+    return sample
+
+
+def _find(tables: list[PublishedTable], token: str, publication: str) -> PublishedTable:
+    by_token = {table_token(table.schema, table.name): table for table in tables}
+    found = by_token.get(token)
+    if found is None:
+        there = f"it has {', '.join(sorted(by_token)[:20])}" if by_token else "it has no table, or does not exist"
+        raise ConfigError(
+            "WB520", f"no table {token} in publication {publication}", said=there,
+            means="a dictionary is trained on the rows that events will carry",
+            fix="give --table one of those, or --pub the publication of that table",
+        )  # fmt: skip
+    return found
+
+
+def _too_few(table: str, rows: int, said: str = "") -> ConfigError:
+    return ConfigError(
+        "WB521", f"{rows:,} rows of {table} are too few to train a dictionary", said=said,
+        means=f"{ROWS_MIN} are the least, some thousand are good: half of them only test what the other half has taught",
+        fix="train when the table has filled, with a smaller --size, or on a copy with similar rows",
+    )  # fmt: skip
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, all of it or nothing, and make its folder. Raises Fatal."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    except OSError as exc:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise Fatal(
+            "WB522",
+            f"cannot write {path}",
+            said=exc.strerror or str(exc),
+            fix="--dictionaries with a folder that you may write to",
+        ) from exc
+
+
+async def _upload(config: Config, trained: Trained) -> None:
+    async with open_nats(config.nats, set()) as nats:
+        js = JetStream(nats)
+        try:
+            await js.ensure_bucket(BUCKET, history=10, replicas=config.nats.replicas)
+            ready = await publish_dictionaries(js, {trained.token: trained.dictionary})
+        except (JetStreamError, SinkRefused) as exc:
+            raise _not_uploaded(exc.said) from exc
+    if not ready:
+        raise _not_uploaded("the line above says why")
+
+
+def _not_uploaded(said: str) -> Fatal:
+    return Fatal(
+        "WB523", "the dictionary cannot be put into KV dictionaries", said=said,
+        means="its file is written; a bridge that runs with --zstd or --zstd-events uploads it when it starts",
+        fix=f"nats kv add {BUCKET} --history=10, and allow the NATS user to publish to $KV.{BUCKET}.>",
+    )  # fmt: skip
+
+
+def said_at_once(exc: BaseException) -> BaseException:
+    """A passing fault as a Fatal: a command does not wait for servers, what is wrong now is said now. A bug stays as it is."""
+    error = exc
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, Transient):
+        return Fatal(error.code, error.what, said=error.said, means=error.means, fix=error.fix)
+    return error if isinstance(error, Fatal) else exc
+
+
+# -- the report
+
+_NAMES = {"msgpack": "MessagePack", "json": "JSON"}
+
+
+def _report(trained: Trained, sample: TableSample, file: Path, *, uploaded: bool) -> str:
+    of = f" of about {sample.rows_expected:,}" if sample.rows_expected > len(sample.rows) else ""
+    lines = [
+        f"{trained.token}: trained on {trained.rows_trained:,} rows{of}, tested on {trained.rows_tested:,} others",
+        "",
+        f"{'saved on':<22}{'messages':>10}{'bytes':>12}{'zstd':>9}{'with the dictionary':>22}{'as sent*':>11}",
+    ]
+    for one in trained.figures:
+        name = f"{one.what}s, {_NAMES[one.encoding]}"
+        lines.append(
+            f"{name:<22}{one.messages:>10,}{one.plain_bytes:>12,}{one.saved(one.zstd_bytes):>9.1%}"
+            f"{one.saved(one.dictionary_bytes):>22.1%}{one.saved(one.sent_bytes):>11.1%}"
+        )
+    lines.append("* with the header lines that name the dictionary")
+    event = trained.figures[0]
+    lines += ["", f"{len(trained.dictionary):,} bytes written to {file}"]
+    if uploaded:
+        lines.append(f"uploaded to KV {BUCKET} as {dictionary_id(trained.token, trained.dictionary)}")
+    if event.sent_bytes >= event.plain_bytes:
+        lines.append("it saves nothing on events: leave it out")
+    else:
+        lines.append(f"a bridge uses it from its next start: walbridge --zstd-events{_folder_flag(file, trained.token)}")
+    return "\n".join(lines)
+
+
+def _folder_flag(file: Path, token: str) -> str:
+    folder = str(file).removesuffix(f"{token}{SUFFIX}").rstrip("/") or "/"
+    return "" if folder == "dictionaries" else f" --dictionaries {shlex.quote(folder)}"
+
+
+def _as_json(trained: Trained, file: Path, *, uploaded: bool) -> Mapping[str, object]:
+    return {
+        "table": trained.token,
+        "file": str(file),
+        "bytes": len(trained.dictionary),
+        "dictionary_id": dictionary_id(trained.token, trained.dictionary),
+        "uploaded": uploaded,
+        "rows_trained": trained.rows_trained,
+        "rows_tested": trained.rows_tested,
+        "figures": [
+            one._asdict()
+            | {"zstd_us": round(one.zstd_us, 2), "dictionary_us": round(one.dictionary_us, 2)}
+            | {
+                "zstd_saved": round(one.saved(one.zstd_bytes), 4),
+                "dictionary_saved": round(one.saved(one.dictionary_bytes), 4),
+                "sent_saved": round(one.saved(one.sent_bytes), 4),
+            }
+            for one in trained.figures
+        ],
+    }

@@ -1,0 +1,94 @@
+"""KV `bridges`: what a bridge must know after a restart and the stream's tail does not show (contract, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import orjson
+
+from actors.errors import ConfigError
+from actors.positions import NO_LSN, START, Lsn, Position
+
+BUCKET = "bridges"
+
+
+class Suspended(NamedTuple):
+    """A table whose events are left out: from `since` on, and below `until` where a snapshot has resumed it (else 0)."""
+
+    since: Position
+    until: Lsn = Lsn(0)
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeRecord:
+    """One version of a stream's entry. Written, and acknowledged, before the LSN in it is confirmed to PostgreSQL."""
+
+    slot: str
+    publication: str
+    system_id: str
+    timeline: int
+    switch_points: tuple[tuple[int, Lsn], ...] = ()
+    """(timeline, where it ended), oldest first, as the server's history tells it."""
+    position: Position = START
+    """Of the last stored message when this was written."""
+    last_seq: int = 0
+    """The stream's sequence of that message."""
+    confirmed_lsn: Lsn = NO_LSN
+    """About to be confirmed to PostgreSQL: everything below is stored."""
+    schemas: Mapping[str, int] = field(default_factory=dict)
+    """Table token -> schema_id that readers know at `position`."""
+    tables: tuple[str, ...] = ()
+    """Tokens of the publication's tables: who asks for another one's snapshot is not answered by this bridge."""
+    suspended: Mapping[str, Suspended] = field(default_factory=dict)
+    """Tables whose events are left out, and the change from which on."""
+
+    def encode(self) -> bytes:
+        """As it lies in the bucket: JSON, whatever the events are encoded in."""
+        return orjson.dumps(
+            {
+                "slot": self.slot,
+                "publication": self.publication,
+                "tables": self.tables,
+                "system_id": self.system_id,
+                "timeline": self.timeline,
+                "switch_points": self.switch_points,
+                "last_seq": self.last_seq,
+                "lsn": self.position.lsn,
+                "seq": self.position.seq,
+                "rank": self.position.rank,
+                "confirmed_lsn": self.confirmed_lsn,
+                "schemas": dict(self.schemas),
+                "suspended": {token: [s.since.lsn, s.since.seq, s.until] for token, s in self.suspended.items()},
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, stream: str) -> BridgeRecord:
+        """Read an entry. Raises ConfigError when a bridge cannot have written it."""
+        try:
+            raw = orjson.loads(data)
+            return cls(
+                slot=str(raw["slot"]),
+                publication=str(raw["publication"]),
+                system_id=str(raw["system_id"]),
+                timeline=int(raw["timeline"]),
+                switch_points=tuple((int(tli), Lsn(int(lsn))) for tli, lsn in raw["switch_points"]),
+                position=Position(Lsn(int(raw["lsn"])), int(raw["seq"]), int(raw["rank"])),
+                last_seq=int(raw["last_seq"]),
+                confirmed_lsn=Lsn(int(raw["confirmed_lsn"])),
+                schemas={str(k): int(v) for k, v in raw["schemas"].items()},
+                tables=tuple(map(str, raw["tables"])),
+                suspended={
+                    str(k): Suspended(Position(Lsn(int(v[0])), int(v[1])), Lsn(int(v[2]))) for k, v in raw["suspended"].items()
+                },
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
+            raise ConfigError(
+                "WB240",
+                f"key {stream} of KV bucket {BUCKET} is not a bridge's record",
+                said=repr(exc),
+                means="where to go on cannot be told without it",
+                fix=f"nats kv get {BUCKET} {stream}   # look at it; then: nats kv del {BUCKET} {stream}",
+            ) from exc

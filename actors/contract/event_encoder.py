@@ -1,0 +1,322 @@
+"""Row changes to message bodies: one map an event (contract, section 4), in MessagePack or JSON.
+
+An event is mostly the same bytes again: what a table's operation has in common is encoded once, what a transaction has in
+common once a transaction, and only place, id and row are encoded for each event. That halves the cost of an event.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgpack
+import orjson
+
+from actors.contract.compression import Compressor
+from actors.contract.message_ids import BRIDGE_TOKEN, message_id
+from actors.messages import EventKind, Gap, Notes, RowChange, RowRun, SchemaChange, Transaction, Truncated
+from actors.values.row_blocks import array_head
+from actors.wire.jetstream import OutMessage
+
+NO_NOTES = Notes()
+_out_message = partial(tuple.__new__, OutMessage)  # what OutMessage(...) does, in half of the time
+
+
+class _KindBytes(NamedTuple):
+    """What all events of one kind share, encoded."""
+
+    subject: bytes
+    id_suffix: bytes
+    head: bytes
+    """The fields that they share."""
+
+
+class EventEncoder(ABC):
+    """Encodes events for one stream. Holds the bytes that recent events share, nothing else; not for two tasks.
+
+    `publish_prefix` goes before the subject on the wire, not in the body: the stream maps it away (contract, section 2).
+    `compressors`, by table token, are of the tables whose events are compressed.
+    """
+
+    def __init__(self, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None) -> None:
+        self._prefix = publish_prefix
+        self._compressors = compressors or {}
+        self._kinds: dict[EventKind, _KindBytes] = {}
+        self._txn: Transaction | None = None
+        self._heads: dict[EventKind, bytes] = {}
+        self._id_head = b""
+        self._txn_fields = b""
+
+    def rows(self, run: RowRun, first: int, stop: int, bytes_max: int, event_max: int) -> tuple[list[OutMessage], int]:
+        """Events of `run.rows[first:stop]`, none of them its transaction's last, and the bytes of their ids and bodies.
+
+        Ends behind the one that reaches `bytes_max`, and before one that is larger than `event_max` bytes alone.
+        """
+        known, head = self._shared(run.kind, run.txn)
+        subject, id_head, id_suffix, event = known.subject, self._id_head, known.id_suffix, self._event
+        made: list[OutMessage] = []
+        total = 0
+        for seq, row in enumerate(run.rows[first:stop], run.seq + first):
+            msg_id = b"%b%d%b" % (id_head, seq, id_suffix)
+            body = event(head, msg_id, seq, row)
+            size = len(msg_id) + len(body)
+            if size > event_max:
+                break
+            made.append(_out_message((subject, msg_id, body, b"")))
+            total += size
+            if total >= bytes_max:
+                break
+        return made, total
+
+    def compressor(self, kind: EventKind) -> Compressor | None:
+        """What the events of a kind are compressed with, if they are."""
+        return self._compressors.get(kind.table.token)
+
+    def row(self, change: RowChange, *, last: bool, omitted: tuple[str, ...] = ()) -> OutMessage:
+        """One row event; `last` when it is its transaction's last, `omitted` names columns that were left out."""
+        kind, txn, seq, data, old, notes = change
+        return self._message(kind, txn, seq, data, _extras(old, notes or NO_NOTES, omitted, last))
+
+    def truncated(self, event: Truncated, *, last: bool) -> OutMessage:
+        """One table's TRUNCATE."""
+        extras: dict[str, object] = {"cascade": event.cascade, "restart_identity": event.restart_identity}
+        if last:
+            extras["last"] = True
+        return self._message(event.kind, event.txn, event.seq, {}, extras)
+
+    def schema(self, change: SchemaChange) -> OutMessage:
+        """A SCHEMA event: what KV `schemas` holds, with its place in the stream."""
+        token, position = change.table.token, change.position
+        msg_id = message_id(position, token, "schema")
+        place = {"operation": "SCHEMA", "msg_id": msg_id, "lsn": position.lsn, "seq": position.seq}
+        subject = f"cdc.{token}.schema".encode()
+        return OutMessage(self._prefix + subject, msg_id.encode(), self.document(change.body | place))
+
+    def gap(self, gap: Gap, *, last: bool = False) -> OutMessage:
+        """A gap event, on the one subject that says that changes are lost."""
+        msg_id = message_id(gap.position, gap.token or BRIDGE_TOKEN, "gap")
+        body: dict[str, object] = {
+            "operation": "GAP",
+            "msg_id": msg_id,
+            "slot": gap.slot,
+            "reason": gap.reason,
+            "from_lsn": gap.from_lsn,
+            "to_lsn": gap.to_lsn,
+            "tables": list(gap.tables),
+        }
+        if last:
+            body["last"] = True
+        return OutMessage(self._prefix + f"cdc.{BRIDGE_TOKEN}.gap".encode(), msg_id.encode(), self.document(body))
+
+    @abstractmethod
+    def document(self, body: Mapping[str, object]) -> bytes:
+        """Any map of plain values, as a schema or a record is published."""
+
+    @abstractmethod
+    def read_document(self, body: bytes) -> object:
+        """What `document` made, or None when it is not in this encoding."""
+
+    @abstractmethod
+    def pack(self, bodies: list[bytes]) -> bytes:
+        """Several event bodies as one list."""
+
+    @abstractmethod
+    def join_rows(self, parts: Sequence[bytes], count: int) -> bytes:
+        """An array of `count` rows from parts of its inside (see `row_blocks`)."""
+
+    @abstractmethod
+    def with_rows(self, fields: Mapping[str, object], parts: Sequence[bytes], count: int) -> bytes:
+        """A map with these fields and, as `data`, that array."""
+
+    @abstractmethod
+    def value_size_bytes(self, value: object) -> int:
+        """How much one column's value adds to a body."""
+
+    @abstractmethod
+    def _fields(self, fields: Iterable[tuple[str, object]]) -> bytes: ...
+
+    @abstractmethod
+    def _head(self, fields: bytes) -> bytes:
+        """An event's beginning, up to where its `msg_id` is written; `fields` are those it shares with others."""
+
+    @abstractmethod
+    def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
+        """A whole event that has nothing but what every event has."""
+
+    @abstractmethod
+    def _with_extras(self, event: bytes, extras: Mapping[str, object]) -> bytes:
+        """An event with more fields at its end."""
+
+    def _message(
+        self, kind: EventKind, txn: Transaction, seq: int, data: Mapping[str, object], extras: Mapping[str, object]
+    ) -> OutMessage:
+        known, head = self._shared(kind, txn)
+        msg_id = b"%b%d%b" % (self._id_head, seq, known.id_suffix)
+        event = self._event(head, msg_id, seq, data)
+        return OutMessage(known.subject, msg_id, self._with_extras(event, extras) if extras else event)
+
+    def _shared(self, kind: EventKind, txn: Transaction) -> tuple[_KindBytes, bytes]:
+        """What an event shares with others of its kind, and its beginning, which it shares with those of its transaction."""
+        known = self._kinds.get(kind) or self._remember(kind)
+        if txn is not self._txn:
+            self._begin(txn)
+        head = self._heads.get(kind)
+        if head is None:
+            head = self._heads[kind] = self._head(known.head + self._txn_fields)
+        return known, head
+
+    def _remember(self, kind: EventKind) -> _KindBytes:
+        # A kind lives as long as its table's shape: ten thousand shapes are more than any publication has at once.
+        if len(self._kinds) >= 10_000:
+            self._kinds.clear()
+        table, operation = kind.table, kind.operation
+        subject = f"cdc.{table.token}.{operation}"
+        shared = (
+            ("subject", subject),
+            ("table", table.relation.name),
+            ("schema", table.relation.schema),
+            ("operation", operation.upper()),
+            ("relation_id", table.relation.oid),
+            ("key", list(table.key)),
+        )
+        known = _KindBytes(self._prefix + subject.encode(), f"-{table.token}-{operation}".encode(), self._fields(shared))
+        self._kinds[kind] = known
+        return known
+
+    def _begin(self, txn: Transaction) -> None:
+        self._txn = txn
+        self._heads = {}
+        self._id_head = b"%x-" % txn.commit_lsn
+        self._txn_fields = self._fields((("lsn", txn.commit_lsn), ("xid", txn.xid), ("commit_ts", txn.commit_us)))
+
+
+def _extras(old: dict[str, object] | None, notes: Notes, omitted: tuple[str, ...], last: bool) -> dict[str, object]:
+    extras: dict[str, object] = {}
+    if old is not None:
+        extras["old"] = old
+    if notes.unchanged:
+        extras["unchanged"] = list(notes.unchanged)
+    if omitted:
+        extras["omitted"] = list(omitted)
+    if notes.raw:
+        extras["raw"] = list(notes.raw)
+    if notes.old_raw:
+        extras["old_raw"] = list(notes.old_raw)
+    if last:
+        extras["last"] = True
+    return extras
+
+
+# MessagePack headers: https://github.com/msgpack/msgpack/blob/master/spec.md
+_STR_HEAD = [bytes([0xA0 | n]) if n < 32 else bytes([0xD9, n]) for n in range(256)]
+_STR_HEAD += [b"\xda" + n.to_bytes(2, "big") for n in range(256, 4096)]
+_SMALL_INT = [bytes([n]) for n in range(128)]
+_SHARED_FIELDS = 12  # six of the kind, msg_id, three of the transaction, seq, data
+_EVENT_HEAD = bytes([0x80 | _SHARED_FIELDS])
+
+
+class MsgpackEvents(EventEncoder):
+    """Events as MessagePack maps."""
+
+    def __init__(self, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None) -> None:
+        super().__init__(publish_prefix, compressors)
+        packer = msgpack.Packer(autoreset=True, unicode_errors="surrogateescape")
+        self._pack: Any = packer.pack
+
+    def document(self, body: Mapping[str, object]) -> bytes:
+        return bytes(self._pack(body))
+
+    def read_document(self, body: bytes) -> object:
+        try:
+            return msgpack.unpackb(body)
+        except ValueError:
+            return None
+
+    def pack(self, bodies: list[bytes]) -> bytes:
+        return array_head(len(bodies)) + b"".join(bodies)
+
+    def join_rows(self, parts: Sequence[bytes], count: int) -> bytes:
+        return array_head(count) + b"".join(parts)
+
+    def with_rows(self, fields: Mapping[str, object], parts: Sequence[bytes], count: int) -> bytes:
+        head = bytes([0x80 | len(fields) + 1]) + self._fields(fields.items()) + b"\xa4data" + array_head(count)
+        return b"".join((head, *parts))
+
+    def value_size_bytes(self, value: object) -> int:
+        return len(self._pack(value))
+
+    def _fields(self, fields: Iterable[tuple[str, object]]) -> bytes:
+        return b"".join(self._pack(name) + self._pack(value) for name, value in fields)
+
+    def _head(self, fields: bytes) -> bytes:
+        return _EVENT_HEAD + fields + b"\xa6msg_id"
+
+    def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
+        pack = self._pack
+        place = _SMALL_INT[seq] if seq < 128 else pack(seq)
+        return b"".join((head, _STR_HEAD[len(msg_id)], msg_id, b"\xa3seq", place, b"\xa4data", pack(data)))
+
+    def _with_extras(self, event: bytes, extras: Mapping[str, object]) -> bytes:
+        count = _SHARED_FIELDS + len(extras)
+        map_head = bytes([0x80 | count]) if count < 16 else b"\xde" + count.to_bytes(2, "big")
+        return map_head + event[1:] + self._fields(extras.items())
+
+
+class JsonEvents(EventEncoder):
+    """Events as JSON objects."""
+
+    def document(self, body: Mapping[str, object]) -> bytes:
+        return orjson.dumps(body)
+
+    def read_document(self, body: bytes) -> object:
+        try:
+            return orjson.loads(body)
+        except ValueError:
+            return None
+
+    def pack(self, bodies: list[bytes]) -> bytes:
+        return b"[" + b",".join(bodies) + b"]"
+
+    def join_rows(self, parts: Sequence[bytes], count: int) -> bytes:
+        return b"[" + b",".join(parts) + b"]"
+
+    def with_rows(self, fields: Mapping[str, object], parts: Sequence[bytes], count: int) -> bytes:
+        return b'{%b,"data":[%b]}' % (self._fields(fields.items())[1:], b",".join(parts))
+
+    def value_size_bytes(self, value: object) -> int:
+        return len(orjson.dumps(value))
+
+    def _fields(self, fields: Iterable[tuple[str, object]]) -> bytes:
+        return b"".join(b",%b:%b" % (orjson.dumps(name), orjson.dumps(value)) for name, value in fields)
+
+    def _head(self, fields: bytes) -> bytes:
+        return b"{" + fields[1:] + b',"msg_id":"'
+
+    def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
+        # a message id needs no escapes: hex, digits, dashes and a table's token
+        return b'%b%b","seq":%d,"data":%b}' % (head, msg_id, seq, orjson.dumps(data))
+
+    def _with_extras(self, event: bytes, extras: Mapping[str, object]) -> bytes:
+        return event[:-1] + self._fields(extras.items()) + b"}"
+
+
+def compressed(message: OutMessage, compressor: Compressor) -> OutMessage:
+    """The same message with its body compressed, where that makes it smaller."""
+    packed = compressor.compress(message.body)
+    if len(packed) + len(compressor.header_lines) >= len(message.body):
+        return message
+    return OutMessage(message.subject, message.msg_id, packed, compressor.header_lines)
+
+
+def event_encoder(
+    encoding: str, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None
+) -> EventEncoder:
+    """The encoder for `msgpack` or `json`."""
+    return (JsonEvents if encoding == "json" else MsgpackEvents)(publish_prefix, compressors)
+
+
+def read_any_document(body: bytes) -> object:
+    """What an encoder's `document` made, in whichever encoding; None when it is neither."""
+    return MsgpackEvents().read_document(body) or JsonEvents().read_document(body)

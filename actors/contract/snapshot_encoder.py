@@ -1,0 +1,158 @@
+"""What a snapshot says on INIT: start, chunks, meta or error (contract, section 5). No I/O."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from actors.contract.event_encoder import EventEncoder
+from actors.contract.table_schema import base_type_field, schema_id
+from actors.positions import Lsn, format_lsn
+from actors.values.formats import SnapshotFormat
+from actors.values.row_blocks import Piece
+from actors.wire.pgoutput import Relation
+
+
+class Message(NamedTuple):
+    """One message for the INIT stream."""
+
+    subject: str
+    body: bytes
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotHead:
+    """What all messages of one snapshot share."""
+
+    snapshot_id: str
+    token: str
+    relation: Relation
+    data_types: tuple[str, ...]
+    pk: frozenset[str]
+    snapshot_lsn: Lsn
+    """Events with `lsn >= snapshot_lsn` are not in it, all others are."""
+    stream_seq: int
+    """Events behind this sequence of the CDC stream must be looked at."""
+    compressed: bool = False
+    dictionary_id: str | None = None
+    base_types: Mapping[str, str] = field(default_factory=dict)
+
+
+def new_snapshot_id(unix_s: float) -> str:
+    """`snap-{unix s}-{4 hex}`."""
+    return f"snap-{int(unix_s)}-{secrets.token_hex(2)}"
+
+
+class SnapshotMessages:
+    """Writes the messages of one snapshot, in one encoding and format."""
+
+    def __init__(self, head: SnapshotHead, encoder: EventEncoder, fmt: SnapshotFormat) -> None:
+        self._head, self._encoder, self._format = head, encoder, fmt
+
+    def start(self) -> list[Message]:
+        """The start, and with the array format what its rows are made of."""
+        head = self._head
+        columns = [
+            {"name": column.name, "type": words, "pk": column.name in head.pk} | base_type_field(head.base_types, column.name)
+            for column, words in zip(head.relation.columns, head.data_types, strict=True)
+        ]
+        shape = schema_id(head.relation)
+        body: dict[str, object] = {
+            "snapshot_id": head.snapshot_id,
+            "table": head.relation.name,
+            "schema": head.relation.schema,
+            "lsn": format_lsn(head.snapshot_lsn),
+            "snapshot_lsn": head.snapshot_lsn,
+            "stream_seq": head.stream_seq,
+            "timestamp": int(time.time()),
+            "status": "starting",
+            "format": "array_streaming" if self._format == "array" else "map",
+            **self._compression(),
+            "schema_id": shape,
+            "relation_id": head.relation.oid,
+            "columns": columns,
+        }
+        messages = [Message(f"init.start.{head.token}", self._encoder.document(body), {})]
+        if self._format == "array":
+            announced = {
+                "schema_id": shape,
+                "table": head.relation.name,
+                "columns": columns,
+                "format": "array_streaming",
+                "snapshot_id": head.snapshot_id,
+                "snapshot_lsn": head.snapshot_lsn,
+                "stream_seq": head.stream_seq,
+            }
+            messages.append(Message(f"snapshot.init.{head.token}", self._encoder.document(announced), {}))
+        return messages
+
+    def chunk(self, number: int, pieces: Sequence[Piece]) -> Message:
+        """One chunk, not compressed yet."""
+        head = self._head
+        parts, rows = [piece.body for piece in pieces], sum(piece.rows for piece in pieces)
+        headers = {"Nats-Msg-Id": f"{head.snapshot_id}-{number}", "Snapshot-Id": head.snapshot_id, "Chunk": str(number)}
+        if self._format == "array":
+            return Message(f"snapshot.data.{head.token}", self._encoder.join_rows(parts, rows), headers)
+        fields: dict[str, object] = {
+            "table": head.relation.name,
+            "operation": "snapshot",
+            "snapshot_id": head.snapshot_id,
+            "chunk": number,
+            "lsn": format_lsn(head.snapshot_lsn),
+            "snapshot_lsn": head.snapshot_lsn,
+        }
+        raw: list[tuple[int, str]] = []
+        first = 0
+        for piece in pieces:
+            raw += [(first + row, head.relation.columns[column].name) for row, column in piece.raw]
+            first += piece.rows
+        if raw:
+            fields["raw"] = raw
+        body = self._encoder.with_rows(fields, parts, rows)
+        return Message(f"init.snap.{head.token}.{head.snapshot_id}.{number}", body, headers)
+
+    def meta(self, batch_count: int, row_count: int) -> Message:
+        """The end: without it a snapshot does not count."""
+        head = self._head
+        body = {
+            "snapshot_id": head.snapshot_id,
+            "table": head.relation.name,
+            "lsn": format_lsn(head.snapshot_lsn),
+            "snapshot_lsn": head.snapshot_lsn,
+            "stream_seq": head.stream_seq,
+            "timestamp": int(time.time()),
+            "batch_count": batch_count,
+            "row_count": row_count,
+            **self._compression(),
+        }
+        return Message(f"init.meta.{head.token}", self._encoder.document(body), {})
+
+    def _compression(self) -> dict[str, object]:
+        found: dict[str, object] = {"compression_enabled": self._head.compressed}
+        if self._head.dictionary_id is not None:
+            found["dictionary_id"] = self._head.dictionary_id
+        return found
+
+
+def error_message(
+    encoder: EventEncoder,
+    token: str,
+    table: str,
+    error_type: str,
+    error_message: str,
+    *,
+    snapshot_id: str | None = None,
+    available_tables: Sequence[str] | None = None,
+) -> Message:
+    """Why a snapshot ended without a meta, or did not begin."""
+    body: dict[str, object] = {"table": table, "error_type": error_type, "error_message": error_message}
+    body["timestamp"] = int(time.time())
+    if snapshot_id is not None:
+        body["snapshot_id"] = snapshot_id
+    if available_tables is not None:
+        body["available_tables"] = list(available_tables)
+    return Message(f"init.error.{token}", encoder.document(body), {})

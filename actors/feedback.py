@@ -1,0 +1,64 @@
+"""What PostgreSQL is to hear of the replication stream: how far it was read, and what is stored permanently."""
+
+from __future__ import annotations
+
+import trio
+from trio_util import AsyncValue
+
+from actors.positions import NO_LSN, Lsn
+
+QUIET_S = 0.05
+"""PostgreSQL 18 can withhold a finished transaction from a client that has said nothing since the data before it."""
+ASK_AFTER_S = 30.0
+"""An idle PostgreSQL that hears from us says nothing by itself: after so much silence it is asked for a sign of life."""
+
+
+class Feedback:
+    """Positions that the status_reporter sends to PostgreSQL.
+
+    The acker writes `confirmed`, the replication_reader writes the rest through `data_arrived`, the status_reporter reads both.
+    """
+
+    def __init__(self, confirmed: Lsn) -> None:
+        self.confirmed = AsyncValue(confirmed)
+        self.received = NO_LSN
+        self._news = trio.Event()
+        self._reply_wanted = False
+        self._ask_at = trio.current_time() + ASK_AFTER_S
+
+    @property
+    def to_confirm(self) -> Lsn:
+        """The LSN to confirm, never beyond what PostgreSQL has sent: it would take it and skip everything up to there."""
+        return min(self.confirmed.value, self.received) if self.received else NO_LSN
+
+    def data_arrived(self, wal_end: Lsn, *, reply_wanted: bool) -> None:
+        """Note that a block was read: a status is due once the stream falls silent, at once if PostgreSQL asks for it."""
+        self.received = wal_end
+        self._ask_at = trio.current_time() + ASK_AFTER_S
+        self._reply_wanted |= reply_wanted
+        self._news.set()
+
+    def reply_now(self) -> None:
+        """Make a status due at once."""
+        self._reply_wanted = True
+        self._news.set()
+
+    async def until_due(self, deadline: float) -> None:
+        """Wait until a status is due: at `deadline` (trio's clock), when one is asked for, or when data has gone quiet."""
+        with trio.move_on_at(deadline):
+            await self._news.wait()
+            while not self._reply_wanted:  # data flows: wait until it has been quiet for a moment
+                self._news = trio.Event()
+                with trio.move_on_after(QUIET_S) as quiet:
+                    await self._news.wait()
+                if quiet.cancelled_caught:
+                    break
+        self._news, self._reply_wanted = trio.Event(), False
+
+    def is_silent(self) -> bool:
+        """Tell whether PostgreSQL has been silent for so long that it is to be asked for a sign of life; once per silence."""
+        now = trio.current_time()
+        if now < self._ask_at:
+            return False
+        self._ask_at = now + ASK_AFTER_S
+        return True

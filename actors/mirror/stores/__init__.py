@@ -1,0 +1,1 @@
+"""Where a replica lives: SQLite and PostgreSQL behind one protocol."""

@@ -1,0 +1,56 @@
+"""Which store a replica's URL names."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import trio
+
+from actors.errors import ConfigError, Transient
+from actors.mirror.stores.store import Store
+
+
+async def open_store(url: str, *, create: bool = True) -> Store:
+    """Open a replica by its URL. Raises ConfigError for another kind of URL. Without `create` it must be a replica already."""
+    scheme = url.partition(":")[0]
+    if scheme == "sqlite":
+        from actors.mirror.stores.sqlite import SqliteStore  # noqa: PLC0415
+
+        return await SqliteStore.open(sqlite_path(url), create=create)
+    if scheme in ("postgresql", "postgres"):
+        from actors.mirror.stores.postgres import PostgresStore  # noqa: PLC0415
+
+        return await PostgresStore.open(url, create=create)
+    named = f"{scheme!r} is" if scheme.isalnum() else "that is"  # not what may be a connection string with a password
+    raise ConfigError("WB500", f"--to: {named} no kind of replica; give sqlite:///file.db or postgresql://user@host/db")
+
+
+async def check_replica(url: str) -> None:
+    """Raise ConfigError for a replica that could never be opened. Makes nothing: what is asked of it may be wrong."""
+    if url.partition(":")[0] == "sqlite" and not await trio.Path(path := sqlite_path(url)).exists():
+        folder = await trio.Path(path).absolute()
+        reason = _unmakeable(str(folder.parent))
+        if reason:
+            fix = "give a file in a folder that can be written"
+            raise ConfigError("WB502", f"--to: cannot make {path}", said=f"{folder.parent}: {reason}", fix=fix)
+        return
+    with suppress(Transient):  # it may be there when it is needed
+        store = await open_store(url)
+        await store.close()
+
+
+def _unmakeable(folder: str) -> str:
+    """Why no file can be made in a folder; empty when one can."""
+    if not os.path.isdir(folder):
+        return "no such folder"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else "it cannot be written"
+
+
+def sqlite_path(url: str) -> str:
+    """The file of a `sqlite:///file.db` (relative) or `sqlite:////file.db` (absolute). Raises ConfigError."""
+    parts = urlsplit(url)
+    if parts.netloc or len(parts.path) < 2:
+        raise ConfigError("WB500", f"--to: {url!r} names no file; give sqlite:///file.db, or sqlite:////folder/file.db")
+    return url.partition("://")[2][1:]

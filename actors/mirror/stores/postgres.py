@@ -1,0 +1,321 @@
+"""A replica in PostgreSQL: one connection on trio, statements sent in a pipeline, a whole batch for one round trip, many new
+rows of a table by COPY. COMMIT follows when every result has been looked at: a change that met no row must leave nothing.
+
+synchronous_commit is off: after a crash of the server the last transactions may be gone, but rows and position together, so
+that they are applied again. https://www.postgresql.org/docs/18/libpq-pipeline-mode.html and libpq-copy.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import psycopg
+import trio
+from psycopg import pq
+
+from actors.clients.postgres.connection import PgConnection, PostgresError, SourceRefused
+from actors.contract.bridge_record import BridgeRecord
+from actors.contract.records import Column
+from actors.errors import ConfigError, SourceUnavailable
+from actors.mirror.stores.dialect import Params, PostgresDialect, Statement, copy_of
+from actors.mirror.stores.store import CLAIM_WITHIN_S, ApplyConflict, ReplicaRefused, ReplicaUnavailable, in_use, no_replica
+from actors.settings.config import PostgresConfig
+from actors.wire.sql_names import quoted
+
+PREPARED_MAX = 500
+PIPELINE_MAX = 2_000
+"""Commands sent before their results are read."""
+BLOCK_ROWS = 1_000
+CLAIM_KEY = 0x77616C6272696467
+"""Of the advisory lock by which mirrors keep out of each other's way."""
+COPY_ROWS_MIN = 20
+"""So many new rows of a table, one behind the other, go by COPY: it takes two round trips, and a tenth of the work a row."""
+COPY_BYTES = 256 * 1024
+_CHANGES_TABLES = ("ALTER", "CREATE", "DROP")
+_UNIQUE_VIOLATION = "23505"
+_PASSES = ("08", "40", "53", "57")
+"""Classes of SQLSTATE: the connection, a rollback to let another go on, no room, an operator. Not the statement's fault."""
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+class PostgresStore:
+    """An open connection. `open` makes one."""
+
+    def __init__(self, connection: PgConnection) -> None:
+        self.dialect = PostgresDialect()
+        self._connection = connection
+        self._in_transaction = False
+        self._prepared: dict[tuple[str, int], bytes] = {}
+        self._serial = 0
+        self._outdated = False
+
+    @classmethod
+    async def open(cls, url: str, *, create: bool = True) -> PostgresStore:
+        """Connect. Raises ConfigError when the role may not make tables, ReplicaUnavailable when nobody answers."""
+        try:
+            psycopg.conninfo.conninfo_to_dict(url)
+        except psycopg.ProgrammingError as exc:
+            raise ConfigError("WB500", "--to: not a libpq connection string; give e.g. postgresql://user@host:5432/db") from exc
+        try:
+            connection = await PgConnection.connect(PostgresConfig(url), application_name="walbridge mirror")
+        except SourceRefused as exc:
+            raise ConfigError(
+                "WB502",
+                "--to: the replica's PostgreSQL does not let the mirror in",
+                said=exc.said,
+                fix="give --to a database that is there, and a role that may log in and create tables in it",
+            ) from exc
+        except SourceUnavailable as exc:
+            raise _unavailable(exc) from exc
+        store = cls(connection)
+        try:
+            await store.query("SET search_path = pg_catalog, public; SET synchronous_commit = off")
+            if not create and not await store.exists(("_walbridge", "tables")):
+                raise no_replica("the database of --to")
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def claim(self, source: BridgeRecord) -> None:
+        is_source = await self.query(
+            "SELECT 1 FROM pg_control_system() c JOIN pg_replication_slots s ON s.slot_name = $2"
+            " WHERE c.system_identifier::text = $1 AND s.database = current_database()",
+            (source.system_id, source.slot),
+        )
+        if is_source:
+            raise ConfigError(
+                "WB508", "--to: this is the bridge's own database, the source",
+                means="a mirror would make copies of its tables beside them", fix="give --to another database",
+            )  # fmt: skip
+        deadline = trio.current_time() + CLAIM_WITHIN_S
+        while await self.query(f"SELECT 1 WHERE NOT pg_try_advisory_lock({CLAIM_KEY})"):
+            if trio.current_time() > deadline:
+                raise in_use()
+            await trio.sleep(0.25)
+        await self.run([Statement(sql, [()]) for sql in self.dialect.schema_statements()], commit=True)
+
+    async def run(self, statements: Sequence[Statement], *, commit: bool) -> None:
+        commands: list[_Command] = []
+        if not self._in_transaction:
+            commands.append(_Command("BEGIN", (), None))
+            self._in_transaction = True
+        for statement in statements:
+            if statement.sql.startswith(_CHANGES_TABLES):
+                self._outdated = True  # parameters were given the types of columns that are others now
+            copy = copy_of(statement.sql) if len(statement.params) >= COPY_ROWS_MIN else None
+            if copy is not None:
+                await self._send(commands)
+                commands = []
+                await self._copy(copy, statement)
+                continue
+            for params in statement.params:
+                commands.append(_Command(statement.sql, params, statement))
+                if len(commands) >= PIPELINE_MAX:
+                    await self._send(commands)
+                    commands = []
+        await self._send(commands)
+        if commit:  # by itself: a change that met no row is no error to PostgreSQL, which would have committed the rest of it
+            await self._send([_Command("COMMIT", (), None)])
+            self._in_transaction = False
+
+    async def _send(self, commands: Sequence[_Command]) -> None:
+        if not commands:
+            return
+        pgconn = self._connection.pgconn
+        if len(self._prepared) > PREPARED_MAX or self._outdated:
+            self._prepared.clear()
+            self._outdated = False
+            await self.query("DEALLOCATE ALL")
+        expected: list[tuple[_Command, bool]] = []
+        try:
+            pgconn.enter_pipeline_mode()
+            for command in commands:
+                key = command.sql, len(command.params)
+                name = self._prepared.get(key)
+                if name is None:
+                    self._serial += 1
+                    name = self._prepared[key] = b"w%d" % self._serial
+                    pgconn.send_prepare(name, command.sql.encode("utf-8", "surrogateescape"))
+                    expected.append((command, True))
+                pgconn.send_query_prepared(name, [_text(value) for value in command.params])
+                expected.append((command, False))
+            pgconn.pipeline_sync()
+            results = await self._results()
+            pgconn.exit_pipeline_mode()
+        except (psycopg.Error, trio.ClosedResourceError) as exc:
+            raise self._gone(exc) from exc
+        except BaseException:
+            self._connection.close()
+            raise
+        for (command, is_prepare), result in zip(expected, results, strict=True):
+            self._check(command, result, is_prepare=is_prepare)
+
+    async def _results(self) -> list[pq.abc.PGresult]:
+        """Send what libpq has gathered and read one result for each command, up to that of the sync."""
+        pgconn, sock = self._connection.pgconn, self._connection.socket
+        results: list[pq.abc.PGresult] = []
+        await self._flush()
+        while True:
+            if pgconn.is_busy():
+                await trio.lowlevel.wait_readable(sock)
+                pgconn.consume_input()
+                continue
+            result = pgconn.get_result()
+            if result is None:  # between two commands
+                continue
+            if result.status == pq.ExecStatus.PIPELINE_SYNC:
+                return results
+            results.append(result)
+
+    async def _copy(self, sql: str, statement: Statement) -> None:
+        pgconn = self._connection.pgconn
+        try:
+            pgconn.send_query(sql.encode("utf-8", "surrogateescape"))
+            (result,) = await self._results_of_query()
+            if result.status == pq.ExecStatus.COPY_IN:
+                for piece in _copy_lines(statement.params):
+                    while pgconn.put_copy_data(piece) == 0:
+                        await self._flush()
+                    await self._flush()
+                while pgconn.put_copy_end() == 0:
+                    await self._flush()
+                (result,) = await self._results_of_query()
+        except (psycopg.Error, trio.ClosedResourceError) as exc:
+            raise self._gone(exc) from exc
+        except BaseException:
+            self._connection.close()
+            raise
+        self._check(_Command(sql, (), statement), result, is_prepare=False)
+
+    async def _flush(self) -> None:
+        """Send what libpq has gathered; the server may want to be read before it reads on."""
+        pgconn, sock = self._connection.pgconn, self._connection.socket
+        while pgconn.flush():
+            with trio.move_on_after(0.05):
+                await trio.lowlevel.wait_writable(sock)
+            pgconn.consume_input()
+
+    async def _results_of_query(self) -> list[pq.abc.PGresult]:
+        """All results of one query; with COPY_IN it waits for data."""
+        pgconn, sock = self._connection.pgconn, self._connection.socket
+        await self._flush()
+        results: list[pq.abc.PGresult] = []
+        while True:
+            while pgconn.is_busy():
+                await trio.lowlevel.wait_readable(sock)
+                pgconn.consume_input()
+            result = pgconn.get_result()
+            if result is None:
+                return results
+            results.append(result)
+            if result.status == pq.ExecStatus.COPY_IN:
+                return results
+
+    def _check(self, command: _Command, result: pq.abc.PGresult, *, is_prepare: bool) -> None:
+        statement = command.statement
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            self._prepared.clear()  # what was being prepared behind the error is not
+            sqlstate = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+            said = f"{sqlstate} " + (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode("utf-8", "replace")
+            if sqlstate.startswith(_PASSES):
+                raise self._gone(psycopg.OperationalError(said))
+            if statement is not None and statement.token:
+                raise ApplyConflict(statement.token, said, is_duplicate=sqlstate == _UNIQUE_VIOLATION)
+            raise ReplicaRefused("WB504", "the replica refuses a statement", said=f"{said}: {command.sql[:200]}")
+        if statement is not None and statement.counted and not is_prepare and (result.command_tuples or 0) != 1:
+            if not statement.token:
+                raise in_use()
+            raise ApplyConflict(statement.token, f"a change met {result.command_tuples} rows: {statement.sql}")
+
+    async def rollback(self) -> None:
+        self._prepared.clear()
+        self._in_transaction = False
+        await self.query("ROLLBACK; DEALLOCATE ALL")
+
+    async def query(self, sql: str, params: Params = ()) -> list[tuple[Any, ...]]:
+        try:
+            return list(await self._connection.query(sql, [None if p is None else str(p) for p in params]))
+        except SourceUnavailable as exc:
+            raise _unavailable(exc) from exc
+        except PostgresError as exc:
+            raise ReplicaRefused("WB504", "the replica refuses a statement", said=exc.said) from exc
+
+    async def rows(self, sql: str) -> AsyncGenerator[list[tuple[Any, ...]]]:
+        try:
+            async for result in self._connection.blocks(sql, BLOCK_ROWS):
+                yield [
+                    tuple(_decoded(result.get_value(row, column)) for column in range(result.nfields))
+                    for row in range(result.ntuples)
+                ]
+        except SourceUnavailable as exc:
+            raise self._gone(exc) from exc
+
+    async def local_types(self, columns: Sequence[Column]) -> tuple[str, ...]:
+        # -1, not NULL: `character` alone would be of one letter
+        rows = [
+            await self.query("SELECT coalesce(format_type(to_regtype($1), -1), 'text')", (column.type,)) for column in columns
+        ]
+        # regclass and its like are names of things that may not be here
+        return tuple("text" if row[0][0].startswith(("-", "???", "reg")) else str(row[0][0]) for row in rows)
+
+    async def exists(self, local: tuple[str, str]) -> bool:
+        return bool(
+            await self.query(
+                "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = $2",
+                local,
+            )
+        )
+
+    async def make_schema(self, local: tuple[str, str]) -> list[str]:
+        if await self.query("SELECT 1 FROM pg_namespace WHERE nspname = $1", (local[0],)):
+            return []
+        return [f"CREATE SCHEMA IF NOT EXISTS {quoted(local[0])}"]
+
+    async def close(self) -> None:
+        self._connection.close()
+
+    def _gone(self, exc: BaseException) -> ReplicaUnavailable:
+        self._connection.close()
+        return _unavailable(exc)
+
+
+class _Command(NamedTuple):
+    """One execution of a statement; `statement` is None for those that begin and end transactions."""
+
+    sql: str
+    params: Params
+    statement: Statement | None
+
+
+def _unavailable(exc: BaseException) -> ReplicaUnavailable:
+    return ReplicaUnavailable("WB503", "the replica cannot be used now", said=" ".join(str(exc).split()), means="trying again")
+
+
+def _copy_lines(rows: Sequence[Params]) -> Iterator[bytes]:
+    """Rows in COPY's text format, some at a time."""
+    lines: list[str] = []
+    size = 0
+    for row in rows:
+        line = "\t".join([value if type(value) is str else "\\N" if value is None else str(value) for value in row])
+        if "\\" in line or "\n" in line or "\r" in line or line.count("\t") >= len(row):
+            line = "\t".join(["\\N" if value is None else str(value).translate(_ESCAPES) for value in row])
+        lines.append(line)
+        size += len(line)
+        if size >= COPY_BYTES:
+            yield _encoded(lines)
+            lines, size = [], 0
+    yield _encoded(lines)
+
+
+def _encoded(lines: list[str]) -> bytes:
+    return "\n".join([*lines, ""]).encode("utf-8", "surrogateescape")
+
+
+def _text(value: Any) -> bytes | None:
+    return None if value is None else str(value).encode("utf-8", "surrogateescape")
+
+
+def _decoded(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "surrogateescape")

@@ -1,0 +1,1 @@
+"""Whole tables at one LSN: requests, watermark, rows, chunks."""

@@ -1,0 +1,160 @@
+"""Opens everything that one run of the pipeline needs: checks both sides, decides where to go on, starts the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from actors.clients.nats.jetstream import JetStream
+from actors.clients.nats.record_store import RecordStore
+from actors.clients.postgres.catalog import PublishedTable, published_tables
+from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.replication import identify_system, timeline_history
+from actors.clients.postgres.slots import create_slot, drop_slot, slot_state
+from actors.contract.bridge_record import BUCKET as RECORDS
+from actors.contract.bridge_record import BridgeRecord
+from actors.contract.table_token import table_token
+from actors.positions import NO_LSN, Lsn, format_lsn
+from actors.settings.config import Config, PostgresConfig
+from actors.startup.checkpoint import (
+    Source,
+    Start,
+    StreamTail,
+    check_owner,
+    find_loss,
+    loss_error,
+    plan_start,
+    start_after_loss,
+    tail_position,
+)
+from actors.startup.streams import StreamSetup
+from actors.telemetry.log import get_logger
+
+log = get_logger("startup")
+
+
+@dataclass(frozen=True, slots=True)
+class StartPlan:
+    """Where one run of the pipeline begins."""
+
+    start: Start
+    store: RecordStore
+    tables: tuple[PublishedTable, ...]
+    wal_end: Lsn
+    """Where PostgreSQL's WAL ended when we looked: behind it the bridge is catching up."""
+    slot_connection: PgConnection | None = None
+    """The one that has made a temporary slot: it alone can read it. Whoever opens the stream owns it."""
+
+    def close(self) -> None:
+        """No stream will be opened."""
+        if self.slot_connection is not None:
+            self.slot_connection.close()
+
+
+async def find_start(
+    config: Config, postgres: PostgresConfig, connection: PgConnection, js: JetStream, setup: StreamSetup
+) -> StartPlan:
+    """Read both sides and decide where to go on; makes the slot when there is none yet.
+
+    Raises Fatal when changes are lost for good and nobody accepted it, ConfigError when the stream is somebody else's.
+    """
+    slot, stream, temporary = config.source.slot, config.publish.stream, config.source.temporary
+    record, revision, history = await _read_record(js, stream)
+    check_owner(record, stream, slot)
+    tail = await _read_tail(js, setup)
+    position = tail_position(tail, record)
+    tables = tuple(await published_tables(connection, config.source.publication))
+    tokens = [table_token(t.schema, t.name) for t in tables]
+    replication = await PgConnection.connect(postgres, replication=True, application_name="walbridge startup")
+    try:
+        source = await _read_source(connection, replication, slot, record)
+        loss = find_loss(source, record, position)
+        if loss is not None:
+            if temporary and loss.code == "WB108":
+                loss = replace(loss, reason=f"temporary slot {slot} ended with its connection")
+            elif not config.accept_gap:
+                raise loss_error(loss)
+            if source.lost:
+                await drop_slot(connection, slot)
+            if source.lost or source.confirmed_lsn is None:
+                slot_lsn = await _make_slot(replication, slot, temporary=temporary)
+            else:
+                slot_lsn = source.confirmed_lsn
+            start = start_after_loss(loss, source, slot_lsn, tail, tokens)
+        else:
+            if source.confirmed_lsn is None:
+                source = replace(source, confirmed_lsn=await _make_slot(replication, slot, temporary=temporary))
+            start = plan_start(source, tail, record, history, position, tokens)
+    except BaseException:
+        replication.close()
+        raise
+    if not temporary:
+        replication.close()
+    if start.warning:
+        log.warning(start.warning)
+    if start.gap is not None:
+        log.error(
+            "changes are lost; storing a gap event",
+            reason=start.gap.reason, from_lsn=format_lsn(start.gap.from_lsn), to_lsn=format_lsn(start.gap.to_lsn),
+        )  # fmt: skip
+    identity = {
+        "publication": config.source.publication,
+        "system_id": source.system_id,
+        "timeline": source.timeline,
+        "switch_points": source.switch_points,
+        "tables": tuple(tokens),
+    }
+    if record is None:
+        record = BridgeRecord(slot=slot, **identity)  # type: ignore[arg-type]
+    elif start.gap is not None:
+        record = replace(record, confirmed_lsn=start.gap.to_lsn)
+    record = replace(record, **identity)  # type: ignore[arg-type]
+    return StartPlan(
+        start, RecordStore(js, stream, record, revision), tables, source.wal_end, replication if temporary else None
+    )
+
+
+async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None, int, Sequence[BridgeRecord]]:
+    entry = await js.kv_get(RECORDS, stream)
+    if entry is None:
+        return None, 0, ()
+    record = BridgeRecord.decode(entry[0], stream)
+    older = await js.kv_history(RECORDS, stream)
+    return record, entry[1], [BridgeRecord.decode(old.data, stream) for old in older if old.data]
+
+
+async def _read_tail(js: JetStream, setup: StreamSetup) -> StreamTail:
+    if not setup.last_seq:
+        return StreamTail(setup.stream, 0, None)
+    # the one at last_seq may have been deleted by hand; and by ">" nats-server 2.15 looks for no other one
+    message = await js.get_message(setup.stream, last_by_subj="cdc.>")
+    if message is None:
+        return StreamTail(setup.stream, setup.last_seq, None, deleted=setup.last_seq)
+    msg_id = message.headers.get("Nats-Msg-Id")
+    return StreamTail(setup.stream, setup.last_seq, msg_id, msg_id is None, setup.last_seq - message.seq)
+
+
+async def _read_source(connection: PgConnection, replication: PgConnection, slot: str, record: BridgeRecord | None) -> Source:
+    identity = await identify_system(replication)
+    switch_points: tuple[tuple[int, Lsn], ...] = ()
+    if identity.timeline > 1:
+        switch_points = tuple(await timeline_history(replication, identity.timeline))
+    state = await slot_state(connection, slot)
+    lost = ""
+    if state is not None and state.wal_status == "lost":
+        lost = state.invalidation_reason or "PostgreSQL removed WAL that it still needed"
+    return Source(
+        slot,
+        identity.system_id,
+        identity.timeline,
+        switch_points,
+        identity.wal_end,
+        None if state is None else state.confirmed_flush_lsn or NO_LSN,
+        lost,
+        state is not None and state.transactions_read > 0,
+    )
+
+
+async def _make_slot(replication: PgConnection, slot: str, *, temporary: bool) -> Lsn:
+    log.info("creating the replication slot", slot=slot, temporary=temporary)
+    return await create_slot(replication, slot, temporary=temporary)

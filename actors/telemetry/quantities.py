@@ -1,0 +1,44 @@
+"""Numbers as people read them: bytes, counts, times."""
+
+from __future__ import annotations
+
+
+def changes_per_second(per_second: float) -> str:
+    """1,250 changes/s, 0.3 changes/s."""
+    if per_second >= 10:
+        return f"{per_second:,.0f} changes/s"
+    return f"{per_second:.1f} change{'' if round(per_second, 1) == 1 else 's'}/s"
+
+
+def human_bytes(count: float) -> str:
+    """As people read it: 48 MB, 1.5 GB; by 1024, as PostgreSQL does."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1024 or unit == "TB":
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" or count == int(count) else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def counted(count: int, noun: str) -> str:
+    """1 message, 2,000 messages."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def span(seconds: float) -> str:
+    """As `age`, in words: 40 seconds, 5 minutes, 33 days."""
+    for size, unit in ((86400 * 2, "day"), (3600 * 2, "hour"), (120, "minute")):
+        if seconds >= size:
+            return counted(round(seconds / {"day": 86400, "hour": 3600, "minute": 60}[unit]), unit)
+    return counted(max(0, round(seconds)), "second")
+
+
+def age(seconds: float) -> str:
+    """7 ms, 12 s, 5 min, 3 h, 9 d."""
+    if seconds <= 0:
+        return "0 s"
+    if seconds < 1:
+        return f"{max(1, round(seconds * 1000))} ms"
+    for size, unit in ((86400 * 2, "d"), (3600 * 2, "h"), (120, "min")):
+        if seconds >= size:
+            return f"{seconds / {'d': 86400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,232 @@
+"""What the running bridge knows of itself: plain numbers, each with one writer, read by the log line, /status and /metrics.
+
+An actor writes its own part and reads nobody else's; nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from actors.positions import NO_LSN, Lsn
+
+if TYPE_CHECKING:
+    from actors.channels import Channel
+
+State = Literal["starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "halted"]
+Operation = Literal["insert", "update", "delete", "truncate", "schema"]
+
+
+class Histogram:
+    """Counts by upper bound, as Prometheus wants them. One writer; `observe` costs a bisection."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
+
+@dataclass(slots=True)
+class SlotHealth:
+    """The slot as PostgreSQL sees it. Written by the wal_monitor."""
+
+    active: bool = False
+    current_lsn: Lsn = NO_LSN
+    restart_lsn: Lsn = NO_LSN
+    confirmed_lsn: Lsn = NO_LSN
+    wal_status: str = ""
+    safe_wal_bytes: int | None = None
+    """None when there is no limit, and when the slot is lost."""
+    wal_limited: bool = False
+    """False when max_slot_wal_keep_size is -1: a stopped bridge can then fill PostgreSQL's disk."""
+    catalog_xmin_age: int = 0
+    spill_bytes: int = 0
+    seconds_to_loss: float = float("inf")
+
+    @property
+    def lag_bytes(self) -> int:
+        """WAL that PostgreSQL's disk holds for the slot: current minus restart_lsn."""
+        return max(0, self.current_lsn - self.restart_lsn) if self.restart_lsn else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something a person should know of, in the four parts of an error."""
+
+    code: str
+    what: str
+    said: str = ""
+    means: str = ""
+    fix: str = ""
+    since_unix_s: float = field(default_factory=time.time)
+
+
+@dataclass(slots=True)
+class StreamHealth:
+    """The CDC stream as JetStream sees it. Written by the stream_monitor."""
+
+    messages: int = 0
+    bytes: int = 0
+    bytes_max: int = 0
+    """0 for no limit."""
+    first_seq: int = 0
+    last_seq: int = 0
+    oldest_unix_s: float = 0.0
+    looked_at: float = 0.0
+    """0: not yet, or it may not be looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerHealth:
+    """A consumer of the CDC stream. Written by the stream_monitor."""
+
+    name: str
+    pending: int
+    """Messages that it has yet to be sent."""
+    unacknowledged: int
+    history_used: float
+    """Share of the stream's messages that it has yet to be sent; at 1 the stream removes what it has not read."""
+
+
+SnapshotState = Literal["waiting", "running", "done", "failed"]
+
+
+@dataclass(slots=True)
+class SnapshotProgress:
+    """The last snapshot of one table. Written by the snapshotter."""
+
+    table: str
+    """Its token."""
+    state: SnapshotState = "waiting"
+    snapshot_id: str = ""
+    rows: int = 0
+    rows_expected: int = 0
+    """By PostgreSQL's statistics; 0 when it has none."""
+    chunks: int = 0
+    bytes: int = 0
+    """As sent."""
+    started_at: float = 0.0
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Telemetry:
+    """All counters and gauges. Times ending in `_at` are time.time(), 0 for never."""
+
+    started_at: float = field(default_factory=time.time)
+    # the bridge (supervisor)
+    state: State = "starting"
+    not_ready_reason: str = "starting"
+    postgres_connected: bool = False
+    nats_connected: bool = False
+    reconnects: int = 0
+    nats_reconnects: int = 0
+    fenced: int = 0
+    gaps: int = 0
+    problems: dict[str, Problem] = field(default_factory=dict)
+    """By what they say."""
+    fault: Problem | None = None
+    """Why the pipeline does not run at the moment."""
+    recent_faults: deque[Problem] = field(default_factory=lambda: deque(maxlen=20))
+    """What ended earlier runs of the pipeline, the newest last."""
+    tables: tuple[str, ...] = ()
+    """Tokens of the published tables, when the pipeline last began."""
+    errors_by_code: dict[str, int] = field(default_factory=dict)
+    channels: dict[str, Channel[Any]] = field(default_factory=dict)
+    publish_mode: str = ""
+    # replication_reader
+    wal_messages_received: int = 0
+    wal_bytes_received: int = 0
+    received_lsn: Lsn = NO_LSN
+    last_received_at: float = 0.0
+    # decoder
+    decoded_lsn: Lsn = NO_LSN
+    transactions: int = 0
+    largest_transaction_events: int = 0
+    last_commit_at: float = 0.0
+    last_processing_time_us: int = 0
+    # batcher
+    suspended_tables: dict[str, Problem] = field(default_factory=dict)
+    events_omitting_columns: int = 0
+    # publisher
+    published_lsn: Lsn = NO_LSN
+    published_bytes: int = 0
+    sent_seq: int = 0
+    """The stream's sequence of the last message sent."""
+    publish_rejected: Counter[int] = field(default_factory=Counter)
+    """By JetStream's code: messages that it did not store."""
+    sent_bytes: int = 0
+    """Of batches handed to NATS since this run of the pipeline began."""
+    # acker: what JetStream has acknowledged
+    events_published: int = 0
+    table_events: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    """(schema, table, operation) -> events acknowledged by JetStream."""
+    stored_seq: int = 0
+    """The stream's sequence of the last message acknowledged."""
+    stored_bytes: int = 0
+    durable_lsn: Lsn = NO_LSN
+    confirmed_lsn: Lsn = NO_LSN
+    last_ack_at: float = 0.0
+    waiting_commit_times: deque[tuple[int, float]] = field(default_factory=deque)
+    """(stream sequence, commit time in unix seconds) of batches not yet acknowledged, oldest first."""
+    stalled_commit_at: float = 0.0
+    """Unix seconds since when changes wait while the pipeline is down: the commit time of the oldest that was read and not
+    stored, or when it broke off; 0 once it stores again."""
+    event_latency_s: Histogram = field(
+        default_factory=lambda: Histogram((0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300))
+    )
+    ack_s: Histogram = field(
+        default_factory=lambda: Histogram((0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 10, 30))
+    )
+    # snapshotter
+    snapshots: dict[str, SnapshotProgress] = field(default_factory=dict)
+    """By table token: what waits and runs, and the last ones that ended."""
+    snapshot_requests_waiting: int = 0
+    snapshots_done: int = 0
+    snapshots_failed: int = 0
+    snapshot_rows: int = 0
+    snapshot_bytes: int = 0
+    # stream_monitor
+    stream: StreamHealth = field(default_factory=StreamHealth)
+    consumers: tuple[ConsumerHealth, ...] = ()
+    """Those that are furthest behind; none when they may not be listed."""
+    # wal_monitor
+    slot: SlotHealth = field(default_factory=SlotHealth)
+
+    def note_fault(self, fault: Problem) -> None:
+        """The pipeline has ended and will run again; what repeats is kept once, with its first time."""
+        if self.fault is None or self.fault.what != fault.what:
+            self.fault = fault
+            self.recent_faults.append(fault)
+
+    @property
+    def connected(self) -> bool:
+        """Streaming on both sides."""
+        return self.postgres_connected and self.nats_connected
+
+    @property
+    def in_flight_messages(self) -> int:
+        """Sent and not yet acknowledged."""
+        return self.sent_seq - self.stored_seq
+
+    @property
+    def has_events_on_their_way(self) -> bool:
+        """Somewhere between PostgreSQL and JetStream's acknowledgement."""
+        return self.in_flight_messages > 0 or any(channel.items_waiting for channel in self.channels.values())
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Sent and not yet acknowledged."""
+        return self.sent_bytes - self.stored_bytes
+
+    @property
+    def uptime_s(self) -> int:
+        return int(time.time() - self.started_at)

@@ -1,0 +1,10 @@
+"""How values and rows can be written: the choices that a bridge has."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Encoding = Literal["msgpack", "json"]
+Arrays = Literal["literal", "list"]
+"""Arrays as PostgreSQL's text, or as nested lists."""
+SnapshotFormat = Literal["map", "array"]

@@ -1,0 +1,124 @@
+"""The bridge's HTTP application: the page, health, status, metrics and the graceful stop (contract, section 7)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import trio
+from quart import Response, jsonify, request
+from quart_trio import QuartTrio
+
+from actors.contract.table_token import as_token
+from actors.errors import SinkUnavailable
+from actors.settings.config import Config
+from actors.telemetry.metrics import Metrics
+from actors.telemetry.telemetry import Telemetry
+from actors.web.feed import VIEWERS_MAX, Feed
+from actors.web.guard import guard
+from actors.web.page import load_page
+from actors.web.status import status_document
+
+RequestSnapshot = Callable[[str], Awaitable[None]]
+"""Takes a table's token."""
+StreamInfo = Callable[[str], Awaitable[dict[str, Any] | None]]
+PATHS = (
+    "/",
+    "/events",
+    "/health",
+    "/ready",
+    "/status",
+    "/metrics",
+    "/streams/info?stream=CDC",
+    "POST /shutdown",
+    "POST /snapshot/users",
+)
+
+
+def make_app(
+    config: Config,
+    telemetry: Telemetry,
+    feed: Feed,
+    *,
+    stop: trio.Event,
+    stream_info: StreamInfo,
+    request_snapshot: RequestSnapshot,
+) -> QuartTrio:
+    """The application; every answer is made from the telemetry at that moment."""
+    app = QuartTrio(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = 64 * 1024
+    metrics, page = Metrics(telemetry, config), load_page()
+    app.before_request(partial(guard, config.http))
+
+    @app.get("/")
+    async def dashboard() -> Response:
+        return Response(page.html, content_type="text/html; charset=utf-8", headers=page.headers)
+
+    @app.get("/events")
+    async def events() -> Response | tuple[Response, int]:
+        if feed.viewers >= VIEWERS_MAX:
+            return jsonify({"error": f"{VIEWERS_MAX} pages are open already; close one"}), 503
+        response = Response(_view(feed), content_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        response.timeout = None  # until the viewer or the bridge goes
+        return response
+
+    @app.get("/health")
+    async def health() -> Response:
+        return jsonify({"status": "ok"})
+
+    @app.get("/ready")
+    async def ready() -> tuple[Response, int]:
+        if telemetry.state == "streaming":
+            return jsonify({"ready": True}), 200
+        return jsonify({"ready": False, "state": telemetry.state, "reason": telemetry.not_ready_reason}), 503
+
+    @app.get("/status")
+    async def status() -> Response:
+        return jsonify(status_document(config, telemetry, feed.history))
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/streams/info")
+    async def streams_info() -> tuple[Response, int]:
+        name = request.args.get("stream", "")
+        if not name or not all(c.isalnum() or c in "-_" for c in name):
+            return jsonify({"error": "give the stream's name: /streams/info?stream=CDC"}), 400
+        try:
+            info = await stream_info(name)
+        except SinkUnavailable as exc:
+            return jsonify({"error": str(exc)}), 503
+        return (jsonify(info), 200) if info is not None else (jsonify({"error": f"no stream {name}"}), 404)
+
+    @app.post("/snapshot/<path:table>")
+    async def snapshot(table: str) -> tuple[Response, int]:
+        token = as_token(table)
+        try:
+            await request_snapshot(token)
+        except SinkUnavailable as exc:
+            return jsonify({"error": str(exc)}), 503
+        return jsonify({"status": "requested", "table": token}), 202
+
+    @app.post("/shutdown")
+    async def shutdown() -> tuple[Response, int]:
+        stop.set()
+        return jsonify({"status": "stopping"}), 202
+
+    async def not_found(_: Exception) -> tuple[Response, int]:
+        return jsonify({"error": "no such path", "paths": PATHS}), 404
+
+    async def wrong_method(_: Exception) -> tuple[Response, int]:
+        return jsonify({"error": "this path takes another method", "paths": PATHS}), 405
+
+    app.register_error_handler(404, not_found)
+    app.register_error_handler(405, wrong_method)
+    return app
+
+
+async def _view(feed: Feed) -> AsyncIterator[bytes]:
+    with feed.viewer() as admitted:
+        if admitted:
+            async for frame in feed.frames():
+                yield frame
