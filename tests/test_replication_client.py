@@ -339,7 +339,7 @@ def test_slot_creation_says_what_it_waits_for_and_can_be_cancelled(
     server: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database: Database = request.getfixturevalue(server)
-    monkeypatch.setattr("actors.clients.postgres.replication.SAY_WAITING_AFTER_S", 0.2)
+    monkeypatch.setattr("actors.clients.postgres.slots.SAY_WAITING_AFTER_S", 0.2)
     database.execute("CREATE TABLE t (id int)")
     slot = slot_name()
 
