@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from actors.embedded.process import free_port
 from actors.errors import ConfigError
 from actors.settings.resolve import resolve
-from tests.servers import ROOT, free_port
+from tests.servers import CLEAN, ROOT
 
-CLEAN = {
-    name: value for name, value in os.environ.items() if not name.startswith(("PG", "NATS_", "POSTGRES_", "DATABASE", "BRIDGE"))
-}
 USER = {"POSTGRES_BRIDGE_USER": "bridge"}
 
 

@@ -20,11 +20,11 @@ from actors.contract.compression import Compressor, dictionary_id
 from actors.contract.event_encoder import event_encoder
 from actors.contract.table_schema import describe_table
 from actors.embedded.nats import NatsServer
+from actors.embedded.process import free_port
 from actors.settings.config import PostgresConfig
 from tests.conftest import MakeBridge
-from tests.servers import ROOT, Database, decode_body, free_port, read_messages, wait_for_events
+from tests.servers import CLEAN, ROOT, Database, decode_body, read_messages, wait_for_events
 from tests.snapshots import unpacked
-from tests.test_command_line import CLEAN
 
 USERS = """
 CREATE TABLE users (id bigint PRIMARY KEY, name text, email text, price numeric, created_at timestamptz);
