@@ -20,7 +20,7 @@ from actors.embedded.process import free_port
 from tests.compose_files import MAIN, healthy, run_init_scripts, with_secrets
 from tests.servers import HANG_S, ROOT, Database
 
-pytestmark = pytest.mark.own_servers("it starts a stack")
+pytestmark = [pytest.mark.servers, pytest.mark.own_servers("it starts a stack")]
 
 PASS = [
     "tests/test_http.py::test_status_metrics_and_stream_info_tell_what_was_stored",
