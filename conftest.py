@@ -20,13 +20,14 @@ SERVER_FIXTURES = frozenset(
     "pg18 pg15 database database15 make_postgres nats215 make_nats nats make_bridge make_mirror browser".split()
 )  # fmt: skip
 
-settings.register_profile("complete", deadline=None)
-settings.register_profile("fast", deadline=None, max_examples=20)
+settings.register_profile("fast", max_examples=20)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "servers: starts PostgreSQL, nats-server or a browser; by its fixtures, or declared")
-    config.addinivalue_line("markers", "slow: needs no server and takes seconds all the same")
+    config.addinivalue_line("markers", "slow: takes more than ten seconds on a quiet machine")
+    if "not servers" in config.option.markexpr:  # the fast loop: a complete run tries every example
+        settings.load_profile("fast")
 
 
 @pytest.hookimpl(tryfirst=True)

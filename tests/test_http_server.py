@@ -24,6 +24,7 @@ from actors.positions import Lsn
 from actors.settings.resolve import resolve
 from actors.telemetry.metrics import FAULTS, OPERATIONS, REJECTIONS, TABLES_MAX, Metrics, lag_seconds
 from actors.telemetry.telemetry import Problem, Telemetry
+from actors.web import serving
 from tests.http_api import SEED_METRICS, Server
 
 
@@ -54,8 +55,9 @@ def test_a_client_that_reads_to_the_end_sees_the_end(request_line: str, server: 
         assert time.monotonic() - before < 10, "not by the idle timeout"
 
 
-def test_a_connection_is_kept_for_more_and_ended_when_idle(server: Server) -> None:
-    with server.connected() as used, server.connected() as silent, server.connected() as half:
+def test_a_connection_is_kept_for_more_and_ended_when_idle(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "IDLE_S", 1.0)
+    with Server(telemetry) as server, server.connected() as used, server.connected() as silent, server.connected() as half:
         for path in ("/health", "/metrics", "/health"):
             used.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             reply = http.client.HTTPResponse(used)
@@ -66,7 +68,10 @@ def test_a_connection_is_kept_for_more_and_ended_when_idle(server: Server) -> No
         assert [read_to_end(client) for client in (used, silent, half)] == [b"", b"", b""]
 
 
-def test_a_client_that_never_reads_does_not_keep_the_server_from_ending(telemetry: Telemetry) -> None:
+def test_a_client_that_never_reads_does_not_keep_the_server_from_ending(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "UNREAD_S", 1.0)
     with Server(telemetry) as server, closing(socket.create_connection(("127.0.0.1", server.port))) as client:
         client.settimeout(1)
         asked = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1_000_000

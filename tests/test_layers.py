@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import actors.mirror
 
-PACKAGE = Path(__file__).parents[1] / "actors"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "actors"
 ACTORS = (
     "replication_reader", "decoder", "batcher", "publisher", "acker", "status_reporter", "snapshotter", "schema_publisher",
     "wal_monitor", "stream_monitor", "heartbeat", "http_server",
@@ -35,7 +38,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 WITHOUT_IO = ("wire", "values", "contract", "messages", "positions", "errors")
 
 
-def imports(path: Path, *, at_load: bool = False) -> set[str]:
+@cache
+def imports(path: Path, *, at_load: bool = False) -> frozenset[str]:
     """The modules that a module imports when it runs; what only the type checker reads does not count.
 
     With `at_load` also not what is imported inside of functions.
@@ -56,7 +60,7 @@ def imports(path: Path, *, at_load: bool = False) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def room_of(path: Path) -> str:
@@ -112,6 +116,21 @@ def test_nobody_imports_asyncio_and_the_rules_have_no_io(path: Path) -> None:
     assert not found & {"asyncio", "nats", "nats.aio"}
     if room_of(path) in WITHOUT_IO:
         assert not found & {"trio", "socket", "trio_util"}
+
+
+TESTS = sorted(path for folder in ("tests", "property_tests") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_test_imports_from_another_test_module(path: Path) -> None:
+    """What tests share is in modules of helpers, which hold no tests."""
+    assert not [m for m in imports(path) if re.match(r"(property_)?tests\.(.*\.)?test_", m)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").rglob("*.py")), ids=lambda path: path.name)
+def test_the_benchmark_imports_no_tests_and_nothing_of_the_extras_for_them(path: Path) -> None:
+    found = {module.split(".")[0] for module in imports(path)}
+    assert not found & {"tests", "property_tests", "pytest", "hypothesis", "cryptography", "yaml", "playwright"}
 
 
 def test_no_module_shadows_the_standard_library() -> None:

@@ -17,6 +17,8 @@ from quart_trio import QuartTrio
 from actors.errors import ConfigError
 from actors.settings.config import HttpConfig
 
+IDLE_S = 15.0
+"""A client that asks for nothing more for so long is dropped."""
 UNREAD_S = 5.0
 """A client that takes nothing of its answer for so long is dropped."""
 
@@ -38,7 +40,7 @@ async def serve_app(
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn")  # its level is WARNING: how it starts is said elsewhere
     settings.graceful_timeout = 1.0
-    settings.keep_alive_timeout = 15.0
+    settings.keep_alive_timeout = IDLE_S
     settings.h11_max_incomplete_size = 16 * 1024
     try:
         async with trio.open_nursery() as nursery:
