@@ -42,12 +42,19 @@ class Schemas(SchemaPublisher):
         return DESCRIPTION
 
 
+class LateSchemas(Schemas):
+    """Has had no time to write by itself before the stop."""
+
+    async def publish_changes(self) -> None:
+        await trio.sleep_forever()
+
+
 class Pipeline:
     """A pipeline between a scripted PostgreSQL and a fake NATS; both outlive its runs."""
 
-    def __init__(self, mode: str = "fast") -> None:
+    def __init__(self, mode: str = "fast", schemas: type[Schemas] = Schemas) -> None:
         self.postgres, self.nats, self.telemetry, self.stop = ScriptedReplication(), FakeNats(), Telemetry(), trio.Event()
-        self._mode = mode
+        self._mode, self._schemas = mode, schemas
 
     async def _run(self, nats: NatsConnection, start: Start, live: LiveStream) -> None:
         """All that knows how a run is put together."""
@@ -56,22 +63,24 @@ class Pipeline:
         store = RecordStore(js, "CDC", record, len(self.nats.streams["KV_bridges"]))
         setup = StreamSetup("CDC", b"", self._mode, start.last_seq, 1024 * 1024, 1024 * 1024, False)  # type: ignore[arg-type]
         plan = StartPlan(start, store, (), NO_LSN)
-        schemas = Schemas(None, js, encoder)  # type: ignore[arg-type]
+        schemas = self._schemas(None, js, encoder)  # type: ignore[arg-type]
         await run_pipeline(
             CONFIG, setup, plan, live, nats, schemas, encoder, {}, TransactionLog(), self.telemetry, stop=self.stop
         )
 
     @asynccontextmanager
-    async def running(self, skip: Position = START) -> AsyncIterator[None]:
+    async def running(self, skip: Position = START, *, reporting: bool = True) -> AsyncIterator[None]:
         """A run that the body of the block watches; it ends by `stop` and in order, or the block raises why not."""
         live = LiveStream(self.postgres, Feedback(NO_LSN))  # type: ignore[arg-type]
         start = Start(skip, NO_LSN, len(self.nats.streams["CDC"]))
         async with self.nats.connected(CONFIG) as nats, trio.open_nursery() as nursery:
-            nursery.start_soon(live.run_status)
+            if reporting:
+                nursery.start_soon(live.run_status)
 
             async def run() -> None:
                 await self._run(nats, start, live)
-                await live.close()
+                if reporting:
+                    await live.close()
 
             nursery.start_soon(run)
             yield
@@ -119,6 +128,19 @@ async def test_a_stop_stores_and_confirms_what_was_read_before_it_ends() -> None
     assert pipeline.rows() == [(1000, 0, 1), (1000, 1, 2), (2000, 0, 3)]
     assert pipeline.postgres.confirmed == 2008
     assert pipeline.postgres.statuses[-1][1] == 2008, "PostgreSQL's last word from us"
+
+
+@on_mock_clock
+async def test_the_end_itself_tells_postgresql_what_is_stored_and_writes_the_schemas_that_wait() -> None:
+    pipeline = Pipeline(schemas=LateSchemas)
+    async with pipeline.running(reporting=False):
+        pipeline.postgres.feed(relation(), *transaction(1000, 1))
+        await trio.sleep(3)
+        assert pipeline.postgres.statuses == []
+        assert pipeline.nats.streams["KV_schemas"] == []
+        pipeline.stop.set()
+    assert pipeline.postgres.statuses == [(1008, 1008, False)]
+    assert [message.subject for message in pipeline.nats.streams["KV_schemas"]] == ["$KV.schemas.users"]
 
 
 @on_mock_clock

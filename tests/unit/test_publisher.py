@@ -96,6 +96,10 @@ async def test_no_more_is_on_its_way_than_the_window_holds(window: Window, most:
                 await sender.send(batch(first, 2), 1)
         await trio.sleep(1)
         assert len(run.nats.streams["CDC"]) == most, "batches of two messages and 200 bytes; one begins while there is room"
+        for _ in range(most):
+            await run.nats.speak(one=True)
+        await trio.sleep(1)
+        assert len(run.nats.streams["CDC"]) == 2 * most, "what was acknowledged has made room"
         await run.nats.speak()
         with trio.fail_after(5):
             await run.acks.beyond(19)
@@ -124,7 +128,7 @@ async def test_another_writer_fences_it_off_and_nothing_is_stored_twice() -> Non
             await sender.send(batch(2, 2), 1)
             await trio.sleep(5)
     assert run.ids() == []
-    assert run.telemetry.publish_rejected == {10071: 2}
+    assert set(run.telemetry.publish_rejected) == {10071}
 
 
 @on_mock_clock
