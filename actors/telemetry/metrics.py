@@ -32,7 +32,7 @@ FAULTS = (
 )  # fmt: skip
 """Codes of what passes by itself: present from the start, so that an increase from 0 is seen."""
 REJECTIONS = (503, 10008, 10023, 10047, 10054, 10070, 10071, 10077, 10158, 10164, 10167)
-"""Codes of refused publishes with their own series from the start; `nats errors lookup CODE` explains one."""
+"""JetStream's codes for a publish that have series of their own, from the start; `nats errors lookup CODE` explains one."""
 TABLES_MAX = 200
 """Tables with their own series; the rest are counted together as `_other`."""
 
