@@ -20,6 +20,7 @@ from psycopg import sql
 
 from actors import __version__
 from actors.errors import ConfigError
+from actors.tools import export
 from actors.tools.embedded_postgres import PostgresServer
 from actors.tools.export import DEFAULT, IN_COMPOSE, KINDS, PLACES, SINGLE, Setup, make_setup, parse_tables, render
 from tests.compose_files import parse_compose, parse_env
@@ -70,7 +71,7 @@ def test_a_checkouts_secrets_and_env_are_never_exported(tmp_path: Path, monkeypa
     shutil.copytree(ROOT / "compose", folder, ignore=shutil.ignore_patterns("secrets", ".env"))
     subprocess.run(["sh", str(folder / "make-secrets.sh")], check=True)
     (folder / ".env").write_text("WALBRIDGE_SLOT=mine\n")
-    monkeypatch.setattr("actors.tools.export._compose_folder", lambda: folder)
+    monkeypatch.setattr(export, "_compose_folder", lambda: folder)
     made = render("compose", DEFAULT)
     assert not [name for name in made if name.startswith("secrets")]
     assert parse_env(made[".env"])["WALBRIDGE_SLOT"] == "cdc_slot"

@@ -204,10 +204,12 @@ def _walk(folder: Traversable, prefix: str = "") -> Sequence[tuple[str, str]]:
 
 def _renamed(name: str, text: str, setup: Setup) -> str:
     """A file of `compose/` with the names of this setup in place of the default ones."""
-    ours, default = _words(setup), _words(DEFAULT)
-    replaced = {_fill(place, default): _fill(place, ours) for place in PLACES.get(name, ())}
-    if not replaced:
+    if name not in PLACES:
         return text
+    ours, default = _words(setup), _words(DEFAULT)
+    replaced = {_fill(place, default): _fill(place, ours) for place in PLACES[name]}
+    missing = [place for place in replaced if place not in text]
+    assert not missing, f"compose/{name} has no {missing}: PLACES names what the file no longer holds"
     return re.sub("|".join(map(re.escape, replaced)), lambda match: replaced[match[0]], text)
 
 
