@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from bench import history
 from bench.report import as_json, print_report
 from bench.run import Part, Plan, run_benchmark
 
@@ -35,6 +36,9 @@ def main(
             negative="", help="bulk, single, latency, snapshot, mirror or zstd; several times for several [all but zstd]"
         ),
     ] = None,
+    record: Annotated[
+        bool, Parameter(negative="", help="also append machine, commit and ratios to bench/history.jsonl, for comparison later")
+    ] = False,
     json: Annotated[Path | None, Parameter(help="also write every run, and what it ran on, to this file")] = None,
 ) -> int:
     """Measure the bridge beside pg_recvlogical on its own PostgreSQL and nats-server. Takes some minutes."""
@@ -45,6 +49,8 @@ def main(
     print_report(results, Console(width=None if sys.stdout.isatty() else 160))
     if json is not None:
         json.write_text(jsonlib.dumps(as_json(results), indent=2) + "\n", encoding="utf-8")
+    if record:
+        history.record(results)
     return 0
 
 
