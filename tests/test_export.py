@@ -268,7 +268,7 @@ def test_the_wheel_that_the_image_installs_has_every_file(tmp_path: Path) -> Non
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert {name.split("/")[0] for name in archive.namelist() if ".dist-info" not in name} == {"actors"}
+        assert {name.split("/")[0] for name in archive.namelist() if ".dist-info" not in name} == {"actors", "walbridge"}
         archive.extractall(tmp_path / "installed")
     done = subprocess.run(
         [sys.executable, "-c", "import actors, sys; from actors.main import cli; print(actors.__file__, file=sys.stderr); cli()",

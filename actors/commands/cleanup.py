@@ -6,11 +6,12 @@ holds PostgreSQL's disk; the bridge's record goes last, so that a cleanup that b
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import orjson
 import trio
@@ -24,11 +25,28 @@ from actors.contract.bridge_record import BUCKET as RECORDS
 from actors.contract.bridge_record import BridgeRecord
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
 from actors.settings.config import Config
+from actors.settings.flags import EnvFile, Flags, option, takes_settings
+from actors.settings.resolve import resolve
+from actors.settings.setting import OTHER
 from actors.telemetry.quantities import counted, human_bytes
 from actors.wire.sql_names import quoted
 
 SHARED_STREAMS = ("INIT", "REQUESTS")
 BUCKETS = ("schemas", "dictionaries")
+
+
+@takes_settings("nats_context", slot="of the bridge to remove", pub="its publication, which stays", stream="its CDC stream")
+def cleanup(
+    flags: Flags,
+    *,
+    slot_only: Annotated[bool, option(OTHER, "remove only the slot, leave NATS as it is")] = False,
+    yes: Annotated[bool, option(OTHER, "do not ask")] = False,
+    force: Annotated[bool, option(OTHER, "also streams that have consumers, or were written from elsewhere")] = False,
+    json: Annotated[bool, option(OTHER, "the outcome as JSON; never asks")] = False,
+    env_file: EnvFile = None,
+) -> int:
+    """Plan, show, ask and remove."""
+    return run_cleanup(resolve(flags, os.environ, env_file), slot_only=slot_only, yes=yes, force=force, as_json=json)
 
 
 class Removal(NamedTuple):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import trio
+from cyclopts import Parameter
 
 from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream
@@ -14,12 +16,29 @@ from actors.contract.event_encoder import read_any_document
 from actors.contract.table_token import as_token
 from actors.errors import ConfigError, SinkUnavailable
 from actors.settings.config import NatsConfig
+from actors.settings.flags import EnvFile, Flags, option, takes_settings
+from actors.settings.resolve import resolve_client
+from actors.settings.setting import OTHER
 from actors.snapshots.requests import PREFIX
 from actors.telemetry.quantities import counted
 from actors.wire.nats import encode_pub
 
 LOOK_EVERY_S = 0.2
 NOBODY_AFTER_S = 15.0
+
+
+@takes_settings("nats_context")
+def snapshot(
+    flags: Flags,
+    table: Annotated[str, Parameter(help="a table of schema public, or a token such as sales/orders")],
+    /,
+    *,
+    wait: Annotated[bool, option(OTHER, "until the snapshot is complete [yes]", negative="--no-wait")] = True,
+    json: Annotated[bool, option(OTHER, "the outcome as JSON")] = False,
+    env_file: EnvFile = None,
+) -> int:
+    """Request a snapshot and follow it."""
+    return ask_for_snapshot(resolve_client(flags, os.environ, env_file).nats, table, wait=wait, as_json=json)
 
 
 def ask_for_snapshot(config: NatsConfig, table: str, *, wait: bool, as_json: bool) -> int:

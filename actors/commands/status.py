@@ -9,10 +9,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from actors.errors import ConfigError
+from actors.settings.flags import Flags, option, takes_settings
+from actors.settings.setting import HTTP, OTHER
+from actors.settings.sources import Sources
 from actors.telemetry.quantities import age, counted, human_bytes, span
 
 TIMEOUT_S = 5.0
@@ -21,7 +24,22 @@ COLOURS = {"ok": "32", "warn": "33", "bad": "31"}
 
 
 class NoAnswer(Exception):
-    """Nobody answers there, or something that is no bridge."""
+    """Nothing answers at the address, or something that is not a bridge."""
+
+
+@takes_settings(port="of the running bridge")
+def status(
+    flags: Flags,
+    *,
+    url: Annotated[str, option(HTTP, "of a bridge elsewhere, instead of --port [http://127.0.0.1:9090]")] = "",
+    json: Annotated[bool, option(OTHER, "as JSON; with --watch one line per second")] = False,
+    watch: Annotated[bool, option(OTHER, "look every second until Ctrl-C")] = False,
+) -> int:
+    """Ask a bridge what it is doing."""
+    if url and flags["port"]:
+        raise ConfigError("WB002", "--port: the address of --url has one; leave out either")
+    address = url or f"http://127.0.0.1:{Sources(flags, os.environ, None).read('port')}"
+    return show_status(address, as_json=json, watch=watch)
 
 
 def show_status(url: str, *, as_json: bool, watch: bool) -> int:

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Annotated
 
 import trio
 
@@ -18,16 +19,39 @@ from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.clients.postgres.catalog import PublishedTable, published_tables
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.table_sample import TableSample, sample_table
-from actors.commands.training import TooLittle, Trained, train
 from actors.contract.compression import dictionary_id
 from actors.contract.table_token import as_token, table_token
+from actors.dictionaries.training import TooLittle, Trained, train_dictionary
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
 from actors.settings.config import Config
+from actors.settings.flags import EnvFile, Flags, option, takes_settings
+from actors.settings.resolve import resolve
+from actors.settings.setting import OTHER, SNAPSHOTS, SOURCE
+from actors.telemetry.log import set_up_logging
 
 SIZE_MIN_BYTES, SIZE_MAX_BYTES = 1024, 256 * 1024
 ROWS_MIN = 200
 ROWS_MAX = 20_000
 SAMPLE_BYTES_MAX = 24 * 1024 * 1024
+
+
+@takes_settings(
+    pub="the table's publication", dictionaries="folder in which the dictionary is written",
+    nats_context="for --upload: context of the nats command line, by name or file",
+)  # fmt: skip
+def train(
+    flags: Flags,
+    *,
+    table: Annotated[str, option(SOURCE, "a published table: users, sales/orders")],
+    size: Annotated[str, option(SNAPSHOTS, "of the dictionary [16k]")] = "16k",
+    upload: Annotated[bool, option(SNAPSHOTS, "also put the dictionary into KV dictionaries")] = False,
+    json: Annotated[bool, option(OTHER, "the report as JSON")] = False,
+    env_file: EnvFile = None,
+) -> int:
+    """Train a dictionary, measure it, write it, and upload it if asked to."""
+    config = resolve(flags, os.environ, env_file)
+    set_up_logging(config.log.level, config.log.format, config.secrets)
+    return train_table(config, table, size, upload=upload, as_json=json)
 
 
 def parse_size(text: str) -> int:
@@ -48,7 +72,7 @@ def train_table(config: Config, table: str, size: str, *, upload: bool, as_json:
     try:
         sample = trio.run(_sample, config, as_token(table))
         try:
-            trained = train(sample, size_bytes)
+            trained = train_dictionary(sample, size_bytes)
         except TooLittle as exc:
             raise _too_few(table, len(sample.rows), str(exc)) from exc
         file = config.snapshots.dictionaries / f"{trained.token}{SUFFIX}"

@@ -15,9 +15,9 @@ from pathlib import Path
 from actors.errors import ConfigError
 
 HONOURED = {
-    "url": "nats_url", "user": "nats_user", "password": "nats_password", "token": "nats_token", "creds": "nats_creds",
-    "user_jwt": "nats_user_jwt", "user_seed": "nats_nkey_seed", "nkey": "nats_nkey_seed", "ca": "nats_ca",
-    "cert": "nats_cert", "key": "nats_key", "tls_first": "nats_tls_first",
+    "url": "nats_url", "user": "nats_bridge_user", "password": "nats_bridge_password", "token": "nats_token",
+    "creds": "nats_creds", "user_jwt": "nats_user_jwt", "user_seed": "nats_nkey_seed", "nkey": "nats_nkey_seed",
+    "ca": "nats_ca", "cert": "nats_cert", "key": "nats_key", "tls_first": "nats_tls_first",
 }  # fmt: skip
 """Key of the file -> our setting."""
 REFUSED = (

@@ -72,7 +72,7 @@ class TooLittle(ValueError):
     """The rows are too few, or too small, for a dictionary of this size."""
 
 
-def train(sample: TableSample, size_bytes: int) -> Trained:
+def train_dictionary(sample: TableSample, size_bytes: int) -> Trained:
     """Train on one half of the rows, test on the other half. Raises TooLittle."""
     table = describe_table(sample.relation, sample.description).table
     halves = sample.rows[0::2], sample.rows[1::2]

@@ -16,7 +16,7 @@ import psycopg
 import trio
 
 from actors.clients.nats.connection import open_nats
-from actors.commands.demo_screen import Seen, TableRows
+from actors.demo.screen import Seen, TableRows
 from actors.embedded.servers import EmbeddedServers
 from actors.errors import SinkUnavailable, WalbridgeError
 from actors.settings.config import NatsConfig
