@@ -1,7 +1,7 @@
 """`walbridge export`: files for operating the bridge, made for this setup from the templates in `actors/ops`.
 
-A template holds `@name@`, or `@name|style@` where the place has rules of its own for quoting. Everything that is no
-template marks nothing else with `@word@`.
+A template holds `@name@`, or `@name|style@` where the place has rules of its own for quoting. Nothing else in a template
+looks like `@word@`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def export(
 
 
 def write(kind: str, folder: Path | None, setup: Setup) -> int:
-    """Print a file, or write it, or all of them, into `folder`, which is made if need be.
+    """Print a file, or write the files of the kind into `folder`, which is made if it is missing.
 
     Raises ConfigError when a file is there with other contents, or cannot be written.
     """

@@ -129,7 +129,7 @@ class Producer:
         self._samples = SampleRows(seed)
 
     def bulk(self, rows: str, table: str, batch: str) -> int:
-        """Insert `rows` rows by COPY, `batch` of them a transaction."""
+        """Insert `rows` rows by COPY, `batch` rows per transaction."""
         total, each = parse_count("ROWS", rows), parse_count("--batch", batch)
         with self._connection(_known(table)) as connection, Work(f"inserting into {table}", total).shown() as work:
             made = self._samples.rows(table, self._user_ids(connection, table))
@@ -139,7 +139,7 @@ class Producer:
         return self._report(work)
 
     def stream(self, every: str, take: str | None, rows: str, table: str) -> int:
-        """Insert `rows` rows `every` so often, `take` times or until interrupted. Who falls behind catches up."""
+        """Insert `rows` rows in each interval of `every`, `take` times or until interrupted. A late load catches up."""
         pause_s, each = parse_interval_s("--every", every), parse_count("--rows", rows)
         times = None if take is None else parse_count("--take", take)
         with self._connection(_known(table)) as connection, Work(f"inserting into {table}", times).shown() as work:
@@ -151,7 +151,7 @@ class Producer:
         return self._report(work)
 
     def mixed(self, rate: str, seconds: str) -> int:
-        """Changes of every kind, `rate` a second, for `seconds`."""
+        """Change rows in every way, `rate` per second, for `seconds`."""
         per_second, long = parse_count("--rate", rate, high=1_000_000), parse_count("--seconds", seconds, high=10_000_000)
         total = per_second * long
         with self._connection("users", "orders") as connection, Work("changing users, orders", total).shown() as work:
@@ -193,7 +193,7 @@ class Producer:
         return 0
 
     def check(self) -> int:
-        """Where we are connected, and how many rows there are."""
+        """Show where we are connected, and how many rows there are."""
         with self._connection(*COLUMNS) as connection:
             version, database, user = _one(
                 connection.execute("SELECT current_setting('server_version'), current_database(), current_user")
@@ -211,7 +211,7 @@ class Producer:
 
     @contextmanager
     def _connection(self, *tables: str) -> Iterator[Connection]:
-        """An open connection to a database that has these tables; what PostgreSQL refuses has our words afterwards."""
+        """Open a connection to a database that has these tables; PostgreSQL's errors become ours."""
         words: Mapping[str, Any] = conninfo.conninfo_to_dict(self._postgres.conninfo)
         password = str(words.get("password") or "")
         connected = False
@@ -233,7 +233,7 @@ class Producer:
                 raise exc.__context__ from None
             if not connected:
                 error = connect_error(exc, _address(words), password)
-                kind = ConfigError if isinstance(error, SourceRefused) else Fatal  # nobody waits and tries again here
+                kind = ConfigError if isinstance(error, SourceRefused) else Fatal  # a command does not wait and try again
                 what = error.what.replace("the bridge", str(words.get("user") or "the role"))
                 raise kind(error.code, what, said=error.said, means=error.means, fix=error.fix) from exc
             said = " ".join(str(exc).split())
@@ -243,7 +243,7 @@ class Producer:
                     "WB102", "connection to PostgreSQL lost", said=said, means="what was committed stays",
                     fix="see that it runs: pg_isready; then run the command again",
                 ) from exc  # fmt: skip
-            raise Fatal("WB100", "PostgreSQL refused a statement", said=said, fix=_mend(exc, words)) from exc
+            raise Fatal("WB100", "PostgreSQL refused a statement", said=said, fix=_fix(exc, words)) from exc
 
     def _insert(self, connection: Connection, table: str, rows: list[tuple[object, ...]], counts: Counts) -> None:
         columns = sql.SQL(", ").join(map(sql.Identifier, COLUMNS[table]))
@@ -255,7 +255,7 @@ class Producer:
         counts.transactions += 1
 
     def _user_ids(self, connection: Connection, table: str) -> list[int]:
-        """Users to give orders to; some are made if there are none."""
+        """Users to give orders to; a hundred are made if there are none."""
         if table != "orders":
             return []
         select = "SELECT id FROM public.users LIMIT %s"
@@ -279,7 +279,7 @@ def _address(words: Mapping[str, Any]) -> str:
     return f"{words.get('host') or 'localhost'}:{words.get('port') or 5432}"
 
 
-def _mend(exc: psycopg.Error, words: Mapping[str, Any]) -> str:
+def _fix(exc: psycopg.Error, words: Mapping[str, Any]) -> str:
     state = exc.sqlstate or ""
     if state == "42501":
         role = quoted(str(words.get("user") or ""))
@@ -288,9 +288,9 @@ def _mend(exc: psycopg.Error, words: Mapping[str, Any]) -> str:
             f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"
         )
     if state == "25006":
-        return "give the primary's address: this server takes no writes"
+        return "give the primary's address: this server is read-only"
     if state[:2] in ("22", "23", "42"):
-        return "the table is not as the sample table is: walbridge help WB524 shows that; or take a database of its own"
+        return "the table differs from the sample table: walbridge help WB524 shows it; or use another database"
     return exc.diag.message_hint or "see PostgreSQL's log at this time"
 
 

@@ -1,4 +1,4 @@
-"""`walbridge snapshot TABLE`: ask for a table and follow it until it is whole."""
+"""`walbridge snapshot TABLE`: request a snapshot of a table and follow it until it is complete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from actors.telemetry.quantities import counted
 from actors.wire.nats import encode_pub
 
 LOOK_EVERY_S = 0.2
-NOBODY_AFTER_S = 15.0
+WAITING_AFTER_S = 15.0
 
 
 @takes_settings("nats_context")
@@ -42,7 +42,7 @@ def snapshot(
 
 
 def ask_for_snapshot(config: NatsConfig, table: str, *, wait: bool, as_json: bool) -> int:
-    """0 once it is whole (without `wait`: once it is asked for), 1 when it failed. Raises ConfigError without NATS."""
+    """0 when the snapshot is complete (without `wait`: requested), 1 when it failed. Raises ConfigError without NATS."""
     outcome: dict[str, Any] = trio.run(_ask, config, as_token(table), wait)
     if as_json:
         print(json.dumps(outcome))
@@ -75,22 +75,22 @@ async def _ask(config: NatsConfig, token: str, wait: bool) -> dict[str, Any]:
             cause = cause.exceptions[0]
         assert isinstance(cause, SinkUnavailable)
         raise ConfigError(cause.code, cause.what, said=cause.said, means=cause.means, fix=cause.fix) from None
-    raise AssertionError("one of both has returned")
+    raise AssertionError("the body returns or raises")
 
 
 async def _follow(js: JetStream, token: str, before: list[dict[str, Any]]) -> dict[str, Any]:
     started = trio.current_time()
-    told = False
+    reported = False
     while True:
         await trio.sleep(LOOK_EVERY_S)
         for kind, old in zip(("meta", "error"), before, strict=True):
             found = await _last(js, f"init.{kind}.{token}")
             if found and found != old:
                 return found
-        if not told and trio.current_time() - started > NOBODY_AFTER_S:
-            told = True
-            print("waiting: other snapshots may run first, or no bridge runs; the request is kept (Ctrl-C ends the waiting "
-                  "alone)", file=sys.stderr)  # fmt: skip
+        if not reported and trio.current_time() - started > WAITING_AFTER_S:
+            reported = True
+            print("waiting: other snapshots may run first, or no bridge runs; the request is kept (Ctrl-C ends only the wait)",
+                  file=sys.stderr)  # fmt: skip
 
 
 async def _last(js: JetStream, subject: str) -> dict[str, Any]:

@@ -76,11 +76,11 @@ def train_table(config: Config, table: str, size: str, *, upload: bool, as_json:
         except TooLittle as exc:
             raise _too_few(table, len(sample.rows), str(exc)) from exc
         file = config.snapshots.dictionaries / f"{trained.token}{SUFFIX}"
-        write_whole(file, trained.dictionary)
+        write_atomically(file, trained.dictionary)
         if upload:
             trio.run(_upload, config, trained)
     except (WalbridgeError, BaseExceptionGroup) as exc:
-        raise said_at_once(exc) from exc
+        raise as_fatal(exc) from exc
     print(json.dumps(_as_json(trained, file, uploaded=upload)) if as_json else _report(trained, sample, file, uploaded=upload))
     return 0
 
@@ -99,7 +99,11 @@ def _find(tables: list[PublishedTable], token: str, publication: str) -> Publish
     by_token = {table_token(table.schema, table.name): table for table in tables}
     found = by_token.get(token)
     if found is None:
-        there = f"it has {', '.join(sorted(by_token)[:20])}" if by_token else "it has no table, or does not exist"
+        there = (
+            f"the publication has {', '.join(sorted(by_token)[:20])}"
+            if by_token
+            else "the publication has no table, or does not exist"
+        )
         raise ConfigError(
             "WB520", f"no table {token} in publication {publication}", said=there,
             means="a dictionary is trained on the rows that events will carry",
@@ -111,13 +115,13 @@ def _find(tables: list[PublishedTable], token: str, publication: str) -> Publish
 def _too_few(table: str, rows: int, said: str = "") -> ConfigError:
     return ConfigError(
         "WB521", f"{rows:,} rows of {table} are too few to train a dictionary", said=said,
-        means=f"{ROWS_MIN} are the least, some thousand are good: half of them only test what the other half has taught",
-        fix="train when the table has filled, with a smaller --size, or on a copy with similar rows",
+        means=f"{ROWS_MIN} are the least, some thousand are good: half of them only test what the other half trained",
+        fix="train when the table has more rows, with a smaller --size, or on a copy with similar rows",
     )  # fmt: skip
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, all of it or nothing, and make its folder. Raises Fatal."""
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file atomically, and make its folder. Raises Fatal."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,8 +158,8 @@ def _not_uploaded(said: str) -> Fatal:
     )  # fmt: skip
 
 
-def said_at_once(exc: BaseException) -> BaseException:
-    """A passing fault as a Fatal: a command does not wait for servers, what is wrong now is said now. A bug stays as it is."""
+def as_fatal(exc: BaseException) -> BaseException:
+    """A transient error as a Fatal: a command reports it instead of waiting for servers. A bug stays as it is."""
     error = exc
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -188,9 +192,11 @@ def _report(trained: Trained, sample: TableSample, file: Path, *, uploaded: bool
     if uploaded:
         lines.append(f"uploaded to KV {BUCKET} as {dictionary_id(trained.token, trained.dictionary)}")
     if event.sent_bytes >= event.plain_bytes:
-        lines.append("it saves nothing on events: leave it out")
+        lines.append("the dictionary saves nothing on events: do not use it")
     else:
-        lines.append(f"a bridge uses it from its next start: walbridge --zstd-events{_folder_flag(file, trained.token)}")
+        lines.append(
+            f"a bridge uses the dictionary from its next start: walbridge --zstd-events{_folder_flag(file, trained.token)}"
+        )
     return "\n".join(lines)
 
 

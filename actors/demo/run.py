@@ -102,7 +102,7 @@ class Verdict:
 class Demo:
     """One demonstration. Owns the bridge's and the mirror's process and its threads while `run` runs.
 
-    What takes longer than a blink runs in a thread, so that the screen stays alive.
+    What takes longer than a moment runs in a thread, so that the screen stays responsive.
     """
 
     def __init__(self, servers: EmbeddedServers, folder: Path, rate: int) -> None:
@@ -170,7 +170,7 @@ class Demo:
         return True
 
     def _say(self, words: str) -> None:
-        """Words for a moment."""
+        """Show words for a moment."""
         self._said, self._said_at = words, time.monotonic()
 
     def _kill_bridge(self) -> None:
@@ -189,13 +189,13 @@ class Demo:
         self._nats_back = self._threads.submit(self._bring_nats_back)
 
     def _bring_nats_back(self) -> None:
-        self._load_ended.wait(NATS_AWAY_S)  # at the end it need not stay away
+        self._load_ended.wait(NATS_AWAY_S)  # at the end of the demo NATS need not stay away
         self._servers.nats.start()
         self._say("NATS is back")
 
     def _alter(self) -> None:
         if self._verifying is not None:
-            self._say("not while verify reads the tables: everybody would wait for the ALTER TABLE")
+            self._say("not while verify reads the tables: all writers would wait for the ALTER TABLE")
             return
         self._columns_added += 1
         name = f"added_{self._columns_added}"
@@ -207,14 +207,14 @@ class Demo:
         request = urllib.request.Request(f"http://127.0.0.1:{self._port}/snapshot/users", data=b"", method="POST")
         try:
             with urllib.request.urlopen(request, timeout=2):
-                self._say("snapshot of users asked for")
+                self._say("snapshot of users requested")
         except OSError:
             self._say("no snapshot: the bridge does not answer")
 
     def _change_rate(self, step: int) -> None:
         place = min(range(len(RATES)), key=lambda i: abs(RATES[i] - self.rate))
         self.rate = RATES[max(0, min(len(RATES) - 1, place + step))]
-        self._say(f"{self.rate:,} changes a second asked for")
+        self._say(f"rate set to {self.rate:,} changes per second")
 
     def _verify_now(self) -> None:
         if self._verifying is None:
@@ -231,7 +231,7 @@ class Demo:
         self._bridge = self._child("bridge", "run", "--port", str(self._port))
 
     def _start_mirror(self, seen: Seen) -> None:
-        """Once the bridge has made the streams that it reads."""
+        """Start the mirror once the bridge has made the streams that the mirror reads."""
         if self._mirror is None and seen.state == "streaming":
             self._mirror = self._child("mirror", "mirror", "--tables", ",".join(TABLES), "--to", self._replica)
 
@@ -240,7 +240,7 @@ class Demo:
             process.end((signal.SIGTERM, SETTLE_S))
 
     def _prove(self, load: Future[None]) -> Verdict:
-        """Whether both sides are equal once everything is over. Blocking."""
+        """Compare both sides after the load and the servers have settled. Blocking."""
         wait([load])
         if self._nats_back is not None:
             self._nats_back.result()
@@ -261,12 +261,12 @@ class Demo:
         return Verdict(process.returncode == 0, "compared at LSN" in words, words.strip())
 
     def _kill_verify(self) -> None:
-        """It has a session of its own, so that the Ctrl-C which asks for the verdict does not reach it."""
+        """End a running verify: it has its own session, so that the Ctrl-C which asks for the verdict does not reach it."""
         if self._verify_process is not None:
             self._verify_process.kill()
 
     def _load(self) -> None:
-        """Transactions at the wished rate, in a thread, until the end."""
+        """Run transactions at the chosen rate, in a thread, until the end."""
         with closing(psycopg.connect(self._servers.database_url, autocommit=True)) as connection:
             load = MixedLoad(connection, SampleRows(), self.counts)
             due, before = time.monotonic(), 0
@@ -280,7 +280,7 @@ class Demo:
     # -- what is seen
 
     def _show(self, screen: Screen, watcher: Watcher, began: float, *, ending: str = "") -> Seen:
-        """Look, start the mirror once it can, and show it all."""
+        """Look at both sides, start the mirror once it can start, and show everything."""
         seen = watcher.look()
         self._start_mirror(seen)
         if all(table.in_replica is not None for table in seen.tables):

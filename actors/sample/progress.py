@@ -19,7 +19,7 @@ PLAIN_EVERY_S = 5.0
 
 @dataclass(slots=True)
 class Work:
-    """How far a command has come: its progress bar, or a plain line now and then."""
+    """One load's progress: a bar, or a plain line now and then."""
 
     doing: str
     total: int | None
@@ -32,11 +32,11 @@ class Work:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Time since the start."""
         return time.monotonic() - self.started
 
     def show(self, done: int) -> None:
-        """After each transaction. Raises KeyboardInterrupt when it was the last one."""
+        """Show the progress after a transaction. Raises KeyboardInterrupt when the user asked to stop."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done)
         elif time.monotonic() - self._said >= PLAIN_EVERY_S:
@@ -49,7 +49,7 @@ class Work:
             raise KeyboardInterrupt
 
     def wait_until(self, when: float) -> None:
-        """Sleep. Ctrl-C ends it at once."""
+        """Sleep until then. Ctrl-C ends the sleep at once."""
         self._waits = True
         try:
             ahead_s = when - time.monotonic()
@@ -59,7 +59,7 @@ class Work:
             self._waits = False
 
     def _interrupt(self, *_: object) -> None:
-        """Ctrl-C: within a transaction it waits for the end of that, or psycopg would be cut off between two messages."""
+        """On Ctrl-C finish the transaction first: psycopg must not be cut off between two messages."""
         if self._waits or self._stopping:
             raise KeyboardInterrupt
         self._stopping = True
@@ -67,7 +67,7 @@ class Work:
 
     @contextmanager
     def shown(self) -> Iterator[Work]:
-        """While the work goes on. Ctrl-C ends the work, not the report of it."""
+        """Show a bar while the work goes on. Ctrl-C ends the work, not its report."""
         console = Console(stderr=True)
         before = signal.signal(signal.SIGINT, self._interrupt)
         try:

@@ -229,8 +229,8 @@ class Config:
         details="after changes were permanently lost (slot lost or dropped, another server): store the gap event and go on",
     )  # fmt: skip
     heartbeat_url: str = setting(
-        "", variable="BRIDGE_HEARTBEAT_URL", secret=True, words="asked for (GET) after progress, at most once a minute",
-        details="asked for (GET) after progress, at most once a minute, for a watchdog such as healthchecks.io",
+        "", variable="BRIDGE_HEARTBEAT_URL", secret=True, words="requested (GET) after progress, at most once a minute",
+        details="requested (GET) after progress, at most once a minute, for a watchdog such as healthchecks.io",
         read=_web_address,
     )  # fmt: skip
     """Empty for no heartbeat. A secret: anybody who knows the URL can speak for us."""

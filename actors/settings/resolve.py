@@ -105,7 +105,7 @@ _NATS_WHO = ("nats_bridge_user", "nats_bridge_password", "nats_token", "nats_nke
 
 
 def _use_nats_context(sources: Sources, environ: Mapping[str, str]) -> str:
-    """Read the context that was asked for; returns its user JWT.
+    """Read the context that was named; returns its user JWT.
 
     Any setting of the address replaces the context's whole address, and any credential all of its credentials: a password
     of one user must not meet the name of another.
