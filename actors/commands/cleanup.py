@@ -141,7 +141,7 @@ def describe(config: Config, plan: Plan) -> list[str]:
 
 def _confirmed(slot: str, is_script: bool) -> bool:
     if is_script or not sys.stdin.isatty():
-        raise ConfigError("WB008", "there is no terminal to ask at", fix="give --yes to remove what is listed")
+        raise ConfigError("WB008", "nobody is here to be asked", fix="give --yes to remove what is listed")
     print(f"Type the slot's name, {slot}, to remove everything listed: ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip() == slot
 

@@ -31,7 +31,6 @@ _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 
 produce = App(
     name="produce",
-    help="Write to the sample tables users, orders and test_types: load for trials, demonstrations and tests.",
     help_format="plaintext",
     version_flags=[],
     default_parameter=Parameter(show_default=False),

@@ -12,7 +12,6 @@ from actors.errors import ConfigError
 from actors.settings.config import EMBEDDED, PRINT_CONFIG, SETTINGS
 from actors.settings.describe import origins_table
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
-from actors.settings.resolve import resolve
 
 
 @takes_settings(*(name for name, setting in SETTINGS.items() if setting.flag))
@@ -30,6 +29,8 @@ def run(
         from actors.commands.run_embedded import run_embedded  # noqa: PLC0415
 
         return run_embedded(embedded, flags, env_file)
+    from actors.settings.resolve import resolve  # noqa: PLC0415
+
     config = resolve(flags, os.environ, env_file)
     if print_config:
         print("\n".join(origins_table(config.origins)))

@@ -128,9 +128,18 @@ def test_health_tells_ready_from_not_ready() -> None:
     assert walbridge("health", "--port", "x").returncode == 2
 
 
-def test_version_and_health_load_neither_libpq_nor_the_http_server() -> None:
-    code = (
-        "import sys; from actors.main import main; main(['--version']); print(*sorted(m for m in sys.modules if '.' not in m))"
-    )
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["health", "--port", "1"]])
+def test_version_and_health_load_neither_libpq_nor_the_http_server(arguments: list[str]) -> None:
+    loaded = modules_loaded_by(*arguments)
+    assert not {"psycopg", "quart", "trio", "nats", "orjson", "zstandard"} & loaded
+
+
+def test_help_loads_no_command_but_the_bridge_s() -> None:
+    loaded = {name for name in modules_loaded_by("--help") if name.startswith("actors.commands.")}
+    assert loaded == {"actors.commands.run"}
+
+
+def modules_loaded_by(*arguments: str) -> set[str]:
+    code = f"import sys; from actors.main import main; main({list(arguments)}); print(); print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout
-    assert not {"psycopg", "quart", "trio", "nats"} & set(shown.split())
+    return set(shown.splitlines()[-1].split())
