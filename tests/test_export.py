@@ -308,7 +308,7 @@ def test_the_wheel_that_the_image_installs_has_every_file(tmp_path: Path) -> Non
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert {name.split("/")[0] for name in archive.namelist() if ".dist-info" not in name} == {"actors"}
+        assert {name.split("/")[0] for name in archive.namelist() if ".dist-info" not in name} == {"actors", "walbridge"}
         assert not [name for name in archive.namelist() if "secrets/" in name or name.endswith(".env")]
         archive.extractall(tmp_path / "installed")
     done = subprocess.run(

@@ -9,6 +9,7 @@ such places.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -17,11 +18,16 @@ from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
+
+from cyclopts import Parameter
 
 from actors.errors import ConfigError
 from actors.settings.config import Config
-from actors.settings.resolve import read_env_file, resolve
+from actors.settings.flags import EnvFile, Flags, option, takes_settings
+from actors.settings.resolve import resolve
+from actors.settings.setting import SOURCE
+from actors.settings.sources import read_env_file
 from actors.wire.sql_names import quoted
 
 Kind = Literal["alerts", "grafana", "compose", "systemd", "nats-permissions", "sql-role"]
@@ -93,8 +99,22 @@ DEFAULT = Setup("cdc_slot", "cdc_pub", "CDC", 9090, "walbridge", "app", "bridge"
 """The names that the files of `compose/` hold."""
 
 
-def export(kind: str, folder: Path | None, setup: Setup) -> int:
-    """Print a file, or write it, or all of them, into `folder`, which is made if need be.
+@takes_settings("port", slot="replication slot", pub="publication", stream="CDC stream")
+def export(
+    flags: Flags,
+    kind: Annotated[str, Parameter(help="alerts, grafana, compose, systemd, nats-permissions or sql-role")],
+    /,
+    *,
+    dir: Annotated[Path | None, Parameter(help="write into this folder instead of printing")] = None,
+    tables: Annotated[str, option(SOURCE, "what the publication holds [users,orders]")] = "users,orders",
+    env_file: EnvFile = None,
+) -> int:
+    """Print or write files for operating the bridge."""
+    return write(kind, dir, make_setup(flags, os.environ, env_file, tables))
+
+
+def write(kind: str, folder: Path | None, setup: Setup) -> int:
+    """Print a file, or write the files of the kind into `folder`, which is made if it is missing.
 
     Raises ConfigError when a file is there with other contents, or cannot be written.
     """

@@ -5,11 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
 from actors.mirror.run import MirrorConfig, run
+from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve_client
+from actors.settings.setting import REPLICA
 from actors.telemetry.log import set_up_logging
+
+
+@takes_settings(
+    "nats_context", "bind", stream="the bridge's stream", port="serve /health, /ready and /metrics on this port [off]"
+)
+def mirror(
+    flags: Flags,
+    *,
+    to: Annotated[str, option(REPLICA, "the replica: sqlite:///file.db or postgresql://user@host/db")],
+    tables: Annotated[str, option(REPLICA, "tables, separated by commas [all that the bridge publishes]")] = "",
+    again: Annotated[str, option(REPLICA, "tables to copy again first, separated by commas")] = "",
+    env_file: EnvFile = None,
+) -> int:
+    """Keep SQLite or PostgreSQL tables equal to the source, until stopped."""
+    return run_mirror(to, tables, again, flags, env_file)
 
 
 def run_mirror(to: str, tables: str, again: str, flags: Mapping[str, object], env_file: Path | None) -> int:

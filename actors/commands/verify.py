@@ -14,10 +14,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 import trio
+from cyclopts.validators import Number
 
 from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream
@@ -43,7 +44,9 @@ from actors.mirror.stores.open import open_store
 from actors.mirror.stores.store import ReplicaUnavailable, Store
 from actors.positions import Lsn, format_lsn
 from actors.settings.config import Config, PostgresConfig
+from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
+from actors.settings.setting import OTHER, REPLICA
 from actors.telemetry.log import set_up_logging
 from actors.values.canonical import Canonical, canonical_for
 from actors.wire.pgoutput import Relation
@@ -72,6 +75,23 @@ class Request:
     tables: tuple[str, ...]
     keys_max: int
     timeout_s: float
+
+
+@takes_settings("nats_context", stream="the bridge's stream")
+def verify(
+    flags: Flags,
+    *,
+    to: Annotated[str, option(REPLICA, "the replica, as given to mirror, which must be running")],
+    tables: Annotated[str, option(REPLICA, "tables, separated by commas [all of the replica]")] = "",
+    limit: Annotated[int, option(REPLICA, "keys to show of rows that differ [20]", validator=Number(gte=0))] = 20,
+    timeout: Annotated[
+        int, option(REPLICA, "seconds until the mirror must have reached the LSN [120]", validator=Number(gte=1))
+    ] = 120,
+    json: Annotated[bool, option(OTHER, "the report as JSON")] = False,
+    env_file: EnvFile = None,
+) -> int:
+    """Prove that a replica equals its source at one LSN."""
+    return run_verify(to, tables, flags, env_file, keys_max=limit, timeout_s=float(timeout), as_json=json)
 
 
 def run_verify(

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def read_keys() -> Iterator[Callable[[float], str]]:
-    """Gives a function that waits so many seconds for a key and returns it, or an empty string.
+    """Give a function that waits up to so many seconds for a key and returns the key, or an empty string.
 
-    Ctrl-C stays what it is. The terminal is as it was at the end.
+    Ctrl-C keeps its meaning. The terminal is restored at the end.
     """
     if not sys.stdin.isatty():
         yield _sleep

@@ -137,3 +137,29 @@ def test_a_secret_file_loses_only_its_last_line_ends(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not text"):
         resolve({}, USER | {"POSTGRES_BRIDGE_PASSWORD_FILE": str(file)})
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file_and_a_url_beats_its_parts(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("BRIDGE_PORT=1\nNATS_HOST=file\nLOG_FORMAT=json\n")
+    environ = {"DATABASE_URL": "postgresql://u:pw@h:5/d", "PG_HOST": "other", "BRIDGE_PORT": "2", "NATS_URL": "nats://n:3"}
+    config = resolve({"port": "3"}, environ, file)
+    assert (config.http.port, resolve({}, environ, file).http.port, resolve({}, USER, file).http.port) == (3, 2, 1)
+    assert config.log.format == "json"
+    assert "host=h" in config.postgres.conninfo
+    assert (config.nats.urls, resolve({}, USER, file).nats.urls) == (("nats://n:3",), ("nats://file:4222",))
+    assert "pw" not in repr(config)
+    beside = resolve({}, {"DATABASE_URL": "postgresql://h/d", "POSTGRES_BRIDGE_USER": "u2", "POSTGRES_BRIDGE_PASSWORD": "x"})
+    assert {"user=u2", "password=x", "host=h"} <= set(beside.postgres.conninfo.split())
+
+
+def test_secrets_of_every_kind_come_from_files_too(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("s3cret!\n")
+    names = ("POSTGRES_BRIDGE_PASSWORD", "NATS_BRIDGE_PASSWORD", "NATS_TOKEN", "NATS_NKEY_SEED", "BRIDGE_HTTP_TOKEN")
+    config = resolve({}, USER | {f"{name}_FILE": str(file) for name in names})
+    assert config.nats.password == config.nats.token == config.nats.nkey_seed == config.http.token == "s3cret!"
+    assert "s3cret!" in config.secrets
+    assert "s3cret!" not in repr(config)
+    with pytest.raises(ConfigError):
+        resolve({}, USER | {"NATS_TOKEN_FILE": str(tmp_path)})

@@ -16,7 +16,7 @@ import psycopg
 import trio
 
 from actors.clients.nats.connection import open_nats
-from actors.commands.demo_screen import Seen, TableRows
+from actors.demo.screen import Seen, TableRows
 from actors.embedded.servers import EmbeddedServers
 from actors.errors import SinkUnavailable, WalbridgeError
 from actors.settings.config import NatsConfig
@@ -42,7 +42,7 @@ class Watcher:
         self._listener.start()
 
     def look(self) -> Seen:
-        """Everything at this moment."""
+        """Read the state of both sides at this moment."""
         status = self._status()
         latency = status.get("latency_ms") or {}
         self._was_there = self._was_there or bool(status)
@@ -79,7 +79,7 @@ class Watcher:
         return TableRows(name, row[0] if row else 0, self._stored[name], replica)
 
     async def _listen(self, config: NatsConfig) -> None:
-        """Count what passes, and remember the last of it; NATS may be gone for a while."""
+        """Count events and remember the last one; NATS may be gone for a while."""
         while not self._stop.is_set():
             try:
                 async with open_nats(config, set()) as nats:

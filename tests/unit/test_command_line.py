@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from actors.errors import ConfigError
-from actors.settings.resolve import resolve
-from tests.servers import ROOT, free_port
+from actors.embedded.process import free_port
+from tests.servers import CLEAN, ROOT
 
-CLEAN = {
-    name: value for name, value in os.environ.items() if not name.startswith(("PG", "NATS_", "POSTGRES_", "DATABASE", "BRIDGE"))
-}
 USER = {"POSTGRES_BRIDGE_USER": "bridge"}
 
 
@@ -111,32 +106,6 @@ def test_print_config_shows_value_and_origin_and_no_secret(tmp_path: Path) -> No
     assert "hunter2" not in done.stdout + done.stderr
 
 
-def test_a_flag_beats_the_environment_which_beats_the_file_and_a_url_beats_its_parts(tmp_path: Path) -> None:
-    file = tmp_path / "env"
-    file.write_text("BRIDGE_PORT=1\nNATS_HOST=file\nLOG_FORMAT=json\n")
-    environ = {"DATABASE_URL": "postgresql://u:pw@h:5/d", "PG_HOST": "other", "BRIDGE_PORT": "2", "NATS_URL": "nats://n:3"}
-    config = resolve({"port": "3"}, environ, file)
-    assert (config.http.port, resolve({}, environ, file).http.port, resolve({}, USER, file).http.port) == (3, 2, 1)
-    assert config.log.format == "json"
-    assert "host=h" in config.postgres.conninfo
-    assert (config.nats.urls, resolve({}, USER, file).nats.urls) == (("nats://n:3",), ("nats://file:4222",))
-    assert "pw" not in repr(config)
-    beside = resolve({}, {"DATABASE_URL": "postgresql://h/d", "POSTGRES_BRIDGE_USER": "u2", "POSTGRES_BRIDGE_PASSWORD": "x"})
-    assert {"user=u2", "password=x", "host=h"} <= set(beside.postgres.conninfo.split())
-
-
-def test_secrets_of_every_kind_come_from_files_too(tmp_path: Path) -> None:
-    file = tmp_path / "secret"
-    file.write_text("s3cret!\n")
-    names = ("POSTGRES_BRIDGE_PASSWORD", "NATS_BRIDGE_PASSWORD", "NATS_TOKEN", "NATS_NKEY_SEED", "BRIDGE_HTTP_TOKEN")
-    config = resolve({}, USER | {f"{name}_FILE": str(file) for name in names})
-    assert config.nats.password == config.nats.token == config.nats.nkey_seed == config.http.token == "s3cret!"
-    assert "s3cret!" in config.secrets
-    assert "s3cret!" not in repr(config)
-    with pytest.raises(ConfigError):
-        resolve({}, USER | {"NATS_TOKEN_FILE": str(tmp_path)})
-
-
 def test_nothing_at_hand_ends_with_words_not_with_a_trace(tmp_path: Path) -> None:
     done = subprocess.Popen(
         [sys.executable, "-m", "actors.main", "--port", str(free_port())], cwd=ROOT, text=True, stderr=subprocess.PIPE,
@@ -159,9 +128,18 @@ def test_health_tells_ready_from_not_ready() -> None:
     assert walbridge("health", "--port", "x").returncode == 2
 
 
-def test_version_and_health_load_neither_libpq_nor_the_http_server() -> None:
-    code = (
-        "import sys; from actors.main import main; main(['--version']); print(*sorted(m for m in sys.modules if '.' not in m))"
-    )
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["health", "--port", "1"]])
+def test_version_and_health_load_neither_libpq_nor_the_http_server(arguments: list[str]) -> None:
+    loaded = modules_loaded_by(*arguments)
+    assert not {"psycopg", "quart", "trio", "nats", "orjson", "zstandard"} & loaded
+
+
+def test_help_loads_no_command_but_the_bridge_s() -> None:
+    loaded = {name for name in modules_loaded_by("--help") if name.startswith("actors.commands.")}
+    assert loaded == {"actors.commands.run"}
+
+
+def modules_loaded_by(*arguments: str) -> set[str]:
+    code = f"import sys; from actors.main import main; main({list(arguments)}); print(); print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout
-    assert not {"psycopg", "quart", "trio", "nats"} & set(shown.split())
+    return set(shown.splitlines()[-1].split())

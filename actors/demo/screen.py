@@ -1,4 +1,4 @@
-"""The demo's screen: drawn four times a second on a terminal, a plain line a second anywhere else."""
+"""The demo's screen: drawn four times per second on a terminal, one plain line per second anywhere else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TableRows(NamedTuple):
     name: str
     in_postgres: int
     stored: int
-    """Events of it that passed since the demo began."""
+    """Events of the table since the demo began."""
     in_replica: int | None
     """None until the replica has the table."""
 
@@ -37,7 +37,7 @@ class Seen:
     state: str
     events: int
     lag_seconds: float | None
-    """None while no bridge runs that could say."""
+    """None while no bridge runs."""
     wal_held_bytes: int | None
     p50_ms: float | None
     p99_ms: float | None
@@ -47,24 +47,24 @@ class Seen:
     bridge_killed: int = 0
     nats_stopped: int = 0
     said: str = ""
-    """What a key did, for a moment."""
+    """What the last key did; shown for a moment."""
     ending: str = ""
-    """What is done at the end, when keys do nothing any more."""
+    """What is being done at the end, when keys do nothing any more."""
 
 
 class Screen(Protocol):
     """Where the demo shows itself."""
 
     def say(self, text: str) -> None:
-        """Words that stay."""
+        """Print words that stay."""
 
     def show(self, seen: Seen) -> None:
-        """The present state."""
+        """Show the present state."""
 
 
 @contextmanager
 def open_screen(out: IO[str]) -> Iterator[Screen]:
-    """A live screen on a terminal, plain lines elsewhere."""
+    """Open a live screen on a terminal, plain lines elsewhere."""
     console = Console(file=out)
     if not console.is_terminal:
         yield _Lines(out)
@@ -75,7 +75,7 @@ def open_screen(out: IO[str]) -> Iterator[Screen]:
 
 @dataclass
 class _Rate:
-    """Events a second over the last two seconds, and how it went."""
+    """Events per second over the last two seconds, and the rates before."""
 
     seen: deque[tuple[float, int]] = field(default_factory=deque)
     history: deque[float] = field(default_factory=lambda: deque(maxlen=24))
@@ -128,7 +128,7 @@ class _LiveScreen:
 
 
 class _Lines:
-    """For pipes and logs: a line a second, without a moving cursor."""
+    """For pipes and logs: one line per second, without a moving cursor."""
 
     def __init__(self, out: IO[str]) -> None:
         self._out, self._rate, self._last = out, _Rate(), 0.0
@@ -178,5 +178,5 @@ def _replica(rows: TableRows) -> tuple[str, str]:
     behind = rows.in_postgres - rows.in_replica
     return (
         f"{rows.in_replica:,}",
-        "✓ as many" if behind == 0 else f"… {abs(behind):,} {'behind' if behind > 0 else 'to delete'}",
+        "✓ equal count" if behind == 0 else f"… {abs(behind):,} {'behind' if behind > 0 else 'to delete'}",
     )

@@ -1,8 +1,8 @@
-"""Training a zstd dictionary on events, and measuring what it saves on others. No I/O.
+"""Train a zstd dictionary on events, and measure on other events what it saves. No I/O.
 
-The events are real ones: rows of the table, through the converters and the encoder of the bridge. One dictionary serves both
-encodings: trained on both it saves one to three points less than one trained for MessagePack or JSON alone, which would save
-nearly nothing on the other.
+The events are real: rows of the table, through the converters and the encoder of the bridge. One dictionary serves both
+encodings: trained on both it saves one to three points less than a dictionary for MessagePack or JSON alone, which would
+save nearly nothing on the other encoding.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from actors.values.text_values import converter_for
 ENCODINGS: tuple[Encoding, ...] = ("msgpack", "json")
 CHUNK_BYTES = 1024 * 1024
 TRAINING_BYTES_MAX = 12 * 1024 * 1024
-"""A hundred times a dictionary's size is what zstd recommends; more only takes longer."""
+"""zstd recommends a hundred times the dictionary's size; more only takes longer."""
 EVENT_BYTES_MAX = 64 * 1024
-"""Larger ones compress by themselves: nothing is learnt from them."""
+"""Larger events compress without a dictionary and add nothing to it."""
 MONTH_S = 30 * 86_400
 
 
 class Measured(NamedTuple):
-    """Bodies of one sort, none of them trained on: how many, and their bytes as they are and compressed."""
+    """Bodies of one kind that were not trained on: how many, and their bytes plain and compressed."""
 
     what: str
     """`event` or `chunk`."""
@@ -47,19 +47,19 @@ class Measured(NamedTuple):
     zstd_bytes: int
     dictionary_bytes: int
     sent_bytes: int
-    """With the dictionary and the header lines that name it; a body that gets no smaller goes as it is."""
+    """With the dictionary and the header lines that name it; a body that gets no smaller is sent plain."""
     zstd_us: float
-    """To compress one of them, microseconds."""
+    """Microseconds to compress one body."""
     dictionary_us: float
 
     def saved(self, compressed_bytes: int) -> float:
-        """The part of the bytes that compression saves; below 0 when it adds some."""
+        """The share of the bytes that compression saves; below 0 when it adds some."""
         return 1 - compressed_bytes / self.plain_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A dictionary and what it is worth."""
+    """A dictionary and what it saves."""
 
     token: str
     dictionary: bytes
@@ -72,7 +72,7 @@ class TooLittle(ValueError):
     """The rows are too few, or too small, for a dictionary of this size."""
 
 
-def train(sample: TableSample, size_bytes: int) -> Trained:
+def train_dictionary(sample: TableSample, size_bytes: int) -> Trained:
     """Train on one half of the rows, test on the other half. Raises TooLittle."""
     table = describe_table(sample.relation, sample.description).table
     halves = sample.rows[0::2], sample.rows[1::2]
@@ -101,7 +101,7 @@ def train(sample: TableSample, size_bytes: int) -> Trained:
 
 
 def measure(what: str, encoding: Encoding, bodies: Sequence[bytes], with_it: Compressor) -> Measured:
-    """Compress each of them, without a dictionary and with one."""
+    """Compress each body, without a dictionary and with this one."""
     sizes: list[list[int]] = []
     times_us: list[float] = []
     for compress in (Compressor().compress, with_it.compress):
@@ -119,8 +119,8 @@ def events_of(
 ) -> Iterator[bytes]:  # fmt: skip
     """Event bodies: each row inserted and updated, every second one deleted, in transactions of one to nine `changes`.
 
-    Their positions and times lie `within_s` of now: what is trained on lies in the past, what is tested lies ahead, as the
-    events that a dictionary will meet do. The same each time, in both encodings.
+    Their positions and times lie `within_s` of now: events to train on in the past, events to test in the future, as those
+    are that a dictionary will meet. The same each time, in both encodings.
     """
     places = random.Random(sample.relation.oid)
     convert = _converter(sample, encoding)
@@ -169,7 +169,7 @@ def chunks_of(
 
 
 def _converter(sample: TableSample, encoding: Encoding) -> Callable[[Row], tuple[dict[str, object], Notes | None]]:
-    """PostgreSQL's texts to a row as events have it, and what is to be noted of it."""
+    """Make of PostgreSQL's texts a row as events have it, and what its event must note."""
     types = sample.description.types
     columns = [
         (column.name, converter_for(column.type_oid, types, encoding, "literal").convert) for column in sample.relation.columns
