@@ -37,6 +37,15 @@ class Transient(WalbridgeError):
     retry_s = 2.0
 
 
+TRANSIENT_CODES = (
+    "WB101", "WB102", "WB103", "WB104", "WB108", "WB118", "WB122",
+    "WB200", "WB201", "WB202", "WB203", "WB204", "WB206", "WB208",
+    "WB210", "WB211", "WB212", "WB220", "WB221", "WB222", "WB223",
+    "WB311", "WB320",
+)  # fmt: skip
+"""Codes of every `Transient` that the bridge's modules raise, as a test verifies; readers of its streams have more."""
+
+
 class SourceUnavailable(Transient):
     """PostgreSQL is gone, not there yet, or another process holds the slot."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from actors import __version__
+from actors.contract.subjects import publish_prefix
 from actors.errors import ConfigError
 from actors.settings.config import Config
 from actors.settings.resolve import read_env_file, resolve
@@ -174,7 +175,7 @@ def _words(setup: Setup) -> dict[str, str]:
         "slot": setup.slot,
         "publication": setup.publication,
         "stream": setup.stream,
-        "prefix": "" if setup.stream == "CDC" else f"_{setup.stream}.",
+        "prefix": publish_prefix(setup.stream),
         "port": str(setup.port),
         "role": setup.role,
         "database": setup.database,

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import orjson
 
+from actors.contract.subjects import BRIDGES
 from actors.errors import ConfigError
 from actors.positions import NO_LSN, START, Lsn, Position
-
-BUCKET = "bridges"
 
 
 class Suspended(NamedTuple):
@@ -87,8 +86,8 @@ class BridgeRecord:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise ConfigError(
                 "WB240",
-                f"key {stream} of KV bucket {BUCKET} is not a bridge's record",
+                f"key {stream} of KV bucket {BRIDGES} is not a bridge's record",
                 said=repr(exc),
                 means="where to go on cannot be told without it",
-                fix=f"nats kv get {BUCKET} {stream}   # look at it; then: nats kv del {BUCKET} {stream}",
+                fix=f"nats kv get {BRIDGES} {stream}   # look at it; then: nats kv del {BRIDGES} {stream}",
             ) from exc

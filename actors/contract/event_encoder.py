@@ -15,7 +15,8 @@ import msgpack
 import orjson
 
 from actors.contract.compression import Compressor
-from actors.contract.message_ids import BRIDGE_TOKEN, message_id
+from actors.contract.message_ids import message_id
+from actors.contract.subjects import BRIDGE_TOKEN, CDC_GAP, cdc_event, cdc_schema
 from actors.messages import EventKind, Gap, Notes, RowChange, RowRun, SchemaChange, Transaction, Truncated
 from actors.values.row_blocks import array_head
 from actors.wire.jetstream import OutMessage
@@ -91,7 +92,7 @@ class EventEncoder(ABC):
         token, position = change.table.token, change.position
         msg_id = message_id(position, token, "schema")
         place = {"operation": "SCHEMA", "msg_id": msg_id, "lsn": position.lsn, "seq": position.seq}
-        subject = f"cdc.{token}.schema".encode()
+        subject = cdc_schema(token).encode()
         return OutMessage(self._prefix + subject, msg_id.encode(), self.document(change.body | place))
 
     def gap(self, gap: Gap, *, last: bool = False) -> OutMessage:
@@ -108,7 +109,7 @@ class EventEncoder(ABC):
         }
         if last:
             body["last"] = True
-        return OutMessage(self._prefix + f"cdc.{BRIDGE_TOKEN}.gap".encode(), msg_id.encode(), self.document(body))
+        return OutMessage(self._prefix + CDC_GAP.encode(), msg_id.encode(), self.document(body))
 
     @abstractmethod
     def document(self, body: Mapping[str, object]) -> bytes:
@@ -172,7 +173,7 @@ class EventEncoder(ABC):
         if len(self._kinds) >= 10_000:
             self._kinds.clear()
         table, operation = kind.table, kind.operation
-        subject = f"cdc.{table.token}.{operation}"
+        subject = cdc_event(table.token, operation)
         shared = (
             ("subject", subject),
             ("table", table.relation.name),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from actors.contract.subjects import BRIDGE_TOKEN
 from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK, Lsn, Position
-
-BRIDGE_TOKEN = "_bridge"
 
 
 def position_of(msg_id: str) -> Position:

@@ -3,17 +3,53 @@
 Fast-ingest batches (nats-server 2.14+) carry their control in the reply subject,
 `<prefix>.<batch id>.<flow>.<gap>.<batch seq>.<op>.$FI`: op 0 starts, 1 appends, 2 stores and commits. Each flush of ours is a
 batch of its own, committed by its last message, whose acknowledgement is prompt and final. Headers as in
-https://docs.nats.io/nats-concepts/jetstream/headers.
+https://docs.nats.io/nats-concepts/jetstream/headers, error codes as in nats-server's `server/errors.json`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 import orjson
 
 from actors.wire.nats import Msg
+
+MSG_ID_HEADER = "Nats-Msg-Id"
+EXPECTED_LAST_SEQUENCE_HEADER = "Nats-Expected-Last-Sequence"
+EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER = "Nats-Expected-Last-Subject-Sequence"
+LAST_CONSUMER_HEADER, PENDING_MESSAGES_HEADER = "Nats-Last-Consumer", "Nats-Pending-Messages"
+"""Of a heartbeat: the consumer's last message; of a pull's end: how many it has not brought."""
+KV_OPERATION_HEADER = "KV-Operation"
+"""Only on the marker of a key's deletion."""
+
+UNAVAILABLE = 503
+"""JetStream's status, and that of a request which nobody hears: no leader, no stream, or no JetStream."""
+
+
+class ErrCode(IntEnum):
+    """JetStream's `err_code`s that are asked for or counted by name. `nats errors lookup CODE` explains each."""
+
+    CLUSTER_NOT_AVAILABLE = 10008
+    INSUFFICIENT_RESOURCES = 10023
+    MESSAGE_NOT_FOUND = 10037
+    NOT_ENABLED_FOR_ACCOUNT = 10039
+    STORAGE_RESOURCES_EXCEEDED = 10047
+    MESSAGE_EXCEEDS_MAXIMUM = 10054
+    STREAM_NOT_FOUND = 10059
+    SUBJECTS_OVERLAP = 10065
+    WRONG_LAST_MSG_ID = 10070
+    WRONG_LAST_SEQUENCE = 10071
+    STORE_FAILED = 10077
+    DUPLICATE_IN_PROCESS = 10158
+    WRONG_LAST_SEQUENCE_CONSTANT = 10164
+    TOO_MANY_REQUESTS = 10167
+
+
+WRONG_LAST_SEQUENCE = frozenset({ErrCode.WRONG_LAST_SEQUENCE, ErrCode.WRONG_LAST_SEQUENCE_CONSTANT})
+"""The expected last sequence, of a stream or of a subject, is another one. A replicated stream answers with the second code
+while messages are on their way through it."""
 
 _HEADERS_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: \r\nNats-Msg-Id: \r\n\r\n")
 

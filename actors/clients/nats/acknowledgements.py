@@ -7,10 +7,8 @@ from collections import Counter
 from trio_util import AsyncValue
 
 from actors.errors import SinkFenced, SinkUnavailable
-from actors.wire.jetstream import Refused, Stored, parse_publish_reply
+from actors.wire.jetstream import WRONG_LAST_SEQUENCE, Refused, Stored, parse_publish_reply
 from actors.wire.nats import Msg
-
-WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 
 
 class Acknowledgements:
