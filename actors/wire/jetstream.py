@@ -51,7 +51,11 @@ WRONG_LAST_SEQUENCE = frozenset({ErrCode.WRONG_LAST_SEQUENCE, ErrCode.WRONG_LAST
 """The expected last sequence, of a stream or of a subject, is another one. A replicated stream answers with the second code
 while messages are on their way through it."""
 
-_HEADERS_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: \r\nNats-Msg-Id: \r\n\r\n")
+_HEADERS = f"NATS/1.0\r\n{EXPECTED_LAST_SEQUENCE_HEADER}: %d\r\n{MSG_ID_HEADER}: %b\r\n%b\r\n".encode()
+_HEADERS_BYTES = len(_HEADERS % (0, b"", b"")) - 1
+"""Without the sequence, the id and further lines."""
+_FAST_FRAME = b"HPUB %b %b%d.%d.$FI %d %d\r\n" + _HEADERS + b"%b\r\n"
+_PLAIN_FRAME = b"HPUB %b %b.%d %d %d\r\n" + _HEADERS + b"%b\r\n"
 
 
 class OutMessage(NamedTuple):
@@ -101,10 +105,7 @@ def frame_fast_batch(messages: Sequence[OutMessage], reply_prefix: bytes, batch_
             digits, longer_from = _digits(last_seq)
         size = _HEADERS_BYTES + digits + len(msg_id) + len(more)
         op = 2 if i == commit else i > 1
-        frames.append(
-            b"HPUB %b %b%d.%d.$FI %d %d\r\nNATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\nNats-Msg-Id: %b\r\n%b\r\n%b\r\n"
-            % (subject, target, i, op, size, size + len(body), last_seq, msg_id, more, body)
-        )
+        frames.append(_FAST_FRAME % (subject, target, i, op, size, size + len(body), last_seq, msg_id, more, body))
         last_seq += 1
     return b"".join(frames)
 
@@ -118,8 +119,7 @@ def frame_plain(messages: Sequence[OutMessage], reply_prefix: bytes, last_seq: i
             digits, longer_from = _digits(last_seq)
         size = _HEADERS_BYTES + digits + len(msg_id) + len(more)
         frames.append(
-            b"HPUB %b %b.%d %d %d\r\nNATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\nNats-Msg-Id: %b\r\n%b\r\n%b\r\n"
-            % (subject, reply_prefix, last_seq + 1, size, size + len(body), last_seq, msg_id, more, body)
+            _PLAIN_FRAME % (subject, reply_prefix, last_seq + 1, size, size + len(body), last_seq, msg_id, more, body)
         )
         last_seq += 1
     return b"".join(frames)

@@ -63,7 +63,6 @@ class NatsConnection:
         self._replies: dict[bytes, _Reply] = {}
         self._reply_prefix = b""
         self._requests = 0
-        self._pongs = 0
         self._pong = trio.Event()
         self._take_info(info)
 
@@ -158,7 +157,6 @@ class NatsConnection:
         if isinstance(event, Ping):
             await self.send(PONG)
         elif isinstance(event, Pong):
-            self._pongs += 1
             self._pong.set()
         elif isinstance(event, Info):
             self._take_info(event.fields)
