@@ -10,7 +10,7 @@ class WalbridgeError(Exception):
     """An error of the world, not of the program.
 
     `what` is one line: what was found. `said` is the peer's own words and code (SQLSTATE, NATS err_code), `means` the
-    consequence, `fix` a command or sentence that mends it. No secret is ever in any of them.
+    consequence, `fix` a command or sentence that repairs it. No secret is ever in any of them.
     """
 
     def __init__(self, code: str, what: str, *, said: str = "", means: str = "", fix: str = "") -> None:
@@ -61,7 +61,7 @@ class SinkFenced(SinkUnavailable):
 
 
 class Fatal(WalbridgeError):
-    """Only a person can mend it: the process ends."""
+    """Only a person can repair it: the process ends."""
 
     exit_code = 1
 

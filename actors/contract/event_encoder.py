@@ -53,7 +53,7 @@ class EventEncoder(ABC):
     def rows(self, run: RowRun, first: int, stop: int, bytes_max: int, event_max: int) -> tuple[list[OutMessage], int]:
         """Events of `run.rows[first:stop]`, none of them its transaction's last, and the bytes of their ids and bodies.
 
-        Ends behind the one that reaches `bytes_max`, and before one that is larger than `event_max` bytes alone.
+        Ends after the event that reaches `bytes_max`, and before an event that is larger than `event_max` bytes alone.
         """
         known, head = self._shared(run.kind, run.txn)
         subject, id_head, id_suffix, event = known.subject, self._id_head, known.id_suffix, self._event

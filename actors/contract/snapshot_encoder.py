@@ -38,7 +38,7 @@ class SnapshotHead:
     snapshot_lsn: Lsn
     """Events with `lsn >= snapshot_lsn` are not in it, all others are."""
     stream_seq: int
-    """Events behind this sequence of the CDC stream must be looked at."""
+    """Events after this sequence of the CDC stream must be looked at."""
     compressed: bool = False
     dictionary_id: str | None = None
     base_types: Mapping[str, str] = field(default_factory=dict)

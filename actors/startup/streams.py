@@ -1,4 +1,4 @@
-"""The streams and buckets of a bridge: made where they are missing, looked at where they are there, never altered."""
+"""The streams and buckets of a bridge: made where they are missing, checked where they exist, never altered."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ async def prepare_streams(
 ) -> StreamSetup:
     """Make what is missing and check what is there.
 
-    Raises ConfigError, with the command that mends it, for what cannot work; SinkUnavailable when NATS does not answer.
+    Raises ConfigError, with the command that repairs it, for what cannot work; SinkUnavailable when NATS does not answer.
     """
     version = js.connection.version
     info = await _ensure(js, cdc_config(stream, replicas, version))
@@ -249,8 +249,8 @@ def _check_cdc(stream: str, config: Mapping[str, Any]) -> None:
         raise ConfigError(
             "WB235",
             f"stream {stream} has retention {config['retention']}",
-            means="it removes what one consumer has read, or what nobody asked for yet",
-            fix=f"a stream with retention limits: nats stream rm {stream}; the bridge makes it anew",
+            means="it removes what one consumer has read, or what no consumer has asked for yet",
+            fix=f"a stream with retention limits: nats stream rm {stream}; the bridge makes it again",
         )
 
 
@@ -268,7 +268,7 @@ def _check_writable(stream: str, config: Mapping[str, Any]) -> None:
                 f"stream {stream} is {means}" if not fix else f"stream {stream} has {means}",
                 fix=f"nats stream edit {stream} {fix}"
                 if fix
-                else f"nats stream rm {stream}   # the bridge makes it anew; or another one: --stream NAME",
+                else f"nats stream rm {stream}   # the bridge makes it again; or another one: --stream NAME",
             )
 
 

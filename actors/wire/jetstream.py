@@ -25,7 +25,7 @@ KV_OPERATION_HEADER = "KV-Operation"
 """Only on the marker of a key's deletion."""
 
 UNAVAILABLE = 503
-"""JetStream's status, and that of a request which nobody hears: no leader, no stream, or no JetStream."""
+"""JetStream's status, and that of a request without a listener: no leader, no stream, or no JetStream."""
 
 
 class ErrCode(IntEnum):
@@ -91,7 +91,7 @@ PublishReply = Stored | Progress | Refused
 
 
 def frame_fast_batch(messages: Sequence[OutMessage], reply_prefix: bytes, batch_id: bytes, flow: int, last_seq: int) -> bytes:
-    """Frames that publish `messages` right behind stream sequence `last_seq`, as one fast-ingest batch.
+    """Frames that publish `messages` right after stream sequence `last_seq`, as one fast-ingest batch.
 
     The batch id is its last sequence, a dash and something unique: `parse_publish_reply` holds the acknowledgement against
     the sequence.
@@ -111,7 +111,7 @@ def frame_fast_batch(messages: Sequence[OutMessage], reply_prefix: bytes, batch_
 
 
 def frame_plain(messages: Sequence[OutMessage], reply_prefix: bytes, last_seq: int) -> bytes:
-    """Frames that publish `messages` right behind `last_seq`, one acknowledgement each, to `<prefix>.<its sequence>`."""
+    """Frames that publish `messages` right after `last_seq`, one acknowledgement each, to `<prefix>.<its sequence>`."""
     frames: list[bytes] = []
     digits, longer_from = _digits(last_seq)
     for subject, msg_id, body, more in messages:
@@ -147,7 +147,7 @@ def parse_publish_reply(message: Msg, reply_prefix: bytes) -> PublishReply:
             return Progress()
         if kind == "gap":
             return Refused(400, 0, f"the server missed messages {reply.get('last_seq')} to {reply.get('seq')} of a batch")
-        # the first token behind the prefix tells the sequence: a plain message's own, or a batch's last
+        # the first token after the prefix begins with the sequence: a plain message's own, or a batch's last
         expected = int(message.subject[len(reply_prefix) + 1 :].split(b".", 1)[0].split(b"-", 1)[0])
         return Stored(int(reply["seq"]), expected)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:

@@ -58,7 +58,7 @@ class JetStream:
     async def stream_info(self, name: str) -> dict[str, Any] | None:
         """Configuration and state of a stream, None when there is none."""
         try:
-            return await self._api(f"STREAM.INFO.{name}", {}, f"tell about stream {name}")
+            return await self._api(f"STREAM.INFO.{name}", {}, f"describe stream {name}")
         except JetStreamError as exc:
             if exc.err_code == ErrCode.STREAM_NOT_FOUND:
                 return None
@@ -105,12 +105,12 @@ class JetStream:
         return await self._api(f"CONSUMER.CREATE.{stream}.{config['name']}", request, f"create a consumer of stream {stream}")
 
     async def delete_consumer(self, stream: str, name: str) -> None:
-        """Delete a consumer, if the user may: it ends by itself when nobody reads from it any more."""
+        """Delete a consumer, if the user may: it ends by itself when it is not read any more."""
         if not self._may_delete_consumers:
             return
         try:
             await self._api(f"CONSUMER.DELETE.{stream}.{name}", {}, f"delete a consumer of stream {stream}")
-        except SinkRefused:  # whoever may delete its own may delete others': many a reader may not
+        except SinkRefused:  # a user who may delete its own may delete others' too: many readers may not
             self._may_delete_consumers = False
 
     async def purge(self, stream: str, subject: str) -> None:
@@ -123,7 +123,7 @@ class JetStream:
         while True:
             query = {"subjects_filter": pattern, "offset": len(found)}
             try:
-                info = await self._api(f"STREAM.INFO.{stream}", query, f"tell about stream {stream}")
+                info = await self._api(f"STREAM.INFO.{stream}", query, f"describe stream {stream}")
             except JetStreamError as exc:
                 if exc.err_code == ErrCode.STREAM_NOT_FOUND:
                     return []
@@ -219,7 +219,7 @@ def _checked(message: Msg, doing: str) -> dict[str, Any]:
 def _nobody(doing: str, said: str) -> SinkUnavailable:
     return SinkUnavailable(
         "WB211",
-        f"nobody in NATS could {doing}",
+        f"no one in NATS could {doing}",
         said=said,
         means="JetStream is off for this account, has no leader yet, or no stream takes the subject",
         fix="start the server with JetStream: nats-server -js; or look: nats account info",

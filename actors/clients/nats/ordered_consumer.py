@@ -1,7 +1,7 @@
 """Messages of a stream from a sequence on, in the stream's order, each once, as fast as they are taken and not faster.
 
 An ordered consumer as in ADR-17 of nats-architecture-and-design, but by pulling: the reader's own pace is the flow control. It
-keeps no place: whoever reads remembers the sequence, and after any fault makes a new consumer from there.
+keeps no position: its reader remembers the sequence, and makes a new consumer from there after any fault.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class OrderedConsumer:
         """In the connection's reading task."""
         if message.reply.startswith(b"$JS.ACK."):
             # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>; newer servers may put
-            # <domain>.<account> before the stream and something behind
+            # <domain>.<account> before the stream and something after the rest
             parts = message.reply.split(b".")
             place = 5 if len(parts) == 9 else 7
             consumer_seq = int(parts[place + 1])
