@@ -20,6 +20,7 @@ from actors.clients.postgres.connection import PgConnection, SourceRefused
 from actors.clients.postgres.replication import open_replication_stream
 from actors.contract.compression import Compressor
 from actors.contract.event_encoder import event_encoder
+from actors.contract.subjects import request
 from actors.contract.table_token import table_token
 from actors.errors import ConfigError, SinkFenced, SinkUnavailable, SourceUnavailable, Transient
 from actors.feedback import Feedback
@@ -29,7 +30,6 @@ from actors.positions import format_lsn
 from actors.process import causes, freeze_loaded_objects, most_telling, stop_on_signal
 from actors.schema_publisher import SchemaPublisher
 from actors.settings.config import Config
-from actors.snapshots.requests import PREFIX
 from actors.snapshots.transaction_log import TransactionLog
 from actors.startup.postgres_preflight import check_postgres
 from actors.startup.start_plan import StartPlan, find_start
@@ -146,7 +146,7 @@ class Supervisor:
         """Ask for a table, as anybody may. Raises SinkUnavailable while NATS is away."""
         if self._js is None:
             raise SinkUnavailable("WB200", "not connected to NATS")
-        await self._js.connection.send(encode_pub(f"{PREFIX}{token}".encode(), b"", b""))
+        await self._js.connection.send(encode_pub(request(token).encode(), b"", b""))
 
     async def _run_once(self, statuses: trio.Nursery) -> Transient | None:
         """One run; None when it was stopped and drained, else the passing fault that ended it."""

@@ -10,11 +10,10 @@ from actors.clients.nats.jetstream import JetStream
 from actors.clients.postgres.catalog import PublishedTable, describe_columns, describe_relation, published_relation
 from actors.clients.postgres.connection import PgConnection
 from actors.contract.event_encoder import EventEncoder
+from actors.contract.subjects import SCHEMAS, init_schema, schema_key
 from actors.contract.table_schema import Description, describe_table
 from actors.messages import SchemaChange
 from actors.wire.pgoutput import Relation
-
-BUCKET = "schemas"
 
 
 class SchemaPublisher:
@@ -74,16 +73,16 @@ class SchemaPublisher:
                 token = next(iter(self._pending))
                 change = self._pending.pop(token)
                 if await self._put(token, change.body):
-                    await self._js.publish(f"init.schema.{token}", self._encoder.document(change.body))
+                    await self._js.publish(init_schema(token), self._encoder.document(change.body))
 
     async def _put(self, token: str, body: dict[str, object]) -> bool:
         """Put a schema unless the bucket has it already; whether it was put."""
         document = self._encoder.document({**body, "timestamp": 0})
-        held = await self._js.kv_get(BUCKET, token)
+        held = await self._js.kv_get(SCHEMAS, schema_key(token))
         self._published[token] = body
         if held is not None and _same_document(self._encoder, held[0], document):
             return False
-        await self._js.kv_put(BUCKET, token, self._encoder.document(body))
+        await self._js.kv_put(SCHEMAS, schema_key(token), self._encoder.document(body))
         return True
 
 

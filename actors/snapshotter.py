@@ -16,12 +16,12 @@ from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.clients.nats.publish_window import PublishWindow
 from actors.clients.postgres.catalog import PublishedTable, published_tables
 from actors.clients.postgres.connection import PgConnection, PostgresError
-from actors.contract.bridge_record import BUCKET as RECORDS
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.compression import Compressor
 from actors.contract.event_encoder import EventEncoder, read_any_document
 from actors.contract.message_ids import position_of
 from actors.contract.snapshot_encoder import Message, SnapshotHead, SnapshotMessages, error_message, new_snapshot_id
+from actors.contract.subjects import BRIDGES, CDC, INIT, INIT_STARTS, init_error, init_meta, init_start, parse
 from actors.contract.table_token import table_token
 from actors.errors import ConfigError, SourceUnavailable
 from actors.positions import Lsn, format_lsn, parse_lsn
@@ -35,6 +35,7 @@ from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import SnapshotProgress, Telemetry
 from actors.values.row_blocks import Piece, RowBlocks
 from actors.values.text_values import JSON_OIDS, TEXT, Converter, base_type, converter_for
+from actors.wire.jetstream import MSG_ID_HEADER
 
 log = get_logger("snapshotter")
 
@@ -46,7 +47,6 @@ STREAM_CATCHES_UP_S = 20.0
 GATHER_BYTES_MAX = 8 * 1024 * 1024
 """What a chunk may hold before it is compressed."""
 REMEMBERED_MAX = 200
-INIT = "INIT"
 STEP_ASIDE_S = 0.001
 """So long a snapshot rests between two blocks while events are on their way: it must not be felt in their latency."""
 
@@ -120,7 +120,7 @@ class Snapshotter:
             return
         elsewhere = await self._tables_of_other_bridges()
         for token in waiting[:UNKNOWN_AT_ONCE]:
-            if self._config.publish.stream != "CDC" or token in elsewhere:
+            if self._config.publish.stream != CDC or token in elsewhere:
                 self._requests.leave(token)
             else:
                 self._requests.leave(token)
@@ -137,9 +137,8 @@ class Snapshotter:
     async def _tables_of_other_bridges(self) -> set[str]:
         """What other bridges' records list: those answer for it, now or when they run again."""
         found: set[str] = set()
-        for subject in await self._js.subjects_of(f"KV_{RECORDS}", f"$KV.{RECORDS}.>"):
-            stream = subject.rpartition(".")[2]
-            entry = None if stream == self._config.publish.stream else await self._js.kv_get(RECORDS, stream)
+        for stream in await self._js.keys_of(BRIDGES):
+            entry = None if stream == self._config.publish.stream else await self._js.kv_get(BRIDGES, stream)
             try:
                 found.update(BridgeRecord.decode(entry.data, stream).tables if entry is not None else ())
             except ConfigError:  # not a bridge's: nobody answers for it
@@ -161,10 +160,11 @@ class Snapshotter:
     async def _unfinished(self) -> list[str]:
         """Tables whose last snapshot has a start, and neither meta nor error."""
         found: list[str] = []
-        for subject in await self._js.subjects_of(INIT, "init.start.*"):
-            token = subject.removeprefix("init.start.")
+        for subject in await self._js.subjects_of(INIT, INIT_STARTS):
+            start = parse(subject)
+            token = start.token if start is not None else ""
             if token in self._tables:
-                ids = [await self._last_id(f"init.{kind}.{token}") for kind in ("start", "meta", "error")]
+                ids = [await self._last_id(of(token)) for of in (init_start, init_meta, init_error)]
                 if ids[0] and ids[0] not in ids[1:]:
                     found.append(token)
         return found
@@ -336,7 +336,7 @@ class Snapshotter:
         while low < high:
             middle = (low + high) // 2
             message = await self._js.get_message(self._setup.stream.stream, seq=middle, next_by_subj=">")
-            if message is None or position_of(message.headers["Nats-Msg-Id"]).lsn >= lsn:
+            if message is None or position_of(message.headers[MSG_ID_HEADER]).lsn >= lsn:
                 high = middle
             else:
                 low = message.seq + 1

@@ -21,8 +21,20 @@ from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.slots import drop_slot, slot_health, slot_state
 from actors.commands.status import printable
-from actors.contract.bridge_record import BUCKET as RECORDS
 from actors.contract.bridge_record import BridgeRecord
+from actors.contract.subjects import (
+    BRIDGES,
+    DICTIONARIES,
+    INIT,
+    REQUESTS,
+    SCHEMAS,
+    bucket_key,
+    bucket_stream,
+    dictionaries_of_table,
+    init_of_table,
+    request,
+    schema_key,
+)
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
 from actors.settings.config import Config
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
@@ -31,8 +43,8 @@ from actors.settings.setting import OTHER
 from actors.telemetry.quantities import counted, human_bytes
 from actors.wire.sql_names import quoted
 
-SHARED_STREAMS = ("INIT", "REQUESTS")
-BUCKETS = ("schemas", "dictionaries")
+SHARED_STREAMS = (INIT, REQUESTS)
+BUCKETS = (SCHEMAS, DICTIONARIES)
 
 
 @takes_settings("nats_context", slot="of the bridge to remove", pub="its publication, which stays", stream="its CDC stream")
@@ -197,25 +209,28 @@ async def _plan_nats(js: JetStream, config: Config, system_id: str, plan: Plan) 
     if not records:
         for name in SHARED_STREAMS:
             await _plan_stream(js, name, plan)
-        for bucket in (*BUCKETS, RECORDS):
-            info = await js.stream_info(f"KV_{bucket}")
+        for bucket in (*BUCKETS, BRIDGES):
+            info = await js.stream_info(bucket_stream(bucket))
             if info is not None:
                 entries = info["state"]["messages"]
                 plan.removals.append(Removal("bucket", bucket, "1 entry" if entries == 1 else f"{entries:,} entries"))
         return
     plan.left.append(f"what is shared with the bridges of streams {', '.join(sorted(records))}")
-    for name, subjects in (
-        ("INIT", ("init.*.{}", "init.snap.{}.>", "snapshot.*.{}")),
-        ("REQUESTS", ("snapshot.request.{}",)),
-        ("KV_schemas", ("$KV.schemas.{}",)),
-        ("KV_dictionaries", ("$KV.dictionaries.{}_dict", "$KV.dictionaries.{}_dict.>")),
-    ):
+    shared: tuple[tuple[str, Callable[[str], tuple[str, ...]]], ...] = (
+        (INIT, init_of_table),
+        (REQUESTS, lambda token: (request(token),)),
+        (bucket_stream(SCHEMAS), lambda token: (bucket_key(SCHEMAS, schema_key(token)),)),
+        (bucket_stream(DICTIONARIES), dictionaries_of_table),
+    )
+    for name, patterns_of in shared:
         if tokens and await js.stream_info(name) is not None:
             for token in tokens:
-                for pattern in subjects:
-                    await _plan_messages(js, name, pattern.format(token), plan)
+                for pattern in patterns_of(token):
+                    await _plan_messages(js, name, pattern, plan)
     if own is not None:
-        plan.removals.append(Removal("messages", f"KV_{RECORDS}", f"the record of stream {stream}", f"$KV.{RECORDS}.{stream}"))
+        plan.removals.append(
+            Removal("messages", bucket_stream(BRIDGES), f"the record of stream {stream}", bucket_key(BRIDGES, stream))
+        )
 
 
 async def _plan_stream(js: JetStream, name: str, plan: Plan) -> None:
@@ -247,10 +262,8 @@ async def _plan_messages(js: JetStream, name: str, subject: str, plan: Plan) -> 
 
 async def _records(js: JetStream) -> dict[str, BridgeRecord]:
     found: dict[str, BridgeRecord] = {}
-    prefix = f"$KV.{RECORDS}."
-    for subject in await js.subjects_of(f"KV_{RECORDS}", f"{prefix}>"):
-        stream = subject.removeprefix(prefix)
-        entry: Any = await js.kv_get(RECORDS, stream)
+    for stream in await js.keys_of(BRIDGES):
+        entry: Any = await js.kv_get(BRIDGES, stream)
         if entry is not None:
             found[stream] = BridgeRecord.decode(entry.data, stream)
     return found
@@ -275,7 +288,7 @@ async def _remove(config: Config, plan: Plan, report: Callable[[Removal], None])
                 if removal.kind == "messages":
                     await js.purge(removal.name, removal.subject)
                 else:
-                    await js.delete_stream(f"KV_{removal.name}" if removal.kind == "bucket" else removal.name)
+                    await js.delete_stream(bucket_stream(removal.name) if removal.kind == "bucket" else removal.name)
                 report(removal)
             except (SinkRefused, JetStreamError) as exc:
                 refused.append((removal, exc.said))

@@ -22,6 +22,7 @@ from typing import Annotated, Literal, cast, get_args
 
 from cyclopts import Parameter
 
+from actors.contract.subjects import publish_prefix
 from actors.errors import ConfigError
 from actors.settings.config import Config
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
@@ -265,7 +266,7 @@ def _words(setup: Setup) -> dict[str, str]:
         "slot": setup.slot,
         "publication": setup.publication,
         "stream": setup.stream,
-        "prefix": "" if setup.stream == "CDC" else f"_{setup.stream}.",
+        "prefix": publish_prefix(setup.stream),
         "port": str(setup.port),
         "role": setup.role,
         "nats_user": setup.nats_user,

@@ -15,6 +15,7 @@ from actors.clients.nats.connection import open_nats
 from actors.commands.status import printable
 from actors.contract.compression import ENCODING_HEADER
 from actors.contract.decoding import decode_body
+from actors.contract.subjects import CDC_ALL
 from actors.embedded.process import free_port, port_is_free
 from actors.embedded.servers import start_embedded
 from actors.errors import MalformedMessage, SinkUnavailable
@@ -49,7 +50,7 @@ async def print_events(config: Config) -> None:
     while True:
         try:
             async with open_nats(config.nats, set()) as nats:
-                await nats.subscribe("cdc.>", lines.take)
+                await nats.subscribe(CDC_ALL, lines.take)
                 while True:
                     await trio.sleep(1)
                     lines.next_second()

@@ -13,13 +13,13 @@ from cyclopts import Parameter
 from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.contract.event_encoder import read_any_document
+from actors.contract.subjects import INIT, init_error, init_meta, request
 from actors.contract.table_token import as_token
 from actors.errors import ConfigError, SinkUnavailable
 from actors.settings.config import NatsConfig
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve_client
 from actors.settings.setting import OTHER
-from actors.snapshots.requests import PREFIX
 from actors.telemetry.quantities import counted
 from actors.wire.nats import encode_pub
 
@@ -64,8 +64,8 @@ async def _ask(config: NatsConfig, token: str, wait: bool) -> dict[str, Any]:
     try:
         async with open_nats(config, set()) as nats:
             js = JetStream(nats)
-            before = [await _last(js, f"init.{kind}.{token}") for kind in ("meta", "error")]
-            await nats.send(encode_pub(f"{PREFIX}{token}".encode(), b"", b""))
+            before = [await _last(js, of(token)) for of in (init_meta, init_error)]
+            await nats.send(encode_pub(request(token).encode(), b"", b""))
             if not wait:
                 return {"table": token}
             return await _follow(js, token, before)
@@ -83,8 +83,8 @@ async def _follow(js: JetStream, token: str, before: list[dict[str, Any]]) -> di
     reported = False
     while True:
         await trio.sleep(LOOK_EVERY_S)
-        for kind, old in zip(("meta", "error"), before, strict=True):
-            found = await _last(js, f"init.{kind}.{token}")
+        for of, old in zip((init_meta, init_error), before, strict=True):
+            found = await _last(js, of(token))
             if found and found != old:
                 return found
         if not reported and trio.current_time() - started > WAITING_AFTER_S:
@@ -94,8 +94,8 @@ async def _follow(js: JetStream, token: str, before: list[dict[str, Any]]) -> di
 
 
 async def _last(js: JetStream, subject: str) -> dict[str, Any]:
-    if await js.stream_info("INIT") is None:
+    if await js.stream_info(INIT) is None:
         return {}
-    message = await js.get_message("INIT", last_by_subj=subject)
+    message = await js.get_message(INIT, last_by_subj=subject)
     body = read_any_document(message.data) if message is not None else None
     return {**body, "_seq": message.seq} if isinstance(body, dict) and message is not None else {}

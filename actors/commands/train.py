@@ -14,12 +14,13 @@ from typing import Annotated
 import trio
 
 from actors.clients.nats.connection import SinkRefused, open_nats
-from actors.clients.nats.dictionaries import BUCKET, SUFFIX, publish_dictionaries
+from actors.clients.nats.dictionaries import SUFFIX, publish_dictionaries
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.clients.postgres.catalog import PublishedTable, published_tables
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.table_sample import TableSample, sample_table
 from actors.contract.compression import dictionary_id
+from actors.contract.subjects import DICTIONARIES, bucket_keys
 from actors.contract.table_token import as_token, table_token
 from actors.dictionaries.training import TooLittle, Trained, train_dictionary
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
@@ -142,7 +143,7 @@ async def _upload(config: Config, trained: Trained) -> None:
     async with open_nats(config.nats, set()) as nats:
         js = JetStream(nats)
         try:
-            await js.ensure_bucket(BUCKET, history=10, replicas=config.nats.replicas)
+            await js.ensure_bucket(DICTIONARIES, history=10, replicas=config.nats.replicas)
             ready = await publish_dictionaries(js, {trained.token: trained.dictionary})
         except (JetStreamError, SinkRefused) as exc:
             raise _not_uploaded(exc.said) from exc
@@ -154,7 +155,7 @@ def _not_uploaded(said: str) -> Fatal:
     return Fatal(
         "WB523", "the dictionary cannot be put into KV dictionaries", said=said,
         means="its file is written; a bridge that runs with --zstd or --zstd-events uploads it when it starts",
-        fix=f"nats kv add {BUCKET} --history=10, and allow the NATS user to publish to $KV.{BUCKET}.>",
+        fix=f"nats kv add {DICTIONARIES} --history=10, and allow the NATS user to publish to {bucket_keys(DICTIONARIES)}",
     )  # fmt: skip
 
 
@@ -190,7 +191,7 @@ def _report(trained: Trained, sample: TableSample, file: Path, *, uploaded: bool
     event = trained.figures[0]
     lines += ["", f"{len(trained.dictionary):,} bytes written to {file}"]
     if uploaded:
-        lines.append(f"uploaded to KV {BUCKET} as {dictionary_id(trained.token, trained.dictionary)}")
+        lines.append(f"uploaded to KV {DICTIONARIES} as {dictionary_id(trained.token, trained.dictionary)}")
     if event.sent_bytes >= event.plain_bytes:
         lines.append("the dictionary saves nothing on events: do not use it")
     else:

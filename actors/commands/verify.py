@@ -33,7 +33,8 @@ from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.slots import export_snapshot
 from actors.commands.comparison import LOOKED_AT_MAX, Rows, Side, TableReport, differences, differing_buckets
 from actors.commands.mirror import names_of, secrets_of
-from actors.contract.bridge_record import BUCKET, BridgeRecord
+from actors.contract.bridge_record import BridgeRecord
+from actors.contract.subjects import BRIDGES
 from actors.contract.table_schema import matching_catalog
 from actors.contract.table_token import table_token
 from actors.errors import ConfigError, Fatal, WalbridgeError
@@ -150,7 +151,7 @@ async def _verify(request: Request) -> tuple[Lsn, list[TableReport]]:
     try:
         async with open_nats(request.config.nats, set()) as connection:
             js, stream = JetStream(connection), request.config.publish.stream
-            entry = await js.kv_get(BUCKET, stream)
+            entry = await js.kv_get(BRIDGES, stream)
         if entry is None:
             raise ConfigError("WB510", f"no bridge has written stream {stream}", fix="give its name with --stream")
         record = BridgeRecord.decode(entry.data, stream)

@@ -10,6 +10,7 @@ import hashlib
 
 import zstandard
 
+from actors.contract.subjects import dictionary_key
 from actors.errors import MalformedMessage
 
 LEVEL = 1
@@ -19,7 +20,7 @@ ENCODING_HEADER, DICTIONARY_HEADER = "Content-Encoding", "Dictionary-Id"
 
 def dictionary_id(token: str, dictionary: bytes) -> str:
     """The key under which this very dictionary stays in KV `dictionaries`."""
-    return f"{token}_dict.{hashlib.sha256(dictionary).hexdigest()[:8]}"
+    return dictionary_key(token, hashlib.sha256(dictionary).hexdigest()[:8])
 
 
 class Compressor:

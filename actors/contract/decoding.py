@@ -11,7 +11,6 @@ import orjson
 import zstandard
 
 from actors.contract.compression import DICTIONARY_HEADER, ENCODING_HEADER
-from actors.contract.message_ids import BRIDGE_TOKEN
 from actors.contract.records import (
     ArrayChunk,
     Body,
@@ -32,6 +31,7 @@ from actors.contract.records import (
     Truncate,
     Update,
 )
+from actors.contract.subjects import BRIDGE_TOKEN, CDC_ALL, Kind, matches, parse
 from actors.errors import MalformedMessage
 from actors.values.json_values import json_converter, jsonb_converter
 
@@ -121,22 +121,18 @@ def decode_message(
     """
     if headers:
         body = decompressors.unpack(headers, body)
-    if subject.startswith("cdc."):
+    if matches(CDC_ALL, subject):
         return list(decode_events(body))
-    kind, token = _kind_and_token(subject)
+    found = parse(subject)
+    if found is None:
+        raise MalformedMessage(f"not a message of a snapshot: {subject}")
     try:
-        if kind == "snapshot.data":
+        if found.kind == "array chunk":
             encoding = "json" if body[:1] == b"[" else "msgpack"
-            return [ArrayChunk(token, headers["Snapshot-Id"], int(headers["Chunk"]), decode_body(body), encoding)]
-        return [_INIT[kind](token, decode_body(body))]
+            return [ArrayChunk(found.token, headers["Snapshot-Id"], int(headers["Chunk"]), decode_body(body), encoding)]
+        return [_INIT[found.kind](found.token, decode_body(body))]
     except (KeyError, TypeError, AttributeError, ValueError) as exc:
         raise MalformedMessage(f"not a message of a snapshot: {subject} ({exc!r})") from exc
-
-
-def _kind_and_token(subject: str) -> tuple[str, str]:
-    first, _, rest = subject.partition(".")
-    second, _, token = rest.partition(".")
-    return f"{first}.{second}", token.split(".", 1)[0]
 
 
 def _mark(row: Row, raw: list[str]) -> Row:
@@ -249,13 +245,13 @@ def _error(token: str, body: Any) -> SnapshotError:
     )
 
 
-_INIT: dict[str, Callable[[str, Any], Record]] = {
-    "init.start": _start,
-    "init.snap": _chunk,
-    "init.meta": _meta,
-    "init.error": _error,
-    "init.schema": decode_schema,
-    "snapshot.init": _start,
+_INIT: dict[Kind, Callable[[str, Any], Record]] = {
+    "start": _start,
+    "chunk": _chunk,
+    "meta": _meta,
+    "error": _error,
+    "init schema": decode_schema,
+    "array start": _start,
 }
 
 

@@ -15,7 +15,8 @@ import msgpack
 import orjson
 
 from actors.contract.compression import Compressor
-from actors.contract.message_ids import BRIDGE_TOKEN, message_id
+from actors.contract.message_ids import message_id
+from actors.contract.subjects import BRIDGE_TOKEN, CDC_GAP, cdc_event, cdc_schema
 from actors.messages import EventKind, Gap, Notes, RowChange, RowRun, SchemaChange, Transaction, Truncated
 from actors.values.row_blocks import array_head
 from actors.wire.jetstream import OutMessage
@@ -52,7 +53,7 @@ class EventEncoder(ABC):
     def rows(self, run: RowRun, first: int, stop: int, bytes_max: int, event_max: int) -> tuple[list[OutMessage], int]:
         """Events of `run.rows[first:stop]`, none of them its transaction's last, and the bytes of their ids and bodies.
 
-        Ends behind the one that reaches `bytes_max`, and before one that is larger than `event_max` bytes alone.
+        Ends after the event that reaches `bytes_max`, and before an event that is larger than `event_max` bytes alone.
         """
         known, head = self._shared(run.kind, run.txn)
         subject, id_head, id_suffix, event = known.subject, self._id_head, known.id_suffix, self._event
@@ -91,7 +92,7 @@ class EventEncoder(ABC):
         token, position = change.table.token, change.position
         msg_id = message_id(position, token, "schema")
         place = {"operation": "SCHEMA", "msg_id": msg_id, "lsn": position.lsn, "seq": position.seq}
-        subject = f"cdc.{token}.schema".encode()
+        subject = cdc_schema(token).encode()
         return OutMessage(self._prefix + subject, msg_id.encode(), self.document(change.body | place))
 
     def gap(self, gap: Gap, *, last: bool = False) -> OutMessage:
@@ -108,7 +109,7 @@ class EventEncoder(ABC):
         }
         if last:
             body["last"] = True
-        return OutMessage(self._prefix + f"cdc.{BRIDGE_TOKEN}.gap".encode(), msg_id.encode(), self.document(body))
+        return OutMessage(self._prefix + CDC_GAP.encode(), msg_id.encode(), self.document(body))
 
     @abstractmethod
     def document(self, body: Mapping[str, object]) -> bytes:
@@ -172,7 +173,7 @@ class EventEncoder(ABC):
         if len(self._kinds) >= 10_000:
             self._kinds.clear()
         table, operation = kind.table, kind.operation
-        subject = f"cdc.{table.token}.{operation}"
+        subject = cdc_event(table.token, operation)
         shared = (
             ("subject", subject),
             ("table", table.relation.name),

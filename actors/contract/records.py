@@ -16,7 +16,7 @@ class Raw(str):
 
 
 class Column(NamedTuple):
-    """One column of a table as schemas and snapshots tell it."""
+    """One column of a table as schemas and snapshots describe it."""
 
     name: str
     type: str
@@ -118,7 +118,7 @@ class SchemaChange(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Changes of these tables are lost for good, or kept back (`from_lsn` equals `to_lsn`): copy them again."""
+    """Changes of these tables are lost permanently, or kept back (`from_lsn` equals `to_lsn`): copy them again."""
 
     lsn: int
     seq: int

@@ -16,6 +16,7 @@ import psycopg
 import trio
 
 from actors.clients.nats.connection import open_nats
+from actors.contract.subjects import CDC_ALL, parse
 from actors.demo.screen import Seen, TableRows
 from actors.embedded.servers import EmbeddedServers
 from actors.errors import SinkUnavailable, WalbridgeError
@@ -83,15 +84,16 @@ class Watcher:
         while not self._stop.is_set():
             try:
                 async with open_nats(config, set()) as nats:
-                    await nats.subscribe("cdc.>", self._take)
+                    await nats.subscribe(CDC_ALL, self._take)
                     while not self._stop.is_set():  # noqa: ASYNC110  (set by another thread)
                         await trio.sleep(0.2)
             except* (SinkUnavailable, WalbridgeError):
                 await trio.sleep(0.5)
 
     def _take(self, message: Msg) -> None:
-        _, table, operation = message.subject.decode().split(".", 2)
-        if table in self._stored and operation != "schema":
-            self._stored[table] += 1
+        subject = message.subject.decode()
+        found = parse(subject)
+        if found is not None and found.kind == "event" and found.token in self._stored:
+            self._stored[found.token] += 1
         data = msgpack.unpackb(message.payload).get("data", {})
-        self._latest = f"cdc.{table}.{operation}  {json.dumps(data, default=str)}"
+        self._latest = f"{subject}  {json.dumps(data, default=str)}"

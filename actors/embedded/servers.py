@@ -21,6 +21,7 @@ from typing import Self
 
 import psycopg
 
+from actors.contract.subjects import CDC_ALL
 from actors.embedded.nats import NatsServer, find_nats_server
 from actors.embedded.postgres import SUPERUSER, PostgresServer, find_postgres_bin_dir, reachable_bin_dir
 from actors.embedded.process import Account, free_port, port_is_free, unprivileged_account
@@ -94,7 +95,7 @@ class EmbeddedServers:
     def nats_line(self) -> str:
         """A shell line that shows the events with the `nats` command; the password stays in its file."""
         password = shlex.quote(str(self.directory / NATS_PASSWORD))
-        return f"nats --server {self.nats_url} --user {NATS_USER} --password \"$(cat {password})\" sub 'cdc.>'"
+        return f"nats --server {self.nats_url} --user {NATS_USER} --password \"$(cat {password})\" sub '{CDC_ALL}'"
 
     @property
     def env_file(self) -> Path:

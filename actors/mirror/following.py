@@ -6,9 +6,10 @@ import trio
 
 from actors.clients.nats.ordered_consumer import OrderedConsumer, open_consumer
 from actors.contract.records import Gap
+from actors.contract.subjects import CDC_ALL, CDC_GAPS, cdc_of_table
 from actors.mirror.holding import Hold, Holds
 from actors.mirror.replica import Changed, LocalTransaction, Replica
-from actors.mirror.source_stream import EVERYTHING, GAPS, OutOfDate, SourceStream
+from actors.mirror.source_stream import OutOfDate, SourceStream
 from actors.mirror.stores.store import ApplyConflict
 from actors.mirror.track import CutOff, Stale, Track
 from actors.positions import format_lsn
@@ -63,7 +64,7 @@ class Follower:
                     lambda _, seen=generation: replica.place is not None or replica.generation != seen
                 )
                 continue
-            self._filters = [EVERYTHING] if self._everything else [*(f"cdc.{token}.>" for token in replica.shapes), GAPS]
+            self._filters = [CDC_ALL] if self._everything else [*(cdc_of_table(token) for token in replica.shapes), CDC_GAPS]
             try:
                 async with open_consumer(
                     self._source.js, self._source.name, self._filters, place.cursor.stream_seq + 1

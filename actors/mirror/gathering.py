@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from actors.clients.nats.jetstream import JetStream, StoredMessage
 from actors.clients.nats.ordered_consumer import Delivered, open_consumer
+from actors.contract import subjects
 from actors.contract.decoding import array_rows, decode_message
 from actors.contract.records import ArrayChunk, Record, Row, SnapshotChunk, SnapshotError, SnapshotMeta, SnapshotStart
+from actors.contract.subjects import INIT
 from actors.errors import MalformedMessage, SinkUnavailable
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
@@ -24,7 +26,6 @@ from actors.wire.nats import decode_headers, encode_pub
 
 log = get_logger("mirror")
 
-INIT = "INIT"
 ASK_AGAIN_S = 30.0
 ROWS_MAX = 5_000
 """Rows of a local transaction."""
@@ -74,9 +75,10 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
         log.info("asking for a snapshot", table=token)
         await _ask(js, token)
     start_seq = started.seq if started is not None else int(info["state"]["last_seq"]) + 1
-    filters = [f"init.start.{token}", f"init.snap.{token}.>", f"init.meta.{token}", f"init.error.{token}"]
-    if any(subject.startswith(("snapshot.", ">")) for subject in info["config"].get("subjects") or ()):
-        filters += [f"snapshot.init.{token}", f"snapshot.data.{token}"]
+    filters = [*subjects.snapshot_of_table(token)]
+    arrays = subjects.arrays_of_table(token)
+    if subjects.covers(info["config"].get("subjects") or (), arrays):
+        filters += arrays
     async with open_consumer(js, INIT, filters, start_seq) as consumer:
         reader = _SnapshotReader(replica, source, token)
         while True:
@@ -98,7 +100,7 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
 
 async def _ask(js: JetStream, token: str) -> None:
     """Ask for a snapshot. A request that is there already is the same."""
-    await js.connection.send(encode_pub(f"snapshot.request.{token}".encode(), b"", b"", None))
+    await js.connection.send(encode_pub(subjects.request(token).encode(), b"", b"", None))
 
 
 async def _decode(source: SourceStream, message: Delivered) -> Record:
@@ -111,11 +113,11 @@ async def _decode(source: SourceStream, message: Delivered) -> Record:
 
 async def _usable_start(replica: Replica, source: SourceStream, token: str) -> StoredMessage | None:
     """The newest snapshot's start, if that snapshot leads to the present."""
-    message = await source.js.get_message(INIT, last_by_subj=f"init.start.{token}")
+    message = await source.js.get_message(INIT, last_by_subj=subjects.init_start(token))
     if message is None or message.seq <= replica.tables[token].init_seq:
         return None
     start = start_in(message)
-    error = await source.js.get_message(INIT, last_by_subj=f"init.error.{token}")
+    error = await source.js.get_message(INIT, last_by_subj=subjects.init_error(token))
     failed = error is not None and error.seq > message.seq
     if start is None or not await source.look() or failed or message.time < source.created:
         return None

@@ -12,10 +12,11 @@ import trio
 
 from actors.clients.nats.ordered_consumer import Delivered, OrderedConsumer, open_consumer
 from actors.contract.records import Event
+from actors.contract.subjects import CDC_GAPS, cdc_of_table
 from actors.mirror.following import Follower
 from actors.mirror.gathering import Gathered, SnapshotUnusable
 from actors.mirror.replica import Replica
-from actors.mirror.source_stream import GAPS, SourceStream
+from actors.mirror.source_stream import SourceStream
 from actors.mirror.state import WAITING, Checkpoint
 from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.shapes import TableShape
@@ -39,7 +40,7 @@ async def join(replica: Replica, source: SourceStream, follower: Follower, gathe
     before = await replica.shape_of(replica.tables[start.token])  # now: the database is not asked while everything stands still
     follower.joiners += 1
     try:
-        filters = [f"cdc.{start.token}.>", GAPS]
+        filters = [cdc_of_table(start.token), CDC_GAPS]
         async with open_consumer(source.js, source.name, filters, start.stream_seq + 1) as consumer:
             await source.check_holds(start.stream_seq, gathered.created)
             events = _Events(replica, source, consumer, filters, gathered)
@@ -134,7 +135,7 @@ class _Joiner:
             if lsn is not None:
                 if not await source.is_over(lsn):
                     return False
-                if await source.has_more(lsn, seq, [GAPS, *(f"cdc.{live}.>" for live in replica.shapes)]):
+                if await source.has_more(lsn, seq, [CDC_GAPS, *(cdc_of_table(live) for live in replica.shapes)]):
                     return False
             await self._events.take_through(seq, lsn)
             track.close()

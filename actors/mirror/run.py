@@ -14,11 +14,12 @@ import trio
 from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.contract.bridge_record import BridgeRecord
+from actors.contract.subjects import INIT, init_error, init_start
 from actors.contract.table_token import split_token, table_token
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
 from actors.mirror.copying import Copier
 from actors.mirror.following import Follower
-from actors.mirror.gathering import INIT, start_in, why_useless
+from actors.mirror.gathering import start_in, why_useless
 from actors.mirror.holding import Holds
 from actors.mirror.http_server import serve_mirror
 from actors.mirror.progress import MirrorCounts
@@ -220,8 +221,8 @@ async def _watch_requests(replica: Replica, source: SourceStream, wanted: tuple[
 async def _is_answered(replica: Replica, source: SourceStream, token: str, first_seq: int) -> bool:
     """A snapshot of the table has begun, or failed, or one that was there already will do."""
     record = replica.tables[token]
-    start = await source.js.get_message(INIT, last_by_subj=f"init.start.{token}")
-    error = await source.js.get_message(INIT, last_by_subj=f"init.error.{token}")
+    start = await source.js.get_message(INIT, last_by_subj=init_start(token))
+    error = await source.js.get_message(INIT, last_by_subj=init_error(token))
     if any(found is not None and found.seq > max(first_seq, record.init_seq) for found in (start, error)):
         return True
     if start is None or start.seq <= record.init_seq:

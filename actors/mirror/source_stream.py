@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from actors.clients.nats.dictionaries import BUCKET as DICTIONARIES
 from actors.clients.nats.jetstream import JetStream, StoredMessage
 from actors.clients.nats.ordered_consumer import Delivered
-from actors.contract.bridge_record import BUCKET as RECORDS
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.compression import ENCODING_HEADER
 from actors.contract.decoding import Decompressors, decode_events
 from actors.contract.message_ids import position_of as position_of_id
 from actors.contract.records import Event
+from actors.contract.subjects import BRIDGES, CDC_ALL, DICTIONARIES
 from actors.errors import Fatal, MalformedMessage, SinkUnavailable
 from actors.telemetry.log import get_logger
+from actors.wire.jetstream import MSG_ID_HEADER
 from actors.wire.nats import decode_headers
 
 log = get_logger("mirror")
 
-GAPS = "cdc._bridge.>"
-EVERYTHING = "cdc.>"
 _ENCODING = ENCODING_HEADER.encode()
-_MESSAGE_ID = b"Nats-Msg-Id"
+_MESSAGE_ID = MSG_ID_HEADER.encode()
 
 
 class OutOfDate(Exception):
@@ -70,7 +68,7 @@ class SourceStream:
 
     async def record(self) -> BridgeRecord | None:
         """What the bridge has written of itself; None when there is none."""
-        entry = await self.js.kv_get(RECORDS, self.name)
+        entry = await self.js.kv_get(BRIDGES, self.name)
         return None if entry is None else BridgeRecord.decode(entry.data, self.name)
 
     async def _message(self, seq: int) -> StoredMessage | None:
@@ -124,7 +122,7 @@ class SourceStream:
         JetStream looks for one filter a request. The messages of a transaction are next to each other: mostly the next one of
         all answers for every filter.
         """
-        message = await self.js.get_message(self.name, seq=seq + 1, next_by_subj=EVERYTHING)
+        message = await self.js.get_message(self.name, seq=seq + 1, next_by_subj=CDC_ALL)
         if message is None or _commit_lsn(message.headers) not in (lsn, None):  # None: nobody's, it proves nothing
             return False
         following = await self.next_message(seq, filters)
@@ -158,7 +156,7 @@ class SourceStream:
                 ) from exc  # fmt: skip
         log.warning(
             "a message is no bridge's: passed over", stream=self.name, seq=message.seq, subject=message.subject,
-            fix="let only the bridge publish on cdc.>: walbridge export nats-permissions",
+            fix=f"let only the bridge publish on {CDC_ALL}: walbridge export nats-permissions",
         )  # fmt: skip
         return []
 
@@ -183,6 +181,6 @@ class SourceStream:
 def _commit_lsn(headers: Mapping[str, str]) -> int | None:
     """None when it is nobody's transaction."""
     try:
-        return position_of_id(headers["Nats-Msg-Id"]).lsn
+        return position_of_id(headers[MSG_ID_HEADER]).lsn
     except (KeyError, ValueError):
         return None

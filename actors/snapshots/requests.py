@@ -8,13 +8,12 @@ import trio
 
 from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
+from actors.contract.subjects import REQUEST_ALL, REQUESTS, parse, request
 from actors.telemetry.log import get_logger
 from actors.wire.nats import Msg
 
 log = get_logger("snapshotter")
 
-REQUESTS = "REQUESTS"
-PREFIX = "snapshot.request."
 WAITING_MAX = 10_000
 """Distinct tables: as many as the stream keeps. Beyond it a request is heard when the stream is read again."""
 READ_AGAIN_S = 30.0
@@ -40,7 +39,7 @@ class SnapshotRequests:
 
     async def listen(self) -> None:
         """Begin to hear requests, and take up those that were made before. Raises SinkUnavailable."""
-        await self._js.connection.subscribe(PREFIX + ">", self._on_message)
+        await self._js.connection.subscribe(REQUEST_ALL, self._on_message)
         await self._read_stream()
 
     def add(self, token: str) -> None:
@@ -66,14 +65,19 @@ class SnapshotRequests:
         """Whoever asked can read the answer in the stream, so the request is deleted. Raises SinkUnavailable."""
         if self._kept:
             try:
-                await self._js.purge(REQUESTS, PREFIX + token)
+                await self._js.purge(REQUESTS, request(token))
             except (JetStreamError, SinkRefused) as exc:
                 log.warning("a request cannot be deleted; it is served again at the next start", table=token, said=exc.said)
 
     def _on_message(self, message: Msg) -> None:
-        self.add(message.subject.decode("utf-8", "replace")[len(PREFIX) :])
+        self._add_subject(message.subject.decode("utf-8", "replace"))
 
     async def _read_stream(self) -> None:
         if self._kept:
-            for subject in await self._js.subjects_of(REQUESTS, PREFIX + ">"):
-                self.add(subject[len(PREFIX) :])
+            for subject in await self._js.subjects_of(REQUESTS, REQUEST_ALL):
+                self._add_subject(subject)
+
+    def _add_subject(self, subject: str) -> None:
+        asked = parse(subject)
+        if asked is not None:
+            self.add(asked.token)

@@ -20,19 +20,30 @@ from psycopg.conninfo import conninfo_to_dict
 
 from actors import __version__
 from actors.contract.table_token import split_token
+from actors.errors import TRANSIENT_CODES
 from actors.settings.config import Config
 from actors.telemetry.telemetry import Histogram, Telemetry
+from actors.wire.jetstream import UNAVAILABLE, ErrCode
 
 STATES = ("starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "halted")
 OPERATIONS = ("insert", "update", "delete", "truncate")
 WAL_STATUSES = ("reserved", "extended", "unreserved", "lost")
-FAULTS = (
-    "WB101", "WB102", "WB103", "WB108", "WB118", "WB200", "WB201", "WB202", "WB203", "WB204", "WB206", "WB210", "WB211",
-    "WB212", "WB220", "WB221", "WB222", "WB223",
-)  # fmt: skip
-"""Codes of what passes by itself: present from the start, so that an increase from 0 is seen."""
-REJECTIONS = (503, 10008, 10023, 10047, 10054, 10070, 10071, 10077, 10158, 10164, 10167)
-"""JetStream's codes for a publish that have series of their own, from the start; `nats errors lookup CODE` explains one."""
+FAULTS = TRANSIENT_CODES
+"""Codes of `bridge_errors_total`, present from the start, so that an increase from 0 is seen."""
+REJECTIONS = (
+    UNAVAILABLE,
+    ErrCode.CLUSTER_NOT_AVAILABLE,
+    ErrCode.INSUFFICIENT_RESOURCES,
+    ErrCode.STORAGE_RESOURCES_EXCEEDED,
+    ErrCode.MESSAGE_EXCEEDS_MAXIMUM,
+    ErrCode.WRONG_LAST_MSG_ID,
+    ErrCode.WRONG_LAST_SEQUENCE,
+    ErrCode.STORE_FAILED,
+    ErrCode.DUPLICATE_IN_PROCESS,
+    ErrCode.WRONG_LAST_SEQUENCE_CONSTANT,
+    ErrCode.TOO_MANY_REQUESTS,
+)
+"""JetStream's codes for a publish that have series of their own, from the start."""
 TABLES_MAX = 200
 """Tables with their own series; the rest are counted together as `_other`."""
 
