@@ -23,6 +23,7 @@ from actors.commands.status import printable
 from actors.contract.bridge_record import BUCKET as RECORDS
 from actors.contract.bridge_record import BridgeRecord
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
+from actors.process import most_telling
 from actors.settings.config import Config
 from actors.telemetry.quantities import counted, human_bytes
 from actors.wire.sql_names import quoted
@@ -67,9 +68,7 @@ def run_cleanup(config: Config, *, slot_only: bool, yes: bool, force: bool, as_j
             if as_json:
                 print(orjson.dumps(outcome(config, plan, removed)).decode())
     except* WalbridgeError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = most_telling(group)
         if isinstance(error, Transient):  # nobody waits and tries again here
             raise Fatal(error.code, error.what, said=error.said, means=error.means, fix=error.fix) from None
         raise error from None

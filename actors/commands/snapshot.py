@@ -13,6 +13,7 @@ from actors.clients.nats.jetstream import JetStream
 from actors.contract.event_encoder import read_any_document
 from actors.contract.table_token import as_token
 from actors.errors import ConfigError, SinkUnavailable
+from actors.process import most_telling
 from actors.settings.config import NatsConfig
 from actors.snapshots.requests import PREFIX
 from actors.telemetry.quantities import counted
@@ -51,9 +52,7 @@ async def _ask(config: NatsConfig, token: str, wait: bool) -> dict[str, Any]:
                 return {"table": token}
             return await _follow(js, token, before)
     except* SinkUnavailable as group:
-        cause: BaseException = group
-        while isinstance(cause, BaseExceptionGroup):
-            cause = cause.exceptions[0]
+        cause = most_telling(group)
         assert isinstance(cause, SinkUnavailable)
         raise ConfigError(cause.code, cause.what, said=cause.said, means=cause.means, fix=cause.fix) from None
     raise AssertionError("one of both has returned")

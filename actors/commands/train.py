@@ -22,6 +22,7 @@ from actors.commands.training import TooLittle, Trained, train
 from actors.contract.compression import dictionary_id
 from actors.contract.table_token import as_token, table_token
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
+from actors.process import most_telling
 from actors.settings.config import Config
 
 SIZE_MIN_BYTES, SIZE_MAX_BYTES = 1024, 256 * 1024
@@ -132,9 +133,7 @@ def _not_uploaded(said: str) -> Fatal:
 
 def said_at_once(exc: BaseException) -> BaseException:
     """A passing fault as a Fatal: a command does not wait for servers, what is wrong now is said now. A bug stays as it is."""
-    error = exc
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    error = most_telling(exc)
     if isinstance(error, Transient):
         return Fatal(error.code, error.what, said=error.said, means=error.means, fix=error.fix)
     return error if isinstance(error, Fatal) else exc
