@@ -201,8 +201,19 @@ class Telemetry:
     # wal_monitor
     slot: SlotHealth = field(default_factory=SlotHealth)
 
+    def begin_run(self, channels: dict[str, Channel[Any]], last_seq: int) -> None:
+        """Start what counts from the beginning of a run; batches of the run before that were not stored come again."""
+        self.channels = channels
+        self.waiting_commit_times.clear()
+        self.sent_seq = self.stored_seq = last_seq
+        self.sent_bytes = self.stored_bytes = 0
+
     def note_fault(self, fault: Problem) -> None:
-        """The pipeline has ended and will run again; what repeats is kept once, with its first time."""
+        """Note that the pipeline has ended and will run again; a fault that repeats is kept once, with its first time."""
+        self.errors_by_code[fault.code] = self.errors_by_code.get(fault.code, 0) + 1
+        if not self.stalled_commit_at:  # what commits from now on is not even read: it waits since now
+            waiting = self.waiting_commit_times
+            self.stalled_commit_at = waiting[0][1] if waiting else time.time()
         if self.fault is None or self.fault.what != fault.what:
             self.fault = fault
             self.recent_faults.append(fault)
