@@ -1,4 +1,4 @@
-"""The bridge: what lives as long as the process, and the supervisor that runs the pipeline again after a passing fault."""
+"""The bridge: what lives as long as the process, and the supervisor that runs the pipeline again after a transient fault."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def _run(config: Config, beside: Beside | None) -> int:
             await outer.start(serve)
             outer.start_soon(_log_metrics, telemetry)
             if config.heartbeat_url:
-                from actors.heartbeat import beat  # noqa: PLC0415  (an HTTP client, for those who want it)
+                from actors.heartbeat import beat  # noqa: PLC0415  (an HTTP client, loaded only if it is used)
 
                 outer.start_soon(beat, config.heartbeat_url, telemetry)
             if beside is not None:
@@ -103,11 +103,11 @@ class JetStreamLink:
         return self.js
 
     async def stream_info(self, name: str) -> dict[str, Any] | None:
-        """What JetStream knows of a stream, None when there is none."""
+        """Ask for a stream's configuration and state; None when there is no such stream."""
         return await self._connected().stream_info(name)
 
     async def stream_consumers(self, name: str) -> list[dict[str, Any]]:
-        """The stream's consumers. Raises SinkRefused when they may not be listed."""
+        """List a stream's consumers. Raises SinkRefused when the NATS user may not."""
         return await self._connected().consumers(name)
 
     async def request_snapshot(self, token: str) -> None:
@@ -116,7 +116,7 @@ class JetStreamLink:
 
 
 class Supervisor:
-    """Runs the pipeline, and after a passing fault again from the stream's tail. The only place where anything is retried.
+    """Runs the pipeline, and after a transient fault again from the stream's tail. The only place where anything is retried.
 
     While NATS is away the replication stream is kept, unread: PostgreSQL hears from us, and no memory fills.
     """
@@ -133,9 +133,9 @@ class Supervisor:
         self._transactions = TransactionLog()
 
     async def run(self) -> int:
-        """Until stopped or a Fatal error; 0 when drained, 1 when it was stopped while it could not stream."""
+        """Run until stopped; returns 0 when drained, 1 when stopped while it could not stream. Raises Fatal errors."""
         async with trio.open_nursery() as statuses:
-            statuses.start_soon(self._interrupt_opening)
+            statuses.start_soon(self._await_stop)
             try:
                 while True:
                     fault = await self._run_once(statuses)
@@ -154,7 +154,7 @@ class Supervisor:
     # -- one run
 
     async def _run_once(self, statuses: trio.Nursery) -> Transient | None:
-        """One run; None when it was stopped and drained, else the passing fault that ended it."""
+        """Run the pipeline once; returns None when it was stopped and drained, else the transient fault that ended it."""
         try:
             with trio.CancelScope() as opening:
                 self._opening = opening
@@ -191,11 +191,11 @@ class Supervisor:
                     fmt=config.snapshots.format, zstd=config.snapshots.zstd or config.snapshots.zstd_events,
                 )  # fmt: skip
                 self.link.js, telemetry.nats_connected, telemetry.publish_mode = js, True, setup.mode
-                await self._close_stream()  # the one that was kept while NATS was away: a slot has one reader
+                await self._close_stream()  # kept while NATS was away; a slot has one reader
                 session = await open_session(config, catalog, js, setup, self._transactions, telemetry)
                 live = await self._start_stream(session.plan, statuses)
-                # Only who reads the slot writes the record: a bridge that waits for the slot must not disturb the one that
-                # has it. A gap event is stored before the record says where it leads.
+                # Only the slot's reader writes the record: a bridge that waits for the slot must not disturb its reader.
+                # If there is a gap event, it is stored before the record says where it leads.
                 if session.start.gap is None:
                     await session.store.update()
                 else:
@@ -221,10 +221,12 @@ class Supervisor:
             await live.close()
         self._telemetry.postgres_connected = False
 
-    async def _interrupt_opening(self) -> None:
+    async def _await_stop(self) -> None:
         await self._stop.wait()
         if self._opening is not None:
             self._opening.cancel()
+        elif self._telemetry.state == "streaming":  # the pipeline drains now
+            self._telemetry.state, self._telemetry.not_ready_reason = "draining", "stopping"
 
     # -- between two runs
 
@@ -284,7 +286,7 @@ class Supervisor:
 
 
 async def _log_metrics(telemetry: Telemetry) -> None:
-    """The seed's METRICS line, every 15 s."""
+    """Print the METRICS line every 15 s."""
     next_due = trio.current_time()
     while True:
         next_due += METRICS_EVERY_S

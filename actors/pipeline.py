@@ -71,7 +71,7 @@ async def run_pipeline(config: Config, session: Session, live: LiveStream, telem
 
     intake, drained = trio.CancelScope(), False
     async with trio.open_nursery() as pipeline:
-        pipeline.start_soon(_close_intake, stop, intake, pipeline.cancel_scope, telemetry)
+        pipeline.start_soon(_close_intake, stop, intake, pipeline.cancel_scope)
         pipeline.start_soon(live.watch)
         pipeline.start_soon(session.schemas.publish_changes)
         pipeline.start_soon(snapshotter.run)
@@ -98,12 +98,11 @@ async def run_pipeline(config: Config, session: Session, live: LiveStream, telem
 
 
 def are_events_underway(channels: Sequence[Channel[Any]], publisher: Publisher, acks: Acknowledgements) -> bool:
-    """Tell whether anything is between PostgreSQL and JetStream's acknowledgement. The snapshotter lets it go first."""
+    """Tell whether anything is between PostgreSQL and JetStream's acknowledgement. If so, the snapshotter rests."""
     return publisher.last_seq > acks.stored_seq.value or any(channel.items_waiting for channel in channels)
 
 
-async def _close_intake(stop: trio.Event, intake: trio.CancelScope, whole: trio.CancelScope, telemetry: Telemetry) -> None:
+async def _close_intake(stop: trio.Event, intake: trio.CancelScope, whole: trio.CancelScope) -> None:
     await stop.wait()
-    telemetry.state, telemetry.not_ready_reason = "draining", "stopping"
     intake.cancel()  # the reader ends, its channel closes, the next stage ends ...
     whole.deadline = trio.current_time() + DRAIN_S

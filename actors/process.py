@@ -18,7 +18,7 @@ log = get_logger("bridge")
 
 
 def freeze_loaded_objects() -> None:
-    """Tell the garbage collector that what is loaded by now stays, and to run rarely: together a tenth of the CPU.
+    """Keep the garbage collector off what is loaded by now, and let it run rarely: together a tenth of the CPU.
 
     Rows hold no reference cycles, so the collector need not run for every few hundred of them.
     """

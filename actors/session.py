@@ -52,9 +52,9 @@ class Session:
 async def open_session(
     config: Config, catalog: PgConnection, js: JetStream, setup: StreamSetup, transactions: TransactionLog, telemetry: Telemetry
 ) -> Session:
-    """Decide where to go on and put what readers need into NATS: dictionaries and schemas. Whoever opens the stream owns it.
+    """Decide where to go on and put what readers need into NATS: dictionaries and schemas.
 
-    Raises what `find_start` raises, SourceUnavailable and SinkUnavailable.
+    The caller owns the plan's connection. Raises what `find_start` raises, SourceUnavailable and SinkUnavailable.
     """
     compressors: Mapping[str, Compressor] = {}
     if config.snapshots.zstd or config.snapshots.zstd_events:

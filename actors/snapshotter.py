@@ -69,7 +69,10 @@ class Snapshotter:
         self._unknown = UnknownTables()
 
     async def run(self) -> None:
-        """Until cancelled; what is unfinished then runs again at the next start. Raises SinkUnavailable when NATS is away."""
+        """Serve requests until cancelled; an unfinished snapshot runs again at the next start.
+
+        Raises SinkUnavailable when NATS is away.
+        """
         await self._requests.listen()
         for token in await self._unfinished():
             log.info("a snapshot was broken off: taking it again", table=token)
@@ -201,7 +204,7 @@ class Snapshotter:
         try:
             await self._js.publish(message.subject, message.body)
         except (JetStreamError, SinkRefused) as exc:
-            log.warning("consumers cannot be told of it", subject=message.subject, reason=str(exc))
+            log.warning("cannot publish the error to consumers", subject=message.subject, reason=str(exc))
 
 
 async def _wal_end(config: PostgresConfig) -> Lsn:

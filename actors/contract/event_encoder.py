@@ -1,7 +1,7 @@
-"""Row changes to message bodies: one map an event (contract, section 4), in MessagePack or JSON.
+"""Row changes to messages: one map per event (contract, section 4), in MessagePack or JSON, compressed or not.
 
 An event is mostly the same bytes again: what a table's operation has in common is encoded once, what a transaction has in
-common once a transaction, and only place, id and row are encoded for each event. That halves the cost of an event.
+common once per transaction, and only place, id and row are encoded for each event. That halves the cost of an event.
 """
 
 from __future__ import annotations

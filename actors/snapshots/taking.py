@@ -37,7 +37,7 @@ INIT = "INIT"
 GATHER_BYTES_MAX = 8 * 1024 * 1024
 """What a chunk may hold before it is compressed."""
 STEP_ASIDE_S = 0.001
-"""So long a snapshot rests between two blocks while events are on their way: it must not be felt in their latency."""
+"""How long a snapshot rests between two blocks while events are on their way: it must not be felt in their latency."""
 
 
 @dataclass(frozen=True, slots=True)

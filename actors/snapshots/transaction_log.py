@@ -21,7 +21,7 @@ class TransactionLog:
 
     def __init__(self) -> None:
         self.reached = AsyncValue(NO_LSN)
-        """Every commit below has been added. Set once per block, so that the hot path pays nothing for whoever waits."""
+        """Every commit below has been added. Set once per block, so that the hot path pays nothing."""
         self._lsns, self._xids = array("Q"), array("I")
 
     def restart(self) -> None:

@@ -28,7 +28,7 @@ from actors.snapshots.failures import NoWatermark, SnapshotFailed
 from actors.snapshots.transaction_log import TransactionLog
 
 SLOT_TIMEOUT_S = 5.0
-"""So long the exact way may wait for transactions that write; then the other way is taken."""
+"""How long the exact way may wait for transactions that write; then the other way is taken."""
 STREAM_CATCHES_UP_S = 20.0
 _XID_MASK = 0xFFFF_FFFF
 
@@ -79,7 +79,7 @@ async def take_watermark(config: PostgresConfig, connection: PgConnection) -> Wa
             raise
     finally:
         replication.close()
-    # the first query takes the snapshot; where the WAL ends and who waits is asked after it
+    # the first query takes the snapshot; where the WAL ends and which commits wait is asked after it
     ((xids, insert_lsn),) = await connection.query("SELECT pg_current_snapshot(), pg_current_wal_insert_lsn()")
     stalled = await _stalled_commits(config)
     return Watermark(None, parse_snapshot(xids or ""), parse_lsn(insert_lsn or "0/0"), stalled)
