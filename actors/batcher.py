@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from actors.channels import Receiver, Sender
 from actors.contract.event_encoder import EventEncoder, sent_size
+from actors.contract.omitted_columns import without_largest_columns
 from actors.messages import Batch, Committed, EventKind, Gap, IdleMark, Item, RowChange, RowRun, SchemaChange, Truncated
 from actors.positions import NO_LSN, Position
 from actors.suspensions import Suspensions, suspension_gap
@@ -175,10 +176,11 @@ class Batcher:
         if type(change) is RowChange:
             message, size = self._sized(change.kind, self._encoder.row(change, last=last))
             if size > self._event_max:
-                smaller = self._without_largest(change, last=last)
+                smaller = without_largest_columns(change, self._encoder, last=last, size_max=self._event_max)
                 if smaller is None:
                     return False
-                message, size = smaller
+                self.omitting += 1
+                message, size = self._sized(change.kind, smaller)
         else:
             message, size = self._sized(change.kind, self._encoder.truncated(change, last=last))  # type: ignore[arg-type]
         if self._packs:
@@ -245,33 +247,6 @@ class Batcher:
             self._messages.append(message)
             self._bytes += size
             self._group = []
-
-    # -- rows that are too large
-
-    def _without_largest(self, change: RowChange, *, last: bool) -> tuple[OutMessage, int] | None:
-        """Leave out the largest columns until the event fits; None if what identifies the row is too large alone."""
-        protected = change.kind.table.protected
-        sizes: dict[str, int] = {}
-        for row in (change.data, change.old or {}):
-            for name, value in row.items():
-                if name not in protected:
-                    sizes[name] = sizes.get(name, 0) + self._encoder.value_size_bytes(value)
-        omitted: list[str] = []
-        data, old = dict(change.data), None if change.old is None else dict(change.old)
-        excess = sent_size(self._encoder.row(change, last=last)) - self._event_max
-        for name in sorted(sizes, key=lambda n: -sizes[n]):
-            omitted.append(name)
-            data.pop(name, None)
-            if old is not None:
-                old.pop(name, None)
-            excess -= sizes[name]
-            if excess <= 0:
-                smaller = self._encoder.row(change._replace(data=data, old=old), last=last, omitted=tuple(omitted))
-                excess = sent_size(smaller) - self._event_max
-                if excess <= 0:
-                    self.omitting += 1
-                    return self._sized(change.kind, smaller)
-        return None
 
 
 async def batch_items(

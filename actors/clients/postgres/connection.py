@@ -190,7 +190,7 @@ class PgConnection:
         return SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=" ".join(said.split()))
 
     def close(self) -> None:
-        """End the connection; safe to call again, and after a cancelled query. Raises SourceUnavailable in a task that waits."""
+        """End the connection; safe to call again, and after a cancelled query. A waiting task gets SourceUnavailable."""
         if not self._closed:
             self._closed = True
             # also when libpq has closed its socket already: nothing else would wake the tasks that wait for it
