@@ -34,7 +34,7 @@ class Session:
     plan: StartPlan
     schemas: SchemaPublisher
     encoder: EventEncoder
-    """For events: the batcher's alone."""
+    """The batcher encodes events with it; the schema_publisher only documents, which leave nothing behind in it."""
     compressors: Mapping[str, Compressor]
     """By table token: of the tables that have a dictionary."""
     suspensions: Suspensions
