@@ -16,6 +16,7 @@ from actors.messages import Batch, Item
 from actors.positions import START, Position
 from actors.wire.jetstream import OutMessage
 from property_tests import pgoutput_bytes as pg
+from tests.unit.records import suspensions_of
 
 SHAPES = ([("id", 23, True)], [("id", 23, True), ("v", 25, False)], [("id", 20, True), ("v", 25, False)])
 changes = st.lists(
@@ -54,7 +55,7 @@ def wire(script: Sequence[Sequence[tuple[str, int, int, int]]]) -> list[bytes]:
 def run(messages: list[bytes], skip: Position, known: dict[str, int], block: int = 7) -> list[OutMessage]:
     """Through decoder and batcher, as the pipeline does."""
     decoder = Decoder(skip, known, encoding="msgpack", arrays="literal")
-    batcher = Batcher(event_encoder("msgpack"), Limits(events_max=5), "slot", {})
+    batcher = Batcher(event_encoder("msgpack"), Limits(events_max=5), "slot", suspensions_of())
     stored: list[OutMessage] = []
     for start in range(0, len(messages), block):
         items: list[Item] = []

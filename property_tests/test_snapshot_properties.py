@@ -15,7 +15,8 @@ from actors.contract.snapshot_encoder import SnapshotHead, SnapshotMessages
 from actors.errors import MalformedMessage
 from actors.positions import Lsn
 from actors.snapshots.chunks import ChunkCutter, RowTooLarge, headers_size
-from actors.snapshots.transaction_log import REMEMBERED_MAX, TransactionLog, XidSnapshot, dividing_lsn, parse_snapshot
+from actors.snapshots.transaction_log import REMEMBERED_MAX, TransactionLog
+from actors.snapshots.watermark import XidSnapshot, dividing_lsn, parse_snapshot
 from actors.values.formats import Encoding, SnapshotFormat
 from actors.values.row_blocks import Piece, RowBlocks, array_head
 from actors.values.text_values import converter_for

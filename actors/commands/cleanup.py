@@ -36,6 +36,7 @@ from actors.contract.subjects import (
     schema_key,
 )
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
+from actors.process import most_telling
 from actors.settings.config import Config
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
@@ -97,9 +98,7 @@ def run_cleanup(config: Config, *, slot_only: bool, yes: bool, force: bool, as_j
             if as_json:
                 print(orjson.dumps(outcome(config, plan, removed)).decode())
     except* WalbridgeError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = most_telling(group)
         if isinstance(error, Transient):  # a command does not wait and try again
             raise Fatal(error.code, error.what, said=error.said, means=error.means, fix=error.fix) from None
         raise error from None

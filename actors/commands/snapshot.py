@@ -16,6 +16,7 @@ from actors.contract.event_encoder import read_any_document
 from actors.contract.subjects import INIT, init_error, init_meta, request
 from actors.contract.table_token import as_token
 from actors.errors import ConfigError, SinkUnavailable
+from actors.process import most_telling
 from actors.settings.config import NatsConfig
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve_client
@@ -70,9 +71,7 @@ async def _ask(config: NatsConfig, token: str, wait: bool) -> dict[str, Any]:
                 return {"table": token}
             return await _follow(js, token, before)
     except* SinkUnavailable as group:
-        cause: BaseException = group
-        while isinstance(cause, BaseExceptionGroup):
-            cause = cause.exceptions[0]
+        cause = most_telling(group)
         assert isinstance(cause, SinkUnavailable)
         raise ConfigError(cause.code, cause.what, said=cause.said, means=cause.means, fix=cause.fix) from None
     raise AssertionError("the body returns or raises")

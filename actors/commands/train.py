@@ -24,6 +24,7 @@ from actors.contract.subjects import DICTIONARIES, bucket_keys
 from actors.contract.table_token import as_token, table_token
 from actors.dictionaries.training import TooLittle, Trained, train_dictionary
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
+from actors.process import most_telling
 from actors.settings.config import Config
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
@@ -161,9 +162,7 @@ def _not_uploaded(said: str) -> Fatal:
 
 def as_fatal(exc: BaseException) -> BaseException:
     """A transient error as a Fatal: a command reports it instead of waiting for servers. A bug stays as it is."""
-    error = exc
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    error = most_telling(exc)
     if isinstance(error, Transient):
         return Fatal(error.code, error.what, said=error.said, means=error.means, fix=error.fix)
     return error if isinstance(error, Fatal) else exc

@@ -44,6 +44,7 @@ from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.open import open_store
 from actors.mirror.stores.store import ReplicaUnavailable, Store
 from actors.positions import Lsn, format_lsn
+from actors.process import most_telling
 from actors.settings.config import Config, PostgresConfig
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
@@ -105,9 +106,7 @@ def run_verify(
     try:
         lsn, reports = trio.run(_verify, request)
     except BaseExceptionGroup as group:
-        leaf: BaseException = group
-        while isinstance(leaf, BaseExceptionGroup):
-            leaf = leaf.exceptions[0]
+        leaf = most_telling(group)
         if not isinstance(leaf, WalbridgeError) or isinstance(leaf, Fatal):
             raise leaf from group
         raise VerifyFailed(leaf.code, leaf.what, said=leaf.said, means=leaf.means, fix=leaf.fix) from group

@@ -14,7 +14,7 @@ from actors.contract.subjects import dictionary_key
 from actors.errors import MalformedMessage
 
 LEVEL = 1
-"""1 to 2 ms a megabyte; higher levels cost more than they save here."""
+"""1 to 2 ms per megabyte; higher levels cost more than they save here."""
 ENCODING_HEADER, DICTIONARY_HEADER = "Content-Encoding", "Dictionary-Id"
 
 

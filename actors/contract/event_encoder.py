@@ -1,7 +1,7 @@
-"""Row changes to message bodies: one map an event (contract, section 4), in MessagePack or JSON.
+"""Row changes to messages: one map per event (contract, section 4), in MessagePack or JSON, compressed or not.
 
 An event is mostly the same bytes again: what a table's operation has in common is encoded once, what a transaction has in
-common once a transaction, and only place, id and row are encoded for each event. That halves the cost of an event.
+common once per transaction, and only place, id and row are encoded for each event. That halves the cost of an event.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from actors.values.row_blocks import array_head
 from actors.wire.jetstream import OutMessage
 
 NO_NOTES = Notes()
+HEADER_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: 18446744073709551615\r\nNats-Msg-Id: \r\n\r\n")
+"""Of each message as sent, beside its id, body and own header lines: they count against max_payload."""
 _out_message = partial(tuple.__new__, OutMessage)  # what OutMessage(...) does, in half of the time
 
 
@@ -38,7 +40,8 @@ class EventEncoder(ABC):
     """Encodes events for one stream. Holds the bytes that recent events share, nothing else; not for two tasks.
 
     `publish_prefix` goes before the subject on the wire, not in the body: the stream maps it away (contract, section 2).
-    `compressors`, by table token, are of the tables whose events are compressed.
+    The events of a table that has one of the `compressors`, by table token, are compressed as they are sent: `rows`, `single`
+    and `packed` return messages as sent and their size; `row` and `truncated` return one event that is not compressed yet.
     """
 
     def __init__(self, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None) -> None:
@@ -50,15 +53,17 @@ class EventEncoder(ABC):
         self._id_head = b""
         self._txn_fields = b""
 
-    def rows(self, run: RowRun, first: int, stop: int, bytes_max: int, event_max: int) -> tuple[list[OutMessage], int]:
-        """Events of `run.rows[first:stop]`, none of them its transaction's last, and the bytes of their ids and bodies.
+    def rows(self, run: RowRun, first: int, stop: int, bytes_max: int, size_max: int) -> tuple[list[OutMessage], int]:
+        """Events of `run.rows[first:stop]`, none of them its transaction's last: messages as sent, and their size together.
 
-        Ends after the event that reaches `bytes_max`, and before an event that is larger than `event_max` bytes alone.
+        Ends after the message that reaches `bytes_max`, and before an event that is larger than `size_max` alone; both are
+        held against the size before compression.
         """
         known, head = self._shared(run.kind, run.txn)
         subject, id_head, id_suffix, event = known.subject, self._id_head, known.id_suffix, self._event
+        event_max = size_max - HEADER_BYTES
         made: list[OutMessage] = []
-        total = 0
+        total = 0  # of ids and bodies
         for seq, row in enumerate(run.rows[first:stop], run.seq + first):
             msg_id = b"%b%d%b" % (id_head, seq, id_suffix)
             body = event(head, msg_id, seq, row)
@@ -69,11 +74,21 @@ class EventEncoder(ABC):
             total += size
             if total >= bytes_max:
                 break
-        return made, total
+        compressor = self._compressors.get(run.kind.table.token)
+        if compressor is not None:
+            made = [compressed(message, compressor) for message in made]
+            return made, sum(map(sent_size, made))
+        return made, total + HEADER_BYTES * len(made)
 
-    def compressor(self, kind: EventKind) -> Compressor | None:
-        """What the events of a kind are compressed with, if they are."""
-        return self._compressors.get(kind.table.token)
+    def single(self, kind: EventKind, event: OutMessage) -> tuple[OutMessage, int]:
+        """One event as a message of its own: as sent, and its size."""
+        compressor = self._compressors.get(kind.table.token)
+        message = event if compressor is None else compressed(event, compressor)
+        return message, sent_size(message)
+
+    def packed(self, kind: EventKind, events: Sequence[OutMessage]) -> tuple[OutMessage, int]:
+        """Events of one kind as one message, with the id of the last: as sent, and its size."""
+        return self.single(kind, events[-1]._replace(body=self.pack([event.body for event in events])))
 
     def row(self, change: RowChange, *, last: bool, omitted: tuple[str, ...] = ()) -> OutMessage:
         """One row event; `last` when it is its transaction's last, `omitted` names columns that were left out."""
@@ -301,6 +316,11 @@ class JsonEvents(EventEncoder):
 
     def _with_extras(self, event: bytes, extras: Mapping[str, object]) -> bytes:
         return event[:-1] + self._fields(extras.items()) + b"}"
+
+
+def sent_size(message: OutMessage) -> int:
+    """Bytes of a message as sent that count against max_payload."""
+    return len(message.body) + len(message.msg_id) + len(message.headers) + HEADER_BYTES
 
 
 def compressed(message: OutMessage, compressor: Compressor) -> OutMessage:

@@ -21,7 +21,7 @@ _TOKEN_MAX = 600
 
 
 class SnapshotRequests:
-    """Table tokens that somebody asked for, each once, in the order of asking.
+    """Table tokens that were asked for, each once, in the order of asking.
 
     `known` are the tables that are published: a flood of other words neither keeps them out nor grows memory.
     """
@@ -43,13 +43,13 @@ class SnapshotRequests:
         await self._read_stream()
 
     def add(self, token: str) -> None:
-        """One request; another for the same table is the same."""
+        """Add a request; a second one for the same table is the same."""
         if 0 < len(token) <= _TOKEN_MAX and (len(self._waiting) < WAITING_MAX or token in self.known):
             self._waiting.setdefault(token)
             self._news.set()
 
     async def wait(self) -> None:
-        """Until something waits. The stream is read again from time to time: a message may have been missed."""
+        """Wait until there is a request. The stream is read again from time to time: a message may have been missed."""
         while not self._waiting:
             self._news = trio.Event()
             with trio.move_on_after(READ_AGAIN_S):
@@ -58,11 +58,11 @@ class SnapshotRequests:
                 await self._read_stream()
 
     def leave(self, token: str) -> None:
-        """It is somebody else's, or is being served: a request that comes from here on is a new one."""
+        """Remove a request that another bridge answers, or that is being served: one that comes after this is new."""
         self._waiting.pop(token, None)
 
     async def answered(self, token: str) -> None:
-        """Whoever asked can read the answer in the stream, so the request is deleted. Raises SinkUnavailable."""
+        """Delete a request whose answer is in the stream. Raises SinkUnavailable."""
         if self._kept:
             try:
                 await self._js.purge(REQUESTS, request(token))

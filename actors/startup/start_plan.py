@@ -42,12 +42,12 @@ class StartPlan:
     store: RecordStore
     tables: tuple[PublishedTable, ...]
     wal_end: Lsn
-    """Where PostgreSQL's WAL ended when we looked: behind it the bridge is catching up."""
+    """Where PostgreSQL's WAL ended at the start: below it the bridge is catching up."""
     slot_connection: PgConnection | None = None
-    """The one that has made a temporary slot: it alone can read it. Whoever opens the stream owns it."""
+    """The connection that made a temporary slot, and alone can read it. It belongs to the stream that is opened on it."""
 
     def close(self) -> None:
-        """No stream will be opened."""
+        """End the connection when no stream will be opened."""
         if self.slot_connection is not None:
             self.slot_connection.close()
 
@@ -57,7 +57,7 @@ async def find_start(
 ) -> StartPlan:
     """Read both sides and decide where to go on; makes the slot when there is none yet.
 
-    Raises Fatal when changes are lost for good and nobody accepted it, ConfigError when the stream is somebody else's.
+    Raises Fatal when changes are lost permanently and the user has not accepted it, ConfigError when the stream is another's.
     """
     slot, stream, temporary = config.source.slot, config.publish.stream, config.source.temporary
     record, revision, history = await _read_record(js, stream)

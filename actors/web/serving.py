@@ -15,6 +15,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 from quart_trio import QuartTrio
 
 from actors.errors import ConfigError
+from actors.process import most_telling
 from actors.settings.config import HttpConfig
 
 UNREAD_S = 5.0
@@ -45,9 +46,7 @@ async def serve_app(
             nursery.start_soon(beside)
             await hypercorn.trio.serve(_finishing(app), settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
     except* OSError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = most_telling(group)
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise ConfigError(
                 "WB005", f"--port {http.port} is taken",
