@@ -10,8 +10,8 @@ from actors.clients.nats.jetstream import JetStream, StoredMessage
 from actors.clients.nats.ordered_consumer import Delivered
 from actors.contract.bridge_record import BUCKET as RECORDS
 from actors.contract.bridge_record import BridgeRecord
-from actors.contract.compression import ENCODING_HEADER
-from actors.contract.decoding import Decompressors, decode_events
+from actors.contract.compression import ENCODING_HEADER, Decompressors
+from actors.contract.decoding import decode_events
 from actors.contract.message_ids import position_of as position_of_id
 from actors.contract.records import Event
 from actors.errors import Fatal, MalformedMessage, SinkUnavailable
