@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from actors.mirror.stores.dialect import RowStatements, Statement
+from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.open import open_store
+from actors.mirror.stores.row_statements import RowStatements
 from actors.mirror.stores.shapes import TableShape
 from actors.mirror.stores.store import ApplyConflict, ReplicaRefused, Store
 from tests.servers import Database

@@ -8,6 +8,7 @@ import trio
 from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream, StoredMessage
 from actors.embedded.nats import NatsServer
+from actors.mirror.boundaries import Boundaries
 from actors.mirror.source_stream import SourceStream
 from actors.settings.config import NatsConfig
 
@@ -51,7 +52,7 @@ def test_a_transaction_has_more_only_if_it_is_its_own(
     async def main() -> None:
         async with open_nats(NatsConfig((nats.url,)), set()) as connection:
             source = await stored(Counted(connection))
-            assert await source.has_more(lsn, seq, filters) is expected
+            assert await Boundaries(source, filters)._may_have_more(lsn, seq) is expected
 
     trio.run(main)
 
@@ -61,9 +62,9 @@ def test_one_question_is_enough_for_many_tables(nats: NatsServer) -> None:
         async with open_nats(NatsConfig((nats.url,)), set()) as connection:
             js = Counted(connection)
             source = await stored(js)
-            assert not await source.has_more(0x10, 3, OF_MANY)
+            assert not await Boundaries(source, OF_MANY)._may_have_more(0x10, 3)
             assert js.asked == 1
-            assert not await source.has_more(0x10, 1, OF_MANY)
+            assert not await Boundaries(source, OF_MANY)._may_have_more(0x10, 1)
             assert js.asked > 1
 
     trio.run(main)
