@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
-from actors.contract.records import Change, Delete, Event, Gap, Insert, Row, SchemaChange, Truncate, Update
+from actors.contract.records import Change, Delete, Event, Gap, Insert, SchemaChange, Truncate, Update
 from actors.contract.rules import NamesNoRow, counts, identity_of, is_certain, written_columns
 from actors.mirror.stores.dialect import Dialect, Params, Statement
 from actors.mirror.stores.row_statements import RowStatements, UnknownColumn
@@ -173,10 +173,14 @@ class Track:
     def _gather(self, table: FollowedTable, event: Change | Truncate) -> None:
         token, statements = event.token, table.statements
         if isinstance(event, Insert):
-            sql, params = statements.insert(self._written(event))
+            if event.omitted:
+                self.unknown_values += len(event.omitted)
+            sql, params = statements.insert(written_columns(event))
             self._add(token, sql, params, "insert")
         elif isinstance(event, Update):
-            row = self._written(event)
+            if event.omitted:
+                self.unknown_values += len(event.omitted)
+            row = written_columns(event)
             if row:
                 sql, params = statements.update(row, identity_of(event, table.shape.pk, len(table.shape.columns)))
                 self._add(token, sql, params, "update", counted=True)
@@ -185,10 +189,6 @@ class Track:
             self._add(token, sql, params, "delete", counted=True)
         else:
             self._add(token, *statements.truncate(), "truncate")
-
-    def _written(self, change: Insert | Update) -> Row:
-        self.unknown_values += len(change.omitted)
-        return written_columns(change)
 
     def _add(self, token: str, sql: str, params: Params, operation: str, *, counted: bool = False) -> None:
         self.gathered += 1
