@@ -24,7 +24,7 @@ from actors.snapshots.chunks import RowTooLarge
 from actors.snapshots.failures import NoWatermark, SnapshotFailed, TableChanged, failure_of
 from actors.snapshots.progress import SnapshotBoard
 from actors.snapshots.requests import SnapshotRequests
-from actors.snapshots.taking import INIT, SnapshotSetup, SnapshotTaker
+from actors.snapshots.taking import SnapshotSetup, SnapshotTaker
 from actors.suspensions import Suspensions
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import SnapshotProgress, Telemetry

@@ -36,7 +36,7 @@ from actors.embedded.postgres import PostgresServer
 from actors.embedded.process import free_port
 from actors.main import app
 from actors.mirror.metrics import MirrorMetrics
-from actors.mirror.progress import MirrorCounts
+from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.view import View
 from actors.settings.resolve import resolve
 from actors.telemetry.metrics import Metrics

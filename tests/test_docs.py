@@ -19,7 +19,7 @@ from actors.commands.export import DEFAULT, render
 from actors.commands.help import explain
 from actors.embedded.nats import NatsServer
 from actors.mirror.metrics import MirrorMetrics
-from actors.mirror.progress import MirrorCounts
+from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.view import View
 from actors.settings.config import SETTINGS
 from actors.settings.resolve import resolve

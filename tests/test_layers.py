@@ -28,7 +28,7 @@ LAYERS = (
     ("snapshots", "suspensions", "feedback"),
     (*ACTORS, "mirror", "embedded", "sample", "dictionaries"),
     ("session",),
-    ("pipeline", "demo"),
+    ("pipeline", "verification", "demo"),
     ("bridge",),
     ("commands",),
     ("main",),
@@ -39,18 +39,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 WITHOUT_IO = ("wire", "values", "contract", "messages", "positions", "errors")
 
 
-def imports(path: Path, *, at_load: bool = False) -> set[str]:
-    """The modules that a module imports when it runs; what only the type checker reads does not count.
-
-    With `at_load` also not what is imported inside of functions.
-    """
+def imports(path: Path, *, for_types: bool = False) -> set[str]:
+    """The modules that a module imports when it runs; with `for_types` also those that only the type checker reads."""
     found: set[str] = set()
     tree = ast.parse(path.read_text())
     left_out = {
         inner
         for node in ast.walk(tree)
-        if (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
-        or (at_load and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        if not for_types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
@@ -93,8 +89,9 @@ def test_imports_point_down(path: Path) -> None:
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Nor by way of what only the type checker reads: two modules that name each other's types are one concept."""
     names = {dotted(path): path for path in MODULES}
-    below = {name: {module for module in imports(path) if module in names} for name, path in names.items()}
+    below = {name: {module for module in imports(path, for_types=True) if module in names} for name, path in names.items()}
     done: set[str] = set()
 
     def visit(name: str, way: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""`walbridge mirror`: settings, log, and the running mirror."""
+"""`walbridge mirror`: parameters and the log. The mirror itself is in actors/mirror/."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def mirror(
 
 
 def run_mirror(to: str, tables: str, again: str, flags: Mapping[str, object], env_file: Path | None) -> int:
-    """Mirror until stopped; returns the exit code. Raises Fatal."""
+    """Mirror until stopped; return the exit code. Raises Fatal."""
     client = resolve_client(flags, os.environ, env_file)
     set_up_logging(client.log.level, client.log.format, client.secrets + secrets_of(to))
     return run(MirrorConfig(client.nats, client.stream, to, names_of(tables), names_of(again), client.http))
 
 
 def names_of(words: str) -> tuple[str, ...]:
-    """Tables as a command line has them, separated by commas."""
+    """Split a command line's list of tables at its commas."""
     return tuple(name.strip() for name in words.split(",") if name.strip())
 
 
 def secrets_of(url: str) -> tuple[str, ...]:
-    """What must not be shown of a replica's URL."""
+    """The parts of a replica's URL that must never be shown."""
     try:
         password = urlsplit(url).password
     except ValueError:

@@ -31,6 +31,7 @@ from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import SnapshotProgress
 from actors.values.row_blocks import RowBlocks
 from actors.values.text_values import JSON_OIDS, TEXT, Converter, base_type, converter_for
+from actors.wire.jetstream import MSG_ID_HEADER
 
 log = get_logger("snapshotter")
 
@@ -108,7 +109,7 @@ class SnapshotTaker:
 
         async def look_up(seq: int) -> Stored | None:
             message = await self._js.get_message(stream, seq=seq, next_by_subj=">")
-            return None if message is None else Stored(message.seq, position_of(message.headers["Nats-Msg-Id"]).lsn)
+            return None if message is None else Stored(message.seq, position_of(message.headers[MSG_ID_HEADER]).lsn)
 
         info = await self._js.stream_info(stream)
         state = info["state"] if info is not None else {"first_seq": 1, "last_seq": 0}

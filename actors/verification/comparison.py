@@ -1,4 +1,4 @@
-"""Two sides of a table compared by counts and sums of hashes, whatever the order of their rows. No I/O."""
+"""Compares two sides of a table by counts and by sums of hashes, whatever the order of rows. No I/O."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from actors.values.canonical import Canonical, digest
 
 BUCKETS = 4096
 LOOKED_AT_MAX = 64
-"""Buckets whose rows are looked at one by one, unless more keys are asked for."""
+"""Buckets whose rows are compared one by one, unless more keys are asked for."""
 VALUE_MAX = 100
-"""Characters of a key's value that are shown."""
+"""Characters that are shown of a key's value."""
 _NUMBERS = (20, 21, 23, 26, 700, 701, 1700)
-"""OIDs of PostgreSQL's own types of numbers."""
+"""OIDs of PostgreSQL's built-in types of numbers."""
 _BOOL = 16
 Values = Sequence[str | None]
 
 
 class Side:
-    """One side's rows: how many, and in each bucket of keys the sum of their hashes."""
+    """The rows of one side: their number, and per bucket of keys the sum of their hashes."""
 
     def __init__(self, canonical: Sequence[Canonical], key: Sequence[int]) -> None:
-        """`canonical` for each column, `key`: places of the key's columns, all when there is no key."""
+        """`canonical` has a conversion per column; `key` has the indexes of the key's columns, all when there is no key."""
         self._canonical, self._key = canonical, key
         self.rows = 0
         self.sums = [0] * BUCKETS
 
     def values(self, row: Sequence[Any]) -> list[str | None]:
-        """The row as it is compared."""
+        """The row's values in the form that is compared."""
         return [None if v is None else c(v) for c, v in zip(self._canonical, row, strict=True)]
 
     def bucket(self, values: Values) -> int:
-        """Where a row is counted: equal keys on both sides, the same bucket."""
+        """The bucket of a row. Equal keys have the same bucket on both sides."""
         return int.from_bytes(digest([values[i] for i in self._key])[:2], "big") % BUCKETS
 
     def add(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Count rows."""
+        """Add rows to the count and the sums."""
         for row in rows:
             values = self.values(row)
             self.sums[self.bucket(values)] += int.from_bytes(digest(values), "big")
             self.rows += 1
 
     def hash(self) -> str:
-        """Of all rows: equal tables, equal hashes."""
+        """The hash of all rows. Equal tables have equal hashes."""
         return f"{sum(self.sums) & (1 << 128) - 1:032x}"
 
     def pick(self, rows: Iterable[Sequence[Any]], buckets: frozenset[int], into: Rows) -> None:
-        """Keep the rows of some buckets."""
+        """Put the rows of some buckets into `into`, by key."""
         for row in rows:
             values = self.values(row)
             if self.bucket(values) in buckets:
@@ -61,13 +61,13 @@ Rows = dict[tuple[str | None, ...], list[list[str | None]]]
 
 
 def differing_buckets(a: Side, b: Side) -> list[int]:
-    """Where the sides differ: in each at least one key."""
+    """The buckets in which the sides differ. Each has at least one key that differs."""
     return [i for i in range(BUCKETS) if a.sums[i] != b.sums[i]]
 
 
 @dataclass(slots=True)
 class TableReport:
-    """What came of one table."""
+    """The result for one table."""
 
     table: str
     source_rows: int = 0
@@ -75,13 +75,13 @@ class TableReport:
     source_hash: str = ""
     replica_hash: str = ""
     problem: str = ""
-    """Why it could not be compared."""
+    """Why the table could not be compared; else empty."""
     mismatched_keys: int = 0
-    """Keys whose rows differ, at least; 1 for a table whose columns do."""
+    """The least number of keys whose rows differ; 1 for a table whose columns differ."""
     keys: list[dict[str, object]] = field(default_factory=list)
-    """Some of the rows that differ: `key`, `row` (the key as a person writes it), `difference`."""
+    """Some of the rows that differ: `key`, `row` (the key as people write it), `difference`."""
     all_counted: bool = True
-    """Every row that may differ was looked at: `mismatched_keys` is exact."""
+    """Whether every row that may differ was compared, so that `mismatched_keys` is exact."""
 
     @property
     def is_equal(self) -> bool:
@@ -92,7 +92,7 @@ class TableReport:
 def differences(
     source: Rows, replica: Rows, columns: Sequence[str], types: Sequence[int], key: Sequence[int], limit: int
 ) -> tuple[list[dict[str, object]], int]:
-    """The first keys whose rows differ, and how; and how many there are. `types` are the columns' OIDs."""
+    """The first `limit` keys whose rows differ, with the difference, and the number of all. `types` are the columns' OIDs."""
     found: list[dict[str, object]] = []
     count = 0
     for one in sorted(source.keys() | replica.keys(), key=lambda one: _order(one, [types[i] for i in key])):
@@ -116,7 +116,7 @@ def differences(
 
 
 def _order(key: Sequence[str | None], types: Sequence[int]) -> list[tuple[bool, float, str]]:
-    """Numbers by their size."""
+    """A sort key by which numbers are ordered by value."""
     return [
         (v is None, float(v) if v is not None and _is_number(v, t) else 0.0, v or "") for v, t in zip(key, types, strict=True)
     ]
@@ -141,5 +141,5 @@ def _value(value: str | None, type_oid: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As in JSON; what would move the cursor is escaped."""
+    """Quote text as JSON does; characters that would move a terminal's cursor are escaped."""
     return json.dumps(text, ensure_ascii=not text.isprintable())
