@@ -30,22 +30,23 @@ import yaml
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig
 
+from actors import __version__
 from actors.embedded.nats import NatsServer, find_nats_server
 from actors.embedded.postgres import PostgresServer
 from actors.embedded.process import free_port
 from actors.main import app
 from actors.mirror.metrics import MirrorMetrics
-from actors.mirror.progress import MirrorCounts
+from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.view import View
 from actors.settings.resolve import resolve
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
-from tests.compose_files import COMPOSE, MAIN, healthy, run_init_scripts, with_secrets
+from tests.compose_files import COMPOSE, MAIN, healthy, read_compose, run_init_scripts, with_secrets
 from tests.conftest import PASSWORD, MakeBridge, MakeNats, MakePostgres
 from tests.servers import HANG_S, ROOT, Database, read_stream, wait_for_events
 
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-CLUSTER: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.cluster.yaml").read_text())
+CLUSTER = read_compose(COMPOSE, "compose.cluster.yaml")
 ALERTS = COMPOSE / "prometheus/walbridge-alerts.yml"
 DASHBOARD: dict[str, Any] = json.loads((COMPOSE / "grafana/dashboards/walbridge.json").read_text())
 
@@ -113,6 +114,7 @@ def test_the_image_runs_as_nobody_and_asks_the_bridge_how_it_is() -> None:
     assert dockerfile.index("USER 65532:65532") < dockerfile.index("ENTRYPOINT")
     assert 'CMD ["walbridge", "health"]' in dockerfile
     assert MAIN["services"]["bridge"]["healthcheck"]["test"] == ["CMD", "walbridge", "health"]
+    assert MAIN["services"]["bridge"]["image"] == f"walbridge:{__version__}"
 
 
 def test_secrets_are_made_once_random_and_behind_a_closed_door(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Start:
 
 
 def tail_position(tail: StreamTail, record: BridgeRecord | None) -> Position | None:
-    """The position of the stream's last message; None when nothing tells it.
+    """Return the position of the stream's last message; None when nothing shows it.
 
     Raises ConfigError when the stream belongs to somebody else.
     """
@@ -113,7 +113,7 @@ def check_owner(record: BridgeRecord | None, stream: str, slot: str) -> None:
 
 
 def find_loss(source: Source, record: BridgeRecord | None, position: Position | None) -> Loss | None:
-    """What only a new slot can mend. None when the slot can be read on, or when nothing was ever read."""
+    """Return what only a new slot can fix. None when the slot can be read on, or when nothing was ever read."""
     begun = record is not None or position is not None
     from_lsn = max(record.confirmed_lsn if record else NO_LSN, position.lsn if position else NO_LSN)
     again = "walbridge run --accept-gap   # stores cdc._bridge.gap and goes on; replicas take new snapshots"

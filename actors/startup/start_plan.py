@@ -11,8 +11,8 @@ from actors.clients.postgres.catalog import PublishedTable, published_tables
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.replication import identify_system, timeline_history
 from actors.clients.postgres.slots import create_slot, drop_slot, slot_state
-from actors.contract.bridge_record import BUCKET as RECORDS
 from actors.contract.bridge_record import BridgeRecord
+from actors.contract.subjects import BRIDGES, CDC_ALL
 from actors.contract.table_token import table_token
 from actors.positions import NO_LSN, Lsn, format_lsn
 from actors.settings.config import Config, PostgresConfig
@@ -29,6 +29,7 @@ from actors.startup.checkpoint import (
 )
 from actors.startup.streams import StreamSetup
 from actors.telemetry.log import get_logger
+from actors.wire.jetstream import MSG_ID_HEADER
 
 log = get_logger("startup")
 
@@ -41,12 +42,12 @@ class StartPlan:
     store: RecordStore
     tables: tuple[PublishedTable, ...]
     wal_end: Lsn
-    """Where PostgreSQL's WAL ended when we looked: behind it the bridge is catching up."""
+    """Where PostgreSQL's WAL ended at the start: below it the bridge is catching up."""
     slot_connection: PgConnection | None = None
-    """The one that has made a temporary slot: it alone can read it. Whoever opens the stream owns it."""
+    """The connection that made a temporary slot, and alone can read it. It belongs to the stream that is opened on it."""
 
     def close(self) -> None:
-        """No stream will be opened."""
+        """End the connection when no stream will be opened."""
         if self.slot_connection is not None:
             self.slot_connection.close()
 
@@ -56,7 +57,7 @@ async def find_start(
 ) -> StartPlan:
     """Read both sides and decide where to go on; makes the slot when there is none yet.
 
-    Raises Fatal when changes are lost for good and nobody accepted it, ConfigError when the stream is somebody else's.
+    Raises Fatal when changes are lost permanently and the user has not accepted it, ConfigError when the stream is another's.
     """
     slot, stream, temporary = config.source.slot, config.publish.stream, config.source.temporary
     record, revision, history = await _read_record(js, stream)
@@ -115,11 +116,11 @@ async def find_start(
 
 
 async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None, int, Sequence[BridgeRecord]]:
-    entry = await js.kv_get(RECORDS, stream)
+    entry = await js.kv_get(BRIDGES, stream)
     if entry is None:
         return None, 0, ()
     record = BridgeRecord.decode(entry[0], stream)
-    older = await js.kv_history(RECORDS, stream)
+    older = await js.kv_history(BRIDGES, stream)
     return record, entry[1], [BridgeRecord.decode(old.data, stream) for old in older if old.data]
 
 
@@ -127,10 +128,10 @@ async def _read_tail(js: JetStream, setup: StreamSetup) -> StreamTail:
     if not setup.last_seq:
         return StreamTail(setup.stream, 0, None)
     # the one at last_seq may have been deleted by hand; and by ">" nats-server 2.15 looks for no other one
-    message = await js.get_message(setup.stream, last_by_subj="cdc.>")
+    message = await js.get_message(setup.stream, last_by_subj=CDC_ALL)
     if message is None:
         return StreamTail(setup.stream, setup.last_seq, None, deleted=setup.last_seq)
-    msg_id = message.headers.get("Nats-Msg-Id")
+    msg_id = message.headers.get(MSG_ID_HEADER)
     return StreamTail(setup.stream, setup.last_seq, msg_id, msg_id is None, setup.last_seq - message.seq)
 
 

@@ -19,12 +19,14 @@ from actors.feedback import Feedback
 from actors.pipeline import DrainTimeout, run_pipeline
 from actors.positions import NO_LSN, ROW_RANK, START, Lsn, Position
 from actors.schema_publisher import SchemaPublisher
+from actors.session import Session
 from actors.settings.resolve import resolve
 from actors.snapshots.transaction_log import TransactionLog
 from actors.startup.checkpoint import Start
 from actors.startup.start_plan import StartPlan
 from actors.startup.streams import StreamSetup
 from actors.status_reporter import LiveStream
+from actors.suspensions import Suspensions
 from actors.telemetry.telemetry import Telemetry
 from actors.wire.pgoutput import Relation
 from tests import pgoutput_bytes as pg
@@ -64,9 +66,8 @@ class Pipeline:
         setup = StreamSetup("CDC", b"", self._mode, start.last_seq, 1024 * 1024, 1024 * 1024, False)  # type: ignore[arg-type]
         plan = StartPlan(start, store, (), NO_LSN)
         schemas = self._schemas(None, js, encoder)  # type: ignore[arg-type]
-        await run_pipeline(
-            CONFIG, setup, plan, live, nats, schemas, encoder, {}, TransactionLog(), self.telemetry, stop=self.stop
-        )
+        session = Session(js, setup, plan, schemas, encoder, {}, Suspensions(store, self.telemetry), TransactionLog())
+        await run_pipeline(CONFIG, session, live, self.telemetry, self.stop)
 
     @asynccontextmanager
     async def running(self, skip: Position = START, *, reporting: bool = True) -> AsyncIterator[None]:

@@ -7,10 +7,8 @@ from collections import Counter
 from trio_util import AsyncValue
 
 from actors.errors import SinkFenced, SinkUnavailable
-from actors.wire.jetstream import Refused, Stored, parse_publish_reply
+from actors.wire.jetstream import WRONG_LAST_SEQUENCE, Refused, Stored, parse_publish_reply
 from actors.wire.nats import Msg
-
-WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 
 
 class Acknowledgements:
@@ -42,7 +40,7 @@ class Acknowledgements:
     def _fail(self, error: SinkUnavailable) -> None:
         if self.failure is None:  # the first refusal is the cause, the rest follow from it
             self.failure = error
-            self.stored_seq.value = -1  # wakes whoever waits
+            self.stored_seq.value = -1  # wakes every task that waits
 
     async def beyond(self, seq: int) -> int:
         """Wait until more than `seq` is stored; returns how far. Raises SinkUnavailable or SinkFenced."""
