@@ -17,8 +17,9 @@ def quick(session: nox.Session) -> None:
 def check(session: nox.Session) -> None:
     """Everything that a change must pass, as the README has it. Takes some minutes."""
     session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
     session.run("mypy")
-    session.run("pytest", "-n", "3", "--dist", "loadfile", *session.posargs)
+    session.run("pytest", "-n", "3", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session(name="all")

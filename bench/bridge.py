@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import Literal
 
+from actors.embedded.bridge import Bridge
 from actors.embedded.nats import NatsServer
 from bench.servers import Servers
 from bench.stored import StoredRows, open_stored
 from bench.usage import UsageSampler
 from bench.workload import PUBLICATION, Backlog, commit_at_rate, empty_table, rows_at_rate
-from tests.servers import Bridge
 
 Mode = Literal["fast", "plain"]
 SAMPLE_EVERY_S = 0.02

@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -19,13 +19,13 @@ from typing import Any, Literal, get_args
 import psycopg
 from psycopg import sql
 
+from actors.embedded.bridge import Bridge
+from actors.embedded.mirror import MirrorProcess
 from actors.embedded.nats import NatsServer
 from bench.servers import Servers
 from bench.stored import open_stored
 from bench.usage import UsageSampler
 from bench.workload import CONNECTIONS, PUBLICATION, Backlog, backlog, commit_at_rate, empty_table, rows_at_rate
-from tests.mirrors import MirrorProcess
-from tests.servers import Bridge
 
 Kind = Literal["sqlite", "postgresql"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -161,8 +161,8 @@ def applied_backlog(servers: Servers, rows: int, rows_per_transaction: int) -> I
         with _replica(servers, "sqlite") as file, _replica(servers, "postgresql") as database:
             empty: dict[Kind, str] = {"sqlite": file, "postgresql": database}
             for url in empty.values():
-                with (mirror := MirrorProcess(nats, url, servers.folder)).running():
-                    mirror.wait_live(2)
+                with MirrorProcess(nats, url, servers.folder).running() as mirror, _reader(url) as query:
+                    _wait_live(query, url, mirror)
                     if mirror.stop():
                         raise RuntimeError(mirror.log()[-4000:])
             with backlog(servers, rows, rows_per_transaction) as written:
@@ -182,8 +182,8 @@ def mirror_lag(servers: Servers, kind: Kind, per_second: int, seconds: int) -> L
         _replica(servers, kind) as url,
     ):
         bridge.start()
-        with (mirror := MirrorProcess(nats, url, servers.folder)).running(), _reader(url) as query:
-            mirror.wait_live(2)
+        with MirrorProcess(nats, url, servers.folder).running() as mirror, _reader(url) as query:
+            _wait_live(query, url, mirror)
             assert mirror.process is not None
             time.sleep(0.5)
             usage = UsageSampler(mirror.process.pid)
@@ -204,6 +204,19 @@ def mirror_lag(servers: Servers, kind: Kind, per_second: int, seconds: int) -> L
         rows / (max(committed) - min(committed)), percentiles[49], percentiles[98], ages_ms[-1], until_stored[49],
         until_stored[98], (after.cpu_s - before.cpu_s) / rows * 1e6,
     )  # fmt: skip
+
+
+def _wait_live(query: Query, url: str, mirror: MirrorProcess) -> None:
+    """Return once both tables are live; until the mirror has made its own tables, asking for them is an error."""
+    tables = "_walbridge_tables" if url.startswith("sqlite") else "_walbridge.tables"
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        with suppress(sqlite3.Error, psycopg.Error):
+            if query(f"SELECT count(*) FROM {tables} WHERE state = 'live'") == [(2,)]:
+                return
+        if mirror.process is None or mirror.process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"not live: {mirror.log()[-4000:]}")
+        time.sleep(0.05)
 
 
 def _look(query: Query, rows: int, mirror: MirrorProcess) -> list[tuple[float, float]]:

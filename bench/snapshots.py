@@ -14,11 +14,11 @@ import nats
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
+from actors.embedded.bridge import Bridge
 from actors.embedded.nats import NatsServer
 from bench.servers import Servers
 from bench.usage import UsageSampler
 from bench.workload import PUBLICATION, empty_table
-from tests.servers import Bridge
 
 PATIENCE_S = 300.0
 FORMATS: dict[str, tuple[str, ...]] = {"map": (), "map, zstd": ("--zstd",), "array": ("--snapshot-format", "array")}

@@ -18,7 +18,7 @@ from actors.values.json_values import json_converter, jsonb_converter
 from actors.values.row_compiler import compile_row_decoder, plain_row_decoder
 from actors.values.text_values import BUILTIN_TYPES, converter_for
 from actors.wire import pgoutput, replication
-from property_tests import pgoutput_bytes as pg
+from tests import pgoutput_bytes as pg
 
 MESSAGES = [
     pg.begin(100), pg.commit(100, 110), pg.relation(7, "tüble", [("id", 23, True), ("v", 25, False)]),

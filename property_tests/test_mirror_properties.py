@@ -22,6 +22,7 @@ from actors.mirror.track import Cursor, CutOff, FollowedTable, Track
 from actors.positions import START
 from actors.values.arrays import parse_array
 from actors.values.canonical import canonical_for
+from tests.examples import examples
 
 pack: Any = msgpack.packb
 COLUMNS = (Column("id", "integer", True), Column("v", "text", False), Column("big", "text", False))
@@ -100,7 +101,7 @@ def expected(events: list[Event], snapshot_lsn: int = 0) -> list[tuple[Any, ...]
 
 
 @given(histories(), st.integers(0, 20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_a_replica_equals_the_source_after_every_transaction(history: list[list[dict[str, Any]]], replayed: int) -> None:
     dialect = SqliteDialect()
     replica, followed = fresh(), {"t": FollowedTable.of(dialect, SHAPE, 0)}
@@ -122,7 +123,7 @@ def test_a_replica_equals_the_source_after_every_transaction(history: list[list[
 
 
 @given(histories(), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_a_snapshot_at_any_transaction_and_the_events_behind_any_earlier_place_give_the_same(
     history: list[list[dict[str, Any]]], data: st.DataObject
 ) -> None:
@@ -142,7 +143,7 @@ def test_a_snapshot_at_any_transaction_and_the_events_behind_any_earlier_place_g
 
 
 @given(histories())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_both_encodings_and_packed_bodies_decode_alike(history: list[list[dict[str, Any]]]) -> None:
     for transaction in history:
         as_is = [decode_event(one) for one in transaction]

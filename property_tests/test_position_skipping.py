@@ -15,7 +15,7 @@ from actors.decoder import Decoder
 from actors.messages import Batch, Item
 from actors.positions import START, Position
 from actors.wire.jetstream import OutMessage
-from property_tests import pgoutput_bytes as pg
+from tests import pgoutput_bytes as pg
 from tests.unit.records import suspensions_of
 
 SHAPES = ([("id", 23, True)], [("id", 23, True), ("v", 25, False)], [("id", 20, True), ("v", 25, False)])

@@ -2,62 +2,34 @@
 
 from __future__ import annotations
 
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
+from actors.embedded import mirror as embedded_mirror
 from actors.embedded.nats import NatsServer
 from tests.compose_stack import ComposeNats
-from tests.servers import HANG_S, ROOT, Bridge
+from tests.servers import HANG_S, ROOT
 
 
-class MirrorProcess:
-    """`walbridge mirror` as users run it. Owns the process; a context manager kills what is left."""
+class MirrorProcess(embedded_mirror.MirrorProcess):
+    """A mirror on a server of the tests' own or on the compose stack's, which has a user for mirrors."""
 
     def __init__(self, nats: NatsServer | str, to: str, folder: Path, *flags: str) -> None:
-        self.to = to
-        self._bridge = Bridge("postgresql://nobody@localhost/nowhere", nats, folder)  # for its clean environment
-        if isinstance(nats, ComposeNats):
-            self._bridge.env |= nats.environment_of("mirror")
-        self.log_path = folder / f"mirror-{self._bridge.port}.log"
-        self._command = [sys.executable, "-m", "actors.main"]
-        self._flags = flags
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start, or start again."""
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen([*self._command, "mirror", "--to", self.to, *self._flags], cwd=ROOT,
-                                            env=self._bridge.env, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=subprocess.STDOUT)  # fmt: skip
-
-    def kill(self) -> None:
-        """kill -9, if it still runs."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    def stop(self) -> int:
-        """SIGTERM; the exit code."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(HANG_S)
-
-    def log(self) -> str:
-        return self.log_path.read_text(encoding="utf-8", errors="replace")
+        env = nats.environment_of("mirror") if isinstance(nats, ComposeNats) else None
+        super().__init__(nats, to, folder, *flags, env=env)
 
     def verify(self, source: str, *flags: str) -> subprocess.CompletedProcess[str]:
         """Run `walbridge verify` against it."""
-        env = {**self._bridge.env, "DATABASE_URL": source}
-        command = [*self._command, "verify", "--to", self.to, *flags]
+        env = {**self.env, "DATABASE_URL": source}
+        command = [sys.executable, "-m", "actors.main", "verify", "--to", self.to, *flags]
         return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=4 * HANG_S, check=False)
 
     def assert_equal(self, source: str, *flags: str) -> None:
@@ -106,12 +78,3 @@ class MirrorProcess:
             assert self.process is None or self.process.poll() is None, self.log()[-6000:]
             assert time.monotonic() < deadline, f"{words()}\n{self.log()[-6000:]}"
             time.sleep(0.05)
-
-    @contextmanager
-    def running(self) -> Iterator[MirrorProcess]:
-        """Started, and killed at the end."""
-        self.start()
-        try:
-            yield self
-        finally:
-            self.kill()

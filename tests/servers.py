@@ -7,28 +7,24 @@ import base64
 import datetime
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import msgpack
 import nats
+import psutil
 import psycopg
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from psycopg import sql
 
+from actors.embedded import bridge as embedded_bridge
+from actors.embedded.bridge import HANG_S
 from actors.embedded.nats import NatsServer
 from actors.embedded.postgres import PostgresServer
-from actors.embedded.process import free_port
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,8 +32,6 @@ CLEAN = {
     name: value for name, value in os.environ.items() if not name.startswith(("PG", "NATS_", "POSTGRES_", "DATABASE", "BRIDGE"))
 }
 """This process's environment without what configures a bridge."""
-HANG_S = 60.0
-"""After so long a wait is a hang and the test fails with the bridge's log: never a measure of speed."""
 
 
 class Database:
@@ -102,126 +96,14 @@ def _drop_slot(connection: psycopg.Connection[tuple[Any, ...]], slot: str) -> No
             return
 
 
-class Bridge:
-    """The bridge as users run it: `python -m actors.main` in a process of its own, with a log file.
+class Bridge(embedded_bridge.Bridge):
+    """A bridge on a server of the tests' own or on the compose stack's, which has a user for bridges."""
 
-    Owns the process from `start` to `stop` or `kill`; a context manager starts it, waits until it is ready, and kills
-    what is left at the end. `start` again after either continues with the same port and the same log.
-    """
-
-    def __init__(
-        self, database_url: str, nats: NatsServer | str, folder: Path, *flags: str,
-        slot: str = "cdc_slot", pub: str = "cdc_pub", env: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        """`nats` is a server (its credentials are passed on) or a URL; `env` is added to, and beats, what we set."""
-        self.port = free_port()
-        self.log_path = folder / f"bridge-{self.port}.log"
-        self.argv = [sys.executable, "-m", "actors.main", "--slot", slot, "--pub", pub,
-                     "--port", str(self.port), *flags]  # fmt: skip
-        ours = ("PG", "NATS_", "POSTGRES_", "DATABASE_URL", "BRIDGE_", "LOG_")
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        self.env |= {"DATABASE_URL": database_url, **_nats_environment(nats), **(env or {})}
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *, ready: bool = True) -> None:
-        """Start the process and, with `ready`, wait until it streams."""
-        assert self.process is None or self.process.poll() is not None, "already running"
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(self.argv, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=subprocess.STDOUT)  # fmt: skip
-        if ready:
-            self.wait_ready()
-
-    def wait_ready(self) -> None:
-        """Return when GET /ready answers 200; AssertionError with the log when the process ends or hangs instead."""
-        deadline = time.monotonic() + HANG_S
-        while self.get("/ready")[0] != 200:
-            if self.exit_code is not None or time.monotonic() > deadline:
-                raise AssertionError(f"not ready, exit code {self.exit_code}:\n{self.log()[-4000:]}")
-            time.sleep(0.02)
-
-    @property
-    def exit_code(self) -> int | None:
-        """None while the process runs, negative when a signal ended it."""
-        return self.process.poll() if self.process is not None else None
-
-    def signal(self, sig: signal.Signals) -> None:
-        """Send a signal to the process."""
-        assert self.process is not None
-        self.process.send_signal(sig)
-
-    def wait(self) -> int:
-        """Wait for the process's own end and return its exit code."""
-        assert self.process is not None
-        try:
-            return self.process.wait(HANG_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise AssertionError(f"did not end:\n{self.log()[-4000:]}") from None
-
-    def stop(self) -> int:
-        """SIGTERM; returns the exit code of the ordered stop."""
-        self.signal(signal.SIGTERM)
-        return self.wait()
-
-    def kill(self) -> None:
-        """kill -9, if it still runs."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    def log(self) -> str:
-        """Everything it wrote so far, over all starts."""
-        return self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.exists() else ""
-
-    def get(self, path: str) -> tuple[int, str]:
-        """GET: status code and body; status 0 when nobody answers."""
-        return self._request(urllib.request.Request(f"http://127.0.0.1:{self.port}{path}"))
-
-    def post(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
-        """POST without a body: status code and body; status 0 when nobody answers."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=b"", headers=dict(headers or {}))
-        return self._request(request)
-
-    def status(self) -> dict[str, Any]:
-        """GET /status."""
-        return dict(json.loads(self.get("/status")[1]))
-
-    def metrics(self) -> str:
-        """GET /metrics, Prometheus text."""
-        return self.get("/metrics")[1]
-
-    def __enter__(self) -> Bridge:
-        self.start()
-        return self
-
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None,
-                 _trace: TracebackType | None) -> None:  # fmt: skip
-        self.kill()
-
-    @staticmethod
-    def _request(request: urllib.request.Request) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
-
-
-def _nats_environment(server: NatsServer | str) -> dict[str, str]:
-    if isinstance(server, str):
-        return {"NATS_URL": server}
-    if hasattr(type(server), "environment_of"):  # the compose stack's: it has a user for the bridge
-        return dict(server.environment_of("bridge"))  # type: ignore[attr-defined]
-    env = {"NATS_URL": server.url}
-    if server.token is not None:
-        env["NATS_TOKEN"] = server.token
-    for name, password in list(server.users.items())[:1]:
-        env |= {"NATS_BRIDGE_USER": name, "NATS_BRIDGE_PASSWORD": password}
-    return env
+    def __init__(self, database_url: str, nats: NatsServer | str, folder: Path, *flags: str,
+                 env: Mapping[str, str] | None = None, **options: str) -> None:  # fmt: skip
+        if hasattr(type(nats), "environment_of"):
+            env = {**nats.environment_of("bridge"), **(env or {})}
+        super().__init__(database_url, nats, folder, *flags, env=env, **options)
 
 
 class StoredEvent(NamedTuple):
@@ -353,3 +235,29 @@ def with_nats(url: str, action: Callable[[Client], Awaitable[T]]) -> T:
             await connection.close()
 
     return asyncio.run(run())
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds; AssertionError when it never does."""
+    deadline = time.monotonic() + HANG_S
+    while not condition():
+        assert time.monotonic() < deadline, "never came true"
+        time.sleep(0.05)
+
+
+def wait_until_drained(bridge: Bridge, database: Database) -> None:
+    """Return once the slot is confirmed up to what was written before."""
+    (written,) = database.execute("SELECT pg_current_wal_lsn()")[0]
+    deadline = time.monotonic() + 2 * HANG_S
+    while not database.execute(
+        "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = 'cdc_slot'", [written]
+    )[0][0]:
+        assert time.monotonic() < deadline, f"not drained: {bridge.status()}\n{bridge.log()[-4000:]}"
+        assert bridge.exit_code is None, bridge.log()[-4000:]
+        time.sleep(0.1)
+
+
+def rss_bytes(bridge: Bridge) -> int:
+    """Memory of the bridge's process."""
+    assert bridge.process is not None
+    return int(psutil.Process(bridge.process.pid).memory_info().rss)

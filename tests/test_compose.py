@@ -41,13 +41,11 @@ from actors.mirror.view import View
 from actors.settings.resolve import resolve
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
-from tests.compose_files import read_compose
+from tests.compose_files import COMPOSE, MAIN, healthy, read_compose, run_init_scripts, with_secrets
 from tests.conftest import PASSWORD, MakeBridge, MakeNats, MakePostgres
 from tests.servers import HANG_S, ROOT, Database, read_stream, wait_for_events
 
-COMPOSE = ROOT / "compose"
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-MAIN = read_compose(COMPOSE)
 CLUSTER = read_compose(COMPOSE, "compose.cluster.yaml")
 ALERTS = COMPOSE / "prometheus/walbridge-alerts.yml"
 DASHBOARD: dict[str, Any] = json.loads((COMPOSE / "grafana/dashboards/walbridge.json").read_text())
@@ -117,15 +115,6 @@ def test_the_image_runs_as_nobody_and_asks_the_bridge_how_it_is() -> None:
     assert 'CMD ["walbridge", "health"]' in dockerfile
     assert MAIN["services"]["bridge"]["healthcheck"]["test"] == ["CMD", "walbridge", "health"]
     assert MAIN["services"]["bridge"]["image"] == f"walbridge:{__version__}"
-
-
-def with_secrets(tmp_path: Path) -> Path:
-    """A copy of compose/ whose secrets are made."""
-    folder = tmp_path / "compose"
-    if not folder.exists():
-        shutil.copytree(COMPOSE, folder, ignore=shutil.ignore_patterns("secrets"))
-    subprocess.run(["sh", str(folder / "make-secrets.sh")], check=True)
-    return folder
 
 
 def test_secrets_are_made_once_random_and_behind_a_closed_door(tmp_path: Path) -> None:
@@ -372,17 +361,6 @@ def postgres_of_compose(make_postgres: MakePostgres, tmp_path: Path) -> Postgres
     return server
 
 
-def run_init_scripts(server: PostgresServer, secrets: Path) -> None:
-    """What is in init/, on the database that the compose file names, with the secrets that it gives."""
-    given = MAIN["services"]["postgres"]["environment"]
-    env = {name: str(value).replace("/run/secrets", str(secrets)) for name, value in given.items()}
-    for script in sorted((COMPOSE / "init").iterdir()):
-        done = subprocess.run(
-            [str(server.bin_dir / "psql"), "-v", "ON_ERROR_STOP=1", "--no-psqlrc", "-d", server.dsn(given["POSTGRES_DB"]),
-             "-f", str(script)], env={**os.environ, **env}, capture_output=True, text=True, check=False)  # fmt: skip
-        assert done.returncode == 0, f"{script.name}: {done.stderr}"
-
-
 def as_role(server: PostgresServer, tmp_path: Path, user: str, secret: str) -> str:
     password = (with_secrets(tmp_path) / "secrets" / secret).read_text()
     return server.dsn("app").replace(f"postgres:{PASSWORD}@", f"{user}:{password}@")
@@ -526,15 +504,6 @@ def test_three_servers_of_the_cluster_file_carry_a_bridge_with_three_copies(
         for process in processes:
             process.kill()
             process.wait()
-
-
-def healthy(monitor: int) -> bool:
-    """As the health check of the compose file asks."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{monitor}/healthz", timeout=3) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def url_of(server: NatsServer, user: str) -> str:

@@ -20,11 +20,10 @@ from actors.contract.compression import Compressor, dictionary_id
 from actors.embedded.nats import NatsServer
 from actors.errors import MalformedMessage
 from tests.conftest import MakeBridge, MakeNats
+from tests.documents import section
 from tests.frames import decompress
-from tests.servers import ROOT, Database, StoredMessage, decode_body, read_messages, wait_for_events, with_nats
+from tests.servers import ROOT, Database, StoredMessage, decode_body, read_messages, wait_for, wait_for_events, with_nats
 from tests.snapshots import ask, unpacked, wait_for_snapshots
-from tests.test_docs import section
-from tests.test_exactness import wait_for
 
 
 def event(i: int, operation: str) -> dict[str, Any]:

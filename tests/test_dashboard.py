@@ -13,21 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actors.channels import Channel
 from actors.contract.table_token import table_token
 from actors.embedded.nats import NatsServer
 from actors.positions import Lsn
 from actors.telemetry.history import History, percentile
 from actors.telemetry.quantities import human_bytes
-from actors.telemetry.telemetry import ConsumerHealth, Problem, SlotHealth, SnapshotProgress, StreamHealth, Telemetry
+from actors.telemetry.telemetry import ConsumerHealth, Problem, SnapshotProgress, Telemetry
 from actors.web.feed import VIEWERS_MAX
 from actors.web.page import load_page
 from actors.web.status import verdict
 from tests.conftest import MakeBridge
-from tests.servers import HANG_S, Database
+from tests.http_api import Server, streaming
+from tests.servers import HANG_S, Database, wait_for
 from tests.snapshots import wait_for_snapshots
-from tests.test_exactness import wait_for
-from tests.test_http_server import Server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -81,23 +79,6 @@ def page(browser: Browser, seen: Seen, request: pytest.FixtureRequest) -> Iterat
     yield page
     context.close()
     assert [line for line in seen.said if not any(word in line for word in GONE)] == []
-
-
-def streaming(telemetry: Telemetry, tables: int = 3) -> Telemetry:
-    """Telemetry of a bridge that streams."""
-    telemetry.state, telemetry.not_ready_reason, telemetry.publish_mode = "streaming", "", "fast"
-    telemetry.postgres_connected = telemetry.nats_connected = True
-    now = time.time()
-    telemetry.last_received_at = telemetry.last_ack_at = telemetry.last_commit_at = now
-    lsn = Lsn(0xFFFF_DEADBEEF)
-    telemetry.received_lsn = telemetry.decoded_lsn = telemetry.published_lsn = telemetry.durable_lsn = lsn
-    telemetry.confirmed_lsn = lsn
-    telemetry.last_processing_time_us, telemetry.wal_bytes_received = 12_345, 0
-    telemetry.slot = SlotHealth(True, Lsn(lsn + 4096), Lsn(lsn - (48 << 20)), lsn, "reserved", 10 << 30, True)
-    telemetry.stream = StreamHealth(1000, 5 << 20, 10 << 30, 1, 1000, now - 86400, now)
-    telemetry.channels = {name: Channel(name, 4, 1024) for name in ("blocks", "items", "batches", "published")}
-    telemetry.tables = tuple(table_token("public", f"table_{i:04d}") for i in range(tables))
-    return telemetry
 
 
 def store(telemetry: Telemetry, schema: str, table: str, operation: str = "insert", count: int = 1) -> None:

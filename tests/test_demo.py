@@ -17,8 +17,11 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.servers import HANG_S, ROOT
+
+pytestmark = pytest.mark.servers  # the demo starts its own
 
 COMMAND = [sys.executable, "-m", "actors.main", "demo"]
 

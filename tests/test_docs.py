@@ -27,10 +27,10 @@ from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
 from actors.web.bridge_app import PATHS
 from tests.conftest import MakeBridge
+from tests.documents import OPERATIONS, section
 from tests.servers import HANG_S, ROOT, Database, wait_for_events
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 CONSUMERS = (ROOT / "docs/consumers.md").read_text(encoding="utf-8")
 CODE = re.compile(r"\bWB\d{3}\b")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -39,15 +39,6 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 def codes_in_use() -> set[str]:
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "actors").rglob("*.py")]
     return {code for source in sources for code in CODE.findall(source)}
-
-
-def section(document: str, title: str) -> str:
-    """The text under a heading, up to the next one of its level or above."""
-    marks = re.search(rf"^(#+) {re.escape(title)}$", document, re.MULTILINE)
-    assert marks, f"no section {title}"
-    rest = document[marks.end() :]
-    end = re.search(rf"^#{{1,{len(marks[1])}}} ", rest, re.MULTILINE)
-    return rest[: end.start()] if end else rest
 
 
 def blocks(document: str, language: str) -> list[str]:

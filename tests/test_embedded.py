@@ -36,6 +36,8 @@ from actors.errors import ConfigError, Fatal
 from tests.conftest import MakeNats, MakePostgres
 from tests.servers import HANG_S, ROOT, read_stream
 
+pytestmark = pytest.mark.servers
+
 # Everything is imported before the privileges are dropped: root's packages may be closed to others.
 HOLDER = """
 import encodings.idna, json, os, sys

@@ -3,94 +3,17 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 
-import psycopg
 import pytest
 
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats, MakePostgres
-from tests.oracle import WalOracle, assert_exact, difference, place
-from tests.servers import HANG_S, Bridge, Database, read_stream
-
-LEDGER = """
-CREATE TABLE ledger (id bigserial PRIMARY KEY, worker int, txn int, payload text);
-CREATE TABLE side (id int PRIMARY KEY, hits int);
-INSERT INTO side SELECT g, 0 FROM generate_series(1, 20) g;
-CREATE PUBLICATION cdc_pub FOR TABLE ledger, side;
-"""
-
-
-class Load:
-    """Writers that commit small and large transactions, roll some back, and survive the server's restarts."""
-
-    def __init__(self, database: Database, workers: int = 3) -> None:
-        self._database, self._stop = database, threading.Event()
-        self._threads = [threading.Thread(target=self._write, args=(n,), daemon=True) for n in range(workers)]
-        self.committed = 0
-
-    def _write(self, worker: int) -> None:
-        dice = random.Random(worker)
-        txn = 0
-        while not self._stop.is_set():
-            try:
-                with self._database.connect() as connection:
-                    while not self._stop.is_set():
-                        txn += 1
-                        self._transaction(connection, dice, worker, txn)
-            except psycopg.Error:
-                time.sleep(0.05)
-
-    def _transaction(self, connection: psycopg.Connection, dice: random.Random, worker: int, txn: int) -> None:
-        rows = dice.choice((1, 1, 1, 5, 40))
-        with connection.transaction(force_rollback=dice.random() < 0.1):
-            connection.execute(
-                "INSERT INTO ledger (worker, txn, payload) SELECT %s, %s, repeat('x', %s) FROM generate_series(1, %s)",
-                (worker, txn, dice.randrange(200), rows),
-            )
-            if dice.random() < 0.3:
-                connection.execute("UPDATE side SET hits = hits + 1 WHERE id = %s", (dice.randrange(1, 21),))
-            if dice.random() < 0.1:
-                connection.execute("DELETE FROM ledger WHERE worker = %s AND txn = %s", (worker, txn - 1))
-        self.committed += 1
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-
-@contextmanager
-def ledger(database: Database) -> Iterator[WalOracle]:
-    database.execute(LEDGER)
-    yield WalOracle(database)
-
-
-def wait_until_drained(bridge: Bridge, database: Database) -> None:
-    """Until the slot is confirmed up to what was written before."""
-    (written,) = database.execute("SELECT pg_current_wal_lsn()")[0]
-    deadline = time.monotonic() + 2 * HANG_S
-    while not database.execute(
-        "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = 'cdc_slot'", [written]
-    )[0][0]:
-        assert time.monotonic() < deadline, f"not drained: {bridge.status()}\n{bridge.log()[-4000:]}"
-        assert bridge.exit_code is None, bridge.log()[-4000:]
-        time.sleep(0.1)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + HANG_S
-    while not condition():
-        assert time.monotonic() < deadline, "never came true"
-        time.sleep(0.05)
+from tests.load import Load, ledger
+from tests.oracle import assert_exact, difference, place
+from tests.servers import Database, read_stream, wait_for, wait_until_drained
 
 
 def pause(dice: random.Random, longest_s: float = 0.6) -> None:

@@ -12,14 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge
-from tests.servers import Bridge, Database, wait_for_events
-from tests.test_exactness import wait_for
-
-SEED_METRICS = """bridge_uptime_seconds bridge_wal_messages_received_total bridge_cdc_events_published_total bridge_last_ack_lsn
-bridge_connected bridge_reconnects_total bridge_nats_reconnects_total bridge_last_processing_time_us bridge_slot_active
-bridge_wal_lag_bytes""".split()
-SEED_STATUS = """status uptime_seconds wal_messages_received cdc_events_published current_lsn is_connected reconnect_count
-nats_reconnect_count last_processing_time_us slot_active wal_lag_bytes wal_lag_mb""".split()
+from tests.http_api import SEED_METRICS, SEED_STATUS
+from tests.servers import Bridge, Database, wait_for, wait_for_events
 
 
 @pytest.fixture

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import actors.mirror
 
-PACKAGE = Path(__file__).parents[1] / "actors"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "actors"
 ACTORS = (
     "replication_reader", "decoder", "batcher", "publisher", "acker", "status_reporter", "snapshotter", "schema_publisher",
     "wal_monitor", "stream_monitor", "heartbeat", "http_server",
@@ -39,7 +41,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 WITHOUT_IO = ("wire", "values", "contract", "messages", "positions", "errors")
 
 
-def imports(path: Path, *, for_types: bool = False) -> set[str]:
+@cache
+def imports(path: Path, *, for_types: bool = False) -> frozenset[str]:
     """The modules that a module imports when it runs; with `for_types` also those that only the type checker reads."""
     found: set[str] = set()
     tree = ast.parse(path.read_text())
@@ -56,7 +59,7 @@ def imports(path: Path, *, for_types: bool = False) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def room_of(path: Path) -> str:
@@ -127,6 +130,21 @@ def test_no_module_outside_of_the_contract_spells_a_subject(path: Path) -> None:
     strings = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
     words = [(node.lineno, node.value) for node in strings if isinstance(node.value, str) and " " not in node.value]
     assert not [(line, word) for line, word in words if SPELLED.search(word)]
+
+
+TESTS = sorted(path for folder in ("tests", "property_tests") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_test_imports_from_another_test_module(path: Path) -> None:
+    """What tests share is in modules of helpers, which hold no tests."""
+    assert not [m for m in imports(path) if re.match(r"(property_)?tests\.(.*\.)?test_", m)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").rglob("*.py")), ids=lambda path: path.name)
+def test_the_benchmark_imports_no_tests_and_nothing_of_the_extras_for_them(path: Path) -> None:
+    found = {module.split(".")[0] for module in imports(path)}
+    assert not found & {"tests", "property_tests", "pytest", "hypothesis", "cryptography", "yaml", "playwright"}
 
 
 def test_no_module_shadows_the_standard_library() -> None:

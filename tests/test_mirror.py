@@ -18,8 +18,7 @@ from actors.mirror.stores.open import open_store
 from actors.verification.comparison import differences
 from tests.conftest import MakeBridge, MakeMirror
 from tests.mirrors import MirrorProcess
-from tests.servers import HANG_S, Database, with_nats
-from tests.test_exactness import wait_until_drained
+from tests.servers import HANG_S, Database, wait_until_drained, with_nats
 
 
 def test_rows_from_before_and_after_the_snapshot_are_in_the_replica(

@@ -346,7 +346,7 @@ def test_the_password_of_a_replica_need_not_be_on_the_command_line(
     (tmp_path / "pgpass").write_text(f"*:*:*:*:{password}\n")
     (tmp_path / "pgpass").chmod(0o600)
     mirror = WatchedMirror(nats, replica.dsn.replace(f":{password}@", "@"), tmp_path)
-    mirror._bridge.env["PGPASSFILE"] = str(tmp_path / "pgpass")
+    mirror.env["PGPASSFILE"] = str(tmp_path / "pgpass")
     try:
         with mirror.running():
             mirror.wait_until(mirror.is_ready)

@@ -23,12 +23,12 @@ from cryptography.x509.oid import NameOID
 
 from actors.clients.nats.connection import NatsConnection, SinkRefused, open_nats
 from actors.clients.nats.jetstream import JetStream, JetStreamError
+from actors.embedded.process import free_port
 from actors.errors import ConfigError, SinkUnavailable
 from actors.settings.config import NatsConfig
 from actors.startup.streams import prepare_streams
 from actors.wire.nats import Msg
 from tests.conftest import MakeNats
-from tests.servers import free_port
 
 
 def connect_and(

@@ -6,15 +6,24 @@ import time
 from contextlib import closing
 from typing import Any
 
-import psutil
 import pytest
 from nats.js.api import StreamConfig, StreamSource
 
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats, MakePostgres
+from tests.load import Load, ledger
 from tests.oracle import WalOracle, assert_exact
-from tests.servers import Bridge, Database, commit_to_stored_s, read_stream, wait_for_events, with_nats
-from tests.test_exactness import Load, ledger, wait_for, wait_until_drained
+from tests.servers import (
+    Bridge,
+    Database,
+    commit_to_stored_s,
+    read_stream,
+    rss_bytes,
+    wait_for,
+    wait_for_events,
+    wait_until_drained,
+    with_nats,
+)
 
 MB = 1024 * 1024
 
@@ -23,11 +32,6 @@ def peak_rss_bytes(bridge: Bridge) -> int:
     assert bridge.process is not None
     with open(f"/proc/{bridge.process.pid}/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-
-
-def rss_bytes(bridge: Bridge) -> int:
-    assert bridge.process is not None
-    return int(psutil.Process(bridge.process.pid).memory_info().rss)
 
 
 def test_a_transaction_of_a_million_rows_needs_no_memory(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:

@@ -21,9 +21,9 @@ from nats.aio.client import Client
 from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
 from tests.conftest import MakeBridge, MakeNats
+from tests.load import Load, ledger
 from tests.oracle import WalOracle, assert_exact
-from tests.servers import HANG_S, ROOT, Bridge, Database, StoredEvent, read_stream, with_nats
-from tests.test_exactness import Load, ledger, wait_until_drained
+from tests.servers import HANG_S, ROOT, Bridge, Database, StoredEvent, read_stream, wait_until_drained, with_nats
 
 DOCUMENT = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
 

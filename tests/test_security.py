@@ -30,6 +30,7 @@ from actors.embedded.postgres import PostgresServer
 from actors.embedded.process import unprivileged_account
 from tests.certificates import Authority, Pair
 from tests.conftest import PASSWORD, MakeBridge, MakeNats, MakePostgres
+from tests.examples import examples
 from tests.servers import HANG_S, Bridge, Database, wait_for_events
 
 TABLE = "CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t"
@@ -453,7 +454,7 @@ def test_hostile_names_travel_whole_and_break_out_of_nothing(
         database.drop()
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=st.text(min_size=1, max_size=63), table=st.text(min_size=1, max_size=63))
 def test_a_token_is_one_nats_token_and_names_one_table(schema: str, table: str) -> None:
     token = table_token(schema, table)

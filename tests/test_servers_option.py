@@ -17,10 +17,10 @@ import pytest
 from actors.embedded.nats import find_nats_server
 from actors.embedded.postgres import PostgresServer
 from actors.embedded.process import free_port
+from tests.compose_files import MAIN, healthy, run_init_scripts, with_secrets
 from tests.servers import HANG_S, ROOT, Database
-from tests.test_compose import MAIN, healthy, run_init_scripts, with_secrets
 
-pytestmark = pytest.mark.own_servers("it starts a stack")
+pytestmark = [pytest.mark.servers, pytest.mark.own_servers("it starts a stack")]
 
 PASS = [
     "tests/test_http.py::test_status_metrics_and_stream_info_tell_what_was_stored",

@@ -14,9 +14,8 @@ import pytest
 
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakePostgres
-from tests.servers import HANG_S, Bridge, Database, read_stream, wait_for_events
+from tests.servers import HANG_S, Bridge, Database, read_stream, wait_for, wait_for_events
 from tests.snapshots import ask, replica, snapshots, take, wait_for_snapshots
-from tests.test_operation import wait_for
 
 ITEMS = """
 CREATE TABLE items (id int PRIMARY KEY, v int, filler text);

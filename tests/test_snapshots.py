@@ -16,9 +16,8 @@ from psycopg.conninfo import make_conninfo
 
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats
-from tests.servers import HANG_S, Bridge, Database, decode_body, read_messages, wait_for_events, with_nats
+from tests.servers import HANG_S, Bridge, Database, decode_body, read_messages, rss_bytes, wait_for, wait_for_events, with_nats
 from tests.snapshots import ask, replica, snapshots, take, unpacked, wait_for_snapshots
-from tests.test_operation import rss_bytes, wait_for
 
 USERS = """
 CREATE TABLE users (id bigint PRIMARY KEY, name text, email text, age int, price numeric, created_at timestamptz);

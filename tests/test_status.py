@@ -12,14 +12,15 @@ import pytest
 
 from actors.commands.status import _wal, describe, printable
 from actors.embedded.nats import NatsServer
+from actors.embedded.process import free_port
 from actors.settings.resolve import resolve
 from actors.telemetry.history import History
 from actors.telemetry.quantities import counted, span
 from actors.telemetry.telemetry import Problem, SnapshotProgress, Telemetry
 from actors.web.status import status_document
 from tests.conftest import MakeBridge
-from tests.servers import HANG_S, ROOT, Database, free_port, wait_for_events
-from tests.test_dashboard import streaming
+from tests.http_api import streaming
+from tests.servers import HANG_S, ROOT, Database, wait_for_events
 
 
 def command(*arguments: str) -> list[str]:

@@ -6,8 +6,7 @@ import pytest
 
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats
-from tests.servers import Bridge, Database, read_stream, wait_for_events
-from tests.test_exactness import wait_for
+from tests.servers import Bridge, Database, read_stream, wait_for, wait_for_events
 
 SLOTS = "SELECT slot_name, temporary FROM pg_replication_slots WHERE database = current_database()"
 

@@ -18,6 +18,8 @@ from actors.errors import ConfigError
 from actors.process import most_telling
 from actors.settings.config import HttpConfig
 
+IDLE_S = 15.0
+"""A client that asks for nothing more for so long is dropped."""
 UNREAD_S = 5.0
 """A client that reads nothing of its answer for this long is dropped."""
 
@@ -39,7 +41,7 @@ async def serve_app(
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn")  # its level is WARNING: the bridge logs the start itself
     settings.graceful_timeout = 1.0
-    settings.keep_alive_timeout = 15.0
+    settings.keep_alive_timeout = IDLE_S
     settings.h11_max_incomplete_size = 16 * 1024
     try:
         async with trio.open_nursery() as nursery:

@@ -7,10 +7,9 @@ import http.client
 import json
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -18,81 +17,15 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.errors import ConfigError, SinkUnavailable
+from actors.embedded.process import free_port
+from actors.errors import ConfigError
 from actors.http_server import serve_http
 from actors.positions import Lsn
 from actors.settings.resolve import resolve
 from actors.telemetry.metrics import FAULTS, OPERATIONS, REJECTIONS, TABLES_MAX, Metrics, lag_seconds
 from actors.telemetry.telemetry import Problem, Telemetry
-from tests.servers import HANG_S, free_port
-from tests.test_http import SEED_METRICS
-
-
-class Server:
-    """`serve_http` under trio in a thread of its own, from `__enter__` to `__exit__`."""
-
-    def __init__(self, telemetry: Telemetry, *, bind: str = "127.0.0.1", token: str = "") -> None:
-        self.port = free_port()
-        self._config = resolve({"port": self.port, "bind": bind}, {"POSTGRES_BRIDGE_USER": "x", "BRIDGE_HTTP_TOKEN": token})
-        self._telemetry, self._serving = telemetry, threading.Event()
-        self._thread = threading.Thread(target=trio.run, args=[self._serve], daemon=True)
-        self.stop_asked = False
-        self.snapshots_asked: list[str] = []
-
-    def __enter__(self) -> Server:
-        self._thread.start()
-        assert self._serving.wait(HANG_S)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """Cancel the server and see it end."""
-        if self._thread.is_alive():
-            trio.from_thread.run_sync(self._cancel.cancel, trio_token=self._token)
-        self._thread.join(HANG_S)
-        assert not self._thread.is_alive(), "the server does not end"
-
-    async def _serve(self) -> None:
-        stop = trio.Event()
-        with trio.CancelScope() as self._cancel:
-            async with trio.open_nursery() as nursery:
-                self._token = trio.lowlevel.current_trio_token()
-                await nursery.start(
-                    partial(
-                        serve_http,
-                        self._config,
-                        self._telemetry,
-                        stop=stop,
-                        stream_info=self._stream_info,
-                        request_snapshot=self._request_snapshot,
-                    )  # fmt: skip
-                )
-                self._serving.set()
-                await stop.wait()
-                self.stop_asked = True
-
-    async def _stream_info(self, name: str) -> dict[str, Any] | None:
-        if name == "AWAY":
-            raise SinkUnavailable("WB200", "not connected to NATS")
-        return {"config": {"name": name}} if name == "CDC" else None
-
-    async def _request_snapshot(self, token: str) -> None:
-        self.snapshots_asked.append(token)
-
-    def ask(self, method: str, path: str, **headers: str) -> tuple[int, http.client.HTTPMessage, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
-        connection.request(method, path, headers=headers)
-        reply = connection.getresponse()
-        body = reply.read().decode()
-        connection.close()
-        return reply.status, reply.headers, body
-
-    @contextmanager
-    def connected(self) -> Iterator[socket.socket]:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S) as client:
-            yield client
+from actors.web import serving
+from tests.http_api import SEED_METRICS, Server
 
 
 @pytest.fixture
@@ -122,8 +55,9 @@ def test_a_client_that_reads_to_the_end_sees_the_end(request_line: str, server: 
         assert time.monotonic() - before < 10, "not by the idle timeout"
 
 
-def test_a_connection_is_kept_for_more_and_ended_when_idle(server: Server) -> None:
-    with server.connected() as used, server.connected() as silent, server.connected() as half:
+def test_a_connection_is_kept_for_more_and_ended_when_idle(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "IDLE_S", 1.0)
+    with Server(telemetry) as server, server.connected() as used, server.connected() as silent, server.connected() as half:
         for path in ("/health", "/metrics", "/health"):
             used.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             reply = http.client.HTTPResponse(used)
@@ -134,7 +68,10 @@ def test_a_connection_is_kept_for_more_and_ended_when_idle(server: Server) -> No
         assert [read_to_end(client) for client in (used, silent, half)] == [b"", b"", b""]
 
 
-def test_a_client_that_never_reads_does_not_keep_the_server_from_ending(telemetry: Telemetry) -> None:
+def test_a_client_that_never_reads_does_not_keep_the_server_from_ending(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "UNREAD_S", 1.0)
     with Server(telemetry) as server, closing(socket.create_connection(("127.0.0.1", server.port))) as client:
         client.settimeout(1)
         asked = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1_000_000

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.positions import Lsn
+from actors.telemetry import log as log_module
 from actors.telemetry.log import get_logger, metrics_line, set_up_logging
 from actors.telemetry.telemetry import Telemetry
-from actors.telemetry.telemetry import log as log_module
 
 SetUp = Callable[..., None]
 FIELD = re.compile(r'(?:^| )([a-z_]+)=("(?:[^"\\]|\\.)*"|[^ "]*)')

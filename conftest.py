@@ -1,0 +1,56 @@
+"""Which tests need servers, and what `pytest -m "not servers"` does without them.
+
+A test that requests a fixture which starts a server is marked `servers` by that. A module that starts servers in other ways
+declares `pytestmark = pytest.mark.servers`; if it forgets, its tests fail, since no other test may start one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.guard.sitecustomize import VARIABLE
+
+GUARD = Path(__file__).parent / "tests" / "guard"
+SERVER_FIXTURES = frozenset(
+    "pg18 pg15 database database15 make_postgres nats215 make_nats nats make_bridge make_mirror browser".split()
+)  # fmt: skip
+
+settings.register_profile("fast", max_examples=20)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "servers: starts PostgreSQL, nats-server or a browser; by its fixtures, or declared")
+    config.addinivalue_line("markers", "slow: takes more than ten seconds on a quiet machine")
+    if "not servers" in config.option.markexpr:  # the fast loop: a complete run tries every example
+        settings.load_profile("fast")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function):
+            parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+            named = {name for name in parameters if isinstance(name, str)}  # for request.getfixturevalue
+            if SERVER_FIXTURES & {*item.fixturenames, *named}:
+                item.add_marker("servers")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    if item.get_closest_marker("servers") is not None:
+        return (yield)
+    before = os.environ.get("PYTHONPATH")
+    os.environ[VARIABLE] = item.nodeid
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), before]))
+    try:
+        return (yield)
+    finally:
+        del os.environ[VARIABLE]
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before

@@ -1,0 +1,148 @@
+"""The decoder: pgoutput's bytes to items in order, each numbered as PostgreSQL sent it, and nothing that is stored already."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from actors.channels import Channel
+from actors.decoder import Decoder, decode_blocks
+from actors.errors import MalformedMessage
+from actors.messages import Block, Committed, Gap, IdleMark, Item, RowChange, RowRun, SchemaChange, Truncated
+from actors.positions import ROW_RANK, SCHEMA_RANK, START, Lsn, Position
+from actors.telemetry.telemetry import Telemetry
+from actors.wire import pgoutput
+from tests import pgoutput_bytes as pg
+from tests.mock_time import on_mock_clock
+from tests.scripted_replication import DESCRIPTION, OID, describe, relation, transaction
+
+RELATION = pgoutput.decode(relation(), 25)
+assert isinstance(RELATION, pgoutput.Relation)
+
+
+def decoder(skip: Position = START, known: dict[str, int] | None = None) -> Decoder:
+    return Decoder(skip, known or {}, encoding="msgpack", arrays="literal")
+
+
+def decoded(decoder: Decoder, *messages: bytes) -> list[Item]:
+    """All items, with the table described where the decoder asks for it."""
+    items: list[Item] = []
+    index, block = 0, list(messages)
+    while index < len(block):
+        index = decoder.feed(block, index, items)
+        if decoder.wanted is not None:
+            decoder.define(decoder.wanted, DESCRIPTION)
+    return items
+
+
+def begin(lsn: int = 1000) -> bytes:
+    return pg.xlog(pg.begin(lsn, 7, 5))
+
+
+def commit(lsn: int = 1000) -> bytes:
+    return pg.xlog(pg.commit(lsn, lsn + 8, 5))
+
+
+def test_a_transaction_is_its_shape_its_rows_and_its_commit() -> None:
+    shape, run, committed = decoded(decoder(), relation(), *transaction(1000, 1, 2, 3))
+    assert isinstance(shape, SchemaChange)
+    assert (shape.table.token, shape.position) == ("users", Position(Lsn(1000), 0, SCHEMA_RANK))
+    assert isinstance(run, RowRun)
+    assert (run.kind.operation, run.seq, run.txn.xid) == ("insert", 0, 7)
+    assert run.rows == [{"id": n, "name": f"name {n}"} for n in (1, 2, 3)]
+    assert committed == Committed(Lsn(1008), run.txn.commit_us)
+
+
+def test_seq_goes_on_over_operations_and_counts_each_truncated_table() -> None:
+    insert, update = pg.xlog(pg.insert(OID, [b"1", b"a"])), pg.xlog(pg.update(OID, [b"1", b"b"], [b"9", None]))
+    messages = (relation(), begin(), insert, insert, update, pg.xlog(pg.truncate([OID], 3)),
+                pg.xlog(pg.delete(OID, [b"1", None])), commit())  # fmt: skip
+    _, run, updated, truncated, deleted, _ = decoded(decoder(), *messages)
+    assert isinstance(run, RowRun)
+    assert (run.seq, len(run.rows)) == (0, 2)
+    assert isinstance(updated, RowChange)
+    assert (updated.seq, updated.data, updated.old) == (2, {"id": 1, "name": "b"}, {"id": 9}), "of a key's old row the key"
+    assert isinstance(truncated, Truncated)
+    assert (truncated.seq, truncated.cascade, truncated.restart_identity) == (3, True, True)
+    assert isinstance(deleted, RowRun)
+    assert (deleted.kind.operation, deleted.seq) == ("delete", 4)
+
+
+def test_an_unchanged_toast_value_is_told_and_not_made_up() -> None:
+    _, change, _ = decoded(decoder(), relation(), begin(), pg.xlog(pg.update(OID, [b"1", "u"])), commit())
+    assert isinstance(change, RowChange)
+    assert change.data == {"id": 1}
+    assert change.notes is not None
+    assert change.notes.unchanged == ("name",)
+    old = pg.xlog(pg.update(OID, [b"1", "u"], [b"1", b"kept"], kind="O"))
+    _, change, _ = decoded(decoder(), relation(), begin(), old, commit())
+    assert isinstance(change, RowChange)
+    assert (change.data, change.notes) == ({"id": 1, "name": "kept"}, None), "the whole old row has it"
+
+
+def test_what_is_stored_is_counted_and_not_handed_on() -> None:
+    known = {"users": decoder().define(RELATION, DESCRIPTION).table.schema_id}
+    messages = (relation(), *transaction(1000, 1, 2), *transaction(2000, 3, 4, 5), *transaction(3000, 6))
+    items = decoded(decoder(Position(Lsn(2000), 1, ROW_RANK), known), *messages)
+    rows = [(item.txn.commit_lsn, item.seq, item.rows) for item in items if isinstance(item, RowRun)]
+    assert rows == [(2000, 2, [{"id": 5, "name": "name 5"}]), (3000, 0, [{"id": 6, "name": "name 6"}])]
+    assert [item.end_lsn for item in items if isinstance(item, Committed)] == [1008, 2008, 3008]
+    assert not [item for item in items if isinstance(item, SchemaChange)], "the readers know this shape"
+
+
+def test_a_shape_that_readers_do_not_know_comes_before_its_first_row() -> None:
+    wider = pg.xlog(pg.relation(OID, "users", [("id", 20, True), ("name", 25, False)]))
+    messages = (relation(), *transaction(1000, 1), begin(2000), pg.xlog(pg.insert(OID, [b"2", b"a"])), wider,
+                pg.xlog(pg.insert(OID, [b"3", b"b"])), commit(2000))  # fmt: skip
+    items = decoded(decoder(), *messages)
+    kinds = [type(item) for item in items]
+    assert kinds == [SchemaChange, RowRun, Committed, RowRun, SchemaChange, RowRun, Committed]
+    second = items[4]
+    assert isinstance(second, SchemaChange)
+    assert second.position == Position(Lsn(2000), 1, SCHEMA_RANK)
+
+
+def test_an_announcement_alone_changes_nothing() -> None:
+    items = decoded(decoder(), relation(), *transaction(1000, 1), relation(), relation(), *transaction(2000, 2))
+    assert [type(item) for item in items] == [SchemaChange, RowRun, Committed, RowRun, Committed]
+
+
+def test_silence_is_told_only_between_transactions() -> None:
+    items = decoded(decoder(), pg.keepalive(500), begin(), pg.keepalive(900), commit(), pg.keepalive(1100))
+    assert [item for item in items if isinstance(item, IdleMark)] == [IdleMark(Lsn(500)), IdleMark(Lsn(1100))]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [relation(), pg.xlog(pg.insert(OID, [b"1", b"a"]))],
+        [begin(), pg.xlog(pg.insert(999, [b"1"]))],
+        [begin(), commit(2000)],
+        [relation(), begin(), pg.xlog(pg.insert(OID, [b"1", b"a"]) + b"more")],
+        [relation(), begin(), pg.xlog(pg.insert(OID, [b"1", b"a"])[:-1])],
+        [begin(), pg.xlog(b"I\0")],
+        [b"w"],
+    ],
+    ids=["outside of a transaction", "of an unknown table", "another commit", "too long", "too short", "cut off", "nothing"],
+)
+def test_what_cannot_be_read_is_malformed(messages: list[bytes]) -> None:
+    with pytest.raises(MalformedMessage, match="pgoutput"):
+        decoded(decoder(), *messages)
+
+
+@on_mock_clock
+async def test_blocks_become_items_in_order_with_the_gap_first_and_the_end_handed_on() -> None:
+    blocks, items = Channel[Block]("blocks", 10, 10_000), Channel[list[Item]]("items", 10, 10_000)
+    gap = Gap(START, "cdc_slot", "lost", Lsn(1), Lsn(2), ("users",))
+    telemetry, announced = Telemetry(), list[SchemaChange]()
+    with blocks.sender() as sender:
+        for messages in ([relation(), *transaction(1000, 1, 2)], transaction(2000, 3)):
+            await sender.send(Block(messages, 100, Lsn(messages and 2008)), 100)
+    with trio.fail_after(1):
+        await decode_blocks(blocks.receiver(), items.sender(), decoder(), describe, announced.append, telemetry, gap=gap)
+        handed = [item async for item in items.receiver()]
+    assert handed[0] == [gap]
+    assert [type(item) for item in handed[1]] == [SchemaChange, RowRun, Committed]
+    assert [type(item) for item in handed[2]] == [RowRun, Committed]
+    assert [change.table.token for change in announced] == ["users"]
+    assert (telemetry.transactions, telemetry.largest_transaction_events, telemetry.decoded_lsn) == (2, 2, 2008)
