@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from actors.errors import ConfigError
+from actors.messages import Gap
 from actors.positions import NO_LSN, START, Lsn, Position
 
 BUCKET = "bridges"
@@ -43,6 +44,8 @@ class BridgeRecord:
     """Tokens of the publication's tables: who asks for another one's snapshot is not answered by this bridge."""
     suspended: Mapping[str, Suspended] = field(default_factory=dict)
     """Tables whose events are left out, and the change from which on."""
+    pending_gap: Gap | None = None
+    """Decided, and to be stored as the message after `last_seq`; None once it is there."""
 
     def encode(self) -> bytes:
         """As it lies in the bucket: JSON, whatever the events are encoded in."""
@@ -61,6 +64,7 @@ class BridgeRecord:
                 "confirmed_lsn": self.confirmed_lsn,
                 "schemas": dict(self.schemas),
                 "suspended": {token: [s.since.lsn, s.since.seq, s.until] for token, s in self.suspended.items()},
+                "pending_gap": None if self.pending_gap is None else _encode_gap(self.pending_gap),
             }
         )
 
@@ -83,6 +87,7 @@ class BridgeRecord:
                 suspended={
                     str(k): Suspended(Position(Lsn(int(v[0])), int(v[1])), Lsn(int(v[2]))) for k, v in raw["suspended"].items()
                 },
+                pending_gap=_decode_gap(raw.get("pending_gap")),
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise ConfigError(
@@ -92,3 +97,22 @@ class BridgeRecord:
                 means="where to go on cannot be told without it",
                 fix=f"nats kv get {BUCKET} {stream}   # look at it; then: nats kv del {BUCKET} {stream}",
             ) from exc
+
+
+def _encode_gap(gap: Gap) -> dict[str, object]:
+    position = [gap.position.lsn, gap.position.seq, gap.position.rank]
+    return {
+        "position": position, "slot": gap.slot, "reason": gap.reason, "from_lsn": gap.from_lsn, "to_lsn": gap.to_lsn,
+        "tables": gap.tables, "number": gap.number,
+    }  # fmt: skip
+
+
+def _decode_gap(raw: Mapping[str, Any] | None) -> Gap | None:
+    if raw is None:
+        return None
+    lsn, seq, rank = map(int, raw["position"])
+    tables = tuple(map(str, raw["tables"]))
+    return Gap(
+        Position(Lsn(lsn), seq, rank), str(raw["slot"]), str(raw["reason"]), Lsn(int(raw["from_lsn"])), Lsn(int(raw["to_lsn"])),
+        tables, number=int(raw["number"]),
+    )  # fmt: skip

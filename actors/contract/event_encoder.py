@@ -15,7 +15,7 @@ import msgpack
 import orjson
 
 from actors.contract.compression import Compressor
-from actors.contract.message_ids import BRIDGE_TOKEN, message_id
+from actors.contract.message_ids import BRIDGE_TOKEN, gap_id, message_id
 from actors.messages import EventKind, Gap, Notes, RowChange, RowRun, SchemaChange, Transaction, Truncated
 from actors.values.row_blocks import array_head
 from actors.wire.jetstream import OutMessage
@@ -96,7 +96,7 @@ class EventEncoder(ABC):
 
     def gap(self, gap: Gap, *, last: bool = False) -> OutMessage:
         """A gap event, on the one subject that says that changes are lost."""
-        msg_id = message_id(gap.position, gap.token or BRIDGE_TOKEN, "gap")
+        msg_id = message_id(gap.position, gap.token, "gap") if gap.token else gap_id(gap.position, gap.number)
         body: dict[str, object] = {
             "operation": "GAP",
             "msg_id": msg_id,

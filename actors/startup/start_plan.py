@@ -38,6 +38,8 @@ class StartPlan:
     """Where one run of the pipeline begins."""
 
     start: Start
+    confirmed_lsn: Lsn
+    """Of the slot itself: no status says more before the stream holds more."""
     store: RecordStore
     tables: tuple[PublishedTable, ...]
     wal_end: Lsn
@@ -68,7 +70,7 @@ async def find_start(
     replication = await PgConnection.connect(postgres, replication=True, application_name="walbridge startup")
     try:
         source = await _read_source(connection, replication, slot, record)
-        loss = find_loss(source, record, position)
+        loss = find_loss(source, tail, record, history, position)
         if loss is not None:
             if temporary and loss.code == "WB108":
                 loss = replace(loss, reason=f"temporary slot {slot} ended with its connection")
@@ -76,14 +78,13 @@ async def find_start(
                 raise loss_error(loss)
             if source.lost:
                 await drop_slot(connection, slot)
-            if source.lost or source.confirmed_lsn is None:
-                slot_lsn = await _make_slot(replication, slot, temporary=temporary)
-            else:
-                slot_lsn = source.confirmed_lsn
-            start = start_after_loss(loss, source, slot_lsn, tail, tokens)
+        confirmed_lsn = source.confirmed_lsn
+        if source.lost or confirmed_lsn is None:
+            confirmed_lsn = await _make_slot(replication, slot, temporary=temporary)
+        if loss is not None:
+            start = start_after_loss(loss, source, confirmed_lsn, tail, tokens)
         else:
-            if source.confirmed_lsn is None:
-                source = replace(source, confirmed_lsn=await _make_slot(replication, slot, temporary=temporary))
+            source = replace(source, confirmed_lsn=confirmed_lsn)
             start = plan_start(source, tail, record, history, position, tokens)
     except BaseException:
         replication.close()
@@ -106,12 +107,14 @@ async def find_start(
     }
     if record is None:
         record = BridgeRecord(slot=slot, **identity)  # type: ignore[arg-type]
-    elif start.gap is not None:
-        record = replace(record, confirmed_lsn=start.gap.to_lsn)
-    record = replace(record, **identity)  # type: ignore[arg-type]
+    record = replace(
+        record, position=start.skip, last_seq=start.last_seq, confirmed_lsn=start.proven_lsn, pending_gap=start.gap,
+        **identity,
+    )  # type: ignore[arg-type]  # fmt: skip
     return StartPlan(
-        start, RecordStore(js, stream, record, revision), tables, source.wal_end, replication if temporary else None
-    )
+        start, confirmed_lsn, RecordStore(js, stream, record, revision), tables, source.wal_end,
+        replication if temporary else None,
+    )  # fmt: skip
 
 
 async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None, int, Sequence[BridgeRecord]]:
