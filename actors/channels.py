@@ -19,7 +19,7 @@ class Channel(Generic[T]):
     so that a huge row passes. Closing the sender (`with channel.sender():`) ends the receiver's `async for` after what
     was sent. Closing the receiver makes `send` raise trio.BrokenResourceError.
 
-    `blocked_s` counts the seconds that the sender spent waiting: the slowest stage is behind the most blocked channel.
+    `blocked_s` counts the seconds that the sender spent waiting: the slowest stage is the one after the most blocked channel.
     """
 
     def __init__(self, name: str, capacity: int, bytes_max: int) -> None:

@@ -14,7 +14,6 @@ from actors.messages import (
     Block,
     Committed,
     EventKind,
-    Gap,
     IdleMark,
     Item,
     Notes,
@@ -83,6 +82,7 @@ class Decoder:
         """A relation that `feed` met: describe it and call `define` before going on."""
         self._skip = skip
         self._log = TransactionLog() if log is None else log
+        self._log.restart()
         self._known = dict(known_schemas)
         self._encoding, self._arrays = encoding, arrays
         self._shapes: dict[int, _Shape] = {}
@@ -110,6 +110,10 @@ class Decoder:
             self._unannounced[relation.oid] = change
         self.wanted = None
         return change
+
+    def passed(self, wal_end: Lsn) -> None:
+        """Note that every message up to `wal_end` has been fed."""
+        self._log.reached.value = wal_end
 
     def feed(self, block: list[bytes], start: int, items: list[Item]) -> int:
         """Decode `block` from index `start` on into `items`; returns the index to go on from.
@@ -267,17 +271,13 @@ async def decode_blocks(
     describe: Describe,
     refresh: Callable[[SchemaChange], None],
     telemetry: Telemetry,
-    *,
-    gap: Gap | None,
 ) -> None:
-    """Decode each block and hand its items on; a `gap` found at the start goes first.
+    """Decode each block and hand its items on.
 
     `refresh` hears of every relation that PostgreSQL announces, new shape or not: its catalog may have changed.
     Owns both channel ends; ends when `blocks` ends. Raises MalformedMessage, and whatever `describe` raises.
     """
     with blocks, items_out:
-        if gap is not None:
-            await items_out.send([gap], 1)
         async for block in blocks:
             began = time.perf_counter()
             items: list[Item] = []
@@ -289,6 +289,7 @@ async def decode_blocks(
             telemetry.transactions = decoder.transactions
             telemetry.largest_transaction_events = decoder.largest_transaction
             telemetry.last_commit_at = decoder.last_commit_us / 1e6
+            decoder.passed(block.wal_end)
             telemetry.decoded_lsn = block.wal_end
             telemetry.last_processing_time_us = round((time.perf_counter() - began) * 1e6 / len(block.messages))
             await items_out.send(items, block.size_bytes)

@@ -10,7 +10,7 @@ class WalbridgeError(Exception):
     """An error of the world, not of the program.
 
     `what` is one line: what was found. `said` is the peer's own words and code (SQLSTATE, NATS err_code), `means` the
-    consequence, `fix` a command or sentence that mends it. No secret is ever in any of them.
+    consequence, `fix` a command or sentence that repairs it. No secret is ever in any of them.
     """
 
     def __init__(self, code: str, what: str, *, said: str = "", means: str = "", fix: str = "") -> None:
@@ -37,6 +37,15 @@ class Transient(WalbridgeError):
     retry_s = 2.0
 
 
+TRANSIENT_CODES = (
+    "WB101", "WB102", "WB103", "WB104", "WB108", "WB118", "WB122",
+    "WB200", "WB201", "WB202", "WB203", "WB204", "WB206", "WB208",
+    "WB210", "WB211", "WB212", "WB220", "WB221", "WB222", "WB223",
+    "WB311", "WB320",
+)  # fmt: skip
+"""Codes of every `Transient` that the bridge's modules raise, as a test verifies; readers of its streams have more."""
+
+
 class SourceUnavailable(Transient):
     """PostgreSQL is gone, not there yet, or another process holds the slot."""
 
@@ -52,7 +61,7 @@ class SinkFenced(SinkUnavailable):
 
 
 class Fatal(WalbridgeError):
-    """Only a person can mend it: the process ends."""
+    """Only a person can repair it: the process ends."""
 
     exit_code = 1
 

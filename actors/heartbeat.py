@@ -1,4 +1,4 @@
-"""heartbeat: tells a watchdog elsewhere that the bridge makes progress.
+"""heartbeat: reports to a watchdog elsewhere that the bridge makes progress.
 
 Silence is the alarm: it is heard also when Prometheus is gone together with the bridge.
 """
@@ -21,7 +21,10 @@ TIMEOUT_S = 10.0
 
 
 class Progress:
-    """Decides whether the bridge has got anywhere since it was last said. No I/O."""
+    """Decides whether the bridge has made progress since the last heartbeat. No I/O.
+
+    An observer like /ready: what it reads in telemetry decides about the heartbeat alone.
+    """
 
     def __init__(self) -> None:
         self._received_at = 0.0
@@ -34,7 +37,7 @@ class Progress:
         return telemetry.state == "streaming" and received and moves
 
     def said(self, telemetry: Telemetry) -> None:
-        """From here on it counts anew."""
+        """Start again: only progress from here on counts."""
         self._received_at, self._stored_seq = telemetry.last_received_at, telemetry.stored_seq
 
 

@@ -1,7 +1,7 @@
 """What actors say to each other. Everything here is a value: made once, never changed.
 
-NamedTuples where there is one a row (they build in a third of a frozen dataclass's time), dataclasses where there is one a
-relation or a batch.
+NamedTuples where there is one per row (they build in a third of a frozen dataclass's time), dataclasses where there is one per
+relation or batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Block(NamedTuple):
     messages: list[bytes]
     size_bytes: int
     wal_end: Lsn
-    """The furthest WAL position that PostgreSQL has told us so far."""
+    """The furthest WAL position that PostgreSQL has named so far."""
 
 
 class Transaction(NamedTuple):
@@ -66,9 +66,9 @@ class EventKind:
 
 
 class RowRun(NamedTuple):
-    """Consecutive changes of one kind in one transaction that are told by their rows alone: most of all changes are.
+    """Consecutive changes of one kind in one transaction that have nothing but their rows: most changes are such.
 
-    One of them for many rows saves making a RowChange for each, which costs as much as decoding three columns.
+    A run of many rows saves making a RowChange for each, which costs as much as decoding three columns.
     """
 
     kind: EventKind
@@ -79,7 +79,7 @@ class RowRun(NamedTuple):
     """At least one."""
 
     def change(self, index: int) -> RowChange:
-        """One of them by itself."""
+        """Return one change of the run by itself."""
         return RowChange(self.kind, self.txn, self.seq + index, self.rows[index], None, None)
 
 
@@ -113,7 +113,7 @@ class SchemaChange(NamedTuple):
     position: Position
     body: dict[str, object]
     described: bool = True
-    """False when the catalog had moved on already, and told nothing of this shape."""
+    """False when the catalog had moved on already, and knew nothing of this shape."""
 
 
 class Gap(NamedTuple):
@@ -144,12 +144,12 @@ class IdleMark(NamedTuple):
     wal_end: Lsn
 
 
-Item = RowRun | RowChange | Truncated | SchemaChange | Gap | Committed | IdleMark
+Item = RowRun | RowChange | Truncated | SchemaChange | Committed | IdleMark
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Messages that are published together, and what is done once all of them are stored."""
+    """Messages that are published together, and what is done once they are all stored."""
 
     messages: list[OutMessage]
     size_bytes: int
@@ -158,7 +158,7 @@ class Batch:
     position: Position | None
     """Of the last message; None when there are none."""
     end_lsn: Lsn
-    """Everything below has been handed on: may be confirmed once this batch is stored. 0 when nothing new."""
+    """Everything below has been handed on, and may be confirmed once this batch is stored. 0 when nothing new."""
     oldest_commit_us: int
     """Commit time of the oldest change in it; 0 when there is none."""
     newest_commit_us: int

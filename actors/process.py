@@ -1,4 +1,7 @@
-"""What concerns the process as a whole: the collector, signals, and the one error of a group that a person should read."""
+"""What concerns the process as a whole: the collector, signals, and the one error of a group that a person should read.
+
+Exception groups are taken apart here and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ log = get_logger("bridge")
 
 
 def freeze_loaded_objects() -> None:
-    """Tell the garbage collector that what is loaded by now stays, and to run rarely: together a tenth of the CPU.
+    """Keep the garbage collector off what is loaded by now, and let it run rarely: together a tenth of the CPU.
 
     Rows hold no reference cycles, so the collector need not run for every few hundred of them.
     """
@@ -24,9 +27,12 @@ def freeze_loaded_objects() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def most_telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error of a group that a person should read: a fatal one, else a bug, else whatever there is."""
-    leaves = causes(group)
+def most_telling(error: BaseException) -> BaseException:
+    """Return the one error of a group that a person should read: a bug, else a fatal error, else the first of the rest.
+
+    An error that is no group is returned as it is.
+    """
+    leaves = causes(error)
     for wanted in (Fatal, WalbridgeError):
         for leaf in leaves:
             if isinstance(leaf, wanted) and all(isinstance(x, WalbridgeError) for x in leaves):
@@ -34,19 +40,19 @@ def most_telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((leaf for leaf in leaves if not isinstance(leaf, WalbridgeError)), leaves[0])
 
 
-def causes(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """The errors of a group without those that only follow: a stage that ended closes its neighbours' channels."""
-    leaves = list(leaves_of(group))
+def causes(error: BaseException) -> list[BaseException]:
+    """Return the errors of a group without those that only follow: a stage that ended closes its neighbours' channels."""
+    leaves = list(leaves_of(error))
     return [leaf for leaf in leaves if not isinstance(leaf, trio.BrokenResourceError)] or leaves
 
 
-def leaves_of(exc: BaseException) -> Iterator[BaseException]:
+def leaves_of(error: BaseException) -> Iterator[BaseException]:
     """Yield the single errors of a group of groups, or the error itself."""
-    if isinstance(exc, BaseExceptionGroup):
-        for inner in exc.exceptions:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
             yield from leaves_of(inner)
     else:
-        yield exc
+        yield error
 
 
 async def stop_on_signal(

@@ -52,7 +52,7 @@ async def publish_batches(
     window: Window,
     telemetry: Telemetry,
 ) -> None:
-    """Send each batch once there is room in the window; the acker hears of it first.
+    """Send each batch once there is room in the window, after handing it to the acker.
 
     Owns both channel ends; ends when `batches_in` ends, with acknowledgements still on their way.
     Raises SinkUnavailable when NATS does, SinkFenced when another writer was faster.

@@ -26,8 +26,8 @@ async def read_blocks(
 ) -> None:
     """Read blocks until `intake` is cancelled; what was not handed on by then comes again from the slot.
 
-    A block is what is there, up to its limits. Owns the channel end, whose closing ends the stages behind it one by one.
-    Raises SourceUnavailable when the connection ends, SlotLost and others for good.
+    A block is what is there, up to its limits. Owns the channel end, whose closing ends the following stages one by one.
+    Raises SourceUnavailable when the connection ends, Fatal when the slot cannot be read any more.
     """
     with blocks_out, intake:
         while True:

@@ -10,17 +10,16 @@ from actors.clients.nats.jetstream import JetStream
 from actors.clients.postgres.catalog import PublishedTable, describe_columns, describe_relation, published_relation
 from actors.clients.postgres.connection import PgConnection
 from actors.contract.event_encoder import EventEncoder
+from actors.contract.subjects import SCHEMAS, init_schema, schema_key
 from actors.contract.table_schema import Description, describe_table
 from actors.messages import SchemaChange
 from actors.wire.pgoutput import Relation
-
-BUCKET = "schemas"
 
 
 class SchemaPublisher:
     """The schemas of one pipeline. Owns a PostgreSQL connection for the catalog (closed by the bridge).
 
-    What changes is written once the SCHEMA event is in the stream, so that KV never tells of a shape before the stream does.
+    What changes is written once the SCHEMA event is in the stream, so that KV never has a shape before the stream does.
     """
 
     def __init__(self, connection: PgConnection, js: JetStream, encoder: EventEncoder) -> None:
@@ -35,7 +34,7 @@ class SchemaPublisher:
         return await describe_relation(self._connection, relation)
 
     async def publish_current(self, tables: Sequence[PublishedTable]) -> dict[str, int]:
-        """Put every published table's schema as it is now; returns schema ids by token."""
+        """Put every published table's schema as it is now into KV; returns schema ids by token."""
         known: dict[str, int] = {}
         for published in tables:
             relation = published_relation(published, await describe_columns(self._connection, published.relation_oid))
@@ -45,14 +44,14 @@ class SchemaPublisher:
         return known
 
     def stored(self, change: SchemaChange) -> None:
-        """The stream holds this SCHEMA event: KV follows."""
+        """Note that the stream holds this SCHEMA event: KV follows."""
         self._pending[change.table.token] = change
         self._news.set()
 
     def refresh(self, change: SchemaChange) -> None:
-        """A relation was announced; when its shape is the published one, its catalog may still have changed.
+        """Note that a relation was announced: even if its shape is the published one, its catalog may have changed.
 
-        What the catalog says counts only if it is (still) of that shape: an ALTER may have come since.
+        What the catalog says counts only if it is still of that shape: an ALTER may have come since.
         """
         token = change.table.token
         published = self._published.get(token)
@@ -74,16 +73,16 @@ class SchemaPublisher:
                 token = next(iter(self._pending))
                 change = self._pending.pop(token)
                 if await self._put(token, change.body):
-                    await self._js.publish(f"init.schema.{token}", self._encoder.document(change.body))
+                    await self._js.publish(init_schema(token), self._encoder.document(change.body))
 
     async def _put(self, token: str, body: dict[str, object]) -> bool:
-        """Put a schema unless the bucket has it already; whether it was put."""
+        """Put a schema into KV unless it is there already; return whether it was put."""
         document = self._encoder.document({**body, "timestamp": 0})
-        held = await self._js.kv_get(BUCKET, token)
+        held = await self._js.kv_get(SCHEMAS, schema_key(token))
         self._published[token] = body
         if held is not None and _same_document(self._encoder, held[0], document):
             return False
-        await self._js.kv_put(BUCKET, token, self._encoder.document(body))
+        await self._js.kv_put(SCHEMAS, schema_key(token), self._encoder.document(body))
         return True
 
 

@@ -1,4 +1,4 @@
-"""status_reporter: tells PostgreSQL how far the stream was read and stored, also while the pipeline is blocked."""
+"""status_reporter: reports to PostgreSQL how far the stream was read and stored, also while the pipeline is blocked."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from bench import history
 from bench.report import as_json, print_report
 from bench.run import Part, Plan, run_benchmark
 
@@ -22,29 +23,34 @@ USUAL: tuple[Part, ...] = ("bulk", "single", "latency", "snapshot", "mirror")
 @app.default
 def main(
     *,
-    rows: Annotated[int, Parameter(validator=Positive, help="rows of the backlog with 1,000 rows a transaction")] = 300_000,
-    single_rows: Annotated[int, Parameter(validator=Positive, help="rows of the backlog with 1 row a transaction")] = 100_000,
-    rate: Annotated[int, Parameter(validator=Positive, help="transactions of one row a second, for latency")] = 5_000,
-    seconds: Annotated[int, Parameter(validator=Positive, help="how long, for latency")] = 8,
-    snapshot_rows: Annotated[int, Parameter(validator=Positive, help="rows of the table that is sent whole")] = 1_000_000,
-    mirror_rows: Annotated[int, Parameter(validator=Positive, help="rows that mirrors apply, 100 a transaction")] = 200_000,
-    repeat: Annotated[int, Parameter(validator=Positive, help="runs of each; the report shows medians")] = 3,
+    rows: Annotated[int, Parameter(validator=Positive, help="rows of the backlog with 1,000 rows per transaction")] = 300_000,
+    single_rows: Annotated[int, Parameter(validator=Positive, help="rows of the backlog with 1 row per transaction")] = 100_000,
+    rate: Annotated[int, Parameter(validator=Positive, help="one-row transactions per second, for latency")] = 5_000,
+    seconds: Annotated[int, Parameter(validator=Positive, help="duration of the latency load, in seconds")] = 8,
+    snapshot_rows: Annotated[int, Parameter(validator=Positive, help="rows of the table that snapshots send")] = 1_000_000,
+    mirror_rows: Annotated[int, Parameter(validator=Positive, help="rows that mirrors apply, 100 per transaction")] = 200_000,
+    repeat: Annotated[int, Parameter(validator=Positive, help="runs of each part; the report shows medians")] = 3,
     only: Annotated[
         list[Part] | None,
         Parameter(
             negative="", help="bulk, single, latency, snapshot, mirror or zstd; several times for several [all but zstd]"
         ),
     ] = None,
+    record: Annotated[
+        bool, Parameter(negative="", help="also append machine, commit and ratios to bench/history.jsonl, for comparison later")
+    ] = False,
     json: Annotated[Path | None, Parameter(help="also write every run, and what it ran on, to this file")] = None,
 ) -> int:
-    """Measure the bridge beside pg_recvlogical on a PostgreSQL and a nats-server of its own. Takes some minutes."""
+    """Measure the bridge beside pg_recvlogical on its own PostgreSQL and nats-server. Takes some minutes."""
     plan = Plan(rows, single_rows, rate, seconds, snapshot_rows, mirror_rows, repeat, frozenset(only or USUAL))
     progress = Console(stderr=True)
     results = run_benchmark(plan, lambda line: progress.print(line, highlight=False, markup=False))
-    # a pipe has no width: take one in which nothing is folded
+    # a pipe has no width: choose one that wraps nothing
     print_report(results, Console(width=None if sys.stdout.isatty() else 160))
     if json is not None:
         json.write_text(jsonlib.dumps(as_json(results), indent=2) + "\n", encoding="utf-8")
+    if record:
+        history.record(results)
     return 0
 
 

@@ -18,10 +18,10 @@ from psycopg import sql
 from actors.clients.postgres.catalog import published_tables
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.table_sample import TableSample, sample_table
-from actors.commands.training import ENCODINGS, MONTH_S, Measured, Trained, chunks_of, events_of, measure, train
 from actors.contract.compression import Compressor
 from actors.contract.event_encoder import event_encoder
 from actors.contract.table_schema import describe_table
+from actors.dictionaries.training import ENCODINGS, MONTH_S, Measured, Trained, chunks_of, events_of, measure, train_dictionary
 from actors.sample.rows import COLUMNS, Row, SampleRows
 from actors.settings.config import PostgresConfig
 from bench.servers import Servers
@@ -88,7 +88,7 @@ async def _sample(dsn: str, table: str) -> TableSample:
 
 def _measure(sample: TableSample) -> TableResult:
     table = describe_table(sample.relation, sample.description).table
-    trained: dict[int, Trained] = {size: train(sample, size) for size in SIZES_BYTES}
+    trained: dict[int, Trained] = {size: train_dictionary(sample, size) for size in SIZES_BYTES}
     usual = Compressor(table.token, trained[USUAL_BYTES].dictionary)
     untouched = sample.rows[1::2]
     events: list[Measured] = []

@@ -1,4 +1,4 @@
-"""The results as a person reads them."""
+"""Prints the results for people, or converts them to JSON."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from bench.workload import CONNECTIONS
 
 METHOD = f"""\
 Table bench (id bigint, name text, email text, age int, price numeric, created_at timestamptz), inserts only.
-PostgreSQL with fsync=off, nats-server as it comes (JetStream on disk, one replica), all on this machine.
+PostgreSQL with fsync=off, nats-server with its defaults (JetStream on disk, one replica), all on this machine.
 Backlog: each reader gets a copy of one slot, so the same WAL; the readers take turns; the bridge gets an empty nats-server.
   pg_recvlogical  proto_version=1, to /dev/null; from its first byte of output to its last.
   bridge          python -m actors.main --publish fast | plain; from the first event stored to the last, by the
-                  timestamps of the stored messages, and start to end: from exec to the last event stored.
-  of reader       bridge by pg_recvlogical, within each round; the median of the rounds.
+                  timestamps of the stored messages. start to end: from exec to the last event stored.
+  of reader       the bridge's rate divided by pg_recvlogical's, within each round; the median of the rounds.
   CPU             of the bridge's process, from just before its first event to 0.3 s after its last, without imports.
   RSS             before: just before the first event. peak: VmHWM. MB are 10^6 bytes.
 Latency: {CONNECTIONS} connections commit rows one by one at a steady rate, from loops inside the server. An event's latency
-  is the timestamp of its JetStream message less its commit_ts, PostgreSQL's time of commit: one clock, every event counted.
-Snapshots: one of the whole table, by a bridge that does nothing else, from the request until its meta is stored (the watermark,
-  connections and catalog queries included), beside psql -c "COPY bench TO STDOUT" > /dev/null in the same round.
-  Events beside snapshots: the latency load while the same bridge sends a table of as many rows again and again.
-Every figure is the median over the runs, each column on its own."""
+  is the timestamp of its JetStream message minus its commit_ts, PostgreSQL's time of commit: one clock, every event counted.
+Snapshots: one snapshot of the table, by a bridge that does nothing else, from the request until its meta is stored (with
+  the watermark, connections and catalog queries), beside psql -c "COPY bench TO STDOUT" > /dev/null in the same round.
+  Events beside snapshots: the latency load while the same bridge repeatedly sends a table of as many rows.
+Every figure is the median over the runs, each column separately."""
 MIRROR_METHOD = f"""\
 Mirrors: a table of the same columns, empty and live in the replica; then a backlog that the bridge has stored in the stream.
-  Each run has a copy of the same replica. Rates are of rows that become visible there, from the first look that found some to
-  the one that found the last: max(id), every 10 ms, over a connection of its own. start to end: from exec to the last row.
+  Each run has a copy of the same replica. Rates count rows when they become visible there, from the first look that found
+  rows to the look that found the last: max(id), every 10 ms, on its own connection. start to end: from exec to the last row.
   subscription    PostgreSQL's own: CREATE SUBSCRIPTION on a copy of the same slot, into a database of the same server.
   mirror          walbridge mirror --to sqlite:///... | postgresql://..., CPU and RSS of its process alone, the bridge stopped.
-  of subscription mirror by subscription, within each round; the median of the rounds.
+  of subscription the mirror's rate divided by the subscription's, within each round; the median of the rounds.
 Lag: {CONNECTIONS} connections commit rows one by one, bridge and mirror running. From clock_timestamp() in the row, just before
-  its commit, to the look that found it in the replica: a look every 2 ms, every row counted.
-  stored          of it, from commit to stored in JetStream, by the stream's timestamps."""
+  its commit, to the look that found the row in the replica: a look every 2 ms, every row counted.
+  stored          the part of it from commit to stored in JetStream, by the stream's timestamps."""
 ZSTD_METHOD = """\
-40,000 made-up rows a table; 20,000 of them sampled as `walbridge train` does. Each row gives an insert and an update, every
-  second one a delete, in transactions of 1 to 9 changes, encoded as the bridge does; several in a message are inserts of one
-  transaction, as with --pack; chunks are those of a snapshot, up to 1 MB.
+Each table has 40,000 made-up rows; 20,000 of them are sampled as `walbridge train` does. Each row gives an insert and an
+  update, every second row a delete, in transactions of 1 to 9 changes, encoded as the bridge does; several events per message
+  are inserts of one transaction, as with --pack; chunks are those of a snapshot, up to 1 MB.
 Trained on one half of the rows, in both encodings; the figures are of the other half, with later LSNs and times. zstd level 1.
-Saved: the share of the bytes of the bodies, without -> with a dictionary of 16 KB. us: to compress one message.
-  As sent: with the dictionary, and with the header lines that name it counted."""
+Saved: the share of the bodies' bytes, without -> with a dictionary of 16 KB. us: time to compress one message.
+  As sent: with the dictionary, counting the header lines that name it."""
 
 
 def print_report(results: Results, console: Console) -> None:
-    """Both tables, then how they came about."""
+    """Print the tables, then how they were measured."""
     runs = results.plan.repeat
     if results.drains:
         console.print(_drain_table(results.drains, runs))
@@ -77,7 +77,7 @@ def print_report(results: Results, console: Console) -> None:
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """Plain values: every run, the medians, the method, the machine."""
+    """Convert to plain values: every run, the medians, the method, the machine."""
     return {
         "machine": results.machine,
         "others_cores": results.others_cores,
@@ -130,8 +130,8 @@ def _method(results: Results) -> list[str]:
 
 
 def _other_work(others: list[float]) -> str:
-    noise = "a quiet machine" if max(others) < 0.2 else "figures are noisy, and worse than on a quiet machine"
-    return (f"{median(others):.1f} of {cores()} cores in the median, {min(others):.1f} to {max(others):.1f},"
+    noise = "a quiet machine" if max(others) < 0.2 else "the figures are noisy, and worse than on a quiet machine"
+    return (f"{median(others):.1f} of {cores()} cores (median), {min(others):.1f} to {max(others):.1f},"
             f" just before the rounds: {noise}")  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _drain_table(drains: list[DrainResults], runs: int) -> Table:
-    table = _table(f"Draining a backlog, medians of {runs}", "rows", "a transaction", "reader", "events/s", "of reader",
+    table = _table(f"Draining a backlog, medians of {runs}", "rows", "per transaction", "reader", "events/s", "of reader",
                    "start to end", "CPU us/event",
                    "RSS before", "RSS peak")  # fmt: skip
     for results in drains:
@@ -162,7 +162,7 @@ def _drain_table(drains: list[DrainResults], runs: int) -> Table:
 
 
 def _latency_table(latency: dict[Mode, list[LatencyRun]], runs: int) -> Table:
-    table = _table(f"Commit to stored, one row a transaction, medians of {runs}", "bridge", "events/s", "p50", "p99", "max",
+    table = _table(f"Commit to stored, one row per transaction, medians of {runs}", "bridge", "events/s", "p50", "p99", "max",
                    "CPU us/event", "RSS idle", "RSS peak")  # fmt: skip
     for mode, done in latency.items():
         run = medians(done)
@@ -172,7 +172,7 @@ def _latency_table(latency: dict[Mode, list[LatencyRun]], runs: int) -> Table:
 
 
 def _snapshot_table(results: Results, runs: int) -> Table:
-    table = _table(f"{results.plan.snapshot_rows:,} rows at once, medians of {runs}", "reader", "rows/s", "of COPY",
+    table = _table(f"Snapshot of {results.plan.snapshot_rows:,} rows, medians of {runs}", "reader", "rows/s", "of COPY",
                    "CPU us/row", "RSS idle", "RSS peak", "sent")  # fmt: skip
     table.add_row("psql COPY", f"{medians(results.copies).rows_per_s:,.0f}", "", "", "", "", "")
     for name, done in results.snapshots.items():
@@ -192,7 +192,7 @@ def _beside_table(results: Results, runs: int) -> Table:
 
 
 def _apply_table(applies: list[ApplyResults], runs: int) -> Table:
-    table = _table(f"Applying a backlog, medians of {runs}", "rows", "a transaction", "to", "events/s", "of subscription",
+    table = _table(f"Applying a backlog, medians of {runs}", "rows", "per transaction", "to", "events/s", "of subscription",
                    "start to end", "CPU us/event", "RSS peak")  # fmt: skip
     for results in applies:
         own = medians(results.subscription)
@@ -206,7 +206,7 @@ def _apply_table(applies: list[ApplyResults], runs: int) -> Table:
 
 
 def _lag_table(lags: dict[Kind, list[LagRun]], runs: int) -> Table:
-    table = _table(f"Commit to visible in the replica, one row a transaction, medians of {runs}", "to", "events/s", "p50",
+    table = _table(f"Commit to visible in the replica, one row per transaction, medians of {runs}", "to", "events/s", "p50",
                    "p99", "max", "stored p50", "stored p99", "CPU us/event")  # fmt: skip
     for kind, done in lags.items():
         run = medians(done)
@@ -217,8 +217,8 @@ def _lag_table(lags: dict[Kind, list[LagRun]], runs: int) -> Table:
 
 
 def _zstd_table(tables: list[TableResult]) -> Table:
-    table = _table("Saved by zstd, without -> with a dictionary", "table", "encoding", "bytes an event", "1 event",
-                   "us", "as sent", "10 in a message", "100 in a message", "1 MB chunk")  # fmt: skip
+    table = _table("Saved by zstd, without -> with a dictionary", "table", "encoding", "bytes per event", "1 event",
+                   "us", "as sent", "10 per message", "100 per message", "1 MB chunk")  # fmt: skip
     for result in tables:
         for i, encoding in enumerate(("msgpack", "json")):
             measured = [one for one in [*result.events, *result.chunks] if one.encoding == encoding]
@@ -231,7 +231,7 @@ def _zstd_table(tables: list[TableResult]) -> Table:
 
 
 def _sizes_table(tables: list[TableResult]) -> Table:
-    table = _table("Saved on single MessagePack events, by the size of the dictionary", "table",
+    table = _table("Saved on single MessagePack events, by dictionary size", "table",
                    *(f"{size // 1024} KB" for size in SIZES_BYTES))  # fmt: skip
     for result in tables:
         table.add_row(result.table, *(f"{result.sizes[size]:.1%}" for size in SIZES_BYTES))

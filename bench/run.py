@@ -111,7 +111,7 @@ def run_benchmark(plan: Plan, say: Say) -> Results:
         results = Results(plan, describe_machine(servers.postgres.bin_dir))
         for part, rows, each in (("bulk", plan.rows, BULK_ROWS_PER_TRANSACTION), ("single", plan.single_rows, 1)):
             if part in plan.parts:
-                say(f"writing {rows:,} rows, {each:,} a transaction")
+                say(f"writing {rows:,} rows, {each:,} per transaction")
                 with backlog(servers, rows, each) as written:
                     results.drains.append(DrainResults(rows, each))
                     _run_drains(servers, written, results, say)
@@ -145,7 +145,7 @@ def _run_drains(servers: Servers, written: Backlog, everything: Results, say: Sa
 def _run_latency(servers: Servers, results: Results, say: Say) -> None:
     plan = results.plan
     results.latency = {mode: [] for mode in MODES}
-    say(f"committing {plan.per_second:,} rows a second for {plan.seconds} s, one a transaction")
+    say(f"committing {plan.per_second:,} rows per second for {plan.seconds} s, one per transaction")
     for number in range(1, plan.repeat + 1):
         results.others_cores.append(busy_cores())
         for mode in MODES:
@@ -186,7 +186,7 @@ def _run_snapshots(servers: Servers, results: Results, say: Say) -> None:
 def _run_mirrors(servers: Servers, results: Results, say: Say) -> None:
     plan = results.plan
     for rows, each in ((plan.mirror_rows, MIRROR_ROWS_PER_TRANSACTION), (plan.mirror_rows // 4, 1)):
-        say(f"writing {rows:,} rows for mirrors, {each:,} a transaction")
+        say(f"writing {rows:,} rows for mirrors, {each:,} per transaction")
         done = ApplyResults(rows, each)
         results.applies.append(done)
         with applied_backlog(servers, rows, each) as written:
@@ -199,7 +199,7 @@ def _run_mirrors(servers: Servers, results: Results, say: Say) -> None:
                     done.mirror[kind].append(run)
                     say(f"  {number}/{plan.repeat} mirror, {kind:<10} {run.events_per_s:>9,.0f} events/s, "
                         f"{run.cpu_us_per_event:.1f} us of CPU an event")  # fmt: skip
-    say(f"committing {MIRROR_EVENTS_PER_S:,} rows a second for {plan.seconds} s, one a transaction")
+    say(f"committing {MIRROR_EVENTS_PER_S:,} rows per second for {plan.seconds} s, one per transaction")
     results.lags = {kind: [] for kind in KINDS}
     for number in range(1, plan.repeat + 1):
         results.others_cores.append(busy_cores())

@@ -78,7 +78,7 @@ def snapshot_table(servers: Servers, rows: int, flags: tuple[str, ...]) -> Snaps
             after, peak = usage.sample(), usage.peak_rss_mb()
             (progress,) = bridge.status()["snapshots"]
             if progress["state"] != "done" or progress["rows"] != rows:
-                raise RuntimeError(f"the snapshot is not whole: {progress}; {bridge.log()[-4000:]}")
+                raise RuntimeError(f"the snapshot is incomplete: {progress}; {bridge.log()[-4000:]}")
             return SnapshotRun(
                 rows / (done - asked), (after.cpu_s - before.cpu_s) / rows * 1e6, before.rss_mb, peak, progress["bytes"] / 1e6
             )  # fmt: skip

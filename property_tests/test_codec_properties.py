@@ -7,7 +7,7 @@ import struct
 from decimal import Decimal
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.contract.table_token import split_token, table_token
@@ -45,16 +45,6 @@ def test_flipped_bytes_give_a_value_or_the_typed_error(message, flips):
         broken[at % len(broken)] = value
     try:
         pgoutput.decode(bytes(broken))
-    except MalformedMessage:
-        pass
-
-
-@given(st.binary(max_size=60))
-@example(b"w" + b"\0" * 10)
-@example(b"k")
-def test_copy_data_is_decoded_or_refused(data):
-    try:
-        replication.decode_copy_data(data)
     except MalformedMessage:
         pass
 

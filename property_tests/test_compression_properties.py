@@ -4,10 +4,11 @@ import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from actors.contract.compression import Compressor, decompress
+from actors.contract.compression import Compressor
 from actors.contract.event_encoder import compressed
 from actors.errors import MalformedMessage
 from actors.wire.jetstream import OutMessage
+from tests.frames import decompress
 
 DICTIONARY = zstandard.train_dictionary(
     2048, [b'{"table":"users","data":{"id":%d,"name":"User-%d"}}' % (i, i) for i in range(2000)]

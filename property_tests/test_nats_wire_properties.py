@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from nats.protocol.parser import Parser
 
 from actors.errors import MalformedMessage
-from actors.wire.jetstream import OutMessage, Refused, Stored, frame_fast_batch, frame_plain, parse_publish_reply
 from actors.wire.nats import (
     Err,
     Info,
@@ -20,7 +19,6 @@ from actors.wire.nats import (
     Ping,
     Pong,
     checked_subject,
-    decode_headers,
     encode_headers,
     encode_pub,
 )
@@ -112,48 +110,6 @@ def test_garbage_is_refused_or_waits_for_more(data):
             assert isinstance(event, Msg | Info | Ping | Pong | Ok | Err)
     except MalformedMessage:
         pass
-
-
-@given(st.lists(st.tuples(subjects, payloads), min_size=1, max_size=6), st.integers(0, 10**12), st.booleans())
-def test_frames_of_a_batch_expect_the_sequence_before_them(messages, last_seq, fast):
-    batch = [OutMessage(subject, b"id%d" % i, body) for i, (subject, body) in enumerate(messages)]
-    data = (frame_fast_batch(batch, b"_INBOX.x", b"%d-u" % (last_seq + len(batch)), 500, last_seq) if fast
-            else frame_plain(batch, b"_INBOX.x", last_seq))  # fmt: skip
-    # a server's delivery of the same frames: HPUB becomes HMSG
-    at = 0
-    for i, message in enumerate(batch):
-        end = data.index(b"\r\n", at)
-        word, subject, reply, header_size, total = data[at:end].split(b" ")
-        body = data[end + 2 : end + 2 + int(total)]
-        headers = decode_headers(body[: int(header_size)])
-        assert (word, subject, body[int(header_size) :]) == (b"HPUB", message.subject, message.body)
-        assert headers == {"Nats-Expected-Last-Sequence": str(last_seq + i), "Nats-Msg-Id": f"id{i}"}
-        if fast:
-            op = 2 if i + 1 == len(batch) else 0 if i == 0 else 1
-            assert reply == b"_INBOX.x.%d-u.500.fail.%d.%d.$FI" % (last_seq + len(batch), i + 1, op)
-        else:
-            assert reply == b"_INBOX.x.%d" % (last_seq + i + 1)
-        at = end + 2 + int(total) + 2
-    assert at == len(data)
-
-
-@given(st.binary(max_size=100), st.sampled_from([b"", b"NATS/1.0 503\r\n\r\n"]))
-def test_a_reply_counts_as_stored_only_when_it_says_so(payload, headers):
-    reply = parse_publish_reply(Msg(b"_INBOX.x.7", 1, b"", headers, payload), b"_INBOX.x")
-    assert not isinstance(reply, Stored) or b'"seq"' in payload
-
-
-def test_replies_of_the_server_are_told_apart():
-    def parse(payload: bytes, subject: bytes = b"_INBOX.x.7-u.500.fail.3.2.$FI") -> object:
-        return parse_publish_reply(Msg(subject, 1, b"", b"", payload), b"_INBOX.x")
-
-    assert parse(b'{"stream":"F","seq":7,"batch":"7-u","count":7}') == Stored(7, 7)
-    assert parse(b'{"stream":"A","seq":9}', b"_INBOX.x.7") == Stored(9, 7)
-    assert not isinstance(parse(b'{"type":"ack","seq":3,"msgs":3}'), Stored | Refused)
-    assert parse(b'{"type":"err","seq":3,"error":{"code":400,"err_code":10071,"description":"wrong"}}') == Refused(
-        400, 10071, "wrong"
-    )
-    assert isinstance(parse(b'{"type":"gap","last_seq":3,"seq":4}'), Refused)
 
 
 @pytest.mark.parametrize("subject", ["", ".", "a..b", "a b", "a\r\nPUB x 0", "a.", ".a", "a\tb", "a\0"])

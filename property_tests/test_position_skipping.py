@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from actors.batcher import Batcher, Limits
 from actors.contract.event_encoder import event_encoder
-from actors.contract.message_ids import message_id, position_of
+from actors.contract.message_ids import position_of
 from actors.contract.table_schema import CatalogColumn, Description
 from actors.decoder import Decoder
 from actors.messages import Batch, Item
-from actors.positions import ROW_RANK, START, Lsn, Position
+from actors.positions import START, Position
 from actors.wire.jetstream import OutMessage
 from property_tests import pgoutput_bytes as pg
+from tests.unit.records import suspensions_of
 
 SHAPES = ([("id", 23, True)], [("id", 23, True), ("v", 25, False)], [("id", 20, True), ("v", 25, False)])
 changes = st.lists(
@@ -54,7 +55,7 @@ def wire(script: Sequence[Sequence[tuple[str, int, int, int]]]) -> list[bytes]:
 def run(messages: list[bytes], skip: Position, known: dict[str, int], block: int = 7) -> list[OutMessage]:
     """Through decoder and batcher, as the pipeline does."""
     decoder = Decoder(skip, known, encoding="msgpack", arrays="literal")
-    batcher = Batcher(event_encoder("msgpack"), Limits(events_max=5), "slot", {})
+    batcher = Batcher(event_encoder("msgpack"), Limits(events_max=5), "slot", suspensions_of())
     stored: list[OutMessage] = []
     for start in range(0, len(messages), block):
         items: list[Item] = []
@@ -92,10 +93,3 @@ def test_a_stream_cut_off_anywhere_goes_on_with_the_very_next_message(script, da
     skip = position_of(whole[cut - 1].msg_id.decode()) if cut else START
     rest = run(messages, skip, {})
     assert [m.msg_id for m in rest] == ids[cut:]
-
-
-@given(st.integers(0, 2**63), st.integers(0, 2**40), st.sampled_from(["users", "a-b/c-d", "=5Fx", "insert", "x-gap"]),
-       st.sampled_from(["insert", "update", "delete", "truncate"]))  # fmt: skip
-def test_a_message_id_tells_its_position(lsn, seq, token, operation):
-    position = Position(Lsn(lsn), seq, ROW_RANK)
-    assert position_of(message_id(position, token, operation)) == position

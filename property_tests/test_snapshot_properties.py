@@ -9,17 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.contract.compression import Compressor, decompress
+from actors.contract.compression import Compressor
 from actors.contract.event_encoder import event_encoder
 from actors.contract.snapshot_encoder import SnapshotHead, SnapshotMessages
 from actors.errors import MalformedMessage
 from actors.positions import Lsn
 from actors.snapshots.chunks import ChunkCutter, RowTooLarge, headers_size
-from actors.snapshots.transaction_log import REMEMBERED_MAX, TransactionLog, XidSnapshot, dividing_lsn, parse_snapshot
+from actors.snapshots.transaction_log import REMEMBERED_MAX, TransactionLog
+from actors.snapshots.watermark import XidSnapshot, dividing_lsn, parse_snapshot
 from actors.values.formats import Encoding, SnapshotFormat
 from actors.values.row_blocks import Piece, RowBlocks, array_head
 from actors.values.text_values import converter_for
 from actors.wire.pgoutput import Column, Relation
+from tests.frames import decompress
 
 
 @given(st.integers(0, 2**40), st.lists(st.tuples(st.integers(1, 10**6), st.integers(0, 200)), max_size=60), st.data())

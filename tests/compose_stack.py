@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-import yaml
 from nats.aio.client import Client
 
 from actors.embedded.nats import NatsServer
 from actors.embedded.postgres import PostgresServer
+from tests.compose_files import read_compose
 from tests.servers import with_nats
 
 UP = "docker compose -f compose/compose.yaml -p walbridge-tests up -d --wait postgres nats"
@@ -64,7 +64,7 @@ class ComposeStack:
     """What `compose.yaml` and `secrets/` of a folder say about the servers; they must hold nothing yet."""
 
     def __init__(self, folder: Path) -> None:
-        services: dict[str, Any] = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
+        services: dict[str, Any] = read_compose(folder)["services"]
         try:
             secrets = {path.name: path.read_text().strip() for path in (folder / "secrets").iterdir()}
         except FileNotFoundError:

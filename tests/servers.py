@@ -32,6 +32,10 @@ from actors.embedded.process import free_port
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
+CLEAN = {
+    name: value for name, value in os.environ.items() if not name.startswith(("PG", "NATS_", "POSTGRES_", "DATABASE", "BRIDGE"))
+}
+"""This process's environment without what configures a bridge."""
 HANG_S = 60.0
 """After so long a wait is a hang and the test fails with the bridge's log: never a measure of speed."""
 

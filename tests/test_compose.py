@@ -30,23 +30,25 @@ import yaml
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig
 
+from actors import __version__
 from actors.embedded.nats import NatsServer, find_nats_server
 from actors.embedded.postgres import PostgresServer
 from actors.embedded.process import free_port
 from actors.main import app
 from actors.mirror.metrics import MirrorMetrics
-from actors.mirror.progress import MirrorCounts
+from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.view import View
 from actors.settings.resolve import resolve
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
+from tests.compose_files import read_compose
 from tests.conftest import PASSWORD, MakeBridge, MakeNats, MakePostgres
 from tests.servers import HANG_S, ROOT, Database, read_stream, wait_for_events
 
 COMPOSE = ROOT / "compose"
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-MAIN: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
-CLUSTER: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.cluster.yaml").read_text())
+MAIN = read_compose(COMPOSE)
+CLUSTER = read_compose(COMPOSE, "compose.cluster.yaml")
 ALERTS = COMPOSE / "prometheus/walbridge-alerts.yml"
 DASHBOARD: dict[str, Any] = json.loads((COMPOSE / "grafana/dashboards/walbridge.json").read_text())
 
@@ -114,6 +116,7 @@ def test_the_image_runs_as_nobody_and_asks_the_bridge_how_it_is() -> None:
     assert dockerfile.index("USER 65532:65532") < dockerfile.index("ENTRYPOINT")
     assert 'CMD ["walbridge", "health"]' in dockerfile
     assert MAIN["services"]["bridge"]["healthcheck"]["test"] == ["CMD", "walbridge", "health"]
+    assert MAIN["services"]["bridge"]["image"] == f"walbridge:{__version__}"
 
 
 def with_secrets(tmp_path: Path) -> Path:

@@ -16,10 +16,11 @@ import zstandard
 from nats.js.api import StreamConfig
 
 from actors.clients.nats.dictionaries import BYTES_MAX, read_dictionaries
-from actors.contract.compression import Compressor, decompress, dictionary_id
+from actors.contract.compression import Compressor, dictionary_id
 from actors.embedded.nats import NatsServer
 from actors.errors import MalformedMessage
 from tests.conftest import MakeBridge, MakeNats
+from tests.frames import decompress
 from tests.servers import ROOT, Database, StoredMessage, decode_body, read_messages, wait_for_events, with_nats
 from tests.snapshots import ask, unpacked, wait_for_snapshots
 from tests.test_docs import section

@@ -225,7 +225,7 @@ def test_a_thousand_tables_are_searched_sorted_and_shown_in_parts(page: Page, te
         until(page, "document.querySelectorAll('#table-rows tr').length === 1")
         assert page.inner_text("#tables-count") == "1 of 1,000"
         page.fill("#search", "no such table")
-        assert page.inner_text("#tables-none") == "No table of this name."
+        assert page.inner_text("#tables-none") == "No matching table."
         store(telemetry, "public", "table_0777")
         page.fill("#search", "table_0777")
         until(page, "document.querySelector('#table-rows').innerText.includes('778')")
@@ -442,7 +442,7 @@ def test_the_token_is_asked_for_kept_in_the_tab_and_asked_again_when_wrong(
         page.click("#snapshot-submit")
         page.fill("#token-input", "wrong")
         page.keyboard.press("Enter")
-        until(page, "document.querySelector('#token-words').innerText.includes('does not take')")
+        until(page, "document.querySelector('#token-words').innerText.includes('rejected')")
         page.fill("#token-input", "correct-horse")
         page.keyboard.press("Enter")
         wait_for(lambda: server.snapshots_asked == ["users"])
@@ -647,7 +647,7 @@ def test_the_verdict_is_as_bad_as_the_worst_thing() -> None:
     assert "without a limit" in verdict(telemetry, history).text
     telemetry.gaps = 1
     assert verdict(telemetry, history).level == "warn"
-    assert "1 gap event: changes were lost for good" in verdict(telemetry, history).text
+    assert "1 gap event: changes were lost permanently" in verdict(telemetry, history).text
     telemetry.slot.seconds_to_loss = 600
     assert verdict(telemetry, history).level == "bad"
     telemetry.slot.seconds_to_loss, telemetry.state, telemetry.stalled_commit_at = (

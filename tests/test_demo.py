@@ -64,12 +64,12 @@ def test_it_survives_its_keys() -> None:
                     raise AssertionError(f"it ended: {shown[-3000:].decode(errors='replace')}") from exc
 
     try:
-        read_until("✓ as many".encode())
+        read_until("✓ equal count".encode())
         started = children_of(process.pid)
         for key, answer in (
             (b"v", b"comparing both sides"), (b"d", b"not while verify reads the tables"), (b"", b"verify: equal at one LSN"),
             (b"k", b"bridge killed with -9"), (b"", b"streaming   bridge killed 1x"), (b"d", b"ADD COLUMN added_1"),
-            (b"s", b"snapshot of users asked for"), (b"+", b"250 changes a second"), (b"n", b"NATS killed; it comes back"),
+            (b"s", b"snapshot of users requested"), (b"+", b"250 changes per second"), (b"n", b"NATS killed; it comes back"),
             (b"k", b"bridge killed 2x"), (b"q", b"load stopped"),
         ):  # fmt: skip
             os.write(primary, key)

@@ -27,7 +27,8 @@ from actors.main import app
 from tests.conftest import MakeBridge
 from tests.servers import HANG_S, ROOT, Bridge, Database, wait_for_events
 
-DOCUMENTS = ["README.md", "SECURITY.md", "compose/README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "compose/README.md",
+             *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]  # fmt: skip
 
 
 class Block(NamedTuple):
@@ -72,6 +73,8 @@ RUN_ELSEWHERE = {
 }  # fmt: skip
 NEEDS = {
     "README.md#Quick start": "pip install: the network. .ci/run takes the tests' command from the README and runs it",
+    "CONTRIBUTING.md#Set up": "pip install: the network. tests/test_contributing.py compares constraints.txt with pyproject.toml",
+    "CONTRIBUTING.md#The full check": "the whole suite. tests/test_contributing.py compares it with the README's command, which .ci/run runs",
     "compose/README.md#Walbridge with Docker Compose": "a container engine; tests/test_compose.py and tests/test_servers_option.py run"
     " everything that is in the containers",
 }  # fmt: skip

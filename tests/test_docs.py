@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from actors.commands.export import DEFAULT, render
 from actors.commands.help import explain
 from actors.embedded.nats import NatsServer
 from actors.mirror.metrics import MirrorMetrics
-from actors.mirror.progress import MirrorCounts
+from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.view import View
 from actors.settings.config import SETTINGS
 from actors.settings.resolve import resolve
@@ -121,6 +122,30 @@ def test_the_metrics_tables_have_every_metric_with_its_type_and_no_other() -> No
     types = re.findall(r"^# TYPE ((?:bridge|mirror)_\w+) (\w+)$", shown, re.MULTILINE)
     rows = re.findall(r"^\| `((?:bridge|mirror)_\w+)` \| (\w+)", section(OPERATIONS, "Metrics"), re.MULTILINE)
     assert rows == types
+
+
+def test_operations_lists_the_rights_of_the_exported_nats_user_and_no_other() -> None:
+    (exported,) = render("nats-permissions", DEFAULT).values()
+    bridge = exported[exported.index('user: "bridge"') : exported.index('user: "mirror"')]
+    for action in ("publish", "subscribe"):
+        allowed = re.search(rf"{action}: {{ allow: \[(.*?)\] }}", bridge, re.DOTALL)
+        assert allowed, action
+        text = section(OPERATIONS, "What the NATS user needs")
+        table = text.partition(f"| {action} |")[2].partition("\n\n")[0]
+        rows = [line.split("|")[1] for line in table.splitlines()[2:]]
+        documented = [subject for row in rows for subject in re.findall(r"`([^`]+)`", row)]
+        assert len(documented) == len(set(documented))
+        assert set(documented) == set(re.findall(r'"([^"]+)"', re.sub(r"#.*", "", allowed[1]))), action
+
+
+def test_operations_lists_the_rights_of_the_exported_role() -> None:
+    (exported,) = render("sql-role", DEFAULT).values()
+    granted = set(re.findall(r"GRANT (CONNECT|USAGE|SELECT|INSERT|UPDATE|DELETE|ALL|CREATE) ON", exported))
+    granted |= set(
+        re.findall(r"(?:CREATE|ALTER) ROLE \S+ (LOGIN|REPLICATION|SUPERUSER|CREATEROLE|CREATEDB|BYPASSRLS)", exported)
+    )
+    rows = [line.split("|")[1] for line in section(OPERATIONS, "What the role needs").splitlines() if line.startswith("| ")]
+    assert granted == set(re.findall(r"\b[A-Z]{4,}\b", " ".join(rows)))
 
 
 @contextmanager

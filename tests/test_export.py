@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from actors import __version__
-from actors.commands.export import IN_COMPOSE, KINDS, SINGLE, Setup, make_setup, parse_tables, render
+from actors.commands import export
+from actors.commands.export import DEFAULT, IN_COMPOSE, KINDS, PLACES, SINGLE, Setup, make_setup, parse_tables, render
 from actors.embedded.postgres import PostgresServer
 from actors.errors import ConfigError
+from tests.compose_files import parse_compose, parse_env
 from tests.servers import ROOT, Database
 
-DEFAULT = make_setup({}, {}, None, "users,orders")
 OURS = ("PG", "NATS_", "POSTGRES_", "DATABASE_URL", "BRIDGE_", "LOG_")
 
 
@@ -39,11 +40,43 @@ def test_the_compose_folder_is_what_export_makes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     made = {str(p.relative_to(tmp_path / "made")): p for p in (tmp_path / "made").rglob("*") if p.is_file()}
     kept = {str(p.relative_to(ROOT / "compose")): p for p in (ROOT / "compose").rglob("*")
-            if p.is_file() and "secrets" not in p.parts}  # fmt: skip
+            if p.is_file() and "secrets" not in p.parts and p.name != ".env"}  # fmt: skip
+    env = made.pop(".env")
     assert made.keys() == kept.keys()
     for name, path in made.items():
         assert path.read_bytes() == kept[name].read_bytes(), f"walbridge export compose --dir compose makes another {name}"
         assert os.access(path, os.X_OK) == os.access(kept[name], os.X_OK), name
+    text = (ROOT / "compose/compose.yaml").read_text()
+    assert parse_compose(text) == parse_compose(text, env.read_text()), "without .env, compose.yaml has the default names"
+    variables = set(re.findall(r"\$\{(\w+):-", text)) - {"WALBRIDGE_SOURCE"}
+    assert parse_env(env.read_text()).keys() == variables
+
+
+def test_the_default_names_are_those_of_the_settings_and_every_place_of_a_name_is_found() -> None:
+    assert make_setup({}, {}, None, "users,orders") == DEFAULT
+    other = Setup("s_1", "p", "ORDERS", 9191, "r", "shop", "writer", (("sales", "o"),))
+    before, after = render("compose", DEFAULT), render("compose", other)
+    assert PLACES.keys() | {".env"} == {name for name in after if after[name] != before[name]}
+    for name in PLACES:
+        assert not re.search(
+            'cdc_slot|cdc_pub|"public"|\'walbridge\'|TO "walbridge"|bridge:9090|user: "bridge"', after[name]
+        ), name
+        assert "ORDERS" in after[name] or name in ("prometheus/prometheus.yml", "init/02-walbridge-role.sql")
+        assert not re.search(r"@[a-z_]+(?:\|[a-z]+)?@", after[name]), name
+    left = [line for name in PLACES for line in after[name].splitlines() if "CDC" in line]
+    account = r"^#|^  CDC \{$|^      \{ service: \{ account: CDC, subject: "
+    assert all(re.search(account, line) for line in left), "the account is called so whatever the stream's name"
+
+
+def test_a_checkouts_secrets_and_env_are_never_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "compose"
+    shutil.copytree(ROOT / "compose", folder, ignore=shutil.ignore_patterns("secrets", ".env"))
+    subprocess.run(["sh", str(folder / "make-secrets.sh")], check=True)
+    (folder / ".env").write_text("WALBRIDGE_SLOT=mine\n")
+    monkeypatch.setattr(export, "_compose_folder", lambda: folder)
+    made = render("compose", DEFAULT)
+    assert not [name for name in made if name.startswith("secrets")]
+    assert parse_env(made[".env"])["WALBRIDGE_SLOT"] == "cdc_slot"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "compose"])
@@ -98,7 +131,7 @@ def test_every_name_arrives_where_it_belongs() -> None:
     assert '"cdc.>"' not in text["nats-permissions"], "another bridge's subject"
     assert 'user: "writer"' in text["nats-permissions"]
     assert 'GRANT SELECT ON "sales"."o" TO "r";' in text["sql-role"]
-    bridge = yaml.safe_load(made["compose"]["compose.yaml"])["services"]["bridge"]
+    bridge = parse_compose(made["compose"]["compose.yaml"], made["compose"][".env"])["services"]["bridge"]
     assert bridge["command"] == [
         "run",
         "--slot",
@@ -129,10 +162,14 @@ def test_no_name_breaks_out_of_its_file(publication: str, role: str, table: str,
         (text,) = render(kind, setup).values()
         words = {f"@{word}@" for word in re.findall(r"@([a-z_]+(?:\|[a-z]+)?)@", text)}
         assert not words - {f"@{w}@" for name in (publication, role, table, user) for w in re.findall(r"@(.*?)@", name)}
-    compose = yaml.safe_load(render("compose", setup)["compose.yaml"])
-    bridge = compose["services"]["bridge"]
-    assert bridge["command"][4].replace("$$", "$") == publication
-    assert bridge["environment"]["POSTGRES_BRIDGE_USER"].replace("$$", "$") == role
+    made = render("compose", setup)
+    services = parse_compose(made["compose.yaml"], made[".env"])["services"]
+    bridge = services["bridge"]
+    assert bridge["command"][4] == publication
+    assert bridge["environment"]["POSTGRES_BRIDGE_USER"] == role
+    assert bridge["environment"]["NATS_BRIDGE_USER"] == user
+    whole = f"{table}.{table}"
+    assert services["mirror"]["command"][2] in (whole, sql.Identifier(whole).as_string(None))
     (unit,) = render("systemd", setup).values()
     (start,) = [line for line in unit.split("\n") if line.startswith("ExecStart=")]
     assert start.endswith(" --stream CDC --port 9090")
@@ -258,9 +295,12 @@ def test_the_wheel_that_the_image_installs_has_every_file(tmp_path: Path) -> Non
         target = context / source
         target.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / source, target, ignore=shutil.ignore_patterns("__pycache__", "secrets", ".env"))
         else:
             shutil.copy(ROOT / source, target)
+    (context / "compose/secrets").mkdir()
+    for private in ("secrets/postgres_password", ".env"):  # as in a checkout whose stack has run
+        (context / "compose" / private).write_text("private")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(context)]
     built = subprocess.run(pip, capture_output=True, text=True, check=False)
     if built.returncode and "hatchling" in built.stderr:
@@ -268,7 +308,8 @@ def test_the_wheel_that_the_image_installs_has_every_file(tmp_path: Path) -> Non
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert {name.split("/")[0] for name in archive.namelist() if ".dist-info" not in name} == {"actors"}
+        assert {name.split("/")[0] for name in archive.namelist() if ".dist-info" not in name} == {"actors", "walbridge"}
+        assert not [name for name in archive.namelist() if "secrets/" in name or name.endswith(".env")]
         archive.extractall(tmp_path / "installed")
     done = subprocess.run(
         [sys.executable, "-c", "import actors, sys; from actors.main import cli; print(actors.__file__, file=sys.stderr); cli()",

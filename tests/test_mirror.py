@@ -13,9 +13,9 @@ import pytest
 import trio
 
 from actors.commands import verify
-from actors.commands.comparison import differences
 from actors.embedded.nats import NatsServer
 from actors.mirror.stores.open import open_store
+from actors.verification.comparison import differences
 from tests.conftest import MakeBridge, MakeMirror
 from tests.mirrors import MirrorProcess
 from tests.servers import HANG_S, Database, with_nats
@@ -369,7 +369,7 @@ def test_what_a_gap_lost_is_copied_again(
     database.execute("INSERT INTO users VALUES (3)")
     mirror.wait_for("SELECT id FROM users ORDER BY id", [(1,), (2,), (3,)])
     mirror.assert_equal(database.dsn)
-    assert "lost for good" in mirror.log()
+    assert "permanently lost" in mirror.log()
 
 
 @pytest.mark.parametrize("harm", ["purged", "made anew"])

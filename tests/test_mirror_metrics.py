@@ -20,7 +20,7 @@ from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
 from actors.errors import ConfigError
 from actors.mirror.metrics import MirrorMetrics
-from actors.mirror.progress import MirrorCounts
+from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.run import REPORT_EVERY_S, _report
 from actors.mirror.track import CAUSES
 from actors.mirror.view import View
@@ -120,7 +120,7 @@ def test_every_series_is_there_before_anything_has_happened(mirror: WatchedMirro
     mirror.wait_until(lambda: "waiting for a bridge" in mirror.log())
     assert mirror.get("/health") == (200, '{"status":"ok"}\n')
     status, body = mirror.get("/ready")
-    assert (status, json.loads(body)["reason"]) == (503, "waiting for a bridge to make stream CDC")
+    assert (status, json.loads(body)["reason"]) == (503, "waiting for a bridge to create stream CDC")
     assert mirror.log().count("waiting for a bridge") == 1, "not again and again"
     assert 'fix="start the bridge: walbridge run; or give the name of its stream with --stream"' in mirror.log()
     found = mirror.samples()

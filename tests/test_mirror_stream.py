@@ -8,17 +8,19 @@ import trio
 from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream, StoredMessage
 from actors.embedded.nats import NatsServer
+from actors.mirror.boundaries import Boundaries
 from actors.mirror.source_stream import SourceStream
 from actors.settings.config import NatsConfig
+from tests.unit.fake_stream import FOREIGN, event
 
 STORED = [
-    ("cdc.a.insert", "10-0-a-insert"),
-    ("cdc.b.insert", "10-1-b-insert"),
-    ("cdc.c.insert", "10-2-c-insert"),
-    ("cdc.a.insert", "20-0-a-insert"),
-    ("cdc.a.insert", "30-0-a-insert"),
-    ("cdc.mine.x", ""),  # somebody has published by hand
-    ("cdc.b.insert", "30-1-b-insert"),
+    event("a", 0x10, 0),
+    event("b", 0x10, 1),
+    event("c", 0x10, 2, last=True),
+    event("a", 0x20, 0, last=True),
+    event("a", 0x30, 0),
+    FOREIGN,  # somebody has published by hand
+    event("b", 0x30, 1, last=True),
 ]
 OF_MANY = [f"cdc.t{i}.>" for i in range(50)]
 
@@ -51,7 +53,7 @@ def test_a_transaction_has_more_only_if_it_is_its_own(
     async def main() -> None:
         async with open_nats(NatsConfig((nats.url,)), set()) as connection:
             source = await stored(Counted(connection))
-            assert await source.has_more(lsn, seq, filters) is expected
+            assert await Boundaries(source, filters).is_whole(lsn, seq) is not expected
 
     trio.run(main)
 
@@ -61,10 +63,10 @@ def test_one_question_is_enough_for_many_tables(nats: NatsServer) -> None:
         async with open_nats(NatsConfig((nats.url,)), set()) as connection:
             js = Counted(connection)
             source = await stored(js)
-            assert not await source.has_more(0x10, 3, OF_MANY)
-            assert js.asked == 1
-            assert not await source.has_more(0x10, 1, OF_MANY)
-            assert js.asked > 1
+            assert await Boundaries(source, OF_MANY).is_whole(0x10, 3)
+            assert js.asked == 2, "the stream's last message, and the next one"
+            assert await Boundaries(source, OF_MANY).is_whole(0x10, 1)
+            assert js.asked > len(OF_MANY)
 
     trio.run(main)
 
@@ -72,6 +74,6 @@ def test_one_question_is_enough_for_many_tables(nats: NatsServer) -> None:
 async def stored(js: JetStream) -> SourceStream:
     """A stream that holds what is above."""
     await js.create_stream({"name": "CDC", "subjects": ["cdc.>"], "storage": "memory"})
-    for subject, msg_id in STORED:
-        await js.publish(subject, b"", {"Nats-Msg-Id": msg_id} if msg_id else None)
+    for subject, msg_id, body in STORED:
+        await js.publish(subject, body, {"Nats-Msg-Id": msg_id} if msg_id else None)
     return SourceStream(js, "CDC")

@@ -17,8 +17,7 @@ from actors.embedded.servers import _SAMPLE
 from actors.sample.mixed_load import Counts, MixedLoad
 from actors.sample.rows import COLUMNS, SampleRows
 from tests.conftest import MakeBridge
-from tests.servers import HANG_S, ROOT, Database, read_stream
-from tests.test_command_line import CLEAN
+from tests.servers import CLEAN, HANG_S, ROOT, Database, read_stream
 from tests.test_docs import OPERATIONS, section
 from tests.test_exactness import wait_for
 

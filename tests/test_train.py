@@ -15,16 +15,16 @@ import zstandard
 from actors.clients.postgres.catalog import published_tables
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.table_sample import TableSample, sample_table
-from actors.commands.training import MONTH_S, events_of, train
 from actors.contract.compression import Compressor, dictionary_id
 from actors.contract.event_encoder import event_encoder
 from actors.contract.table_schema import describe_table
+from actors.dictionaries.training import MONTH_S, events_of, train_dictionary
 from actors.embedded.nats import NatsServer
+from actors.embedded.process import free_port
 from actors.settings.config import PostgresConfig
 from tests.conftest import MakeBridge
-from tests.servers import ROOT, Database, decode_body, free_port, read_messages, wait_for_events
+from tests.servers import CLEAN, ROOT, Database, decode_body, read_messages, wait_for_events
 from tests.snapshots import unpacked
-from tests.test_command_line import CLEAN
 
 USERS = """
 CREATE TABLE users (id bigint PRIMARY KEY, name text, email text, price numeric, created_at timestamptz);
@@ -155,7 +155,7 @@ def test_nothing_is_tested_on_what_was_trained_on(database: Database) -> None:
     database.execute("""
         CREATE TABLE noise (id int PRIMARY KEY, v text); CREATE PUBLICATION cdc_pub FOR TABLE noise;
         INSERT INTO noise SELECT g, md5(g::text) || md5((g * 7)::text) || md5((g * 11)::text) FROM generate_series(1, 400) g""")
-    trained = train(sample(database, "noise"), 64 * 1024)
+    trained = train_dictionary(sample(database, "noise"), 64 * 1024)
     event = next(figure for figure in trained.figures if (figure.what, figure.encoding) == ("event", "msgpack"))
     assert (trained.rows_trained, trained.rows_tested) == (200, 200)
     carrying = event.messages * 4 // 5  # all but the deletes
@@ -187,7 +187,7 @@ def test_a_partitioned_table_gives_rows_of_all_its_partitions(database: Database
         CREATE PUBLICATION cdc_pub FOR TABLE parted WITH (publish_via_partition_root)""")
     sampled = sample(database, "parted")
     assert sorted(int(row[0] or 0) for row in sampled.rows) == list(range(1000))
-    assert train(sampled, 2048).figures[0].messages == 1250
+    assert train_dictionary(sampled, 2048).figures[0].messages == 1250
 
 
 @pytest.mark.parametrize("rows", [0, 7, 199])

@@ -1,16 +1,17 @@
-"""`walbridge cleanup`: remove what a bridge leaves behind: its slot, its streams, its entries in the buckets.
+"""`walbridge cleanup`: remove what a bridge leaves: its slot, its streams, its entries in the buckets.
 
-Shows first what it would remove and what that frees, then asks. What other bridges use is left. The slot goes first, for it
-holds PostgreSQL's disk; the bridge's record goes last, so that a cleanup that broke off can be run again.
+The plan is shown first, with what it frees, and then confirmed. What other bridges use is kept. The slot goes first because
+it holds PostgreSQL's disk; the bridge's record goes last, so that an interrupted cleanup can be run again.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import orjson
 import trio
@@ -20,15 +21,45 @@ from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.slots import drop_slot, slot_health, slot_state
 from actors.commands.status import printable
-from actors.contract.bridge_record import BUCKET as RECORDS
 from actors.contract.bridge_record import BridgeRecord
+from actors.contract.subjects import (
+    BRIDGES,
+    DICTIONARIES,
+    INIT,
+    REQUESTS,
+    SCHEMAS,
+    bucket_key,
+    bucket_stream,
+    dictionaries_of_table,
+    init_of_table,
+    request,
+    schema_key,
+)
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
+from actors.process import most_telling
 from actors.settings.config import Config
+from actors.settings.flags import EnvFile, Flags, option, takes_settings
+from actors.settings.resolve import resolve
+from actors.settings.setting import OTHER
 from actors.telemetry.quantities import counted, human_bytes
 from actors.wire.sql_names import quoted
 
-SHARED_STREAMS = ("INIT", "REQUESTS")
-BUCKETS = ("schemas", "dictionaries")
+SHARED_STREAMS = (INIT, REQUESTS)
+BUCKETS = (SCHEMAS, DICTIONARIES)
+
+
+@takes_settings("nats_context", slot="of the bridge to remove", pub="its publication, which stays", stream="its CDC stream")
+def cleanup(
+    flags: Flags,
+    *,
+    slot_only: Annotated[bool, option(OTHER, "remove only the slot, leave NATS as it is")] = False,
+    yes: Annotated[bool, option(OTHER, "do not ask")] = False,
+    force: Annotated[bool, option(OTHER, "also streams that have consumers, or were written from elsewhere")] = False,
+    json: Annotated[bool, option(OTHER, "the outcome as JSON; never asks")] = False,
+    env_file: EnvFile = None,
+) -> int:
+    """Plan, show, ask and remove."""
+    return run_cleanup(resolve(flags, os.environ, env_file), slot_only=slot_only, yes=yes, force=force, as_json=json)
 
 
 class Removal(NamedTuple):
@@ -44,19 +75,19 @@ class Removal(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """What would be removed, in order, and what is left and why."""
+    """What would be removed, in order, and what is kept and why."""
 
     removals: list[Removal] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     objections: list[str] = field(default_factory=list)
-    """What only --force overrules."""
+    """Reasons against it that only --force overrules."""
 
 
 def run_cleanup(config: Config, *, slot_only: bool, yes: bool, force: bool, as_json: bool) -> int:
-    """Plan, show, ask, remove. 0 when all is removed or nothing was there, 1 when the person said no.
+    """Plan, show, ask, remove. 0 when everything is removed or nothing was there, 1 when the user declined.
 
-    As JSON it says once, at the end, what there was and what of it is removed, and asks nobody.
-    Raises ConfigError when it may not be done, Fatal when a server does not answer or refuses.
+    The JSON report comes once, at the end: what was there, and what of it is removed. With it nothing is asked.
+    Raises ConfigError when the cleanup may not be done, Fatal when a server does not answer or refuses.
     """
     removed: list[Removal] = []
     try:
@@ -67,13 +98,11 @@ def run_cleanup(config: Config, *, slot_only: bool, yes: bool, force: bool, as_j
             if as_json:
                 print(orjson.dumps(outcome(config, plan, removed)).decode())
     except* WalbridgeError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if isinstance(error, Transient):  # nobody waits and tries again here
+        error = most_telling(group)
+        if isinstance(error, Transient):  # a command does not wait and try again
             raise Fatal(error.code, error.what, said=error.said, means=error.means, fix=error.fix) from None
         raise error from None
-    raise AssertionError("it returns or raises")
+    raise AssertionError("the body returns or raises")
 
 
 def _carry_out(config: Config, plan: Plan, removed: list[Removal], *, yes: bool, force: bool, as_json: bool) -> int:
@@ -83,22 +112,22 @@ def _carry_out(config: Config, plan: Plan, removed: list[Removal], *, yes: bool,
     if not plan.removals:
         return 0
     if plan.objections and not force:
-        raise ConfigError("WB008", "; ".join(plan.objections), fix="add --force if that is meant")
+        raise ConfigError("WB008", "; ".join(plan.objections), fix="add --force to remove them all the same")
     if not yes and not _confirmed(config.source.slot, as_json):
         print("nothing was removed", file=sys.stderr)
         return 1
 
-    def said(removal: Removal) -> None:
+    def report(removal: Removal) -> None:
         removed.append(removal)
         if not as_json:
             print(f"removed: {removal.kind} {removal.name}" + (f", {removal.words}" if removal.subject else ""), flush=True)
 
-    trio.run(_remove, config, plan, said)
+    trio.run(_remove, config, plan, report)
     return 0
 
 
 def outcome(config: Config, plan: Plan, removed: Sequence[Removal]) -> dict[str, object]:
-    """The plan for a script, and what has become of it."""
+    """The plan for a script, and what was done of it."""
     return {
         "slot": config.source.slot,
         "stream": config.publish.stream,
@@ -114,7 +143,7 @@ def describe(config: Config, plan: Plan) -> list[str]:
     if not plan.removals:
         return ["nothing to remove", *(f"left:    {words}" for words in plan.left)]
     width = max(len(f"{r.kind} {r.name}") for r in plan.removals)
-    lines = ["Removes, for good:"]
+    lines = ["Removes permanently:"]
     lines += [f"  {f'{r.kind} {r.name}':<{width}}  {printable(r.words)}" for r in plan.removals]
     lines += [f"Left:  {printable(words)}" for words in plan.left]
     publication = quoted(config.source.publication)
@@ -124,7 +153,7 @@ def describe(config: Config, plan: Plan) -> list[str]:
 def _confirmed(slot: str, is_script: bool) -> bool:
     if is_script or not sys.stdin.isatty():
         raise ConfigError("WB008", "nobody is here to be asked", fix="give --yes to remove what is listed")
-    print(f"Type the slot's name, {slot}, to remove all of it: ", end="", file=sys.stderr, flush=True)
+    print(f"Type the slot's name, {slot}, to remove everything listed: ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip() == slot
 
 
@@ -136,7 +165,7 @@ async def _planned(config: Config, slot_only: bool) -> Plan:
         ((system_id,),) = await connection.query("SELECT system_identifier FROM pg_control_system()")
     if slot_only:
         if plan.removals:
-            plan.left.append("all that is in NATS; the next start of the bridge says that changes are lost, see WB108")
+            plan.left.append("everything in NATS; the next start of the bridge reports lost changes, see WB108")
         return plan
     async with open_nats(config.nats, set()) as nats:
         await _plan_nats(JetStream(nats), config, system_id or "", plan)
@@ -179,25 +208,28 @@ async def _plan_nats(js: JetStream, config: Config, system_id: str, plan: Plan) 
     if not records:
         for name in SHARED_STREAMS:
             await _plan_stream(js, name, plan)
-        for bucket in (*BUCKETS, RECORDS):
-            info = await js.stream_info(f"KV_{bucket}")
+        for bucket in (*BUCKETS, BRIDGES):
+            info = await js.stream_info(bucket_stream(bucket))
             if info is not None:
                 entries = info["state"]["messages"]
                 plan.removals.append(Removal("bucket", bucket, "1 entry" if entries == 1 else f"{entries:,} entries"))
         return
     plan.left.append(f"what is shared with the bridges of streams {', '.join(sorted(records))}")
-    for name, subjects in (
-        ("INIT", ("init.*.{}", "init.snap.{}.>", "snapshot.*.{}")),
-        ("REQUESTS", ("snapshot.request.{}",)),
-        ("KV_schemas", ("$KV.schemas.{}",)),
-        ("KV_dictionaries", ("$KV.dictionaries.{}_dict", "$KV.dictionaries.{}_dict.>")),
-    ):
+    shared: tuple[tuple[str, Callable[[str], tuple[str, ...]]], ...] = (
+        (INIT, init_of_table),
+        (REQUESTS, lambda token: (request(token),)),
+        (bucket_stream(SCHEMAS), lambda token: (bucket_key(SCHEMAS, schema_key(token)),)),
+        (bucket_stream(DICTIONARIES), dictionaries_of_table),
+    )
+    for name, patterns_of in shared:
         if tokens and await js.stream_info(name) is not None:
             for token in tokens:
-                for pattern in subjects:
-                    await _plan_messages(js, name, pattern.format(token), plan)
+                for pattern in patterns_of(token):
+                    await _plan_messages(js, name, pattern, plan)
     if own is not None:
-        plan.removals.append(Removal("messages", f"KV_{RECORDS}", f"the record of stream {stream}", f"$KV.{RECORDS}.{stream}"))
+        plan.removals.append(
+            Removal("messages", bucket_stream(BRIDGES), f"the record of stream {stream}", bucket_key(BRIDGES, stream))
+        )
 
 
 async def _plan_stream(js: JetStream, name: str, plan: Plan) -> None:
@@ -214,10 +246,10 @@ async def _plan_stream(js: JetStream, name: str, plan: Plan) -> None:
 
 
 async def _readers(js: JetStream, stream: str, counted: int) -> int:
-    """Consumers that somebody means to come back to, or reads at this moment; what `nats sub` left behind does not count."""
+    """Count durable consumers and those read at this moment; what `nats sub` left does not count."""
     try:
         listed = await js.consumers(stream) if counted else []
-    except SinkRefused:  # who may not list them counts all
+    except SinkRefused:  # a user who may not list them: count all
         return counted
     return sum(bool(c["config"].get("durable_name") or c.get("push_bound") or c.get("num_waiting")) for c in listed)
 
@@ -229,23 +261,21 @@ async def _plan_messages(js: JetStream, name: str, subject: str, plan: Plan) -> 
 
 async def _records(js: JetStream) -> dict[str, BridgeRecord]:
     found: dict[str, BridgeRecord] = {}
-    prefix = f"$KV.{RECORDS}."
-    for subject in await js.subjects_of(f"KV_{RECORDS}", f"{prefix}>"):
-        stream = subject.removeprefix(prefix)
-        entry: Any = await js.kv_get(RECORDS, stream)
+    for stream in await js.keys_of(BRIDGES):
+        entry: Any = await js.kv_get(BRIDGES, stream)
         if entry is not None:
             found[stream] = BridgeRecord.decode(entry.data, stream)
     return found
 
 
-async def _remove(config: Config, plan: Plan, said: Callable[[Removal], None]) -> None:
+async def _remove(config: Config, plan: Plan, report: Callable[[Removal], None]) -> None:
     slots = [r for r in plan.removals if r.kind == "slot"]
     if slots:
         connection = await PgConnection.connect(config.postgres, application_name="walbridge cleanup")
         with closing(connection):
             for removal in slots:
                 await drop_slot(connection, removal.name)
-                said(removal)
+                report(removal)
     rest = [r for r in plan.removals if r.kind != "slot"]
     if not rest:
         return
@@ -257,19 +287,19 @@ async def _remove(config: Config, plan: Plan, said: Callable[[Removal], None]) -
                 if removal.kind == "messages":
                     await js.purge(removal.name, removal.subject)
                 else:
-                    await js.delete_stream(f"KV_{removal.name}" if removal.kind == "bucket" else removal.name)
-                said(removal)
+                    await js.delete_stream(bucket_stream(removal.name) if removal.kind == "bucket" else removal.name)
+                report(removal)
             except (SinkRefused, JetStreamError) as exc:
                 refused.append((removal, exc.said))
-    if refused:  # a bridge's user need not have the right to remove anything
+    if refused:  # a bridge's user needs no right to remove anything
         raise Fatal(
-            "WB008", "this NATS user may not remove all of it", said=refused[0][1],
+            "WB008", "this NATS user may not remove everything listed", said=refused[0][1],
             fix="as an administrator:\n" + "\n".join(_command(removal) for removal, _ in refused),
         )  # fmt: skip
 
 
 def _command(removal: Removal) -> str:
-    """What does the same with the nats command line."""
+    """The same removal with the nats command line."""
     if removal.kind == "messages":
         return f"nats stream purge {removal.name} --force --subject='{removal.subject}'"
     return f"nats {'kv del' if removal.kind == 'bucket' else 'stream rm'} {removal.name} --force"

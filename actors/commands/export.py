@@ -1,12 +1,15 @@
-"""`walbridge export`: files for operating the bridge, made for this setup from the templates in `actors/ops`.
+"""`walbridge export`: files for operating the bridge, made for this setup from the folder `compose/`.
 
-A template holds `@name@`, or `@name|style@` where the place has rules of its own for quoting. Everything that is no
-template marks nothing else with `@word@`.
+The files of `compose/` are written for the default names and work as they stand. `PLACES` lists where a name stands in a
+file; an export replaces the default there. `compose.yaml` is copied unchanged, and a `.env` beside it has the names.
+A place is `@name@`, or `@name|style@` where it has rules of its own for quoting. `walbridge.service` is a template of
+such places.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -15,25 +18,23 @@ from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
 
-from actors import __version__
+from cyclopts import Parameter
+
+from actors.contract.subjects import publish_prefix
 from actors.errors import ConfigError
 from actors.settings.config import Config
-from actors.settings.resolve import read_env_file, resolve
+from actors.settings.flags import EnvFile, Flags, option, takes_settings
+from actors.settings.resolve import resolve
+from actors.settings.setting import SOURCE
+from actors.settings.sources import read_env_file
 from actors.wire.sql_names import quoted
 
 Kind = Literal["alerts", "grafana", "compose", "systemd", "nats-permissions", "sql-role"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
-SINGLE: Mapping[Kind, tuple[str, str]] = {
-    "alerts": ("alerts.yml", "walbridge-alerts.yml"),
-    "grafana": ("grafana-dashboard.json", "walbridge.json"),
-    "systemd": ("walbridge.service", "walbridge.service"),
-    "nats-permissions": ("nats-permissions.conf", "nats-permissions.conf"),
-    "sql-role": ("role.sql", "walbridge-role.sql"),
-}
-"""Kind -> its template, and the name of the file that is made of it."""
+SERVICE = "walbridge.service"
 
 IN_COMPOSE: Mapping[Kind, str] = {
     "alerts": "prometheus/walbridge-alerts.yml",
@@ -41,7 +42,43 @@ IN_COMPOSE: Mapping[Kind, str] = {
     "nats-permissions": "nats/nats-permissions.conf",
     "sql-role": "init/02-walbridge-role.sql",
 }
-"""Where the compose folder has the single files."""
+"""Kind -> the file of `compose/` that it is."""
+
+SINGLE: Mapping[Kind, str] = {
+    "alerts": "walbridge-alerts.yml",
+    "grafana": "walbridge.json",
+    "systemd": SERVICE,
+    "nats-permissions": "nats-permissions.conf",
+    "sql-role": "walbridge-role.sql",
+}
+"""Kind -> the name of its one file."""
+
+PLACES: Mapping[str, Sequence[str]] = {
+    "prometheus/prometheus.yml": ['"bridge:@port@"'],
+    "prometheus/walbridge-alerts.yml": ['slot_name="@slot@"', 'stream_name=~"@stream@.*"'],
+    "grafana/dashboards/walbridge.json": [
+        '"Walbridge: @slot@ to @stream@"',
+        r"slot_name=\"@slot@\"",
+        r"stream_name=~\"@stream@.*",
+    ],
+    "nats/nats-permissions.conf": [
+        "user: @nats_user|json@\n        password: $NATS_BRIDGE_PASSWORD",
+        '"@prefix@cdc.>"',
+        '"$KV.bridges.@stream@"',
+        '"$JS.API.STREAM.CREATE.@stream@"',
+        '"$JS.API.CONSUMER.LIST.@stream@"',
+    ],
+    "init/02-walbridge-role.sql": [
+        "\\set role @role|psql@",
+        "@grants@",
+        "SELECT @publication_statement|literal@",
+        "pubname = @publication|literal@",
+    ],
+}
+"""File of `compose/` -> where names stand in it; filled with the default names, a place is the text of the file."""
+
+NOT_EXPORTED = {"secrets", ".env"}
+"""What a user of the checkout's `compose/` makes there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +96,26 @@ class Setup:
     """(schema, table) of what the publication holds."""
 
 
-def export(kind: str, folder: Path | None, setup: Setup) -> int:
-    """Print a file, or write it, or all of them, into `folder`, which is made if need be.
+DEFAULT = Setup("cdc_slot", "cdc_pub", "CDC", 9090, "walbridge", "app", "bridge", (("public", "users"), ("public", "orders")))
+"""The names that the files of `compose/` hold."""
+
+
+@takes_settings("port", slot="replication slot", pub="publication", stream="CDC stream")
+def export(
+    flags: Flags,
+    kind: Annotated[str, Parameter(help="alerts, grafana, compose, systemd, nats-permissions or sql-role")],
+    /,
+    *,
+    dir: Annotated[Path | None, Parameter(help="write into this folder instead of printing")] = None,
+    tables: Annotated[str, option(SOURCE, "what the publication holds [users,orders]")] = "users,orders",
+    env_file: EnvFile = None,
+) -> int:
+    """Print or write files for operating the bridge."""
+    return write(kind, dir, make_setup(flags, os.environ, env_file, tables))
+
+
+def write(kind: str, folder: Path | None, setup: Setup) -> int:
+    """Print a file, or write the files of the kind into `folder`, which is made if it is missing.
 
     Raises ConfigError when a file is there with other contents, or cannot be written.
     """
@@ -93,15 +148,14 @@ def export(kind: str, folder: Path | None, setup: Setup) -> int:
 
 def render(kind: Kind, setup: Setup) -> dict[str, str]:
     """The files of a kind: path below the folder -> contents."""
-    templates = files("actors").joinpath("ops")
-    words = _words(setup)
-    if kind != "compose":
-        template, name = SINGLE[kind]
-        return {name: _fill(templates.joinpath(template).read_text(encoding="utf-8"), words)}
-    made = {name: _fill(text, words) for name, text in _walk(templates.joinpath("compose"))}
-    for single, name in IN_COMPOSE.items():
-        (made[name],) = render(single, setup).values()
-    return dict(sorted(made.items()))
+    if kind == "compose":
+        made = {name: _renamed(name, text, setup) for name, text in _walk(_compose_folder())}
+        return dict(sorted({**made, ".env": _env(setup)}.items()))
+    if kind == "systemd":
+        template = files("actors").joinpath("ops", SERVICE).read_text(encoding="utf-8")
+        return {SERVICE: _fill(template, _words(setup))}
+    name = IN_COMPOSE[kind]
+    return {SINGLE[kind]: _renamed(name, _compose_folder().joinpath(name).read_text(encoding="utf-8"), setup)}
 
 
 def make_setup(flags: Mapping[str, object], environ: Mapping[str, str], env_file: Path | None, tables: str) -> Setup:
@@ -154,12 +208,51 @@ def _conninfo(config: Config) -> dict[str, str]:
     return {name: str(value) for name, value in conninfo.conninfo_to_dict(config.postgres.conninfo).items() if value}
 
 
+def _compose_folder() -> Traversable:
+    """`compose/`: inside the package in an installed wheel, beside the package in a source tree."""
+    installed = files("actors").joinpath("ops", "compose")
+    return installed if installed.is_dir() else Path(str(files("actors"))).parent / "compose"
+
+
 def _walk(folder: Traversable, prefix: str = "") -> Sequence[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for entry in folder.iterdir():
         name = f"{prefix}{entry.name}"
+        if name in NOT_EXPORTED:
+            continue
         found += _walk(entry, f"{name}/") if entry.is_dir() else [(name, entry.read_text(encoding="utf-8"))]
     return found
+
+
+def _renamed(name: str, text: str, setup: Setup) -> str:
+    """A file of `compose/` with the names of this setup in place of the default ones."""
+    if name not in PLACES:
+        return text
+    ours, default = _words(setup), _words(DEFAULT)
+    replaced = {_fill(place, default): _fill(place, ours) for place in PLACES[name]}
+    missing = [place for place in replaced if place not in text]
+    assert not missing, f"compose/{name} has no {missing}: PLACES names what the file no longer holds"
+    return re.sub("|".join(map(re.escape, replaced)), lambda match: replaced[match[0]], text)
+
+
+def _env(setup: Setup) -> str:
+    """The variables of `compose.yaml`. The shell's own variables beat `.env`, so the names begin with WALBRIDGE_."""
+    names = {
+        "SLOT": setup.slot,
+        "PUB": setup.publication,
+        "STREAM": setup.stream,
+        "TABLES": _words(setup)["tables_list"],
+        "PORT": str(setup.port),
+        "DB": setup.database,
+        "PG_USER": setup.role,
+        "NATS_USER": setup.nats_user,
+    }
+    lines = [
+        "# The names in compose.yaml; no secret is here. Alerts, dashboard, prometheus.yml, NATS permissions and the script of",
+        "# the role hold names as well: for other names, run walbridge export compose into an empty folder.",
+        *(f"WALBRIDGE_{name}={_dotenv(text)}" for name, text in names.items()),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _words(setup: Setup) -> dict[str, str]:
@@ -170,14 +263,12 @@ def _words(setup: Setup) -> dict[str, str]:
     grants += [f"GRANT SELECT ON {table} TO {role};" for table in tables]
     names = (_plain(table if schema == "public" else f"{schema}.{table}") for schema, table in setup.tables)
     return {
-        "version": __version__,
         "slot": setup.slot,
         "publication": setup.publication,
         "stream": setup.stream,
-        "prefix": "" if setup.stream == "CDC" else f"_{setup.stream}.",
+        "prefix": publish_prefix(setup.stream),
         "port": str(setup.port),
         "role": setup.role,
-        "database": setup.database,
         "nats_user": setup.nats_user,
         "program": shutil.which("walbridge") or "/usr/local/bin/walbridge",
         "grants": "\n".join(grants),
@@ -205,10 +296,13 @@ def _json(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _compose(text: str) -> str:
-    """A string in a compose file, where $ begins a variable."""
-    quoted = "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in _json(text))
-    return quoted.replace("$", "$$")
+def _dotenv(text: str) -> str:
+    """A value in the .env of Docker Compose: nothing is special in single quotes but themselves and a backslash."""
+    if re.fullmatch(r"[\w.,/-]+", text, re.ASCII):
+        return text
+    if not re.search(r"['\\]", text):
+        return f"'{text}'"
+    return '"' + re.sub(r'(["\\$])', r"\\\1", text) + '"'
 
 
 def _systemd(text: str) -> str:
@@ -221,7 +315,6 @@ STYLES: Mapping[str, Callable[[str], str]] = {
     "literal": _literal,
     "psql": _psql,
     "json": _json,
-    "compose": _compose,
     "systemd": _systemd,
 }
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from http.client import HTTPConnection, HTTPException
 
-from actors.errors import ConfigError
+from actors.settings.flags import Flags, takes_settings
+from actors.settings.sources import Sources
 
 
-def check_health(host: str, port: str, named: str = "--port") -> int:
-    """0 while the bridge at this address is streaming, 1 with the reason on stderr when it is not or does not answer.
+@takes_settings(port="of the running bridge", bind="of the running bridge")
+def health(flags: Flags) -> int:
+    """Ask a bridge whether it is streaming."""
+    sources = Sources(flags, os.environ, None)
+    return check_health(sources.read("bind"), sources.read("port"))
 
-    Raises ConfigError for a port that is none; `named` is where it was given.
-    """
-    if not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise ConfigError("WB002", f"{named}: {port!r} is not a port; give 1-65535, e.g. 9091")
-    # the address it listens on may be all of them
-    connection = HTTPConnection(
-        "127.0.0.1" if host in ("0.0.0.0", "") else "::1" if host == "::" else host, int(port), timeout=3
-    )
+
+def check_health(host: str, port: int) -> int:
+    """0 while the bridge at this address is streaming, 1 with the reason on stderr when it is not or does not answer."""
+    # a bridge may listen on all addresses, and is asked at one of them
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    connection = HTTPConnection(local.get(host, host), port, timeout=3)
     try:
         connection.request("GET", "/ready", headers={"Host": "localhost"})
         reply = connection.getresponse()

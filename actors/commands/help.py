@@ -7,13 +7,19 @@ from importlib.resources import files
 from pathlib import Path
 
 from actors.errors import ConfigError
-from actors.settings.config import SETTINGS
+from actors.settings.describe import environment
+
+
+def help(topic: str = "", /) -> int:
+    """Print what there is on an error code or on the environment."""
+    print(explain(topic))
+    return 0
 
 
 def explain(topic: str) -> str:
     """The section of an error code, or the environment variables. Raises ConfigError for another topic."""
     if topic.lower() == "env":
-        return _environment()
+        return "\n".join(environment())
     sections = dict(re.findall(r"^### (WB\d{3})\b(.*?)(?=^#{2,3} |\Z)", _operations(), re.MULTILINE | re.DOTALL))
     section = sections.get(topic.upper())
     if section is None:
@@ -27,14 +33,3 @@ def _operations() -> str:
     if installed.is_file():
         return installed.read_text(encoding="utf-8")
     return (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
-
-
-def _environment() -> str:
-    lines = ["Environment variables; a flag beats them, a URL beats its parts. Every secret also as NAME_FILE.", ""]
-    for setting in SETTINGS.values():
-        if setting.variable:
-            notes = [f"flag {setting.flag}"] if setting.flag else []
-            notes += [f"default {setting.default}"] if setting.default else []
-            notes += ["secret"] if setting.secret else []
-            lines.append(f"  {setting.variable:<26} {', '.join(notes)}".rstrip())
-    return "\n".join(lines)

@@ -1,31 +1,49 @@
-"""`walbridge mirror`: settings, log, and the running mirror."""
+"""`walbridge mirror`: parameters and the log. The mirror itself is in actors/mirror/."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
 from actors.mirror.run import MirrorConfig, run
+from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve_client
+from actors.settings.setting import REPLICA
 from actors.telemetry.log import set_up_logging
 
 
+@takes_settings(
+    "nats_context", "bind", stream="the bridge's stream", port="serve /health, /ready and /metrics on this port [off]"
+)
+def mirror(
+    flags: Flags,
+    *,
+    to: Annotated[str, option(REPLICA, "the replica: sqlite:///file.db or postgresql://user@host/db")],
+    tables: Annotated[str, option(REPLICA, "tables, separated by commas [all that the bridge publishes]")] = "",
+    again: Annotated[str, option(REPLICA, "tables to copy again first, separated by commas")] = "",
+    env_file: EnvFile = None,
+) -> int:
+    """Keep SQLite or PostgreSQL tables equal to the source, until stopped."""
+    return run_mirror(to, tables, again, flags, env_file)
+
+
 def run_mirror(to: str, tables: str, again: str, flags: Mapping[str, object], env_file: Path | None) -> int:
-    """Mirror until stopped; returns the exit code. Raises Fatal."""
+    """Mirror until stopped; return the exit code. Raises Fatal."""
     client = resolve_client(flags, os.environ, env_file)
     set_up_logging(client.log.level, client.log.format, client.secrets + secrets_of(to))
     return run(MirrorConfig(client.nats, client.stream, to, names_of(tables), names_of(again), client.http))
 
 
 def names_of(words: str) -> tuple[str, ...]:
-    """Tables as a command line has them, separated by commas."""
+    """Split a command line's list of tables at its commas."""
     return tuple(name.strip() for name in words.split(",") if name.strip())
 
 
 def secrets_of(url: str) -> tuple[str, ...]:
-    """What must not be shown of a replica's URL."""
+    """The parts of a replica's URL that must never be shown."""
     try:
         password = urlsplit(url).password
     except ValueError:

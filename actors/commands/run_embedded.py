@@ -15,6 +15,7 @@ from actors.clients.nats.connection import open_nats
 from actors.commands.status import printable
 from actors.contract.compression import ENCODING_HEADER
 from actors.contract.decoding import decode_body
+from actors.contract.subjects import CDC_ALL
 from actors.embedded.process import free_port, port_is_free
 from actors.embedded.servers import start_embedded
 from actors.errors import MalformedMessage, SinkUnavailable
@@ -28,8 +29,8 @@ WIDTH = 160
 
 
 def run_embedded(directory: str, flags: Mapping[str, object], env_file: Path | None) -> int:
-    """Start the servers on the data in `directory` (empty: the default one), run the bridge, stop them. The exit code."""
-    # what is wrong with the flags is said before anything is started
+    """Start the servers on the data in `directory` (empty: the default), run the bridge, stop the servers; the exit code."""
+    # report what is wrong with the flags before anything is started
     resolve(flags, {**os.environ, "DATABASE_URL": "postgresql://postgres@127.0.0.1"}, env_file)
     with start_embedded(Path(directory) if directory else None) as servers:
         environ = {**os.environ, **servers.environment}
@@ -44,12 +45,12 @@ def run_embedded(directory: str, flags: Mapping[str, object], env_file: Path | N
 
 
 async def print_events(config: Config) -> None:
-    """A line an event as it passes, at most 20 a second, until cancelled."""
+    """Print one line per event, at most 20 per second, until cancelled."""
     lines = _Lines()
     while True:
         try:
             async with open_nats(config.nats, set()) as nats:
-                await nats.subscribe("cdc.>", lines.take)
+                await nats.subscribe(CDC_ALL, lines.take)
                 while True:
                     await trio.sleep(1)
                     lines.next_second()
@@ -58,7 +59,7 @@ async def print_events(config: Config) -> None:
 
 
 class _Lines:
-    """Prints events until a second has had enough, then counts them."""
+    """Prints events up to the limit of a second, then only counts them."""
 
     def __init__(self) -> None:
         self._printed = self._held_back = 0
@@ -78,7 +79,7 @@ class _Lines:
         except MalformedMessage:
             events = []
         if not events:
-            _print(f"{subject:<26} {len(message.payload):,} bytes that are no event: somebody else publishes here")
+            _print(f"{subject:<26} {len(message.payload):,} bytes that are not an event: another program publishes here")
         for event in events:
             shown = event.get("data") if "data" in event else {k: event[k] for k in ("schema_id", "reason") if k in event}
             text = orjson.dumps(shown, default=repr).decode()

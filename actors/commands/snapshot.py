@@ -1,29 +1,49 @@
-"""`walbridge snapshot TABLE`: ask for a table and follow it until it is whole."""
+"""`walbridge snapshot TABLE`: request a snapshot of a table and follow it until it is complete."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import trio
+from cyclopts import Parameter
 
 from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.contract.event_encoder import read_any_document
+from actors.contract.subjects import INIT, init_error, init_meta, request
 from actors.contract.table_token import as_token
 from actors.errors import ConfigError, SinkUnavailable
+from actors.process import most_telling
 from actors.settings.config import NatsConfig
-from actors.snapshots.requests import PREFIX
+from actors.settings.flags import EnvFile, Flags, option, takes_settings
+from actors.settings.resolve import resolve_client
+from actors.settings.setting import OTHER
 from actors.telemetry.quantities import counted
 from actors.wire.nats import encode_pub
 
 LOOK_EVERY_S = 0.2
-NOBODY_AFTER_S = 15.0
+WAITING_AFTER_S = 15.0
+
+
+@takes_settings("nats_context")
+def snapshot(
+    flags: Flags,
+    table: Annotated[str, Parameter(help="a table of schema public, or a token such as sales/orders")],
+    /,
+    *,
+    wait: Annotated[bool, option(OTHER, "until the snapshot is complete [yes]", negative="--no-wait")] = True,
+    json: Annotated[bool, option(OTHER, "the outcome as JSON")] = False,
+    env_file: EnvFile = None,
+) -> int:
+    """Request a snapshot and follow it."""
+    return ask_for_snapshot(resolve_client(flags, os.environ, env_file).nats, table, wait=wait, as_json=json)
 
 
 def ask_for_snapshot(config: NatsConfig, table: str, *, wait: bool, as_json: bool) -> int:
-    """0 once it is whole (without `wait`: once it is asked for), 1 when it failed. Raises ConfigError without NATS."""
+    """0 when the snapshot is complete (without `wait`: requested), 1 when it failed. Raises ConfigError without NATS."""
     outcome: dict[str, Any] = trio.run(_ask, config, as_token(table), wait)
     if as_json:
         print(json.dumps(outcome))
@@ -45,38 +65,36 @@ async def _ask(config: NatsConfig, token: str, wait: bool) -> dict[str, Any]:
     try:
         async with open_nats(config, set()) as nats:
             js = JetStream(nats)
-            before = [await _last(js, f"init.{kind}.{token}") for kind in ("meta", "error")]
-            await nats.send(encode_pub(f"{PREFIX}{token}".encode(), b"", b""))
+            before = [await _last(js, of(token)) for of in (init_meta, init_error)]
+            await nats.send(encode_pub(request(token).encode(), b"", b""))
             if not wait:
                 return {"table": token}
             return await _follow(js, token, before)
     except* SinkUnavailable as group:
-        cause: BaseException = group
-        while isinstance(cause, BaseExceptionGroup):
-            cause = cause.exceptions[0]
+        cause = most_telling(group)
         assert isinstance(cause, SinkUnavailable)
         raise ConfigError(cause.code, cause.what, said=cause.said, means=cause.means, fix=cause.fix) from None
-    raise AssertionError("one of both has returned")
+    raise AssertionError("the body returns or raises")
 
 
 async def _follow(js: JetStream, token: str, before: list[dict[str, Any]]) -> dict[str, Any]:
     started = trio.current_time()
-    told = False
+    reported = False
     while True:
         await trio.sleep(LOOK_EVERY_S)
-        for kind, old in zip(("meta", "error"), before, strict=True):
-            found = await _last(js, f"init.{kind}.{token}")
+        for of, old in zip((init_meta, init_error), before, strict=True):
+            found = await _last(js, of(token))
             if found and found != old:
                 return found
-        if not told and trio.current_time() - started > NOBODY_AFTER_S:
-            told = True
-            print("waiting: other snapshots may run first, or no bridge runs; the request is kept (Ctrl-C ends the waiting "
-                  "alone)", file=sys.stderr)  # fmt: skip
+        if not reported and trio.current_time() - started > WAITING_AFTER_S:
+            reported = True
+            print("waiting: other snapshots may run first, or no bridge runs; the request is kept (Ctrl-C ends only the wait)",
+                  file=sys.stderr)  # fmt: skip
 
 
 async def _last(js: JetStream, subject: str) -> dict[str, Any]:
-    if await js.stream_info("INIT") is None:
+    if await js.stream_info(INIT) is None:
         return {}
-    message = await js.get_message("INIT", last_by_subj=subject)
+    message = await js.get_message(INIT, last_by_subj=subject)
     body = read_any_document(message.data) if message is not None else None
     return {**body, "_seq": message.seq} if isinstance(body, dict) and message is not None else {}

@@ -9,10 +9,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from actors.errors import ConfigError
+from actors.settings.flags import Flags, option, takes_settings
+from actors.settings.setting import HTTP, OTHER
+from actors.settings.sources import Sources
 from actors.telemetry.quantities import age, counted, human_bytes, span
 
 TIMEOUT_S = 5.0
@@ -21,13 +24,28 @@ COLOURS = {"ok": "32", "warn": "33", "bad": "31"}
 
 
 class NoAnswer(Exception):
-    """Nobody answers there, or something that is no bridge."""
+    """Nothing answers at the address, or something that is not a bridge."""
+
+
+@takes_settings(port="of the running bridge")
+def status(
+    flags: Flags,
+    *,
+    url: Annotated[str, option(HTTP, "of a bridge elsewhere, instead of --port [http://127.0.0.1:9090]")] = "",
+    json: Annotated[bool, option(OTHER, "as JSON; with --watch one line per second")] = False,
+    watch: Annotated[bool, option(OTHER, "look every second until Ctrl-C")] = False,
+) -> int:
+    """Ask a bridge what it is doing."""
+    if url and flags["port"]:
+        raise ConfigError("WB002", "--port: the address of --url has one; leave out either")
+    address = url or f"http://127.0.0.1:{Sources(flags, os.environ, None).read('port')}"
+    return show_status(address, as_json=json, watch=watch)
 
 
 def show_status(url: str, *, as_json: bool, watch: bool) -> int:
-    """Print it once, or every second until Ctrl-C. 0 while the bridge streams, 1 when it does not or does not answer.
+    """Print the status once, or every second until Ctrl-C. 0 while the bridge streams, 1 when it does not or does not answer.
 
-    Raises ConfigError for an address that is none.
+    Raises ConfigError for a bad address.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -77,7 +95,7 @@ def _ask(url: str) -> dict[str, Any]:
 
 
 def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = False) -> Iterator[str]:
-    """The lines, widest 100 columns or so."""
+    """The lines of the report, about 100 columns wide."""
     verdict, wal, stream = status["verdict"], status["wal"], status["jetstream"]
     yield (
         f"Walbridge {status['version']}   slot {status['slot']}, publication {status['publication']} -> "
@@ -94,7 +112,7 @@ def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = Fal
     latency = status["latency_ms"]
     rows = [
         ("changes", f"{status['events_per_second']:,} /s, {status['cdc_events_published']:,} stored since the start"),
-        ("latency", f"median {_ms(latency['p50'])}, 99 of 100 {_ms(latency['p99'])} from commit to stored, last minute"),
+        ("latency", f"median {_ms(latency['p50'])}, p99 {_ms(latency['p99'])} from commit to stored, last minute"),
         ("lag", f"{status['lag_seconds']:g} s; {human_bytes(wal['unconfirmed_bytes'])} of WAL not yet confirmed"),
         ("WAL held", _wal(status)),
     ]
@@ -105,8 +123,8 @@ def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = Fal
         words = f"{counted(stream['messages'], 'message')}, {human_bytes(stream['bytes'])}{limit}{back}{seen}"
         rows.append(("stream", words))
     late = [c for c in status["consumers"] if c["history_used"] > 0.8]
-    told = "{name} has yet to read {history_used:.0%} of the stream: it may lose changes"
-    rows += [("consumer", told.format(**one)) for one in late]
+    warning = "{name} has yet to read {history_used:.0%} of the stream: it may lose changes"
+    rows += [("consumer", warning.format(**one)) for one in late]
     suspended = status["suspended_tables"]
     rows.append(("tables", f"{status['tables']:,}" + (f", suspended: {', '.join(sorted(suspended))}" if suspended else "")))
     rows += [("snapshot", line) for line in _snapshots(status["snapshots"])]
@@ -149,5 +167,5 @@ def _ms(value: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Without what would steer the terminal: names come from databases."""
+    """Replace what would steer the terminal: names come from databases."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

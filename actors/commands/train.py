@@ -9,25 +9,51 @@ import shlex
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Annotated
 
 import trio
 
 from actors.clients.nats.connection import SinkRefused, open_nats
-from actors.clients.nats.dictionaries import BUCKET, SUFFIX, publish_dictionaries
+from actors.clients.nats.dictionaries import SUFFIX, publish_dictionaries
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.clients.postgres.catalog import PublishedTable, published_tables
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.table_sample import TableSample, sample_table
-from actors.commands.training import TooLittle, Trained, train
 from actors.contract.compression import dictionary_id
+from actors.contract.subjects import DICTIONARIES, bucket_keys
 from actors.contract.table_token import as_token, table_token
+from actors.dictionaries.training import TooLittle, Trained, train_dictionary
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
+from actors.process import most_telling
 from actors.settings.config import Config
+from actors.settings.flags import EnvFile, Flags, option, takes_settings
+from actors.settings.resolve import resolve
+from actors.settings.setting import OTHER, SNAPSHOTS, SOURCE
+from actors.telemetry.log import set_up_logging
 
 SIZE_MIN_BYTES, SIZE_MAX_BYTES = 1024, 256 * 1024
 ROWS_MIN = 200
 ROWS_MAX = 20_000
 SAMPLE_BYTES_MAX = 24 * 1024 * 1024
+
+
+@takes_settings(
+    pub="the table's publication", dictionaries="folder in which the dictionary is written",
+    nats_context="for --upload: context of the nats command line, by name or file",
+)  # fmt: skip
+def train(
+    flags: Flags,
+    *,
+    table: Annotated[str, option(SOURCE, "a published table: users, sales/orders")],
+    size: Annotated[str, option(SNAPSHOTS, "of the dictionary [16k]")] = "16k",
+    upload: Annotated[bool, option(SNAPSHOTS, "also put the dictionary into KV dictionaries")] = False,
+    json: Annotated[bool, option(OTHER, "the report as JSON")] = False,
+    env_file: EnvFile = None,
+) -> int:
+    """Train a dictionary, measure it, write it, and upload it if asked to."""
+    config = resolve(flags, os.environ, env_file)
+    set_up_logging(config.log.level, config.log.format, config.secrets)
+    return train_table(config, table, size, upload=upload, as_json=json)
 
 
 def parse_size(text: str) -> int:
@@ -48,15 +74,15 @@ def train_table(config: Config, table: str, size: str, *, upload: bool, as_json:
     try:
         sample = trio.run(_sample, config, as_token(table))
         try:
-            trained = train(sample, size_bytes)
+            trained = train_dictionary(sample, size_bytes)
         except TooLittle as exc:
             raise _too_few(table, len(sample.rows), str(exc)) from exc
         file = config.snapshots.dictionaries / f"{trained.token}{SUFFIX}"
-        write_whole(file, trained.dictionary)
+        write_atomically(file, trained.dictionary)
         if upload:
             trio.run(_upload, config, trained)
     except (WalbridgeError, BaseExceptionGroup) as exc:
-        raise said_at_once(exc) from exc
+        raise as_fatal(exc) from exc
     print(json.dumps(_as_json(trained, file, uploaded=upload)) if as_json else _report(trained, sample, file, uploaded=upload))
     return 0
 
@@ -75,7 +101,11 @@ def _find(tables: list[PublishedTable], token: str, publication: str) -> Publish
     by_token = {table_token(table.schema, table.name): table for table in tables}
     found = by_token.get(token)
     if found is None:
-        there = f"it has {', '.join(sorted(by_token)[:20])}" if by_token else "it has no table, or does not exist"
+        there = (
+            f"the publication has {', '.join(sorted(by_token)[:20])}"
+            if by_token
+            else "the publication has no table, or does not exist"
+        )
         raise ConfigError(
             "WB520", f"no table {token} in publication {publication}", said=there,
             means="a dictionary is trained on the rows that events will carry",
@@ -87,13 +117,13 @@ def _find(tables: list[PublishedTable], token: str, publication: str) -> Publish
 def _too_few(table: str, rows: int, said: str = "") -> ConfigError:
     return ConfigError(
         "WB521", f"{rows:,} rows of {table} are too few to train a dictionary", said=said,
-        means=f"{ROWS_MIN} are the least, some thousand are good: half of them only test what the other half has taught",
-        fix="train when the table has filled, with a smaller --size, or on a copy with similar rows",
+        means=f"{ROWS_MIN} are the least, some thousand are good: half of them only test what the other half trained",
+        fix="train when the table has more rows, with a smaller --size, or on a copy with similar rows",
     )  # fmt: skip
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, all of it or nothing, and make its folder. Raises Fatal."""
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file atomically, and make its folder. Raises Fatal."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +144,7 @@ async def _upload(config: Config, trained: Trained) -> None:
     async with open_nats(config.nats, set()) as nats:
         js = JetStream(nats)
         try:
-            await js.ensure_bucket(BUCKET, history=10, replicas=config.nats.replicas)
+            await js.ensure_bucket(DICTIONARIES, history=10, replicas=config.nats.replicas)
             ready = await publish_dictionaries(js, {trained.token: trained.dictionary})
         except (JetStreamError, SinkRefused) as exc:
             raise _not_uploaded(exc.said) from exc
@@ -126,15 +156,13 @@ def _not_uploaded(said: str) -> Fatal:
     return Fatal(
         "WB523", "the dictionary cannot be put into KV dictionaries", said=said,
         means="its file is written; a bridge that runs with --zstd or --zstd-events uploads it when it starts",
-        fix=f"nats kv add {BUCKET} --history=10, and allow the NATS user to publish to $KV.{BUCKET}.>",
+        fix=f"nats kv add {DICTIONARIES} --history=10, and allow the NATS user to publish to {bucket_keys(DICTIONARIES)}",
     )  # fmt: skip
 
 
-def said_at_once(exc: BaseException) -> BaseException:
-    """A passing fault as a Fatal: a command does not wait for servers, what is wrong now is said now. A bug stays as it is."""
-    error = exc
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+def as_fatal(exc: BaseException) -> BaseException:
+    """A transient error as a Fatal: a command reports it instead of waiting for servers. A bug stays as it is."""
+    error = most_telling(exc)
     if isinstance(error, Transient):
         return Fatal(error.code, error.what, said=error.said, means=error.means, fix=error.fix)
     return error if isinstance(error, Fatal) else exc
@@ -162,11 +190,13 @@ def _report(trained: Trained, sample: TableSample, file: Path, *, uploaded: bool
     event = trained.figures[0]
     lines += ["", f"{len(trained.dictionary):,} bytes written to {file}"]
     if uploaded:
-        lines.append(f"uploaded to KV {BUCKET} as {dictionary_id(trained.token, trained.dictionary)}")
+        lines.append(f"uploaded to KV {DICTIONARIES} as {dictionary_id(trained.token, trained.dictionary)}")
     if event.sent_bytes >= event.plain_bytes:
-        lines.append("it saves nothing on events: leave it out")
+        lines.append("the dictionary saves nothing on events: do not use it")
     else:
-        lines.append(f"a bridge uses it from its next start: walbridge --zstd-events{_folder_flag(file, trained.token)}")
+        lines.append(
+            f"a bridge uses the dictionary from its next start: walbridge --zstd-events{_folder_flag(file, trained.token)}"
+        )
     return "\n".join(lines)
 
 

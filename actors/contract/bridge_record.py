@@ -1,4 +1,4 @@
-"""KV `bridges`: what a bridge must know after a restart and the stream's tail does not show (contract, section 2)."""
+"""KV `bridges`: what a bridge must know after a restart that the stream's tail does not show (contract, section 2)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from actors.contract.subjects import BRIDGES
 from actors.errors import ConfigError
 from actors.messages import Gap
 from actors.positions import NO_LSN, START, Lsn, Position
-
-BUCKET = "bridges"
 
 
 class Suspended(NamedTuple):
@@ -41,14 +40,14 @@ class BridgeRecord:
     schemas: Mapping[str, int] = field(default_factory=dict)
     """Table token -> schema_id that readers know at `position`."""
     tables: tuple[str, ...] = ()
-    """Tokens of the publication's tables: who asks for another one's snapshot is not answered by this bridge."""
+    """Tokens of the publication's tables: requests for other tables' snapshots are not answered by this bridge."""
     suspended: Mapping[str, Suspended] = field(default_factory=dict)
-    """Tables whose events are left out, and the change from which on."""
+    """Tables whose events are left out, and from which change on."""
     pending_gap: Gap | None = None
-    """Decided, and to be stored as the message after `last_seq`; None once it is there."""
+    """A gap event that is decided, and is the next message after `last_seq`; None after it is stored."""
 
     def encode(self) -> bytes:
-        """As it lies in the bucket: JSON, whatever the events are encoded in."""
+        """The entry's bytes: JSON, in whichever encoding the events are."""
         return orjson.dumps(
             {
                 "slot": self.slot,
@@ -92,10 +91,10 @@ class BridgeRecord:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise ConfigError(
                 "WB240",
-                f"key {stream} of KV bucket {BUCKET} is not a bridge's record",
+                f"key {stream} of KV bucket {BRIDGES} is not a bridge's record",
                 said=repr(exc),
-                means="where to go on cannot be told without it",
-                fix=f"nats kv get {BUCKET} {stream}   # look at it; then: nats kv del {BUCKET} {stream}",
+                means="the bridge cannot know where to continue without it",
+                fix=f"nats kv get {BRIDGES} {stream}   # look at it; then: nats kv del {BRIDGES} {stream}",
             ) from exc
 
 

@@ -1,31 +1,35 @@
-"""zstd for message bodies, with a dictionary per table where there is one. No I/O.
+"""zstd for message bodies, both ways, with a dictionary per table where there is one. No I/O.
 
-One frame a body, with its content size: https://datatracker.ietf.org/doc/html/rfc8878. A dictionary is known by an id that
-tells its content, so that a body can be read as long as that id is in KV `dictionaries`.
+A body is one frame that states its content size: https://datatracker.ietf.org/doc/html/rfc8878. A dictionary's id contains a
+hash of its content, so a body can be read for as long as KV `dictionaries` holds that id.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import zstandard
 
+from actors.contract.subjects import dictionary_key
 from actors.errors import MalformedMessage
 
 LEVEL = 1
-"""1 to 2 ms a megabyte; higher levels cost more than they save here."""
+"""1 to 2 ms per megabyte; higher levels cost more than they save here."""
 ENCODING_HEADER, DICTIONARY_HEADER = "Content-Encoding", "Dictionary-Id"
+UNPACKED_BYTES_MAX = 256 * 1024 * 1024
+"""The largest body that readers unpack: a bridge makes none of more than a few megabytes."""
 
 
 def dictionary_id(token: str, dictionary: bytes) -> str:
-    """The key under which this very dictionary stays in KV `dictionaries`."""
-    return f"{token}_dict.{hashlib.sha256(dictionary).hexdigest()[:8]}"
+    """The key under which KV `dictionaries` holds this version of the dictionary permanently."""
+    return dictionary_key(token, hashlib.sha256(dictionary).hexdigest()[:8])
 
 
 class Compressor:
-    """Compresses the bodies of one table, one after the other; not for two tasks.
+    """Compresses the bodies of one table. Not for two tasks at a time.
 
-    Raises ValueError when `dictionary` is none that zstd can use.
+    Raises ValueError when zstd cannot use `dictionary`.
     """
 
     def __init__(self, token: str = "", dictionary: bytes | None = None) -> None:
@@ -40,18 +44,45 @@ class Compressor:
             except zstandard.ZstdError as exc:
                 raise ValueError(f"not a zstd dictionary: {exc}") from exc
         self.header_lines = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items()).encode()
-        """The same as lines of a NATS header block."""
+        """`headers` as lines of a NATS header block."""
         self.compress = zstandard.ZstdCompressor(level=LEVEL, dict_data=data, write_dict_id=False).compress
         """bytes -> one frame."""
 
 
-def decompress(frame: bytes, *, bytes_max: int, dictionary: bytes | None = None) -> bytes:
-    """The body in a frame. Raises MalformedMessage when it is none, or larger than `bytes_max` unpacked."""
-    data = None if dictionary is None else zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_FULLDICT)
-    try:
-        size = zstandard.get_frame_parameters(frame).content_size
-        if size > bytes_max:  # an unknown size is the largest of all
-            raise MalformedMessage(f"a zstd frame of {size} bytes unpacked; {bytes_max} is the most that is taken")
-        return zstandard.ZstdDecompressor(dict_data=data).decompress(frame, max_output_size=bytes_max, allow_extra_data=False)
-    except zstandard.ZstdError as exc:
-        raise MalformedMessage(f"not a zstd frame: {exc}") from exc
+class Decompressors:
+    """Unpacks bodies with the dictionaries that their headers name. `add` whatever `missing` names before `unpack`."""
+
+    def __init__(self, dictionaries: Mapping[str, bytes] | None = None, *, bytes_max: int = UNPACKED_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._by_id: dict[str, zstandard.ZstdDecompressor] = {"": zstandard.ZstdDecompressor()}
+        for name, content in (dictionaries or {}).items():
+            self.add(name, content)
+
+    def add(self, dictionary_id: str, content: bytes) -> None:
+        """Take the value of a key of KV `dictionaries`. Raises MalformedMessage when it is not a dictionary."""
+        try:
+            data = zstandard.ZstdCompressionDict(content, dict_type=zstandard.DICT_TYPE_FULLDICT)
+            self._by_id[dictionary_id] = zstandard.ZstdDecompressor(dict_data=data)
+        except zstandard.ZstdError as exc:
+            raise MalformedMessage(f"dictionary {dictionary_id}: {exc}") from exc
+
+    def missing(self, headers: Mapping[str, str]) -> str | None:
+        """The dictionary that a message needs and that was not added yet."""
+        wanted = headers.get(DICTIONARY_HEADER, "")
+        return None if wanted in self._by_id else wanted
+
+    def unpack(self, headers: Mapping[str, str], body: bytes) -> bytes:
+        """The body as it was before compression. Raises MalformedMessage unless it is exactly one frame of a bounded size."""
+        coding = headers.get(ENCODING_HEADER)
+        if coding is None:
+            return body
+        decompressor = self._by_id.get(headers.get(DICTIONARY_HEADER, ""))
+        if coding != "zstd" or decompressor is None:
+            raise MalformedMessage(f"a body in {coding}, dictionary {headers.get(DICTIONARY_HEADER)}: cannot be unpacked")
+        try:
+            size = zstandard.get_frame_parameters(body).content_size
+            if size > self._bytes_max:  # a frame that does not state its size has the largest one of all
+                raise MalformedMessage(f"a zstd frame of {size} bytes unpacked; the most that is taken is {self._bytes_max}")
+            return decompressor.decompress(body, max_output_size=self._bytes_max, allow_extra_data=False)
+        except zstandard.ZstdError as exc:
+            raise MalformedMessage(f"not a zstd frame: {exc}") from exc

@@ -1,4 +1,4 @@
-"""Message bodies to records: both encodings, packed or not, compressed or not. No I/O."""
+"""Decodes message bodies to records: both encodings, packed or not, compressed or not. No I/O."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Any
 import msgpack
 import msgspec
 import orjson
-import zstandard
 
-from actors.contract.compression import DICTIONARY_HEADER, ENCODING_HEADER
-from actors.contract.message_ids import BRIDGE_TOKEN
+from actors.contract.compression import Decompressors
 from actors.contract.records import (
     ArrayChunk,
     Body,
@@ -32,61 +30,23 @@ from actors.contract.records import (
     Truncate,
     Update,
 )
+from actors.contract.subjects import BRIDGE_TOKEN, CDC_ALL, Kind, matches, parse
 from actors.errors import MalformedMessage
 from actors.values.json_values import json_converter, jsonb_converter
 
-UNPACKED_BYTES_MAX = 256 * 1024 * 1024
-"""A compressed body may be this large unpacked: a bridge makes none of more than a few megabytes."""
-
-
-class Decompressors:
-    """zstd with the dictionaries that messages name. What `missing` names must be put in with `add` first."""
-
-    def __init__(self, dictionaries: Mapping[str, bytes] | None = None) -> None:
-        plain = zstandard.ZstdDecompressor()
-        self._by_id: dict[str, zstandard.ZstdDecompressor] = {"": plain}
-        for dictionary_id, content in (dictionaries or {}).items():
-            self.add(dictionary_id, content)
-
-    def add(self, dictionary_id: str, content: bytes) -> None:
-        """Take what KV `dictionaries` holds under this key. Raises MalformedMessage when it is no dictionary."""
-        try:
-            data = zstandard.ZstdCompressionDict(content, dict_type=zstandard.DICT_TYPE_FULLDICT)
-            self._by_id[dictionary_id] = zstandard.ZstdDecompressor(dict_data=data)
-        except zstandard.ZstdError as exc:
-            raise MalformedMessage(f"dictionary {dictionary_id}: {exc}") from exc
-
-    def missing(self, headers: Mapping[str, str]) -> str | None:
-        """The dictionary that is needed and not here."""
-        wanted = headers.get(DICTIONARY_HEADER, "")
-        return None if wanted in self._by_id else wanted
-
-    def unpack(self, headers: Mapping[str, str], body: bytes) -> bytes:
-        """The body as it was before compression. Raises MalformedMessage."""
-        coding = headers.get(ENCODING_HEADER)
-        if coding is None:
-            return body
-        decompressor = self._by_id.get(headers.get(DICTIONARY_HEADER, ""))
-        if coding != "zstd" or decompressor is None:
-            raise MalformedMessage(f"a body in {coding}, dictionary {headers.get(DICTIONARY_HEADER)}: cannot be unpacked")
-        try:
-            if zstandard.get_frame_parameters(body).content_size > UNPACKED_BYTES_MAX:
-                raise MalformedMessage(f"a zstd frame of more than {UNPACKED_BYTES_MAX} bytes unpacked")
-            return decompressor.decompress(body, max_output_size=UNPACKED_BYTES_MAX)
-        except zstandard.ZstdError as exc:
-            raise MalformedMessage(f"not a zstd frame: {exc}") from exc
-
+_WRONG_SHAPE = (LookupError, TypeError, AttributeError, ValueError)
+"""What reading a field of a body raises when no bridge wrote it."""
 
 _msgpack: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
 
 
 def decode_body(body: bytes) -> Any:
-    """MessagePack or JSON: the first byte tells. Raises MalformedMessage."""
+    """Decode MessagePack or JSON: the first byte says which. Raises MalformedMessage."""
     try:
         if body[:1] in (b"{", b"["):
             return orjson.loads(body)
         try:
-            return _msgpack(body)  # in half the time, but for text in another encoding than UTF-8
+            return _msgpack(body)  # twice as fast, but refuses text that is not UTF-8
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return msgpack.unpackb(body, unicode_errors="surrogateescape")
     except ValueError as exc:
@@ -94,15 +54,15 @@ def decode_body(body: bytes) -> Any:
 
 
 def decode_event(body: Body) -> Event:
-    """One event of the CDC stream. Raises MalformedMessage when a field is missing."""
+    """Read one event of the CDC stream. Raises MalformedMessage when a field is missing or wrong."""
     try:
         return _EVENTS[body["operation"]](body)
-    except (KeyError, TypeError, AttributeError, IndexError) as exc:
+    except _WRONG_SHAPE as exc:
         raise MalformedMessage(f"not an event: {str(body)[:200]} ({exc!r})") from exc
 
 
 def decode_events(body: bytes) -> list[Event]:
-    """The events of one message of the CDC stream, unpacked already (see `Decompressors`)."""
+    """Read the events of one message of the CDC stream. The body must be unpacked (see `Decompressors`)."""
     decoded = decode_body(body)
     if type(decoded) is list:
         return [decode_event(one) for one in decoded]
@@ -115,33 +75,29 @@ _NO_DICTIONARIES = Decompressors()
 def decode_message(
     subject: str, headers: Mapping[str, str], body: bytes, decompressors: Decompressors = _NO_DICTIONARIES
 ) -> list[Record]:
-    """What a message of CDC or INIT says: events, or the one record of a snapshot's message.
+    """Read a message of CDC, which has events, or of INIT, which has one record of a snapshot.
 
-    Raises MalformedMessage for what no bridge writes.
+    Raises MalformedMessage for a message that no bridge wrote.
     """
     if headers:
         body = decompressors.unpack(headers, body)
-    if subject.startswith("cdc."):
+    if matches(CDC_ALL, subject):
         return list(decode_events(body))
-    kind, token = _kind_and_token(subject)
+    found = parse(subject)
+    if found is None:
+        raise MalformedMessage(f"not a message of a snapshot: {subject}")
     try:
-        if kind == "snapshot.data":
+        if found.kind == "array chunk":
             encoding = "json" if body[:1] == b"[" else "msgpack"
-            return [ArrayChunk(token, headers["Snapshot-Id"], int(headers["Chunk"]), decode_body(body), encoding)]
-        return [_INIT[kind](token, decode_body(body))]
-    except (KeyError, TypeError, AttributeError, ValueError) as exc:
+            return [ArrayChunk(found.token, headers["Snapshot-Id"], int(headers["Chunk"]), decode_body(body), encoding)]
+        return [_INIT[found.kind](found.token, decode_body(body))]
+    except _WRONG_SHAPE as exc:
         raise MalformedMessage(f"not a message of a snapshot: {subject} ({exc!r})") from exc
-
-
-def _kind_and_token(subject: str) -> tuple[str, str]:
-    first, _, rest = subject.partition(".")
-    second, _, token = rest.partition(".")
-    return f"{first}.{second}", token.split(".", 1)[0]
 
 
 def _mark(row: Row, raw: list[str]) -> Row:
     for name in raw:
-        if name in row:  # else it was too large for the message
+        if name in row:  # a column that was too large for the message is absent
             row[name] = Raw(row[name])
     return row
 
@@ -217,7 +173,7 @@ _EVENTS: dict[str, Callable[[Body], Event]] = {
 
 
 def decode_schema(token: str, body: Body) -> Schema:
-    """What KV `schemas` holds under a token."""
+    """Read the value of a token in KV `schemas`."""
     schema = body["schema"][: -1 - len(body["table"])]
     return Schema(token, schema, body["table"], body["schema_id"], _columns(body))
 
@@ -249,18 +205,18 @@ def _error(token: str, body: Any) -> SnapshotError:
     )
 
 
-_INIT: dict[str, Callable[[str, Any], Record]] = {
-    "init.start": _start,
-    "init.snap": _chunk,
-    "init.meta": _meta,
-    "init.error": _error,
-    "init.schema": decode_schema,
-    "snapshot.init": _start,
+_INIT: dict[Kind, Callable[[str, Any], Record]] = {
+    "start": _start,
+    "chunk": _chunk,
+    "meta": _meta,
+    "error": _error,
+    "init schema": decode_schema,
+    "array start": _start,
 }
 
 
 def array_rows(chunk: ArrayChunk, columns: tuple[Column, ...]) -> list[Row]:
-    """The rows of an array chunk as maps; json as events have it, so that a row is found by them again."""
+    """Turn an array chunk's rows into maps, with json as events have it, so that later events find the row."""
     names = [column.name for column in columns]
     converters = {"json": json_converter(chunk.encoding), "jsonb": jsonb_converter(chunk.encoding)}
     documents = [(column.name, converters[column.native]) for column in columns if column.native in converters]
@@ -268,6 +224,6 @@ def array_rows(chunk: ArrayChunk, columns: tuple[Column, ...]) -> list[Row]:
     for row in rows:
         for name, convert in documents:
             if row[name] is not None:
-                value, stayed = convert(row[name].encode())
-                row[name] = Raw(value) if stayed else value
+                value, kept_as_text = convert(row[name].encode())
+                row[name] = Raw(value) if kept_as_text else value
     return rows

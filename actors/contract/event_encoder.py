@@ -1,7 +1,7 @@
-"""Row changes to message bodies: one map an event (contract, section 4), in MessagePack or JSON.
+"""Row changes to messages: one map per event (contract, section 4), in MessagePack or JSON, compressed or not.
 
 An event is mostly the same bytes again: what a table's operation has in common is encoded once, what a transaction has in
-common once a transaction, and only place, id and row are encoded for each event. That halves the cost of an event.
+common once per transaction, and only place, id and row are encoded for each event. That halves the cost of an event.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import msgpack
 import orjson
 
 from actors.contract.compression import Compressor
-from actors.contract.message_ids import BRIDGE_TOKEN, gap_id, message_id
+from actors.contract.message_ids import gap_id, message_id
+from actors.contract.subjects import CDC_GAP, cdc_event, cdc_schema
 from actors.messages import EventKind, Gap, Notes, RowChange, RowRun, SchemaChange, Transaction, Truncated
 from actors.values.row_blocks import array_head
 from actors.wire.jetstream import OutMessage
 
 NO_NOTES = Notes()
+HEADER_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: 18446744073709551615\r\nNats-Msg-Id: \r\n\r\n")
+"""Of each message as sent, beside its id, body and own header lines: they count against max_payload."""
 _out_message = partial(tuple.__new__, OutMessage)  # what OutMessage(...) does, in half of the time
 
 
@@ -37,7 +40,8 @@ class EventEncoder(ABC):
     """Encodes events for one stream. Holds the bytes that recent events share, nothing else; not for two tasks.
 
     `publish_prefix` goes before the subject on the wire, not in the body: the stream maps it away (contract, section 2).
-    `compressors`, by table token, are of the tables whose events are compressed.
+    The events of a table that has one of the `compressors`, by table token, are compressed as they are sent: `rows`, `single`
+    and `packed` return messages as sent and their size; `row` and `truncated` return one event that is not compressed yet.
     """
 
     def __init__(self, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None) -> None:
@@ -49,15 +53,17 @@ class EventEncoder(ABC):
         self._id_head = b""
         self._txn_fields = b""
 
-    def rows(self, run: RowRun, first: int, stop: int, bytes_max: int, event_max: int) -> tuple[list[OutMessage], int]:
-        """Events of `run.rows[first:stop]`, none of them its transaction's last, and the bytes of their ids and bodies.
+    def rows(self, run: RowRun, first: int, stop: int, bytes_max: int, size_max: int) -> tuple[list[OutMessage], int]:
+        """Events of `run.rows[first:stop]`, none of them its transaction's last: messages as sent, and their size together.
 
-        Ends behind the one that reaches `bytes_max`, and before one that is larger than `event_max` bytes alone.
+        Ends after the message that reaches `bytes_max`, and before an event that is larger than `size_max` alone; both are
+        held against the size before compression.
         """
         known, head = self._shared(run.kind, run.txn)
         subject, id_head, id_suffix, event = known.subject, self._id_head, known.id_suffix, self._event
+        event_max = size_max - HEADER_BYTES
         made: list[OutMessage] = []
-        total = 0
+        total = 0  # of ids and bodies
         for seq, row in enumerate(run.rows[first:stop], run.seq + first):
             msg_id = b"%b%d%b" % (id_head, seq, id_suffix)
             body = event(head, msg_id, seq, row)
@@ -68,11 +74,21 @@ class EventEncoder(ABC):
             total += size
             if total >= bytes_max:
                 break
-        return made, total
+        compressor = self._compressors.get(run.kind.table.token)
+        if compressor is not None:
+            made = [compressed(message, compressor) for message in made]
+            return made, sum(map(sent_size, made))
+        return made, total + HEADER_BYTES * len(made)
 
-    def compressor(self, kind: EventKind) -> Compressor | None:
-        """What the events of a kind are compressed with, if they are."""
-        return self._compressors.get(kind.table.token)
+    def single(self, kind: EventKind, event: OutMessage) -> tuple[OutMessage, int]:
+        """One event as a message of its own: as sent, and its size."""
+        compressor = self._compressors.get(kind.table.token)
+        message = event if compressor is None else compressed(event, compressor)
+        return message, sent_size(message)
+
+    def packed(self, kind: EventKind, events: Sequence[OutMessage]) -> tuple[OutMessage, int]:
+        """Events of one kind as one message, with the id of the last: as sent, and its size."""
+        return self.single(kind, events[-1]._replace(body=self.pack([event.body for event in events])))
 
     def row(self, change: RowChange, *, last: bool, omitted: tuple[str, ...] = ()) -> OutMessage:
         """One row event; `last` when it is its transaction's last, `omitted` names columns that were left out."""
@@ -91,7 +107,7 @@ class EventEncoder(ABC):
         token, position = change.table.token, change.position
         msg_id = message_id(position, token, "schema")
         place = {"operation": "SCHEMA", "msg_id": msg_id, "lsn": position.lsn, "seq": position.seq}
-        subject = f"cdc.{token}.schema".encode()
+        subject = cdc_schema(token).encode()
         return OutMessage(self._prefix + subject, msg_id.encode(), self.document(change.body | place))
 
     def gap(self, gap: Gap, *, last: bool = False) -> OutMessage:
@@ -108,7 +124,7 @@ class EventEncoder(ABC):
         }
         if last:
             body["last"] = True
-        return OutMessage(self._prefix + f"cdc.{BRIDGE_TOKEN}.gap".encode(), msg_id.encode(), self.document(body))
+        return OutMessage(self._prefix + CDC_GAP.encode(), msg_id.encode(), self.document(body))
 
     @abstractmethod
     def document(self, body: Mapping[str, object]) -> bytes:
@@ -172,7 +188,7 @@ class EventEncoder(ABC):
         if len(self._kinds) >= 10_000:
             self._kinds.clear()
         table, operation = kind.table, kind.operation
-        subject = f"cdc.{table.token}.{operation}"
+        subject = cdc_event(table.token, operation)
         shared = (
             ("subject", subject),
             ("table", table.relation.name),
@@ -300,6 +316,11 @@ class JsonEvents(EventEncoder):
 
     def _with_extras(self, event: bytes, extras: Mapping[str, object]) -> bytes:
         return event[:-1] + self._fields(extras.items()) + b"}"
+
+
+def sent_size(message: OutMessage) -> int:
+    """Bytes of a message as sent that count against max_payload."""
+    return len(message.body) + len(message.msg_id) + len(message.headers) + HEADER_BYTES
 
 
 def compressed(message: OutMessage, compressor: Compressor) -> OutMessage:

@@ -1,14 +1,13 @@
-"""The id of a message tells its position in the stream (contract, section 4)."""
+"""The id of a message holds its position in the stream (contract, section 4)."""
 
 from __future__ import annotations
 
+from actors.contract.subjects import BRIDGE_TOKEN
 from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK, Lsn, Position
-
-BRIDGE_TOKEN = "_bridge"
 
 
 def position_of(msg_id: str) -> Position:
-    """The position that a message id tells: `{commit lsn, hex}-{seq}-{table token}-{operation}`.
+    """The position in a message id: `{commit lsn, hex}-{seq}-{table token}-{operation}`.
 
     Raises ValueError when the id was not made by a bridge.
     """

@@ -1,4 +1,4 @@
-"""What consumers read, as values: one NamedTuple for each kind of message (contract, sections 4 to 6)."""
+"""The values that consumers read: one NamedTuple per kind of message (contract, sections 4 to 6)."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
-"""Column to value, as docs/consumers.md lists them."""
+"""Maps columns to values, as docs/consumers.md lists them."""
 
 
 class Raw(str):
-    """A value that stayed PostgreSQL's text although its type has a native form."""
+    """A value that was kept as PostgreSQL's text although its type has a native form."""
 
     __slots__ = ()
 
 
 class Column(NamedTuple):
-    """One column of a table as schemas and snapshots tell it."""
+    """One column of a table, as schemas and snapshots describe it."""
 
     name: str
     type: str
-    """In PostgreSQL's words: `numeric(10,2)`."""
+    """As PostgreSQL prints it: `numeric(10,2)`."""
     pk: bool | None
-    """None when the catalog had moved on before it was asked."""
+    """None when the catalog had changed before the bridge could read it."""
     base: str = ""
-    """What a domain, or an array of a domain, is made of."""
+    """The type under a domain, or under an array of a domain; else empty."""
 
     @property
     def native(self) -> str:
-        """The type whose values events have."""
+        """The type by which the column's values are rendered in events."""
         return self.base or self.type
 
 
@@ -44,16 +44,16 @@ class Insert(NamedTuple):
     """The last event of its transaction."""
     xid: int
     commit_us: int
-    """Commit time, microseconds since 1970 UTC."""
+    """Commit time in microseconds since 1970 UTC."""
     key: tuple[str, ...]
     """Columns of the replica identity."""
     row: Row
     omitted: Sequence[str]
-    """Columns left out because they are too large for a message: unknown, not null."""
+    """Columns that were too large for a message: their values are unknown, not null."""
 
 
 class Update(NamedTuple):
-    """A changed row: `row` is the new one, without `unchanged` and `omitted` columns."""
+    """A changed row: `row` is the new row without its `unchanged` and `omitted` columns."""
 
     token: str
     schema: str
@@ -72,7 +72,7 @@ class Update(NamedTuple):
 
 
 class Delete(NamedTuple):
-    """A row that is gone: `row` has its identity, and null for every other column."""
+    """A deleted row: `row` has its identity, and null in every other column."""
 
     token: str
     schema: str
@@ -88,7 +88,7 @@ class Delete(NamedTuple):
 
 
 class Truncate(NamedTuple):
-    """A table was emptied."""
+    """A TRUNCATE of one table."""
 
     token: str
     schema: str
@@ -103,7 +103,7 @@ class Truncate(NamedTuple):
 
 
 class SchemaChange(NamedTuple):
-    """The table's rows have another shape from here on."""
+    """A new shape of the table's rows from here on."""
 
     token: str
     schema: str
@@ -113,12 +113,12 @@ class SchemaChange(NamedTuple):
     last: bool
     schema_id: int
     relation_id: int
-    """The table's OID: another one is another table."""
+    """The table's OID: a different OID means a different table."""
     columns: tuple[Column, ...]
 
 
 class Gap(NamedTuple):
-    """Changes of these tables are lost for good, or kept back (`from_lsn` equals `to_lsn`): copy them again."""
+    """Changes of these tables are permanently lost, or withheld (`from_lsn` equals `to_lsn`): copy the tables again."""
 
     lsn: int
     seq: int
@@ -130,11 +130,11 @@ class Gap(NamedTuple):
     tables: tuple[str, ...]
     """Tokens."""
     of_table: bool
-    """Only one table is concerned, and the gap has a place in the order as an event of it would."""
+    """Whether the gap concerns one table and has a position in the order, as an event of that table has."""
 
 
 class Schema(NamedTuple):
-    """What KV `schemas` and `init.schema.{table}` hold."""
+    """A table's schema, in KV `schemas` and on `init.schema.{table}`."""
 
     token: str
     schema: str
@@ -144,7 +144,7 @@ class Schema(NamedTuple):
 
 
 class SnapshotStart(NamedTuple):
-    """A snapshot begins. With the array format two messages say so; both read as this."""
+    """The start of a snapshot. With the array format two messages announce it, and both decode to this."""
 
     token: str
     schema: str
@@ -159,7 +159,7 @@ class SnapshotStart(NamedTuple):
 
 
 class SnapshotChunk(NamedTuple):
-    """Rows of a snapshot, as maps."""
+    """Rows of a snapshot as maps."""
 
     token: str
     snapshot_id: str
@@ -168,18 +168,18 @@ class SnapshotChunk(NamedTuple):
 
 
 class ArrayChunk(NamedTuple):
-    """Rows of a snapshot, as arrays in the order of the start's columns; json as text."""
+    """Rows of a snapshot as arrays, in the order of the start's columns; json is text."""
 
     token: str
     snapshot_id: str
     chunk: int
     rows: list[list[Any]]
     encoding: str
-    """`msgpack` or `json`, as the bridge writes its events too."""
+    """`msgpack` or `json`, the encoding of the bridge's events too."""
 
 
 class SnapshotMeta(NamedTuple):
-    """A snapshot is complete. Without this it does not count."""
+    """The end of a complete snapshot. A snapshot without one does not count."""
 
     token: str
     snapshot_id: str
@@ -190,7 +190,7 @@ class SnapshotMeta(NamedTuple):
 
 
 class SnapshotError(NamedTuple):
-    """A snapshot ended without a meta, or did not begin."""
+    """The end of a snapshot that failed, or that could not begin."""
 
     token: str
     snapshot_id: str

@@ -1,12 +1,12 @@
-"""How a copy is kept equal to its source: the rules of docs/consumers.md as plain functions. No I/O.
+"""The rules of docs/consumers.md that keep a copy equal to its source, as plain functions. No I/O.
 
-A copy is a snapshot and the events behind the snapshot's `stream_seq` that count (`counts`). Where the copy is in the order is
-its Position, kept together with the rows; what is not after it has been applied already.
+A copy is a snapshot plus the events after the snapshot's `stream_seq` that count (`counts`). A copy's Position says which
+events it contains; it is stored together with the rows, and an event that is not after it has been applied already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, MutableMapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from typing import NamedTuple
 
 from actors.contract.records import Change, Column, Delete, Event, Gap, Insert, Row, SchemaChange, Truncate, Update
@@ -14,7 +14,7 @@ from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK, Lsn, Position
 
 
 def position_of(event: Event) -> Position:
-    """Where an event stands: a schema change before the row that it precedes, the bridge's own gap before everything there."""
+    """An event's position: a schema change is before the row that needs it, a gap of the bridge before everything there."""
     if isinstance(event, SchemaChange):
         rank = SCHEMA_RANK
     else:
@@ -23,26 +23,29 @@ def position_of(event: Event) -> Position:
 
 
 def counts(event: Event, snapshot_lsn: int) -> bool:
-    """Whether a snapshot's copy needs the event: what committed below `snapshot_lsn` is in the snapshot already."""
+    """Whether a snapshot's copy needs the event: the snapshot contains everything that committed below `snapshot_lsn`."""
     return event.lsn >= snapshot_lsn
 
 
 class NamesNoRow(ValueError):
-    """A change of a table that has neither a key nor REPLICA IDENTITY FULL; so are partitions whose root has no key."""
+    """A change that does not identify its row, because the table has neither a key nor REPLICA IDENTITY FULL.
+
+    Partitions send such changes when their root table has no key.
+    """
 
 
 class Identity(NamedTuple):
-    """Which row a change is about."""
+    """The row that a change is about."""
 
     columns: tuple[str, ...]
     row: Row
-    """Holds the values of `columns`, as they were before the change."""
+    """The values of `columns` before the change."""
     whole: bool
-    """There is no key: one of the rows that are equal in all these columns."""
+    """Whether there is no key, so that any one of the rows that are equal in all these columns is meant."""
 
 
 def identity_of(change: Update | Delete, pk: Sequence[str], column_count: int) -> Identity:
-    """Find the row by its primary key if the change tells it, else by the replica identity.
+    """Find the row by its primary key if the change contains it, else by the replica identity.
 
     Raises NamesNoRow.
     """
@@ -56,15 +59,40 @@ def identity_of(change: Update | Delete, pk: Sequence[str], column_count: int) -
     return Identity(known, before, len(key) >= column_count)
 
 
-def is_out_of_date(stream_seq: int, created: str, stream_info: dict[str, object]) -> str:
-    """Why a copy that has read up to `stream_seq` of the stream made at `created` cannot go on; empty when it can.
+def written_columns(change: Insert | Update) -> Row:
+    """The columns that a change writes: an omitted column becomes None until its row changes again.
 
-    `stream_info` is JetStream's reply to STREAM.INFO.
+    Unchanged columns are absent, so a copy keeps the values that it has.
+    """
+    return change.row | dict.fromkeys(change.omitted) if change.omitted else change.row
+
+
+def apply_to(rows: MutableMapping[Hashable, Row], change: Change | Truncate, pk: Sequence[str]) -> None:
+    """Apply one event to rows that are stored under the values of their primary key `pk`.
+
+    Raises KeyError for a change of a row that is missing: the copy is wrong.
+    """
+    if isinstance(change, Truncate):
+        rows.clear()
+        return
+    held: Row = {}
+    if not isinstance(change, Insert):
+        before = identity_of(change, pk, len(change.row)).row
+        held = rows.pop(tuple(before[name] for name in pk))
+    if not isinstance(change, Delete):
+        row = held | written_columns(change)
+        rows[tuple(row[name] for name in pk)] = row
+
+
+def is_out_of_date(stream_seq: int, created: str, stream_info: Mapping[str, object]) -> str:
+    """Why a copy that contains everything up to `stream_seq` of the stream created at `created` cannot continue; else empty.
+
+    `stream_info` is JetStream's reply to STREAM.INFO. An empty `created` is any stream's.
     """
     state = stream_info["state"]
     assert isinstance(state, dict), "state is a map"
     if created and stream_info["created"] != created:
-        return "the stream was made anew"
+        return "the stream was created again"
     if int(state["last_seq"]) < stream_seq:
         return "the stream was cut short"
     if int(state["first_seq"]) > stream_seq + 1:
@@ -72,29 +100,11 @@ def is_out_of_date(stream_seq: int, created: str, stream_info: dict[str, object]
     return ""
 
 
-def apply_to(rows: MutableMapping[Hashable, Row], change: Change | Truncate, pk: Sequence[str]) -> None:
-    """Apply one event to rows kept by the values of their primary key `pk`.
-
-    Raises KeyError for a change of a row that is not there: the copy is wrong.
-    """
-    if isinstance(change, Truncate):
-        rows.clear()
-        return
-    if isinstance(change, Insert):
-        rows[tuple(change.row[name] for name in pk)] = change.row | dict.fromkeys(change.omitted)
-        return
-    before = identity_of(change, pk, len(change.row)).row
-    held = rows.pop(tuple(before[name] for name in pk))
-    if isinstance(change, Update):
-        row = held | change.row | dict.fromkeys(change.omitted)  # what is unchanged stays as it was held
-        rows[tuple(row[name] for name in pk)] = row
-
-
 def is_certain(held: Sequence[Column], told: Sequence[Column]) -> bool:
-    """Whether rows of one shape become rows of another without a look at the source: only if columns were dropped.
+    """Whether rows of shape `held` become rows of shape `told` without a look at the source: only if columns were dropped.
 
-    A new column has values that no event tells (its default may be gone again), and a new type new values. Columns keep their
-    order for life: one that stands elsewhere is another one under that name.
+    No event has the values that a new column, or a column of another type, has in old rows (a default may be gone again).
+    PostgreSQL never reorders columns: a column that moved is a different column under the same name.
     """
     kept = {column.name for column in told}
     same = [column[:2] for column in held if column.name in kept] == [column[:2] for column in told]

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from actors.contract import subjects
 from actors.contract.event_encoder import EventEncoder
 from actors.contract.table_schema import base_type_field, schema_id
 from actors.positions import Lsn, format_lsn
 from actors.values.formats import SnapshotFormat
 from actors.values.row_blocks import Piece
+from actors.wire.jetstream import MSG_ID_HEADER
 from actors.wire.pgoutput import Relation
 
 
@@ -36,7 +38,7 @@ class SnapshotHead:
     snapshot_lsn: Lsn
     """Events with `lsn >= snapshot_lsn` are not in it, all others are."""
     stream_seq: int
-    """Events behind this sequence of the CDC stream must be looked at."""
+    """Events after this sequence of the CDC stream must be looked at."""
     compressed: bool = False
     dictionary_id: str | None = None
     base_types: Mapping[str, str] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class SnapshotMessages:
             "relation_id": head.relation.oid,
             "columns": columns,
         }
-        messages = [Message(f"init.start.{head.token}", self._encoder.document(body), {})]
+        messages = [Message(subjects.init_start(head.token), self._encoder.document(body), {})]
         if self._format == "array":
             announced = {
                 "schema_id": shape,
@@ -87,16 +89,16 @@ class SnapshotMessages:
                 "snapshot_lsn": head.snapshot_lsn,
                 "stream_seq": head.stream_seq,
             }
-            messages.append(Message(f"snapshot.init.{head.token}", self._encoder.document(announced), {}))
+            messages.append(Message(subjects.array_start(head.token), self._encoder.document(announced), {}))
         return messages
 
     def chunk(self, number: int, pieces: Sequence[Piece]) -> Message:
         """One chunk, not compressed yet."""
         head = self._head
         parts, rows = [piece.body for piece in pieces], sum(piece.rows for piece in pieces)
-        headers = {"Nats-Msg-Id": f"{head.snapshot_id}-{number}", "Snapshot-Id": head.snapshot_id, "Chunk": str(number)}
+        headers = {MSG_ID_HEADER: f"{head.snapshot_id}-{number}", "Snapshot-Id": head.snapshot_id, "Chunk": str(number)}
         if self._format == "array":
-            return Message(f"snapshot.data.{head.token}", self._encoder.join_rows(parts, rows), headers)
+            return Message(subjects.array_chunk(head.token), self._encoder.join_rows(parts, rows), headers)
         fields: dict[str, object] = {
             "table": head.relation.name,
             "operation": "snapshot",
@@ -113,7 +115,7 @@ class SnapshotMessages:
         if raw:
             fields["raw"] = raw
         body = self._encoder.with_rows(fields, parts, rows)
-        return Message(f"init.snap.{head.token}.{head.snapshot_id}.{number}", body, headers)
+        return Message(subjects.init_chunk(head.token, head.snapshot_id, number), body, headers)
 
     def meta(self, batch_count: int, row_count: int) -> Message:
         """The end: without it a snapshot does not count."""
@@ -129,7 +131,7 @@ class SnapshotMessages:
             "row_count": row_count,
             **self._compression(),
         }
-        return Message(f"init.meta.{head.token}", self._encoder.document(body), {})
+        return Message(subjects.init_meta(head.token), self._encoder.document(body), {})
 
     def _compression(self) -> dict[str, object]:
         found: dict[str, object] = {"compression_enabled": self._head.compressed}
@@ -155,4 +157,4 @@ def error_message(
         body["snapshot_id"] = snapshot_id
     if available_tables is not None:
         body["available_tables"] = list(available_tables)
-    return Message(f"init.error.{token}", encoder.document(body), {})
+    return Message(subjects.init_error(token), encoder.document(body), {})

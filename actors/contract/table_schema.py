@@ -44,7 +44,7 @@ class Description:
 
 
 def schema_id(relation: Relation) -> int:
-    """32 bits that tell one shape of a table from another, and from another table that has taken its name."""
+    """32 bits that distinguish one shape of a table from another, and from another table that has taken its name."""
     shape = [(c.name.encode("utf-8", "surrogateescape").hex(), c.type_oid, c.typmod) for c in relation.columns]
     return int.from_bytes(hashlib.sha256(orjson.dumps([relation.oid, shape])).digest()[:4], "big")
 
@@ -64,7 +64,7 @@ def matching_catalog(relation: Relation, catalog: Sequence[CatalogColumn]) -> di
 
 
 def base_type_field(base_types: Mapping[str, str], column: str) -> dict[str, object]:
-    """What is told of a column beside its type, if there is something to tell."""
+    """What a column's description has beside its type, if anything."""
     return {"base_type": base_types[column]} if column in base_types else {}
 
 

@@ -53,10 +53,10 @@ class NatsServer:
         monitor_port: int | None = None,
         extra_config: str = "",
     ) -> None:
-        """`users` maps names to passwords; without users and token everyone local may enter.
+        """`users` maps names to passwords; without users and token any local client may connect.
 
         `max_payload` is in bytes; `sync_interval` as in JetStream's configuration ("10s", "always");
-        `extra_config` is appended as it is.
+        `extra_config` is appended unchanged.
         """
         self.binary, self.data_dir, self.port = binary, data_dir.absolute(), port
         self.users, self.token = dict(users or {}), token
@@ -74,7 +74,7 @@ class NatsServer:
 
     @property
     def pid(self) -> int | None:
-        """The server's process id; None when no server of this object runs."""
+        """The server's process id; None while this object runs no server."""
         return self._process.pid if self._process is not None and self._process.running else None
 
     def log_tail(self, lines: int = 12) -> str:
@@ -97,7 +97,7 @@ class NatsServer:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """End the server in good order; kill it when that takes more than 30 s. Nothing to do when none runs."""
+        """Stop the server cleanly; kill it after 30 s. Does nothing when no server runs."""
         if self._process is not None:
             self.resume()
             self._process.end((signal.SIGTERM, 30.0))
@@ -108,7 +108,7 @@ class NatsServer:
             self._process.end()
 
     def restart(self) -> None:
-        """Stop, then start on the same port with the options as they are now."""
+        """Stop, then start on the same port with the current options."""
         self.stop()
         self.start()
 
@@ -118,13 +118,13 @@ class NatsServer:
         self._process.freeze()
 
     def resume(self) -> None:
-        """Let a frozen server go on."""
+        """Let a frozen server continue."""
         assert self._process is not None, "not started"
         self._process.send(signal.SIGCONT)
 
     @staticmethod
     def stop_left_over(data_dir: Path) -> None:
-        """End a server that still runs on a data folder without an owner; the caller knows that it has none."""
+        """Stop a server that an earlier process left running on the folder; the caller holds the folder's lock."""
         end_left_over(data_dir / PID_FILE, data_dir / CONFIG_FILE, signal.SIGKILL)
 
     def _ready(self) -> bool:

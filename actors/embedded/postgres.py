@@ -101,7 +101,7 @@ class PostgresServer:
     """
 
     def __init__(self, bin_dir: Path, data_dir: Path, *, port: int, settings: Mapping[str, str], password: str | None) -> None:
-        """`settings` go into the configuration file at every start; without `password` everyone local is trusted."""
+        """`settings` go into the configuration file at every start; without `password` any local user is trusted."""
         self.bin_dir, self.data_dir, self.port, self.settings, self.password = (
             bin_dir, data_dir.absolute(), port, dict(settings), password)  # fmt: skip
         self.log_path = data_dir.absolute().with_name(data_dir.name + ".log")
@@ -115,7 +115,7 @@ class PostgresServer:
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process id; None when no server of this object runs."""
+        """The postmaster's process id; None while this object runs no server."""
         return self._process.pid if self._process is not None and self._process.running else None
 
     def dsn(self, dbname: str = "postgres") -> str:
@@ -128,9 +128,9 @@ class PostgresServer:
         return self._process.log_tail(lines) if self._process is not None else ""
 
     def initdb(self) -> None:
-        """Make the database cluster: UTF-8, C collation, superuser `postgres`. All of it or nothing is left behind.
+        """Make the database cluster: UTF-8, C collation, superuser `postgres`. A failure leaves nothing.
 
-        Raises Fatal when initdb fails, in its own words.
+        Raises Fatal with initdb's output when it fails.
         """
         unfinished = self.data_dir.with_name(self.data_dir.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -159,7 +159,7 @@ class PostgresServer:
         assert self.pid is None, "already running"
         self._write_settings()
         argv = [str(self.bin_dir / "postgres"), "-D", str(self.data_dir)]
-        # SIGQUIT: what we leave behind unwatched must end at once; the next start recovers from WAL.
+        # SIGQUIT: a server whose owner is gone must end at once; the next start recovers from WAL.
         self._process = process = ServerProcess(
             argv, log_path=self.log_path, account=self.account, orphan_signal=signal.SIGQUIT)  # fmt: skip
         deadline = time.monotonic() + START_S

@@ -53,7 +53,7 @@ def port_is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 on which nobody listens; never the same twice in one process."""
+    """A free TCP port of 127.0.0.1; never the same twice in one process."""
     for port in random.sample(PORTS, len(PORTS)):
         if port not in _given_ports and port_is_free(port):
             _given_ports.add(port)
@@ -108,7 +108,7 @@ class ServerProcess:
     """A running server: its process, its log file, and a watchdog that ends it should we be killed.
 
     Owns both processes until `end`; the watchdog (one `/bin/sh`) sends `orphan_signal` to the server when our end of
-    its pipe closes without a word, so that even `kill -9` leaves no server behind. The server has a session of its
+    its pipe closes, so that even `kill -9` leaves no server running. The server has a session of its
     own: a Ctrl-C in our terminal does not reach it before we are done with it.
     """
 
@@ -134,7 +134,7 @@ class ServerProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """What the server ended with: negative for a signal, None while it runs."""
+        """The server's exit code: negative for a signal, None while it runs."""
         return self._server.poll()
 
     def log_tail(self, lines: int = 12) -> str:
@@ -149,14 +149,14 @@ class ServerProcess:
         self._server.send_signal(sig)
 
     def freeze(self) -> None:
-        """SIGSTOP, and return once every thread stands still."""
+        """Send SIGSTOP and return once every thread has stopped."""
         self.send(signal.SIGSTOP)
         with suppress(psutil.NoSuchProcess):
             while psutil.Process(self.pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
                 time.sleep(0.001)
 
     def end(self, *steps: tuple[signal.Signals, float]) -> None:
-        """Send each signal and wait so many seconds for the server's end; after the last it is killed. Idempotent."""
+        """Send each signal and wait so many seconds for the server's end; then kill the server. Idempotent."""
         for sig, wait_s in (*steps, (signal.SIGKILL, None)):
             self._server.send_signal(sig)
             try:
@@ -171,7 +171,7 @@ class ServerProcess:
 
 
 def descendants(pid: int) -> list[Any]:
-    """The processes (psutil's) that a process started, and theirs; none when it is gone."""
+    """The descendants (psutil's) of a process; none when it is gone."""
     try:
         return list(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
@@ -179,10 +179,10 @@ def descendants(pid: int) -> list[Any]:
 
 
 def wait_until_gone(processes: Sequence[Any], patience_s: float = 10.0) -> None:
-    """Wait for processes that are about to end; one that does not look up in time is killed.
+    """Wait for processes that are about to end, and kill those that take longer than `patience_s`.
 
-    A zombie counts as gone, since nobody may be there to bury a process whose parent was killed; but only with its
-    last thread: until then its files and ports are not closed.
+    A zombie counts as gone, since a process whose parent was killed may have no parent to reap it; but only without
+    other threads: until they end, files and ports are not closed.
     """
     deadline = time.monotonic() + patience_s
     for process in processes:
@@ -194,7 +194,7 @@ def wait_until_gone(processes: Sequence[Any], patience_s: float = 10.0) -> None:
 
 
 def end_left_over(pid_path: Path, argument: Path, sig: signal.Signals) -> None:
-    """End, with its children, a server that still runs though its owner is gone; the caller knows that it is.
+    """End a server, and its children, that still runs after its owner is gone; the caller knows that it is gone.
 
     The process id in the first line of `pid_path` counts only when `argument` stands in that process's command line:
     ids are used again.
@@ -227,7 +227,7 @@ def _environment() -> dict[str, str]:
 
 
 def _start_time(pid: int) -> str:
-    """Field 22 of /proc/PID/stat, which tells a process from a later one with its id; empty where there is no /proc."""
+    """Field 22 of /proc/PID/stat, which distinguishes a process from a later one with the same id; empty without /proc."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()[19]
     except OSError:

@@ -21,6 +21,7 @@ from typing import Self
 
 import psycopg
 
+from actors.contract.subjects import CDC_ALL
 from actors.embedded.nats import NatsServer, find_nats_server
 from actors.embedded.postgres import SUPERUSER, PostgresServer, find_postgres_bin_dir, reachable_bin_dir
 from actors.embedded.process import Account, free_port, port_is_free, unprivileged_account
@@ -94,7 +95,7 @@ class EmbeddedServers:
     def nats_line(self) -> str:
         """A shell line that shows the events with the `nats` command; the password stays in its file."""
         password = shlex.quote(str(self.directory / NATS_PASSWORD))
-        return f"nats --server {self.nats_url} --user {NATS_USER} --password \"$(cat {password})\" sub 'cdc.>'"
+        return f"nats --server {self.nats_url} --user {NATS_USER} --password \"$(cat {password})\" sub '{CDC_ALL}'"
 
     @property
     def env_file(self) -> Path:
@@ -113,7 +114,7 @@ class EmbeddedServers:
                 "NATS_BRIDGE_PASSWORD": self.nats_password}  # fmt: skip
 
     def describe(self) -> str:
-        """What runs where, for a terminal: aligned lines without secrets."""
+        """Describe for a terminal what runs where: aligned lines without secrets."""
         rows = {
             "PostgreSQL": f"127.0.0.1:{self.postgres.port}   user postgres, database postgres",
             "NATS": f"127.0.0.1:{self.nats.port}   user {NATS_USER}",
@@ -125,7 +126,7 @@ class EmbeddedServers:
         return "\n".join(f"{label + ':':<14}{text}" for label, text in rows.items())
 
     def stop(self) -> None:
-        """Stop both servers and give the folder free. Idempotent."""
+        """Stop both servers and release the folder. Idempotent."""
         self._open.close()
 
     def __enter__(self) -> Self:
@@ -180,12 +181,12 @@ def start_embedded(directory: Path | None = None) -> EmbeddedServers:
         nats.start()
         _make_sample_tables(postgres.dsn())
         servers = EmbeddedServers(directory, postgres, nats, starting.pop_all())
-        _write_whole(servers.env_file, "".join(f"{name}={value}\n" for name, value in servers.environment.items()))
+        _write_atomically(servers.env_file, "".join(f"{name}={value}\n" for name, value in servers.environment.items()))
         return servers
 
 
 def _make_folder(folder: Path, mode: int) -> None:
-    """Make what is missing of a path, whatever the umask; folders that are there keep their permissions."""
+    """Make the missing folders of a path, whatever the umask; existing folders keep their permissions."""
     for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         try:
             missing.mkdir()
@@ -206,7 +207,7 @@ def _check_reachable(directory: Path, account: Account | None) -> None:
 
 @contextmanager
 def _owned(directory: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system takes back from us however we end."""
+    """Hold the folder's lock, which the system releases however we end."""
     with (directory / "lock").open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,14 +223,14 @@ def _owned(directory: Path) -> Iterator[None]:
 
 
 def _choose_ports(directory: Path) -> dict[str, int]:
-    """The ports of last time, so that what was copied elsewhere keeps working; new ones for those now taken."""
+    """The ports of the last run, so that copied addresses keep working; new ports for those that are taken now."""
     path = directory / "ports.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         kept = {"postgres": free_port(), "nats": free_port()}
     ports = {name: port if port_is_free(port) else free_port() for name, port in kept.items()}
-    _write_whole(path, json.dumps(ports))
+    _write_atomically(path, json.dumps(ports))
     return ports
 
 
@@ -240,22 +241,22 @@ def _postgres_password(directory: Path, data_dir: Path, port: int) -> str:
         password = path.read_text(encoding="utf-8").strip().rpartition(":")[2]
     elif data_dir.exists():
         raise ConfigError("WB406", f"{path} is gone, and {data_dir} needs the password that it held",
-                          fix=f"bring the file back, or start anew: rm -r {shlex.quote(str(directory))}")  # fmt: skip
+                          fix=f"bring the file back, or start from nothing: rm -r {shlex.quote(str(directory))}")  # fmt: skip
     else:
         password = secrets.token_urlsafe(18)
-    _write_whole(path, f"127.0.0.1:{port}:*:{SUPERUSER}:{password}\n")
+    _write_atomically(path, f"127.0.0.1:{port}:*:{SUPERUSER}:{password}\n")
     return password
 
 
 def _nats_password(directory: Path) -> str:
     path = directory / NATS_PASSWORD
     if not path.exists():
-        _write_whole(path, secrets.token_urlsafe(18))
+        _write_atomically(path, secrets.token_urlsafe(18))
     return path.read_text(encoding="utf-8").strip()
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that only we may read; all of it or nothing, whenever we are killed."""
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a file that only we may read, atomically: a kill leaves the old one or the new one."""
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.unlink(missing_ok=True)
     unfinished.touch(mode=0o600)

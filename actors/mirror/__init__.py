@@ -1,10 +1,11 @@
-"""The reference consumer: a replica in SQLite or PostgreSQL, and a library for consumers of one's own.
+"""The reference consumer, which keeps a replica in SQLite or PostgreSQL, and a library for writing other consumers.
 
-The library: `decode_message` makes typed records of every message, `rules` say how a copy is kept. Both are plain functions.
+The library has two halves, both plain functions: `decode_message` turns every message into typed records, and the rules keep a
+copy equal to its source.
 """
 
+from actors.contract.compression import Decompressors
 from actors.contract.decoding import (
-    Decompressors,
     array_rows,
     decode_body,
     decode_event,

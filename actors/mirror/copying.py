@@ -1,7 +1,7 @@
-"""A new copy of a table: its snapshot, gathered aside, and the events behind it, up to where the live tables are.
+"""Makes new copies of tables: gathers a snapshot beside the live table, then applies events up to the live tables' checkpoint.
 
-Only then, in one local transaction, it takes the place of what was there: readers see the old table or the new one, never half
-of one, and never a table that is ahead of the others.
+Only then the copy replaces the old table, in one local transaction: readers see the old table or the new one, never half of
+one, and never a table that is ahead of the others.
 """
 
 from __future__ import annotations
@@ -24,46 +24,48 @@ log = get_logger("mirror")
 
 COPIES_AT_ONCE = 8
 RETRY_S, RETRY_S_MAX = 5.0, 60.0
-"""Before a snapshot that did not fit is read again, twice as long each time: it may be large, and will hardly fit by itself."""
+"""Pause before a snapshot that conflicted is read again, doubled each time: it may be large, and rarely fits by itself."""
 
 
 class Copier:
-    """Makes new copies for one replica. Each table's copy is a task of its own."""
+    """Makes new copies for one replica. Each copy runs in a task of its own."""
 
     def __init__(self, replica: Replica, source: SourceStream, follower: Follower) -> None:
         self._replica, self._source, self._follower = replica, source, follower
         self._limit = trio.CapacityLimiter(COPIES_AT_ONCE)
 
     async def copy(self, token: str) -> None:
-        """Until the table is live. Raises SinkUnavailable, ReplicaUnavailable, ReplicaRefused."""
+        """Copy until the table is live. Raises SinkUnavailable, ReplicaUnavailable, ReplicaRefused."""
         replica, retry_s = self._replica, RETRY_S
         if replica.tables[token].state == REFUSED:
             await replica.save(replica.tables[token].as_taken_up())
         while True:
             pause_s = 0.0
             try:
-                async with self._limit:  # not while it pauses: a table that cannot be copied must not keep others waiting
+                async with self._limit:  # not during pauses: a table that cannot be copied must not delay others
                     gathered = await gather(replica, self._source, token)
                     await join(replica, self._source, self._follower, gathered)
             except SnapshotUnusable as exc:
-                log.warning("a snapshot is of no use: asking for another one", table=token, reason=str(exc))
+                log.warning("cannot use a snapshot; asking for another one", table=token, reason=str(exc))
                 stale = replica.tables[token].as_stale(str(exc), exc.needed_seq)
                 await replica.save(replace(stale, init_seq=max(stale.init_seq, exc.init_seq)))
             except ApplyConflict as exc:
                 pause_s, retry_s = retry_s, min(2 * retry_s, RETRY_S_MAX)
-                log.warning("a snapshot does not fit; trying again", table=token, reason=exc.reason, next_try_s=pause_s)
+                log.warning(
+                    "snapshot conflicts with replica rows; retrying", table=token, reason=exc.reason, next_try_s=pause_s
+                )
                 keyed = False if exc.is_duplicate else None
                 await replica.save(replica.tables[token].as_stale(exc.reason, NEEDED_NOTHING, keyed=keyed))
             except SnapshotRefused as exc:
-                log.warning("no snapshot; trying again", table=token, reason=str(exc), next_try_s=ASK_AGAIN_S)
+                log.warning("the bridge took no snapshot; retrying", table=token, reason=str(exc), next_try_s=ASK_AGAIN_S)
                 await replica.save(replace(replica.tables[token], reason=str(exc)))
                 pause_s = ASK_AGAIN_S
             except CannotMirror as exc:
-                log.error("a table cannot be mirrored; the others go on", table=token, reason=str(exc))  # noqa: TRY400
+                log.error("a table cannot be mirrored; the others continue", table=token, reason=str(exc))  # noqa: TRY400
                 await replica.save(replace(replica.tables[token], state=REFUSED, reason=str(exc)))
                 return
             except OutOfDate as exc:
-                log.warning("the stream has changed: taking another snapshot", table=token, reason=str(exc))
+                log.warning("the stream has changed; using another snapshot", table=token, reason=str(exc))
                 await replica.save(replica.tables[token].as_stale(str(exc), NEEDED_NOTHING))
                 pause_s = LOOK_S
             else:

@@ -1,14 +1,19 @@
-"""The live tables: every event that waits, in local transactions of whole transactions, together with the place."""
+"""Follows the live tables: applies events in local transactions of whole source transactions, each with its checkpoint."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import trio
 
 from actors.clients.nats.ordered_consumer import OrderedConsumer, open_consumer
-from actors.contract.records import Gap
+from actors.contract.records import Event, Gap
+from actors.contract.subjects import CDC_ALL, CDC_GAPS, cdc_of_table
+from actors.mirror.boundaries import Boundaries, Incomplete
 from actors.mirror.holding import Hold, Holds
 from actors.mirror.replica import Changed, LocalTransaction, Replica
-from actors.mirror.source_stream import EVERYTHING, GAPS, OutOfDate, SourceStream
+from actors.mirror.source_stream import OutOfDate, SourceStream
 from actors.mirror.stores.store import ApplyConflict
 from actors.mirror.track import CutOff, Stale, Track
 from actors.positions import format_lsn
@@ -17,176 +22,179 @@ from actors.telemetry.log import get_logger
 log = get_logger("mirror")
 
 ROWS_MAX = 1_000
-"""Changes after which a local transaction ends with the next transaction of the source."""
+"""Changes after which a local transaction ends at the next end of a source transaction."""
 FLUSH_ROWS = 5_000
-"""Changes of one transaction that are kept here before they go to the database."""
+"""Changes of one transaction that are kept in memory before they go to the database."""
 IDLE_S = 0.5
 SCAN_EVERY_S = 5.0
-"""So often, when nothing comes, the place is moved over what others' messages fill the stream with."""
+"""While nothing comes, the checkpoint moves this often over messages on other subjects."""
+
+
+class _Run(NamedTuple):
+    """One run over the stream, from one checkpoint and with one set of live tables."""
+
+    track: Track
+    local: LocalTransaction
+    boundaries: Boundaries
+    created: str
+    """When the stream was created that the checkpoint is in."""
+    generation: int
 
 
 class Follower:
     """Follows all live tables of a replica."""
 
     def __init__(self, replica: Replica, source: SourceStream, holds: Holds, *, everything: bool) -> None:
+        """`everything`: all tables of the bridge are mirrored, so that one filter is enough."""
         self._replica, self._source, self._holds = replica, source, holds
         self._everything = everything
         self.proven_lsn = 0
-        """The bridge's record says that every transaction below has been stored, and we have read as far."""
+        """The bridge's record says that every transaction below was stored, and the mirror has read that far."""
         self.joiners = 0
-        """Copies that wait for the place to move."""
+        """Copies that wait for the checkpoint to move."""
         self._gap_seq = 0
-        """Of the newest gap: what the bridge proved before it is of other LSNs."""
+        """Sequence of the newest gap. What the bridge's record proved before it concerns other LSNs."""
         self._void_lsn = -1
         self._stale_from: dict[str, tuple[int, Stale]] = {}
         self._scanned_at = 0.0
-        self._filters: list[str] = []
 
     @property
     def is_held(self) -> bool:
-        """Somebody compares the replica with its source, or is about to."""
+        """Whether a verification compares the replica with its source, or is about to."""
         return self._holds.wanted is not None
 
     def has_reached(self, lsn: int) -> bool:
-        """Every transaction below `lsn` is in the replica's live tables."""
-        place = self._replica.place
-        return place is not None and max(place.cursor.position.lsn, self.proven_lsn) >= lsn
+        """Whether the live tables contain every transaction below `lsn`."""
+        checkpoint = self._replica.checkpoint
+        return checkpoint is not None and max(checkpoint.cursor.position.lsn, self.proven_lsn) >= lsn
 
     async def run(self) -> None:
-        """Until cancelled. Raises SinkUnavailable, ReplicaUnavailable, ReplicaRefused."""
+        """Follow until cancelled. Raises SinkUnavailable, ReplicaUnavailable, ReplicaRefused."""
         replica = self._replica
         while True:
-            place, generation = replica.place, replica.generation
-            if place is None:
+            checkpoint, generation = replica.checkpoint, replica.generation
+            if checkpoint is None:
                 replica.counts.is_behind = True
                 await replica.moved.wait_value(
-                    lambda _, seen=generation: replica.place is not None or replica.generation != seen
+                    lambda _, seen=generation: replica.checkpoint is not None or replica.generation != seen
                 )
                 continue
-            self._filters = [EVERYTHING] if self._everything else [*(f"cdc.{token}.>" for token in replica.shapes), GAPS]
+            filters = [CDC_ALL] if self._everything else [*(cdc_of_table(token) for token in replica.shapes), CDC_GAPS]
+            track = Track(
+                replica.dialect, checkpoint.cursor, replica.followed(), void_lsn=self._void_lsn, stale_from=self._stale_from
+            )
+            # filters, track and local transactions are of one generation: a copy may go live before the consumer is open
+            run = _Run(track, replica.begin(track), Boundaries(self._source, filters), checkpoint.created, generation)
+            seq = checkpoint.cursor.stream_seq
             try:
-                async with open_consumer(
-                    self._source.js, self._source.name, self._filters, place.cursor.stream_seq + 1
-                ) as consumer:
-                    await self._source.check_holds(place.cursor.stream_seq, place.created)
-                    await self._follow(consumer)
+                async with open_consumer(self._source.js, self._source.name, filters, seq + 1) as consumer:
+                    await self._source.check_holds(seq, checkpoint.created)
+                    await self._apply(consumer, run)
             except Changed:
                 continue
+            except Incomplete as exc:
+                self._void_lsn = exc.lsn
             except CutOff as exc:
                 self._stale_from[exc.token] = exc.lsn, exc.stale
             except ApplyConflict as exc:
-                # the rows do not tell a change's row from others: its key is none, or somebody else wrote to the replica
-                await replica.note_misfit(exc.token, exc.reason, keyed=False if exc.is_duplicate else None)
+                # a change does not match exactly one row: its key is not unique, or somebody else wrote to the replica
+                await replica.note_conflict(exc.token, exc.reason, keyed=False if exc.is_duplicate else None)
             except OutOfDate as exc:
-                log.warning("the replica is out of date", reason=str(exc), position=place.cursor.stream_seq)
+                log.warning("the replica is out of date", reason=str(exc), position=seq)
                 self.proven_lsn = 0
                 await replica.forget(str(exc))
 
-    async def _follow(self, consumer: OrderedConsumer) -> None:
-        replica = self._replica
-        assert replica.place is not None, "there is a place"
-        track = Track(
-            replica.dialect, replica.place.cursor, replica.followed(), void_lsn=self._void_lsn, stale_from=self._stale_from
-        )
-        local = replica.begin(track)
+    async def _apply(self, consumer: OrderedConsumer, run: _Run) -> None:
+        replica, track, seen = self._replica, run.track, run.track.head_seq
         try:
-            await self._apply(consumer, track, local, replica.place.cursor.stream_seq)
-        finally:
-            await local.roll_back()
-
-    async def _apply(self, consumer: OrderedConsumer, track: Track, local: LocalTransaction, seen: int) -> None:
-        source, replica = self._source, self._replica
-        generation, created = replica.generation, replica.place.created if replica.place is not None else ""
-        while True:
-            messages = await consumer.receive(IDLE_S)
-            if not messages:
-                await self._idle(track, local)
-                if replica.generation != generation and track.open_lsn is None:
-                    raise Changed
-                if consumer.is_at_end and track.open_lsn is None:
-                    replica.counts.note_caught_up()
-                continue
-            replica.counts.is_behind = True
-            await source.check_jumps(seen, messages, created)
-            for message in messages:
-                events = await source.decode(message)
-                if not events:
-                    continue
-                lsn = events[0].lsn
-                if track.open_lsn is not None and lsn != track.open_lsn:
-                    if isinstance(events[0], Gap) and not await source.is_over(track.open_lsn, message.seq):
-                        self._void_lsn = track.open_lsn  # a gap has cut it off: it must not be seen by halves
-                        raise Changed
+            while True:
+                messages = await consumer.receive(IDLE_S)
+                if messages:
+                    replica.counts.is_behind = True
+                    await self._source.check_jumps(seen, messages, run.created)
+                    for message in messages:
+                        events = await self._source.decode(message)
+                        if events:
+                            await self._take(message.seq, events, run)
+                    seen = messages[-1].seq
+                if (
+                    track.open_lsn is not None
+                    and (consumer.is_at_end or not messages)
+                    and await run.boundaries.is_whole(track.open_lsn, track.head_seq)
+                ):
                     track.close()
                 if track.open_lsn is None:
-                    if track.gathered >= ROWS_MAX:
-                        await local.commit()
-                    if self._holds.wanted is not None:
-                        await self._pause_before(lsn, track, local)
-                if isinstance(events[0], Gap) and not events[0].of_table:
-                    self.proven_lsn, self._gap_seq = 0, message.seq
-                track.take(message.seq, events)
-                if track.open_lsn is not None and track.gathered >= FLUSH_ROWS:
-                    await local.flush()
-            seen = messages[-1].seq
-            if track.open_lsn is not None and consumer.is_at_end and await self._is_whole(track, track.open_lsn):
-                track.close()
-            if track.open_lsn is None and track.is_dirty:
-                await local.commit()
-                if consumer.is_at_end:
-                    replica.counts.note_caught_up()
+                    await self._between_transactions(run, is_idle=not messages)
+                    if consumer.is_at_end:
+                        replica.counts.note_caught_up()
+        finally:
+            await run.local.roll_back()
 
-    async def _idle(self, track: Track, local: LocalTransaction) -> None:
-        """Nothing came for a while."""
-        if track.open_lsn is not None:
-            if not await self._is_whole(track, track.open_lsn):
-                return
-            track.close()
-            await local.commit()
+    async def _take(self, seq: int, events: Sequence[Event], run: _Run) -> None:
+        """Take one message. Local transactions end, and verifications are answered, before a transaction's first message."""
+        track, first = run.track, events[0]
+        if track.open_lsn != first.lsn:
+            await run.boundaries.close_before(track, seq, events)
+            if track.gathered >= ROWS_MAX:
+                await run.local.commit()
+            if self._holds.wanted is not None:
+                await self._pause_before(first.lsn, run)
+        if isinstance(first, Gap) and not first.of_table:
+            self.proven_lsn, self._gap_seq = 0, seq
+        track.take(seq, events)
+        if track.open_lsn is not None and track.gathered >= FLUSH_ROWS:
+            await run.local.flush()
+
+    async def _between_transactions(self, run: _Run, *, is_idle: bool) -> None:
+        if run.track.is_dirty:
+            await run.local.commit()
+        if is_idle:
+            await self._idle(run)
+            if self._replica.generation != run.generation:
+                raise Changed
+
+    # -- while nothing comes
+
+    async def _idle(self, run: _Run) -> None:
+        """Answer a verification, or move the checkpoint over messages on other subjects."""
         hold, now = self._holds.wanted, trio.current_time()
-        self._replica.counts.is_behind |= hold is not None  # for all that is known while it stands still
+        self._replica.counts.is_behind |= hold is not None  # nobody knows what comes while the mirror is held
         if hold is not None and not hold.lsn:
             await self._holds.stay(hold, "held")
         elif hold is not None or self.joiners or now - self._scanned_at >= SCAN_EVERY_S:
             self._scanned_at = now
-            if await self._scan(track, local) and hold is not None and self.has_reached(hold.lsn):
+            if await self._scan(run) and hold is not None and self.has_reached(hold.lsn):
                 await self._stay(hold)
 
-    async def _is_whole(self, track: Track, lsn: int) -> bool:
-        """The open transaction has ended, and all of it that we read has come. Its last event may be another table's."""
-        return await self._source.is_over(lsn) and await self._source.next_message(track.head_seq, self._filters) is None
-
-    async def _scan(self, track: Track, local: LocalTransaction) -> bool:
-        """Move the place to the stream's end, if nothing of ours lies between; whether it is there."""
-        source, seq = self._source, track.closed.stream_seq
-        place = self._replica.place
-        if place is None:
-            return False
-        record = await source.record()  # before the stream's end is asked for
-        await source.check_holds(seq, place.created)
-        last = source.last_seq
-        following = await source.next_message(seq, self._filters)
-        if following is not None and following[0] <= last:
+    async def _scan(self, run: _Run) -> bool:
+        """Move the checkpoint to the stream's end unless events of the live tables come before it. True if it is there."""
+        source, seq = self._source, run.track.closed.stream_seq
+        record = await source.record()  # must be read before the stream's end
+        await source.check_holds(seq, run.created)
+        last = await run.boundaries.end_without_more(seq)
+        if last is None:
             return False
         if last > seq:
-            track.advance(last)
-            await local.commit()
+            run.track.advance(last)
+            await run.local.commit()
         if record is not None and self._gap_seq <= record.last_seq <= last and record.confirmed_lsn > self.proven_lsn:
             self.proven_lsn = record.confirmed_lsn
             self._replica.moved.value += 1
         return True
 
-    async def _pause_before(self, lsn: int, track: Track, local: LocalTransaction) -> None:
-        """The next transaction is of `lsn`: stay here if somebody compares the replica with the source at or below it."""
+    # -- verifications
+
+    async def _pause_before(self, lsn: int, run: _Run) -> None:
+        """Stay before the transaction of `lsn` while a verification compares at or below it."""
         while (hold := self._holds.wanted) is not None and (not hold.lsn or lsn >= hold.lsn):
-            if track.is_dirty:
-                await local.commit()
+            if run.track.is_dirty:
+                await run.local.commit()
             await self._stay(hold)
 
     async def _stay(self, hold: Hold) -> None:
-        place = self._replica.place
-        missed = hold.lsn and place is not None and place.cursor.position.lsn >= hold.lsn
+        checkpoint = self._replica.checkpoint
+        missed = hold.lsn and checkpoint is not None and checkpoint.cursor.position.lsn >= hold.lsn
         state = "missed" if missed else "reached" if hold.lsn else "held"
-        log.debug("the mirror stays", state=state, lsn=format_lsn(hold.lsn))
+        log.debug("holding for a verification", state=state, lsn=format_lsn(hold.lsn))
         self._replica.counts.is_behind = True
         await self._holds.stay(hold, state)

@@ -1,6 +1,6 @@
-"""A table's snapshot, read into a table of its own beside the live one.
+"""Gathers a table's snapshot in a staging table beside the live one.
 
-One that is there already is read, if the events behind it lead to the present; else the bridge is asked for a new one.
+A snapshot that INIT already holds is used if the events after it lead to the present; else the bridge is asked for a new one.
 """
 
 from __future__ import annotations
@@ -8,33 +8,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.clients.nats.jetstream import JetStream, StoredMessage
 from actors.clients.nats.ordered_consumer import Delivered, open_consumer
+from actors.contract import subjects
 from actors.contract.decoding import array_rows, decode_message
 from actors.contract.records import ArrayChunk, Record, Row, SnapshotChunk, SnapshotError, SnapshotMeta, SnapshotStart
+from actors.contract.subjects import INIT
 from actors.errors import MalformedMessage, SinkUnavailable
 from actors.mirror.replica import Replica
+from actors.mirror.snapshot_requests import ask_for_snapshot, find_usable_start, why_unusable
 from actors.mirror.source_stream import SourceStream
 from actors.mirror.state import WAITING
 from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.shapes import TableShape
 from actors.mirror.track import NEEDED_AS_BEFORE, FollowedTable
 from actors.telemetry.log import get_logger
-from actors.wire.nats import decode_headers, encode_pub
+from actors.wire.nats import decode_headers
 
 log = get_logger("mirror")
 
-INIT = "INIT"
 ASK_AGAIN_S = 30.0
 ROWS_MAX = 5_000
-"""Rows of a local transaction."""
+"""Rows per local transaction."""
 
 
 class SnapshotUnusable(Exception):
-    """This snapshot does not lead to where the live tables are: another one is needed."""
+    """A snapshot does not lead to the live tables' checkpoint: another one is needed."""
 
     def __init__(self, reason: str, needed_seq: int = NEEDED_AS_BEFORE, *, init_seq: int = 0) -> None:
-        """`init_seq`: of its start, if it is not to be read once more."""
+        """`init_seq`: INIT sequence of the snapshot's start, if it must not be read again."""
         super().__init__(reason)
         self.needed_seq, self.init_seq = needed_seq, init_seq
 
@@ -49,46 +50,47 @@ class CannotMirror(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """A complete snapshot in its own table."""
+    """A complete snapshot in its staging table."""
 
     start: SnapshotStart
     created: str
-    """When the stream was made that the snapshot's `stream_seq` is of."""
+    """When the stream was created that the snapshot's `stream_seq` is a sequence of."""
     init_seq: int
-    """Of its start, in INIT."""
+    """INIT sequence of the snapshot's start."""
     staging: TableShape
     rows: int
 
 
 async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered:
-    """Read a snapshot that is there, or ask for one.
+    """Read a snapshot that INIT holds, or ask for one.
 
-    Raises CopyUseless, SnapshotRefused, CannotMirror; TableFault when the rows do not fit; SinkUnavailable.
+    Raises SnapshotUnusable, SnapshotRefused, CannotMirror; ApplyConflict when the rows do not fit; SinkUnavailable.
     """
     js = source.js
     info = await js.stream_info(INIT)
     if info is None:
-        raise SinkUnavailable("WB215", f"stream {INIT} is gone", means="waiting until a bridge has made it again")
-    started = await _usable_start(replica, source, token)
+        raise SinkUnavailable("WB215", f"stream {INIT} is gone", means="waiting until a bridge has created it again")
+    started = await find_usable_start(replica, source, token)
     if started is None:
         log.info("asking for a snapshot", table=token)
-        await _ask(js, token)
+        await ask_for_snapshot(js, token)
     start_seq = started.seq if started is not None else int(info["state"]["last_seq"]) + 1
-    filters = [f"init.start.{token}", f"init.snap.{token}.>", f"init.meta.{token}", f"init.error.{token}"]
-    if any(subject.startswith(("snapshot.", ">")) for subject in info["config"].get("subjects") or ()):
-        filters += [f"snapshot.init.{token}", f"snapshot.data.{token}"]
+    filters = [*subjects.snapshot_of_table(token)]
+    arrays = subjects.arrays_of_table(token)
+    if subjects.covers(info["config"].get("subjects") or (), arrays):
+        filters += arrays
     async with open_consumer(js, INIT, filters, start_seq) as consumer:
         reader = _SnapshotReader(replica, source, token)
         while True:
             messages = await consumer.receive(ASK_AGAIN_S)
             if not messages and reader.start is None:
-                await _ask(js, token)  # nobody may have been there to hear it
+                await ask_for_snapshot(js, token)  # no bridge may have been there to receive it
             for message in messages:
                 try:
                     record = await _decode(source, message)
-                except MalformedMessage as exc:  # somebody else's; if it was the bridge's, its chunk will be missing
+                except MalformedMessage as exc:  # foreign; had a bridge written it, a chunk will be missing
                     log.warning(
-                        "a message cannot be read: passed over", subject=message.subject, seq=message.seq, reason=exc.what
+                        "skipping a message that cannot be read", subject=message.subject, seq=message.seq, reason=exc.what
                     )
                     continue
                 gathered = await reader.take(message, record)
@@ -96,52 +98,16 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
                     return gathered
 
 
-async def _ask(js: JetStream, token: str) -> None:
-    """Ask for a snapshot. A request that is there already is the same."""
-    await js.connection.send(encode_pub(f"snapshot.request.{token}".encode(), b"", b"", None))
-
-
 async def _decode(source: SourceStream, message: Delivered) -> Record:
     body = await source.unpacked(message)
     headers = decode_headers(message.headers)
-    # only those that say where a chunk belongs: the body is unpacked already
-    place = {name: value for name, value in headers.items() if name in ("Snapshot-Id", "Chunk")}
-    return decode_message(message.subject, place, body)[0]
-
-
-async def _usable_start(replica: Replica, source: SourceStream, token: str) -> StoredMessage | None:
-    """The newest snapshot's start, if that snapshot leads to the present."""
-    message = await source.js.get_message(INIT, last_by_subj=f"init.start.{token}")
-    if message is None or message.seq <= replica.tables[token].init_seq:
-        return None
-    start = start_in(message)
-    error = await source.js.get_message(INIT, last_by_subj=f"init.error.{token}")
-    failed = error is not None and error.seq > message.seq
-    if start is None or not await source.look() or failed or message.time < source.created:
-        return None
-    return message if why_useless(replica, source, start) == "" else None
-
-
-def start_in(message: StoredMessage) -> SnapshotStart | None:
-    """What a message on `init.start.{token}` says; None when no bridge has written it."""
-    try:
-        start = decode_message(message.subject, {}, message.data)[0]
-    except MalformedMessage:
-        return None
-    return start if isinstance(start, SnapshotStart) else None
-
-
-def why_useless(replica: Replica, source: SourceStream, start: SnapshotStart) -> str:
-    """Why the events behind a snapshot do not lead to the present; empty when they do."""
-    if start.stream_seq < replica.tables[start.token].needed_seq:
-        return "it is from before what went wrong"
-    if source.first_seq > start.stream_seq + 1:
-        return "the stream no longer holds what comes behind it"
-    return "" if start.stream_seq <= source.last_seq else "the stream was cut short"
+    # without the headers of compression: the body is unpacked already
+    of_chunk = {name: value for name, value in headers.items() if name in ("Snapshot-Id", "Chunk")}
+    return decode_message(message.subject, of_chunk, body)[0]
 
 
 class _SnapshotReader:
-    """Puts the messages of a table's snapshots in their place: the newest one counts."""
+    """Reads the messages of a table's snapshots in order; a new start replaces the snapshot before it."""
 
     def __init__(self, replica: Replica, source: SourceStream, token: str) -> None:
         self._replica, self._source, self._token = replica, source, token
@@ -151,7 +117,7 @@ class _SnapshotReader:
         self._chunks = self._rows = 0
 
     async def take(self, message: Delivered, record: Record) -> Gathered | None:
-        """One message; returns the snapshot when it is complete."""
+        """Take one message. Returns the snapshot when it is complete."""
         start = self.start
         if isinstance(record, SnapshotStart):
             if start is None or record.snapshot_id != start.snapshot_id:
@@ -160,7 +126,7 @@ class _SnapshotReader:
             if not record.snapshot_id or start is None or record.snapshot_id == start.snapshot_id:
                 raise SnapshotRefused(f"{record.error_type}: {record.error_message}")
         elif start is None or self._table is None:
-            pass  # the rest of one that began before
+            pass  # the rest of a snapshot that began earlier
         elif isinstance(record, (SnapshotChunk, ArrayChunk)) and record.snapshot_id == start.snapshot_id:
             await self._chunk(record, start, self._table)
         elif isinstance(record, SnapshotMeta) and record.snapshot_id == start.snapshot_id:
@@ -174,7 +140,7 @@ class _SnapshotReader:
 
     async def _begin(self, start: SnapshotStart, init_seq: int) -> None:
         await self._source.look()
-        reason = why_useless(self._replica, self._source, start)
+        reason = why_unusable(self._replica, self._source, start)
         if reason:
             log.debug("waiting for another snapshot", table=self._token, reason=reason)
             self.start = self._table = None
@@ -196,7 +162,7 @@ class _SnapshotReader:
         self._rows += len(rows)
 
     async def _make_table(self, start: SnapshotStart) -> TableShape:
-        """Make the table that a snapshot is gathered in."""
+        """Create the staging table."""
         replica, record = self._replica, self._replica.tables[start.token]
         dialect = replica.dialect
         obstacle = dialect.obstacle([column.name for column in start.columns])
@@ -217,7 +183,7 @@ class _SnapshotReader:
         return shape
 
     async def _add(self, table: FollowedTable, rows: Sequence[Row]) -> None:
-        """Put a chunk's rows into their table."""
+        """Add a chunk's rows to the staging table."""
         for first in range(0, len(rows), ROWS_MAX):
             statements: list[Statement] = []
             for row in rows[first : first + ROWS_MAX]:

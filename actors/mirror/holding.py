@@ -1,8 +1,8 @@
-"""Standing still while somebody compares the replica with its source at one LSN (see actors/commands/verify.py).
+"""Holds the mirror still while a verification compares the replica with its source at one LSN (see actors/verification/).
 
-Who compares leaves a row in the replica: `asked`. The mirror answers `held`: it applies nothing more. Now an LSN is taken in
-the source and left here, which is beyond everything that is applied; the mirror goes on up to it, answers `reached`, and stays
-until the row is gone, or shows no sign of life.
+A verification inserts a row into the replica: `asked`. The mirror answers `held` and applies nothing more. The verification
+then takes an LSN in the source, which is after everything that is applied, and writes it into the row. The mirror continues up
+to that LSN, answers `reached`, and stays until the row is deleted or shows no sign of life.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ SILENCE_S = 30.0
 
 
 class Hold(NamedTuple):
-    """One row."""
+    """A verification's row."""
 
     id: str
     lsn: int
-    """0 while it is not known."""
+    """0 until the verification has taken it."""
 
 
 class Holds:
-    """What is asked of this mirror."""
+    """The verifications that ask this mirror to hold still, one at a time."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
@@ -39,11 +39,11 @@ class Holds:
         self._alive: tuple[str, int, float] = ("", 0, 0.0)
 
     async def watch(self) -> None:
-        """Look for rows, until cancelled."""
+        """Look for rows until cancelled."""
         dialect = self._replica.dialect
         while True:
             rows = await self._replica.query(f"SELECT id, lsn, alive FROM {dialect.own('verify')} ORDER BY id")
-            if self.wanted is not None:  # it is compared: another one comes after it
+            if self.wanted is not None:  # it is served first, and others after it
                 rows.sort(key=lambda row, id_=self.wanted.id: row[0] != id_)  # type: ignore[misc]
             wanted = None
             if rows:
@@ -52,7 +52,7 @@ class Holds:
                 if (id_, alive) != self._alive[:2]:
                     self._alive = id_, alive, now
                 if now - self._alive[2] > SILENCE_S:
-                    log.warning("a verification has gone without a word; going on", id=id_)
+                    log.warning("a verification shows no sign of life; continuing", id=id_)
                     mark = dialect.parameter(1)
                     await self._replica.run([Statement(f"DELETE FROM {dialect.own('verify')} WHERE id = {mark}", [(id_,)])])
                 else:
@@ -64,7 +64,7 @@ class Holds:
             await trio.sleep(LOOK_EVERY_S)
 
     async def stay(self, hold: Hold, state: str) -> None:
-        """Answer, and return when something else is wanted."""
+        """Answer with `state`, and return when the verification wants something else."""
         dialect = self._replica.dialect
         sql = f"UPDATE {dialect.own('verify')} SET state = {dialect.parameter(1)} WHERE id = {dialect.parameter(2)}"
         await self._replica.run([Statement(sql, [(state, hold.id)])])

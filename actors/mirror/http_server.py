@@ -1,4 +1,4 @@
-"""`walbridge mirror --port N`: health and metrics of a running mirror."""
+"""Serves health and metrics of a running mirror: `walbridge mirror --port N`."""
 
 from __future__ import annotations
 

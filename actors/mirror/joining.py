@@ -1,6 +1,6 @@
-"""A gathered copy, brought over the events behind its snapshot to the place of the live tables, and switched in there.
+"""Applies the events after a copy's snapshot up to the live tables' checkpoint, and switches the copy in there.
 
-While there is no live table there is no place either: the copy that comes first says where it is.
+While no table is live there is no checkpoint: the copy that is complete first sets it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import trio
 
 from actors.clients.nats.ordered_consumer import Delivered, OrderedConsumer, open_consumer
 from actors.contract.records import Event
+from actors.contract.subjects import CDC_GAPS, cdc_of_table
+from actors.mirror.boundaries import Boundaries, Incomplete
 from actors.mirror.following import Follower
 from actors.mirror.gathering import Gathered, SnapshotUnusable
 from actors.mirror.replica import Replica
-from actors.mirror.source_stream import GAPS, SourceStream
+from actors.mirror.source_stream import SourceStream
 from actors.mirror.state import WAITING, Checkpoint
 from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.shapes import TableShape
@@ -26,83 +28,84 @@ from actors.telemetry.log import get_logger
 log = get_logger("mirror")
 
 ROWS_MAX = 5_000
-"""Changes of a local transaction, and those for which the live tables may stand still."""
+"""Changes per local transaction, and the most for which the live tables may stand still."""
 LOOK_S = 0.1
 
 
 async def join(replica: Replica, source: SourceStream, follower: Follower, gathered: Gathered) -> None:
-    """Apply what came behind the snapshot, and make the copy a live table where the live tables are.
+    """Apply the events after the snapshot, and make the copy a live table at the live tables' checkpoint.
 
-    Raises CopyUseless, OutOfDate; TableFault when a change does not fit; SinkUnavailable.
+    Raises SnapshotUnusable, OutOfDate; ApplyConflict when a change does not fit; SinkUnavailable.
     """
     start = gathered.start
-    before = await replica.shape_of(replica.tables[start.token])  # now: the database is not asked while everything stands still
+    before = await replica.shape_of(replica.tables[start.token])  # asked before the live tables stand still
     follower.joiners += 1
     try:
-        filters = [f"cdc.{start.token}.>", GAPS]
+        filters = [cdc_of_table(start.token), CDC_GAPS]
         async with open_consumer(source.js, source.name, filters, start.stream_seq + 1) as consumer:
             await source.check_holds(start.stream_seq, gathered.created)
-            events = _Events(replica, source, consumer, filters, gathered)
+            events = _Events(replica, source, consumer, Boundaries(source, filters), gathered)
             await _Joiner(replica, source, follower, gathered, before, events).run()
     except CutOff as exc:
         raise SnapshotUnusable(exc.stale.reason, exc.stale.needed_seq) from exc
+    except Incomplete as exc:
+        raise SnapshotUnusable("a gap cut off a transaction of the table", exc.seq) from exc
     finally:
         follower.joiners -= 1
 
 
 class _Joiner:
-    """One copy on its way. For one task."""
+    """Joins one copy with the live tables. For one task."""
 
     def __init__(
         self, replica: Replica, source: SourceStream, follower: Follower, gathered: Gathered, before: TableShape,
         events: _Events,
     ) -> None:  # fmt: skip
-        """`before` is the table that it takes the place of."""
+        """`before` is the shape of the table that the copy replaces."""
         self._replica, self._source, self._follower = replica, source, follower
         self._gathered, self._before = gathered, before
         self._events, self._track = events, events.track
 
     async def run(self) -> None:
-        """Until the copy is live."""
+        """Apply events until the copy is live."""
         replica, track = self._replica, self._track
         while True:
-            place = replica.place
+            checkpoint = replica.checkpoint
             await self._events.receive(LOOK_S)
-            taken = await self._events.take(None if place is None else place.cursor.stream_seq)
+            taken = await self._events.take(None if checkpoint is None else checkpoint.cursor.stream_seq)
             if track.is_dirty:
                 await replica.run(track.drain())
-            if place is None:
+            if checkpoint is None:
                 done = await self._be_first(is_idle=not taken)
             else:
-                done = await self._is_near(place) and await self._join()
+                done = await self._is_near(checkpoint) and await self._join()
             if done:
                 return
             if not taken:
-                await self._wait(place)
+                await self._wait(checkpoint)
 
-    async def _wait(self, place: Checkpoint | None) -> None:
-        """Until the live tables have moved, or a moment."""
+    async def _wait(self, checkpoint: Checkpoint | None) -> None:
+        """Wait until the live tables have moved, but not longer than a moment."""
         with trio.move_on_after(LOOK_S):
-            await self._replica.moved.wait_value(lambda _: self._replica.place != place)
+            await self._replica.moved.wait_value(lambda _: self._replica.checkpoint != checkpoint)
 
     async def _be_first(self, *, is_idle: bool) -> bool:
-        """No table is live: this one says where the replica is. It must be what the source was at some LSN."""
-        if not self._events.is_at_a_place and not (is_idle and await self._skip_to_the_end()):
+        """Set the replica's first checkpoint, where this copy is what the source was at some LSN."""
+        if not self._events.is_consistent and not (is_idle and await self._skip_to_the_end()):
             return False
-        async with self._replica.still() as place:
-            if place is not None:
+        async with self._replica.still() as checkpoint:
+            if checkpoint is not None:
                 return False
             await self._go_live(Checkpoint(self._source.name, self._gathered.created, self._track.closed))
         return True
 
     async def _skip_to_the_end(self) -> bool:
-        """No event of the table says that the snapshot's LSN is passed: does the bridge's record, at the stream's end?"""
-        source, track, filters = self._source, self._track, self._events.filters
-        record = await source.record()  # before the stream's end is asked for
+        """Skip to the stream's end if the bridge's record proves that the snapshot's LSN is passed there; no event does."""
+        source, track, boundaries = self._source, self._track, self._events.boundaries
+        record = await source.record()  # must be read before the stream's end
         await source.check_holds(track.head_seq, self._gathered.created)
-        last = source.last_seq
-        following = await source.next_message(track.head_seq, filters)
-        if (following is not None and following[0] <= last) or not await source.is_boundary(last, filters):
+        last = await boundaries.end_without_more(track.head_seq)
+        if last is None or not (await boundaries.is_whole_at(last))[0]:
             return False
         proven = record.confirmed_lsn if record is not None and record.last_seq <= last else 0
         if max(track.closed.position.lsn, proven) < self._gathered.start.snapshot_lsn:
@@ -111,38 +114,36 @@ class _Joiner:
         track.advance(last)
         return True
 
-    async def _is_near(self, place: Checkpoint) -> bool:
-        """What is left up to the place is little: the live tables may stand still for it."""
-        if place.cursor.stream_seq - self._track.head_seq <= ROWS_MAX:
+    async def _is_near(self, checkpoint: Checkpoint) -> bool:
+        """Whether so little is left up to the checkpoint that the live tables may stand still for it."""
+        if checkpoint.cursor.stream_seq - self._track.head_seq <= ROWS_MAX:
             return True
-        following = await self._source.next_message(self._track.head_seq, self._events.filters)
-        return following is None or following[0] > place.cursor.stream_seq
+        following = await self._events.boundaries.next_after(self._track.head_seq)
+        return following is None or following.seq > checkpoint.cursor.stream_seq
 
     async def _join(self) -> bool:
-        """Come to the place of the live tables while they stand still; whether that place will do.
+        """Come to the live tables' checkpoint while they stand still, and go live; return False when it is no place to do so.
 
-        It is behind all that they need of one transaction, of which this table may have more.
+        The live tables must have all of the transaction there. This table may have more of it after the checkpoint.
         """
         replica, source, track, start = self._replica, self._source, self._track, self._gathered.start
-        async with replica.still() as place:
-            if place is None or place.created != self._gathered.created or self._follower.is_held:
+        async with replica.still() as checkpoint:
+            if checkpoint is None or checkpoint.created != self._gathered.created or self._follower.is_held:
                 return False
-            seq, position = place.cursor
+            seq, position = checkpoint.cursor
             if seq < start.stream_seq or not self._follower.has_reached(start.snapshot_lsn):
                 return False
-            lsn = await source.lsn_at(seq)
-            if lsn is not None:
-                if not await source.is_over(lsn):
-                    return False
-                if await source.has_more(lsn, seq, [GAPS, *(f"cdc.{live}.>" for live in replica.shapes)]):
-                    return False
+            live = Boundaries(source, [CDC_GAPS, *(cdc_of_table(token) for token in replica.shapes)])
+            is_whole, lsn = await live.is_whole_at(seq)
+            if not is_whole:
+                return False
             await self._events.take_through(seq, lsn)
             track.close()
-            await self._go_live(replace(place, cursor=Cursor(seq, max(position, track.closed.position))))
+            await self._go_live(replace(checkpoint, cursor=Cursor(seq, max(position, track.closed.position))))
         return True
 
-    async def _go_live(self, place: Checkpoint) -> None:
-        """Make the copy the live table, at `place`."""
+    async def _go_live(self, checkpoint: Checkpoint) -> None:
+        """Make the copy the live table at `checkpoint`."""
         replica, track, start, staging = self._replica, self._track, self._gathered.start, self._gathered.staging
         record = replica.tables[start.token]
         rest = track.drain()
@@ -155,7 +156,7 @@ class _Joiner:
             statements = [dialect.drop_table(record.local), dialect.rename_table(staging.local, record.local_name)]
         live = record.as_live(shape, start.snapshot_id, start.snapshot_lsn, self._gathered.init_seq)
         switch = [Statement(sql, [()], token=start.token) for sql in statements]
-        await replica.go_live(live, shape, [*rest, *switch], place)
+        await replica.go_live(live, shape, [*rest, *switch], checkpoint)
         log.info(
             "table is live", table=start.token, rows=self._gathered.rows, snapshot_id=start.snapshot_id,
             snapshot_lsn=format_lsn(start.snapshot_lsn),
@@ -163,28 +164,28 @@ class _Joiner:
 
 
 class _Events:
-    """A table's events behind its snapshot, taken as far as they are wanted."""
+    """A table's events after its snapshot, taken as far as they are wanted."""
 
     def __init__(
-        self, replica: Replica, source: SourceStream, consumer: OrderedConsumer, filters: Sequence[str], gathered: Gathered
+        self, replica: Replica, source: SourceStream, consumer: OrderedConsumer, boundaries: Boundaries, gathered: Gathered
     ) -> None:
+        """`boundaries` are those on the subjects that `consumer` reads."""
         start = gathered.start
         table = FollowedTable.of(replica.dialect, gathered.staging, start.snapshot_lsn)
         self.track = Track(replica.dialect, Cursor(start.stream_seq, START), {start.token: table})
-        self.filters = filters
-        """The subjects that `consumer` reads."""
+        self.boundaries = boundaries
         self._source, self._consumer = source, consumer
         self._created, self._snapshot_lsn = gathered.created, start.snapshot_lsn
         self._waiting: list[Delivered] = []
         self._seen = start.stream_seq
 
     @property
-    def is_at_a_place(self) -> bool:
-        """Everything of whole transactions has been taken, and the snapshot's LSN is passed."""
+    def is_consistent(self) -> bool:
+        """Whether the copy is what the source was at some LSN: only whole transactions are taken, up to the snapshot's LSN."""
         return self.track.open_lsn is None and self.track.closed.position.lsn >= self._snapshot_lsn
 
     async def receive(self, within_s: float) -> None:
-        """Have some at hand, if there are any. Raises OutOfDate when some are gone."""
+        """Receive messages unless some wait to be taken. Raises OutOfDate when the stream has deleted some."""
         if not self._waiting:
             self._waiting = await self._consumer.receive(within_s)
             if self._waiting:
@@ -192,7 +193,7 @@ class _Events:
                 self._seen = self._waiting[-1].seq
 
     async def take(self, limit: int | None) -> int:
-        """What is at hand up to the sequence `limit`, or without one to the first place that will do; how many messages."""
+        """Take messages up to sequence `limit`, or without one until the copy is consistent; return how many were taken."""
         taken = 0
         for message in self._waiting:
             if limit is not None and message.seq > limit:
@@ -201,9 +202,8 @@ class _Events:
             if not events:
                 taken += 1
                 continue
-            if self.track.open_lsn not in (None, events[0].lsn):
-                self.track.close()
-            if limit is None and self.is_at_a_place:
+            await self.boundaries.close_before(self.track, message.seq, events)
+            if limit is None and self.is_consistent:
                 break
             self._take(message, events)
             taken += 1
@@ -213,10 +213,10 @@ class _Events:
         return taken
 
     async def take_through(self, seq: int, lsn: int | None) -> None:
-        """Everything up to `seq`, and behind it what belongs to the transaction of `lsn`."""
+        """Take everything up to `seq`, and what comes after it of the transaction of `lsn`."""
         while True:
-            following = await self._source.next_message(self.track.head_seq, self.filters)
-            if following is None or (following[0] > seq and following[1] != lsn):
+            following = await self.boundaries.next_after(self.track.head_seq)
+            if following is None or (following.seq > seq and following.lsn != lsn):
                 return
             await self.receive(LOOK_S)
             while self._waiting:

@@ -1,4 +1,4 @@
-"""The mirror's /metrics: how far the replica is behind, what was applied, and whether it was found equal."""
+"""The mirror's /metrics: how far the replica is behind, the changes applied, and whether verify found it equal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from actors.telemetry.metrics import OPERATIONS, TABLES_MAX, counter, gauge
 
 
 class MirrorMetrics:
-    """Renders the text format at each scrape. Holds a registry of its own."""
+    """Renders the text format at each scrape, from a registry of its own."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -29,11 +29,11 @@ class MirrorMetrics:
         GCCollector(registry=self._registry)
 
     def render(self) -> bytes:
-        """The text format, version 0.0.4."""
+        """Render the text format, version 0.0.4."""
         return bytes(generate_latest(self._registry))
 
     def collect(self) -> Iterator[Metric]:
-        """For the registry."""
+        """Yield every metric; the registry calls this."""
         view, counts = self._view, self._view.counts
         yield gauge("mirror_lag_seconds", "How far the replica is behind the stream at most.", counts.lag_s(time.time()))
         yield gauge("mirror_connected", "1 while the replica and NATS are both there.", counts.connected)
@@ -61,7 +61,7 @@ class MirrorMetrics:
     def _history_used(self) -> float:
         counts = self._view.counts
         held = counts.last_seq - counts.first_seq + 1
-        if not self._view.has_place or held <= 0:
+        if not self._view.has_checkpoint or held <= 0:
             return 0.0
         return min(1.0, max(0, counts.last_seq - self._view.position_seq) / held)
 

@@ -1,4 +1,4 @@
-"""The running mirror's hold on its replica: one local transaction at a time, and what all its tasks share."""
+"""The running mirror's access to its replica: one local transaction at a time, and the state that its tasks share."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ import trio
 from trio_util import AsyncValue
 
 from actors.contract.records import Column
-from actors.mirror.progress import MirrorCounts
-from actors.mirror.state import LIVE, Checkpoint, TableRecord, forget_place, load_place, load_tables
+from actors.mirror.mirror_counts import MirrorCounts
+from actors.mirror.state import (
+    LIVE,
+    Checkpoint,
+    TableRecord,
+    forget_checkpoint,
+    load_checkpoint,
+    load_tables,
+    load_verdicts,
+)
 from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.shapes import TableShape, encode_columns
 from actors.mirror.stores.store import Store
@@ -23,36 +31,38 @@ log = get_logger("mirror")
 
 
 class Changed(Exception):
-    """Which tables are live, or where they are, has changed: begin again from the durable place."""
+    """Other tables are live than before, or the checkpoint was replaced: start again from the stored checkpoint."""
 
 
 class Replica:
-    """Everything that is durable, and the lock that makes local transactions follow one another.
+    """The replica's durable state, and the lock that makes local transactions follow one another.
 
-    `place` and `tables` are what the database holds; they change when a local transaction has been committed.
+    `checkpoint`, `tables` and `shapes` are what the database holds; they change after a local transaction was committed. The
+    follower and the copies change them, each through the methods below; every task of the session reads them.
     """
 
     def __init__(self, store: Store, stream: str, counts: MirrorCounts) -> None:
         self.store, self.stream, self.counts = store, stream, counts
         self.dialect = store.dialect
-        self.place: Checkpoint | None = None
+        self.checkpoint: Checkpoint | None = None
+        """None while no table is live."""
         self.tables: dict[str, TableRecord] = {}
         self.shapes: dict[str, TableShape] = {}
-        """Of the live tables."""
+        """The shapes of the live tables."""
         self.generation = 0
-        """Grows when other tables are live, or from another place, than a track that began before believes."""
+        """Grows when the set of live tables changes, so that tracks that began before are invalid."""
         self.moved = AsyncValue(0)
-        """Grows when `place` or `generation` has changed."""
-        self.left: trio.MemorySendChannel[str] | None = None
-        """Tokens of tables that are not live any more, for whoever makes new copies."""
+        """Grows when `checkpoint` or `generation` has changed."""
+        self.to_recopy: trio.MemorySendChannel[str] | None = None
+        """Takes the tokens of tables that are no longer live; the session makes new copies of them."""
         self._lock = trio.Lock()
         self._session = secrets.token_hex(8)
 
     async def load(self) -> None:
-        """Read what the database holds, and take it over: whoever wrote to it before can do so no longer."""
+        """Read the durable state and become the replica's owner: a mirror that owned it before can no longer write."""
         owner = self.dialect.save("owner", "id", {"id": 1, "session": self._session})
         await self.store.run([owner], commit=True)
-        self.place = await load_place(self.store)
+        self.checkpoint = await load_checkpoint(self.store)
         self.tables = await load_tables(self.store)
         self.shapes = {}
         for token, record in self.tables.items():
@@ -60,7 +70,7 @@ class Replica:
                 self.shapes[token] = await self.shape_of(record)
 
     async def shape_of(self, record: TableRecord) -> TableShape:
-        """The shape of a table as its record tells it."""
+        """The shape of a table according to its record."""
         columns = record.told_columns
         types = await self.local_types(columns)
         return TableShape(
@@ -78,52 +88,60 @@ class Replica:
     # -- local transactions
 
     async def run(self, statements: Sequence[Statement]) -> None:
-        """One whole local transaction."""
+        """Run one complete local transaction."""
         async with self._lock:
             await self._run(statements)
 
     async def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[object, ...]]:
-        """Read, between local transactions."""
+        """Read between local transactions."""
         async with self._lock:
             return await self.store.query(sql, params)
 
+    async def verdicts(self) -> dict[str, tuple[int, int]]:
+        """Read what `walbridge verify` stored (see `load_verdicts`)."""
+        async with self._lock:
+            return await load_verdicts(self.store)
+
     async def local_types(self, columns: Sequence[Column]) -> tuple[str, ...]:
-        """The columns' types here, as SQL."""
+        """The columns' types in the replica, as SQL."""
         async with self._lock:
             return await self.store.local_types(columns)
 
     async def exists(self, local: tuple[str, str]) -> bool:
-        """Whether there is something of this name."""
+        """Whether the database has anything of this name."""
         async with self._lock:
             return await self.store.exists(local)
 
     async def make_schema(self, local: tuple[str, str]) -> list[str]:
-        """The statements that must come before a table of this name can be made."""
+        """The statements that must run before a table of this name can be created."""
         async with self._lock:
             return await self.store.make_schema(local)
 
     async def save(self, record: TableRecord) -> None:
-        """Write a table's record."""
+        """Store a table's record."""
         await self.run([record.saved(self.dialect)])
         self.tables[record.token] = record
 
-    async def note_misfit(self, token: str, reason: str, *, keyed: bool | None) -> None:
-        """A change did not fit to a live table's rows: it must be copied again. `keyed` as in TableRecord, None: as it was."""
+    async def note_conflict(self, token: str, reason: str, *, keyed: bool | None) -> None:
+        """Have a live table copied again because a change conflicted with its rows.
+
+        `keyed` is as in TableRecord; None leaves it as it was.
+        """
         stale = Stale(reason, NEEDED_NOTHING, "rows")
         await self.save(self.tables[token].as_stale(stale.reason, stale.needed_seq, keyed=keyed))
         await self._leave({token: stale})
 
     async def forget(self, reason: str) -> None:
-        """The stream does not hold what comes next: all live tables must be copied again."""
+        """Have all live tables copied again because the stream no longer holds what comes next."""
         live = [token for token, record in self.tables.items() if record.state == LIVE]
         records = {token: self.tables[token].as_stale(reason, NEEDED_NOTHING) for token in self.tables}
-        await self.run([forget_place(self.dialect), *(record.saved(self.dialect) for record in records.values())])
+        await self.run([forget_checkpoint(self.dialect), *(record.saved(self.dialect) for record in records.values())])
         self.tables |= records
-        self.place = None
+        self.checkpoint = None
         await self._leave(dict.fromkeys(live, Stale(reason, NEEDED_NOTHING, "stream")))
 
     def still_ours(self) -> Statement:
-        """Begins every local transaction: of two mirrors, the one that came first is refused."""
+        """The first statement of every local transaction: of two mirrors on a replica, the earlier one fails here."""
         mark = self.dialect.parameter
         sql = f"UPDATE {self.dialect.own('owner')} SET session = {mark(1)} WHERE id = 1 AND session = {mark(2)}"
         return Statement(sql, [(self._session, self._session)], counted=True)
@@ -140,38 +158,44 @@ class Replica:
         try:
             await self.store.rollback()
         except Exception as exc:
-            log.debug("no rollback", reason=str(exc))
+            log.debug("cannot roll back", reason=str(exc))
 
     async def _leave(self, stale: Mapping[str, Stale]) -> None:
+        """Stop following tables, and pass them on to be copied again."""
         for token, why in stale.items():
             self.shapes.pop(token, None)
             self.counts.resnapshots[why.cause] += 1
-            log.warning("a table must be copied again; until then it stays as it is", table=token, reason=why.reason)
+            log.warning("a table must be copied again and keeps its rows until then", table=token, reason=why.reason)
         if stale:
             self.generation += 1
             self.moved.value += 1
-            if self.left is not None:
+            if self.to_recopy is not None:
                 for token in stale:
-                    self.left.send_nowait(token)  # no pause: whoever counts generations must not miss another one
+                    self.to_recopy.send_nowait(token)  # without a checkpoint: no other generation may come in between
 
     @asynccontextmanager
     async def still(self) -> AsyncGenerator[Checkpoint | None]:
-        """Between local transactions: the live tables do not move meanwhile. Yields the place where they are."""
+        """Hold the lock between local transactions, so that the live tables do not move. Yields their checkpoint."""
         async with self._lock:
-            yield self.place
+            yield self.checkpoint
 
-    async def go_live(self, record: TableRecord, shape: TableShape, statements: Sequence[Statement], place: Checkpoint) -> None:
-        """Switch a new copy in, which is at `place`: that of the live tables, or the first. Only while all stands `still`."""
-        moved = place.first(self.dialect) if self.place is None else self.place.moved(self.dialect, place.cursor)
+    async def go_live(
+        self, record: TableRecord, shape: TableShape, statements: Sequence[Statement], checkpoint: Checkpoint
+    ) -> None:
+        """Switch in a new copy that is at `checkpoint`: the live tables' one, or the first. Only inside of `still`."""
+        if self.checkpoint is None:
+            moved = checkpoint.first(self.dialect)
+        else:
+            moved = self.checkpoint.moved(self.dialect, checkpoint.cursor)
         await self._run([moved, *statements, record.saved(self.dialect)])
-        self.place = place
+        self.checkpoint = checkpoint
         self.tables[record.token], self.shapes[record.token] = record, shape
         self.generation += 1
         self.counts.snapshots += 1
         self.moved.value += 1
 
     def begin(self, track: Track) -> LocalTransaction:
-        """What a track gathers, from now on, as local transactions that belong together with the place."""
+        """Turn what a track gathers from now on into local transactions that move the checkpoint too."""
         return LocalTransaction(self, track)
 
 
@@ -184,25 +208,25 @@ class LocalTransaction:
         self._holds = False
 
     async def flush(self) -> None:
-        """Run what is gathered of a large transaction; nobody sees it yet. Raises Changed."""
+        """Run a part of a large transaction, which nobody sees until it is committed. Raises Changed."""
         await self._hold()
         await self._replica.store.run([self._replica.still_ours(), *self._track.drain()], commit=False)
 
     async def commit(self) -> None:
-        """Run what is gathered together with the new place. Raises Changed when the replica is not what the track believes."""
+        """Run what is gathered and move the checkpoint, in one commit. Raises Changed when the track is invalid by now."""
         replica, track = self._replica, self._track
         await self._hold()
-        assert replica.place is not None, "a generation has a place"
+        assert replica.checkpoint is not None, "live tables have a checkpoint"
         statements = track.drain()
         records = {token: replica.tables[token].as_stale(why.reason, why.needed_seq) for token, why in track.stale.items()}
         for token in track.reshaped & track.tables.keys():
             records[token] = replace(replica.tables[token], columns=encode_columns(track.tables[token].shape.columns))
         track.reshaped = set()
         statements += [record.saved(replica.dialect) for record in records.values()]
-        # first of all: were it another mirror's replica, its rows would be there too
-        statements[:0] = [replica.still_ours(), replica.place.moved(replica.dialect, track.closed)]
+        # before any row: another mirror of this replica would have applied the same rows already
+        statements[:0] = [replica.still_ours(), replica.checkpoint.moved(replica.dialect, track.closed)]
         await replica.store.run(statements, commit=True)
-        replica.place = replace(replica.place, cursor=track.closed)
+        replica.checkpoint = replace(replica.checkpoint, cursor=track.closed)
         self._count()
         for token, table in track.tables.items():
             replica.shapes[token] = table.shape
@@ -230,13 +254,13 @@ class LocalTransaction:
                 raise Changed
 
     def release(self) -> None:
-        """Let others in."""
+        """Let other tasks run local transactions."""
         if self._holds:
             self._holds = False
             self._replica._lock.release()
 
     async def roll_back(self) -> None:
-        """Forget what is not committed. The track is of no use afterwards."""
+        """Undo what is not committed. The track is invalid afterwards."""
         if self._holds:
             with trio.CancelScope(shield=True):
                 await self._replica._roll_back()

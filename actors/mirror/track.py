@@ -1,4 +1,4 @@
-"""Events to statements: which ones a replica still needs, and where its transactions end. No I/O."""
+"""Turns events into statements: selects those that the replica still needs, up to ends of transactions. No I/O."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
-from actors.contract.records import Change, Delete, Event, Gap, Insert, Row, SchemaChange, Truncate, Update
-from actors.contract.rules import NamesNoRow, identity_of, is_certain
-from actors.mirror.stores.dialect import Dialect, Params, RowStatements, Statement, UnknownColumn
+from actors.contract.records import Change, Delete, Event, Gap, Insert, SchemaChange, Truncate, Update
+from actors.contract.rules import NamesNoRow, counts, identity_of, is_certain, written_columns
+from actors.mirror.stores.dialect import Dialect, Params, Statement
+from actors.mirror.stores.row_statements import RowStatements, UnknownColumn
 from actors.mirror.stores.shapes import TableShape
 from actors.positions import ROW_RANK, SCHEMA_RANK, START, Lsn, Position
 
 
 class Cursor(NamedTuple):
-    """Where a copy is: everything up to `stream_seq` has been looked at, everything up to `position` applied."""
+    """How far a copy is: it has read everything up to `stream_seq` and applied everything up to `position`."""
 
     stream_seq: int
     position: Position
@@ -34,73 +35,73 @@ class FollowedTable:
 
 
 Cause = Literal["gap", "schema", "stream", "rows"]
-"""Why a table is copied again, for those who count: changes are lost for good, its columns are others, the stream does not hold
-what comes next, or a change did not fit to the rows of the replica."""
+"""Why a table is copied again, for the metrics: changes are permanently lost, its columns changed, the stream no longer holds
+what comes next, or a change conflicted with the replica's rows."""
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 
 NEEDED_AS_BEFORE = 0
-"""As a `needed_seq`: a new snapshot must have reached what was needed already, and nothing more."""
+"""A `needed_seq` that leaves what a new snapshot must have reached as it was."""
 NEEDED_NOTHING = -1
-"""As a `needed_seq`: any snapshot will do; what was needed before counts no more, it may be of another stream."""
+"""A `needed_seq` that any snapshot satisfies. It replaces an earlier one, which may be of another stream."""
 
 
 class Stale(NamedTuple):
-    """Why a table cannot be followed any more."""
+    """The reason why a table can no longer be followed."""
 
     reason: str
     needed_seq: int
-    """The stream's sequence that a new snapshot must have reached, or NEEDED_AS_BEFORE, or NEEDED_NOTHING."""
+    """The stream sequence that a new snapshot must have reached, or NEEDED_AS_BEFORE, or NEEDED_NOTHING."""
     cause: Cause
 
 
 class Track:
-    """The tables that share one place in the stream. Gathers statements up to the ends of transactions.
+    """Follows the tables that share one cursor, and gathers the statements of their events.
 
-    Not for two tasks. After a rollback it is of no use: a new one begins at the durable cursor.
+    For one task. A rollback makes it invalid: a new track begins at the stored cursor.
     """
 
     def __init__(
         self, dialect: Dialect, cursor: Cursor, tables: Mapping[str, FollowedTable], *,
         void_lsn: int = -1, stale_from: Mapping[str, tuple[int, Stale]] | None = None,
     ) -> None:  # fmt: skip
-        """`void_lsn` is a transaction that a gap has cut off; events of a table in `stale_from` count up to that LSN only."""
+        """`void_lsn` is a transaction that a gap has cut off. Events of a table in `stale_from` count below that LSN only."""
         self._dialect = dialect
         self.tables = dict(tables)
         self.closed = cursor
-        """The end of the last whole transaction taken."""
+        """The end of the last complete transaction that was taken."""
         self.open_lsn: int | None = None
-        """The transaction of which more may come."""
+        """LSN of the transaction of which more may come; None between transactions."""
         self.gathered = 0
-        """Changes since the last `drain`."""
+        """Number of changes since the last `drain`."""
         self.stale: dict[str, Stale] = {}
         self.reshaped: set[str] = set()
-        """Tables whose columns are others than they were; to be remembered together with the rows."""
+        """Tables whose columns changed; the new ones must be stored together with the rows."""
         self.unknown_values = 0
-        """Values that the source left out because they are too large for a message."""
+        """Number of values that the bridge omitted because they were too large for a message."""
         self.applied: dict[tuple[str, str], int] = {}
-        """By table and operation: rows of the statements that were drained."""
+        """Changes that were drained, by table and operation."""
         self.commit_us = 0
-        """Of the newest change that was taken."""
+        """Commit time of the newest change that was taken."""
         self._void_lsn, self._stale_from = void_lsn, dict(stale_from or {})
         self._seq = cursor.stream_seq
-        self._position: tuple[int, int, int] = cursor.position  # plain: no Position for each event
+        self._position: tuple[int, int, int] = cursor.position  # a plain tuple: building a Position per event is slower
         self._dirty = False
         self._runs: dict[str, list[Statement]] = {}
         self._touched: dict[str, int] = {}
 
     @property
     def head_seq(self) -> int:
-        """The stream's sequence of the last message taken."""
+        """The stream sequence of the last message that was taken."""
         return self._seq
 
     @property
     def is_dirty(self) -> bool:
-        """Something was taken since the last drain."""
+        """Whether anything was taken since the last `drain`."""
         return self._dirty
 
     def take(self, stream_seq: int, events: Sequence[Event]) -> None:
-        """Take the events of one message. Raises CutOff when it leaves a transaction that cannot be undone here."""
+        """Take the events of one message. Raises CutOff when a table must keep the rows from before the open transaction."""
         self._seq, self._dirty = stream_seq, True
         for event in events:
             kind = type(event)
@@ -108,7 +109,9 @@ class Track:
                 self._gap(event)  # type: ignore[arg-type]
                 continue
             position = (event.lsn, event.seq, SCHEMA_RANK if kind is SchemaChange else ROW_RANK)
-            if position > self._position and event.lsn != self._void_lsn:  # else it has been applied, or never will be whole
+            if (
+                position > self._position and event.lsn != self._void_lsn
+            ):  # else it was applied already, or will never be complete
                 self._position = position
                 self._apply(event)
             self.open_lsn = event.lsn
@@ -116,21 +119,21 @@ class Track:
                 self.close()
 
     def close(self) -> None:
-        """The open transaction is over: everything taken is whole."""
+        """Note that the open transaction is complete."""
         self.open_lsn = None
         lsn, seq, rank = self._position
         self.closed = Cursor(self._seq, Position(Lsn(lsn), seq, rank))
 
     def advance(self, stream_seq: int) -> None:
-        """Nothing of ours is in the stream up to here."""
+        """Move on to `stream_seq`; nothing up to there concerns these tables."""
         assert self.open_lsn is None, "only between transactions"
         self._seq, self._dirty = stream_seq, True
         self.close()
 
     def drain(self) -> list[Statement]:
-        """What was gathered, to be run in order."""
+        """Hand over the gathered statements, which must run in this order."""
         statements = [statement for runs in self._runs.values() for statement in runs]
-        for statement in statements:  # a run of equal statements at a time, not one by one
+        for statement in statements:  # one step per run of equal statements, not per row
             if statement.operation:
                 key = statement.token, statement.operation
                 self.applied[key] = self.applied.get(key, 0) + len(statement.params)
@@ -145,7 +148,7 @@ class Track:
                 self._set_stale(token, event.reason, event.lsn, "gap")
             return
         table = self.tables.get(event.token)
-        if table is None or event.lsn < table.snapshot_lsn:
+        if table is None or not counts(event, table.snapshot_lsn):
             return
         token = event.token
         if token in self._stale_from:
@@ -158,8 +161,8 @@ class Track:
             return
         try:
             self._gather(table, event)
-        except UnknownColumn as exc:  # whoever published it did not tell: the rows here cannot be right
-            self._set_stale(token, f"a change has a column {exc}, which no schema has told", event.lsn, "schema")
+        except UnknownColumn as exc:  # without its schema event the rows here cannot be right
+            self._set_stale(token, f"a change has a column {exc} that no schema has", event.lsn, "schema")
             return
         except NamesNoRow as exc:
             self._set_stale(token, str(exc), event.lsn, "rows")
@@ -170,10 +173,14 @@ class Track:
     def _gather(self, table: FollowedTable, event: Change | Truncate) -> None:
         token, statements = event.token, table.statements
         if isinstance(event, Insert):
-            sql, params = statements.insert(self._known(event.row, event.omitted))
+            if event.omitted:
+                self.unknown_values += len(event.omitted)
+            sql, params = statements.insert(written_columns(event))
             self._add(token, sql, params, "insert")
         elif isinstance(event, Update):
-            row = self._known(event.row, event.omitted)
+            if event.omitted:
+                self.unknown_values += len(event.omitted)
+            row = written_columns(event)
             if row:
                 sql, params = statements.update(row, identity_of(event, table.shape.pk, len(table.shape.columns)))
                 self._add(token, sql, params, "update", counted=True)
@@ -182,12 +189,6 @@ class Track:
             self._add(token, sql, params, "delete", counted=True)
         else:
             self._add(token, *statements.truncate(), "truncate")
-
-    def _known(self, row: Row, omitted: Sequence[str]) -> Row:
-        if omitted:
-            self.unknown_values += len(omitted)
-            return row | dict.fromkeys(omitted)
-        return row
 
     def _add(self, token: str, sql: str, params: Params, operation: str, *, counted: bool = False) -> None:
         self.gathered += 1
@@ -202,7 +203,7 @@ class Track:
     def _reshape(self, table: FollowedTable, change: SchemaChange) -> None:
         shape = table.shape
         if change.relation_id != shape.relation_id:
-            self._set_stale(change.token, "it is another table of this name", change.lsn, "schema")
+            self._set_stale(change.token, "another table has this name now", change.lsn, "schema")
             return
         held = {column.name: column.type for column in shape.columns}
         told = {column.name: column.type for column in change.columns}
@@ -224,10 +225,10 @@ class Track:
         self.reshaped.add(change.token)
 
     def _gap(self, gap: Gap) -> None:
-        """What comes behind it has positions of its own, perhaps lower ones."""
+        """Stop following the tables that a gap names. Positions after a gap may be lower than before it."""
         self._position = START
         for token in gap.tables or tuple(self.tables):
-            self._set_stale(token, f"changes are lost for good: {gap.reason}", -1, "gap")
+            self._set_stale(token, f"changes are permanently lost: {gap.reason}", -1, "gap")
         self.close()
 
     def _set_stale(self, token: str, reason: str, lsn: int, cause: Cause) -> None:
@@ -235,7 +236,7 @@ class Track:
             return
         stale = Stale(reason, self._seq, cause)
         if lsn >= 0 and self._touched.get(token) == lsn:
-            # half of this transaction is among what was gathered: the table must stay as it was before
+            # a part of this transaction is gathered already: the table must keep the rows from before it
             raise CutOff(token, lsn, stale)
         self._drop(token, stale)
 
@@ -245,7 +246,7 @@ class Track:
 
 
 class CutOff(Exception):
-    """A table cannot be followed from the middle of a transaction on. Begin again, with `stale_from` saying so."""
+    """A table cannot be followed from the middle of a transaction on. Start again with the table in `stale_from`."""
 
     def __init__(self, token: str, lsn: int, stale: Stale) -> None:
         super().__init__(token)

@@ -1,14 +1,14 @@
-"""What a running mirror shows of itself over HTTP."""
+"""The state that a running mirror shows over HTTP."""
 
 from __future__ import annotations
 
-from actors.mirror.progress import MirrorCounts
+from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.replica import Replica
 from actors.mirror.state import REFUSED, STALE, WAITING
 
 
 class View:
-    """What is shown of a mirror: its counts, and the replica of the session that runs, or ran last."""
+    """A mirror's counts, and the replica of its current session, or of the last one."""
 
     def __init__(self, stream: str, kind: str, counts: MirrorCounts) -> None:
         self.stream, self.kind, self.counts = stream, kind, counts
@@ -17,28 +17,28 @@ class View:
         self.reason = "starting"
 
     def begin(self, replica: Replica, wanted: tuple[str, ...]) -> None:
-        """A session has begun."""
+        """Show the replica of a session that has begun."""
         self.replica, self.wanted, self.counts.connected, self.reason = replica, wanted, True, ""
 
     @property
     def states(self) -> list[tuple[str, str]]:
-        """(token, state) of each table that is mirrored."""
+        """(token, state) of each mirrored table."""
         return [(t, self.replica.tables[t].state) for t in self.wanted] if self.replica is not None else []
 
     @property
-    def has_place(self) -> bool:
-        """Some table is live."""
-        return self.replica is not None and self.replica.place is not None
+    def has_checkpoint(self) -> bool:
+        """Whether any table is live."""
+        return self.replica is not None and self.replica.checkpoint is not None
 
     @property
     def position_seq(self) -> int:
-        """The stream's sequence up to which everything is in the replica; 0 when no table is live."""
-        place = self.replica.place if self.replica is not None else None
-        return place.cursor.stream_seq if place is not None else 0
+        """The stream sequence up to which the replica contains everything; 0 when no table is live."""
+        checkpoint = self.replica.checkpoint if self.replica is not None else None
+        return checkpoint.cursor.stream_seq if checkpoint is not None else 0
 
     @property
     def not_ready_reason(self) -> str:
-        """Empty when all tables are live and followed."""
+        """Why the replica is not current; empty when all tables are live and followed."""
         if not self.counts.connected:
             return self.reason
         refused = [token for token, state in self.states if state == REFUSED]

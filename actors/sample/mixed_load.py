@@ -11,10 +11,10 @@ import psycopg
 from actors.sample.rows import SampleRows
 
 KEYS_MAX = 5_000
-"""Of each table so many keys are remembered: what is updated and deleted is recent, as it is in life."""
+"""Keys remembered per table: updates and deletes hit recent rows, as they do in practice."""
 ROLLBACK_SHARE = 0.05
 CHANGES_MAX = 10
-"""Of one transaction."""
+"""Per transaction."""
 
 
 @dataclass(slots=True)
@@ -27,19 +27,19 @@ class Counts:
     deleted: int = 0
     transactions: int = 0
     rolled_back: int = 0
-    """Transactions that were rolled back: on purpose, or since another writer was in the way."""
+    """Transactions that were rolled back: on purpose, or because of a conflict with another writer."""
     undone: int = 0
-    """Changes in them."""
+    """Changes in those."""
     stopped: bool = False
-    """By Ctrl-C, before the end."""
+    """Whether Ctrl-C ended the load early."""
 
     @property
     def changes(self) -> int:
-        """Rows that were changed, without those that a cascade deleted."""
+        """Rows that were changed, without rows deleted by a cascade."""
         return self.inserted + self.updated + self.key_changes + self.deleted
 
     def as_dict(self) -> dict[str, object]:
-        """For a report as JSON."""
+        """The counts for a JSON report."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class Counts:
         return shown + (", stopped" if self.stopped else "")
 
     def add(self, other: Counts) -> None:
-        """What one transaction changed."""
+        """Add what one transaction changed."""
         self.inserted += other.inserted
         self.updated += other.updated
         self.key_changes += other.key_changes
@@ -61,7 +61,7 @@ class Counts:
 class MixedLoad:
     """Runs transactions of one to ten changes on a connection in autocommit mode, and counts them in `counts`.
 
-    Not alone: a row that is gone is passed by, and a transaction that another writer is in the way of is rolled back.
+    Other writers are tolerated: a row that is gone is skipped, and a transaction that conflicts is rolled back.
     """
 
     def __init__(self, connection: psycopg.Connection[tuple[Any, ...]], samples: SampleRows, counts: Counts) -> None:
@@ -75,7 +75,7 @@ class MixedLoad:
         }  # fmt: skip
 
     def transaction(self) -> None:
-        """One transaction, committed or rolled back."""
+        """Run one transaction, committed or rolled back."""
         users, orders, done = list(self._users), list(self._orders), Counts()
         undo = self._pick.random() < ROLLBACK_SHARE
         committed = False
@@ -103,7 +103,7 @@ class MixedLoad:
         return [key for (key,) in rows][::-1]
 
     def _returned(self, statement: str, *params: object) -> int | None:
-        """The key that the statement returns; None when there was no such row."""
+        """The key that the statement returns; None without such a row."""
         row = self._connection.execute(statement.encode(), params).fetchone()
         return None if row is None else int(row[0])
 
@@ -145,7 +145,7 @@ class MixedLoad:
             done.updated += self._returned(statement, total, status, key) is not None
 
     def _change_key_of_user(self, done: Counts) -> None:
-        # one with orders keeps its key: they refer to it
+        # a user with orders keeps its key: the orders refer to it
         self._change_key("users", self._users, " AND NOT EXISTS (SELECT FROM public.orders WHERE user_id = users.id)", done)
 
     def _change_key_of_order(self, done: Counts) -> None:

@@ -1,4 +1,4 @@
-"""Rows for the sample tables users, orders and test_types: made up, of the shape and spread of real ones."""
+"""Rows for the sample tables users, orders and test_types: invented, with the shape and spread of real rows."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "uid", "age", "temperature", "price", "is_true", "some_text", "tags", "matrix", "metadata", "created_at"
     ),
 }  # fmt: skip
-"""What is given of each table; the id is left to its sequence."""
+"""Columns that rows have a value for; the id comes from its sequence."""
 
 
 class SampleRows:
-    """Makes rows without end; the same ones for the same `seed`."""
+    """Makes rows without end; the same `seed` makes the same rows."""
 
     def __init__(self, seed: int | None = None) -> None:
         self.random = random.Random(seed)
 
     def rows(self, table: str, user_ids: Sequence[int] = ()) -> Iterator[Row]:
-        """Rows of one of the tables. Orders are those of users that there are."""
+        """Rows of one of the tables. Orders belong to the given users."""
         make: dict[str, Callable[[], Row]] = {
             "users": self.user,
             "orders": lambda: self.order(self.random.choice(user_ids)),

@@ -1,18 +1,154 @@
-"""What the command line, the environment and an env file say, as one immutable value.
+"""The settings, each a field of a frozen dataclass, and the values that the rest of the program gets.
 
-A flag beats the environment, the environment beats the env file, a URL beats its parts. Every value remembers where it came
-from, for `--print-config`. Secrets are never part of a repr.
+A field made by `setting` is the only place where a setting is described: the flags of the command line, the environment,
+`walbridge help env`, `--print-config` and the README's table are all derived from it. Secrets are never part of a repr.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from actors.settings.setting import (
+    HTTP,
+    PUBLISHING,
+    SNAPSHOTS,
+    SOURCE,
+    Setting,
+    choice,
+    matching,
+    number,
+    setting,
+    settings_of,
+)
 from actors.values.formats import Arrays, Encoding, SnapshotFormat
 
 PublishMode = Literal["auto", "fast", "plain"]
+LogFormat = Literal["logfmt", "json"]
+
+
+def _level(text: str) -> str:
+    level = text.upper()
+    if level not in ("DEBUG", "INFO", "WARNING", "WARN", "ERROR"):
+        raise ValueError("is not one of DEBUG, INFO, WARNING, ERROR")
+    return "WARNING" if level == "WARN" else level
+
+
+def _web_address(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[\x21-\x7e]+", text):
+        raise ValueError("is not an address of http or https; give e.g. https://hc-ping.com/UUID")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConfig:
+    """What to read."""
+
+    slot: str = setting(
+        "cdc_slot", flag="--slot", group=SOURCE, words="replication slot, created if missing",
+        read=matching(r"[a-z0-9_]{1,63}", "is not a slot name; give lower-case letters, digits and _, e.g. cdc_slot"),
+    )  # fmt: skip
+    publication: str = setting(
+        "cdc_pub", flag="--pub", group=SOURCE, words="publication, must exist",
+        read=matching(r"(?s).{1,63}", "is not a publication name; give 1-63 characters, e.g. cdc_pub"),
+    )  # fmt: skip
+    temporary: bool = setting(
+        False, flag="--temporary-slot", group=SOURCE,
+        words="the slot ends with the bridge; each start stores a gap event (previews)",
+        details="the slot ends with the bridge, so nothing is left behind; each start stores a gap event. For previews",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PublishConfig:
+    """What to write, and how."""
+
+    stream: str = setting(
+        "CDC", flag="--stream", group=PUBLISHING, words="CDC stream; a second bridge gets its own",
+        details="the stream; a second bridge gets its own",
+        read=matching(r"[A-Za-z0-9_-]{1,64}", "is not a stream name; give letters, digits, _ and -, e.g. CDC2"),
+    )  # fmt: skip
+    mode: PublishMode = setting(
+        "auto", flag="--publish", group=PUBLISHING, words="auto, fast or plain", read=choice("auto", "fast", "plain"),
+        details="`fast`: batches, nats-server 2.14 and later. `plain`: one acknowledgement per message. "
+        "`auto`: fast where the stream allows it",
+    )  # fmt: skip
+    pack: int = setting(
+        1, flag="--pack", group=PUBLISHING, words="up to N events of a transaction per message",
+        details="up to N consecutive events of one transaction and subject per message, 1 to 1000",
+        read=number(1, 1000, "a number of events", "100"),
+    )  # fmt: skip
+    json: bool = setting(
+        False, flag="--json", group=PUBLISHING, words="JSON instead of MessagePack",
+        details="JSON instead of MessagePack, for events, schemas and snapshots",
+    )  # fmt: skip
+    arrays: Arrays = setting(
+        "literal", flag="--arrays", group=PUBLISHING, words="literal: PostgreSQL's text; list: nested lists",
+        details="`literal`: PostgreSQL's text. `list`: nested lists", read=choice("literal", "list"),
+    )  # fmt: skip
+
+    @property
+    def encoding(self) -> Encoding:
+        """How every message is written."""
+        return "json" if self.json else "msgpack"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotConfig:
+    """How whole tables are sent, and what is compressed."""
+
+    format: SnapshotFormat = setting(
+        "map", flag="--snapshot-format", group=SNAPSHOTS,
+        words="map: one map per row; array: arrays in the columns' order",
+        details="`map`: one map per row. `array`: arrays in the columns' order, announced first",
+        read=choice("map", "array"),
+    )  # fmt: skip
+    zstd: bool = setting(
+        False, flag="--zstd", group=SNAPSHOTS, words="compress chunks of snapshots",
+        details="compress chunks of snapshots, with the table's dictionary where there is one",
+    )  # fmt: skip
+    zstd_events: bool = setting(
+        False, flag="--zstd-events", group=SNAPSHOTS, words="compress events of tables that have a dictionary",
+        details="compress events of tables that have a dictionary: [what it saves](docs/performance.md)",
+    )  # fmt: skip
+    dictionaries: Path = setting(
+        Path("dictionaries"), flag="--dictionaries", group=SNAPSHOTS, words="folder of {table}.zstd.dict files",
+        details="folder of `{table}.zstd.dict` files, made by `walbridge train`", read=Path,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """Where telemetry is served."""
+
+    port: int = setting(
+        9090, flag="--port", variable="BRIDGE_PORT", group=HTTP, words="HTTP telemetry", details="HTTP port",
+        read=number(1, 65535, "a port", "9091"),
+    )  # fmt: skip
+    bind: str = setting(
+        "127.0.0.1", flag="--bind", group=HTTP, words="HTTP address",
+        read=matching(r"[0-9A-Za-z.:_-]+", "is not an address; give e.g. 0.0.0.0"),
+    )  # fmt: skip
+    token: str = setting("", variable="BRIDGE_HTTP_TOKEN", secret=True, words="a POST must then carry it")
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresAddress:
+    """Where PostgreSQL is and who we are there, as it was given: a URL, its parts, or both."""
+
+    url: str = setting(
+        "", variable="DATABASE_URL", secret=True, words="libpq URI or keywords",
+        details="libpq URI or keywords, with `sslmode` and everything else that libpq knows",
+    )  # fmt: skip
+    host: str = setting("127.0.0.1", variable="PG_HOST", words="not used beside `DATABASE_URL`")
+    port: int = setting(
+        5432, variable="PG_PORT", words="not used beside `DATABASE_URL`", read=number(1, 65535, "a port", "5432")
+    )
+    database: str = setting("postgres", variable="PG_DB", words="not used beside `DATABASE_URL`")
+    user: str = setting("", variable="POSTGRES_BRIDGE_USER", words="must be set unless `DATABASE_URL` names a user")
+    password: str = setting("", variable="POSTGRES_BRIDGE_PASSWORD", secret=True, words="unless `DATABASE_URL` has a password")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,71 +159,58 @@ class PostgresConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class NatsAddress:
+    """Where NATS is, as it was given: a context of the nats command line, URLs, or a host and a port."""
+
+    context: str = setting(
+        "", flag="--nats-context", variable="NATS_CONTEXT", group=PUBLISHING,
+        words="context of the nats command line, by name or file",
+        details="a context of the `nats` command line, by name or file; what is set here beats it",
+    )  # fmt: skip
+    url: str = setting("", variable="NATS_URL", secret=True, words="one or more of `nats://` or `tls://`, separated by commas")
+    host: str = setting("127.0.0.1", variable="NATS_HOST", words="not used beside `NATS_URL`")
+    port: int = setting(4222, variable="NATS_PORT", words="not used beside `NATS_URL`", read=number(1, 65535, "a port", "4222"))
+
+
+@dataclass(frozen=True, slots=True)
 class NatsConfig:
     """How to reach NATS."""
 
     urls: tuple[str, ...] = field(repr=False)
-    user: str = ""
-    password: str = field(default="", repr=False)
-    token: str = field(default="", repr=False)
-    nkey_seed: str = field(default="", repr=False)
-    creds: Path | None = None
+    user: str = setting("", variable="NATS_BRIDGE_USER", words="user, with its password")
+    password: str = setting("", variable="NATS_BRIDGE_PASSWORD", secret=True, words="password of that user")
+    token: str = setting("", variable="NATS_TOKEN", secret=True, words="token, instead of a user")
+    nkey_seed: str = setting("", variable="NATS_NKEY_SEED", secret=True, words="seed of an nkey, instead of a user")
+    creds: Path | None = setting(
+        None,
+        variable="NATS_CREDS",
+        words="path of a `.creds` file",
+        read=lambda text: Path(text).expanduser() if text else None,
+    )
     user_jwt: str = field(default="", repr=False)
     """Beside `nkey_seed`, as in a creds file."""
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
-    tls_first: bool = False
-    replicas: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class SourceConfig:
-    """What to read."""
-
-    slot: str = "cdc_slot"
-    publication: str = "cdc_pub"
-    temporary: bool = False
-    """The slot ends with its connection: nothing can be left behind, and each interruption is a gap."""
-
-
-@dataclass(frozen=True, slots=True)
-class PublishConfig:
-    """What to write, and how."""
-
-    stream: str = "CDC"
-    mode: PublishMode = "auto"
-    pack: int = 1
-    encoding: Encoding = "msgpack"
-    arrays: Arrays = "literal"
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotConfig:
-    """How whole tables are sent, and what is compressed."""
-
-    format: SnapshotFormat = "map"
-    zstd: bool = False
-    zstd_events: bool = False
-    dictionaries: Path = Path("dictionaries")
-    """Folder of `{table token}.zstd.dict` files."""
-
-
-@dataclass(frozen=True, slots=True)
-class HttpConfig:
-    """Where telemetry is served."""
-
-    bind: str = "127.0.0.1"
-    port: int = 9090
-    token: str = field(default="", repr=False)
+    ca: str | None = setting(
+        None, variable="NATS_CA", words="path of the authorities to trust, PEM", read=lambda text: text or None
+    )
+    cert: str | None = setting(
+        None, variable="NATS_CERT", words="path of the client certificate, PEM", read=lambda text: text or None
+    )
+    key: str | None = setting(None, variable="NATS_KEY", words="path of its key, PEM", read=lambda text: text or None)
+    tls_first: bool = setting(False, variable="NATS_TLS_FIRST", words="`yes` for servers with `handshake_first`")
+    replicas: int = setting(
+        1, variable="NATS_REPLICAS", words="of the streams and buckets that the bridge makes",
+        read=number(1, 5, "a number of replicas", "3"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class LogConfig:
     """How the log looks."""
 
-    level: str = "INFO"
-    format: Literal["logfmt", "json"] = "logfmt"
+    level: str = setting(
+        "INFO", variable="LOG_LEVEL", words="`DEBUG`, `INFO`, `WARNING`, `ERROR`", read=_level,
+    )  # fmt: skip
+    format: LogFormat = setting("logfmt", variable="LOG_FORMAT", words="or `json`", read=choice("logfmt", "json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,70 +224,20 @@ class Config:
     snapshots: SnapshotConfig
     http: HttpConfig
     log: LogConfig
-    accept_gap: bool
-    heartbeat_url: str = field(default="", repr=False)
-    """Asked for after progress; empty for nobody. Whoever knows it can speak for us: a secret."""
+    accept_gap: bool = setting(
+        False, flag="--accept-gap", group=SOURCE, words="after changes were permanently lost: store the gap event and go on",
+        details="after changes were permanently lost (slot lost or dropped, another server): store the gap event and go on",
+    )  # fmt: skip
+    heartbeat_url: str = setting(
+        "", variable="BRIDGE_HEARTBEAT_URL", secret=True, words="requested (GET) after progress, at most once a minute",
+        details="requested (GET) after progress, at most once a minute, for a watchdog such as healthchecks.io",
+        read=_web_address,
+    )  # fmt: skip
+    """Empty for no heartbeat. A secret: anybody who knows the URL can speak for us."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Values that the log masks, should they ever appear."""
     origins: tuple[tuple[str, str, str], ...] = ()
     """(setting, value as it may be shown, where it came from)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One thing that can be set."""
-
-    name: str
-    flag: str = ""
-    variable: str = ""
-    default: str = ""
-    secret: bool = False
-
-
-SETTINGS = {
-    s.name: s
-    for s in (
-        Setting("slot", "--slot", "", "cdc_slot"),
-        Setting("pub", "--pub", "", "cdc_pub"),
-        Setting("temporary_slot", "--temporary-slot", "", "no"),
-        Setting("port", "--port", "BRIDGE_PORT", "9090"),
-        Setting("bind", "--bind", "", "127.0.0.1"),
-        Setting("http_token", "", "BRIDGE_HTTP_TOKEN", secret=True),
-        Setting("heartbeat_url", "", "BRIDGE_HEARTBEAT_URL", secret=True),
-        Setting("stream", "--stream", "", "CDC"),
-        Setting("publish", "--publish", "", "auto"),
-        Setting("pack", "--pack", "", "1"),
-        Setting("json", "--json", "", "no"),
-        Setting("arrays", "--arrays", "", "literal"),
-        Setting("snapshot_format", "--snapshot-format", "", "map"),
-        Setting("zstd", "--zstd", "", "no"),
-        Setting("zstd_events", "--zstd-events", "", "no"),
-        Setting("dictionaries", "--dictionaries", "", "dictionaries"),
-        Setting("accept_gap", "--accept-gap", "", "no"),
-        Setting("database_url", "", "DATABASE_URL", secret=True),
-        Setting("pg_host", "", "PG_HOST", "127.0.0.1"),
-        Setting("pg_port", "", "PG_PORT", "5432"),
-        Setting("pg_db", "", "PG_DB", "postgres"),
-        Setting("pg_user", "", "POSTGRES_BRIDGE_USER"),
-        Setting("pg_password", "", "POSTGRES_BRIDGE_PASSWORD", secret=True),
-        Setting("nats_context", "--nats-context", "NATS_CONTEXT"),
-        Setting("nats_url", "", "NATS_URL", secret=True),
-        Setting("nats_host", "", "NATS_HOST", "127.0.0.1"),
-        Setting("nats_port", "", "NATS_PORT", "4222"),
-        Setting("nats_user", "", "NATS_BRIDGE_USER"),
-        Setting("nats_password", "", "NATS_BRIDGE_PASSWORD", secret=True),
-        Setting("nats_token", "", "NATS_TOKEN", secret=True),
-        Setting("nats_nkey_seed", "", "NATS_NKEY_SEED", secret=True),
-        Setting("nats_creds", "", "NATS_CREDS"),
-        Setting("nats_ca", "", "NATS_CA"),
-        Setting("nats_cert", "", "NATS_CERT"),
-        Setting("nats_key", "", "NATS_KEY"),
-        Setting("nats_tls_first", "", "NATS_TLS_FIRST", "no"),
-        Setting("nats_replicas", "", "NATS_REPLICAS", "1"),
-        Setting("log_level", "", "LOG_LEVEL", "INFO"),
-        Setting("log_format", "", "LOG_FORMAT", "logfmt"),
-    )
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,4 +249,29 @@ class ClientConfig:
     log: LogConfig
     secrets: tuple[str, ...] = field(default=(), repr=False)
     http: HttpConfig | None = None
-    """Only if it was asked for by a flag: the bridge's variables are not meant for its readers."""
+    """Only if a flag asked for it: the bridge's variables are not meant for its readers."""
+
+
+EMBEDDED = Setting(
+    flag="--embedded", group=SOURCE, words="start PostgreSQL and NATS from the `embedded` extra, data kept in this folder",
+    details="start PostgreSQL and NATS from the `embedded` extra. A folder may follow; without one the data is in the user's "
+    "data folder",
+)  # fmt: skip
+ENV_FILE = Setting(
+    flag="--env-file", words="NAME=value lines; the environment beats them", details="file of `NAME=value` lines"
+)
+PRINT_CONFIG = Setting(
+    flag="--print-config", is_switch=True, words="show each value and where it came from, and end",
+    details="show the settings and end",
+)  # fmt: skip
+OPTIONS = (EMBEDDED, ENV_FILE, PRINT_CONFIG)
+"""Flags that say where settings come from and what is done with them."""
+
+SETTINGS = {
+    one.name: one
+    for group in (
+        SourceConfig, PublishConfig, SnapshotConfig, HttpConfig, Config, PostgresAddress, NatsAddress, NatsConfig, LogConfig
+    )
+    for one in settings_of(group).values()
+}  # fmt: skip
+"""Every setting by its name, in the order in which they are shown."""

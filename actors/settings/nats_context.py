@@ -1,7 +1,7 @@
-"""Contexts of the nats command line (its ADR-21): a file a context, named by `--nats-context` or NATS_CONTEXT.
+"""Contexts of the nats command line (its ADR-21): one file per context, named by `--nats-context` or NATS_CONTEXT.
 
-Only one that was asked for is read, never the one that happens to be selected: on a laptop where somebody selected
-production, a bridge would publish there.
+Only a context that was named is read, never the selected one: on a laptop where production is selected, a bridge would
+publish there.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from pathlib import Path
 from actors.errors import ConfigError
 
 HONOURED = {
-    "url": "nats_url", "user": "nats_user", "password": "nats_password", "token": "nats_token", "creds": "nats_creds",
-    "user_jwt": "nats_user_jwt", "user_seed": "nats_nkey_seed", "nkey": "nats_nkey_seed", "ca": "nats_ca",
-    "cert": "nats_cert", "key": "nats_key", "tls_first": "nats_tls_first",
+    "url": "nats_url", "user": "nats_bridge_user", "password": "nats_bridge_password", "token": "nats_token",
+    "creds": "nats_creds", "user_jwt": "nats_user_jwt", "user_seed": "nats_nkey_seed", "nkey": "nats_nkey_seed",
+    "ca": "nats_ca", "cert": "nats_cert", "key": "nats_key", "tls_first": "nats_tls_first",
 }  # fmt: skip
 """Key of the file -> our setting."""
 REFUSED = (
     "nsc", "socks_proxy", "inbox_prefix", "jetstream_domain", "jetstream_api_prefix", "windows_cert_store",
     "windows_cert_match", "windows_cert_match_by", "windows_ca_certs_match",
 )  # fmt: skip
-"""Keys that change whom one talks to or how: going on without them would be wrong."""
+"""Keys that change the peer or the protocol: ignoring them would be wrong."""
 PATHS = ("creds", "nkey", "ca", "cert", "key")
 
 
 def read_context(name: str, where: str, environ: Mapping[str, str]) -> dict[str, str]:
     """The settings that a context gives, by our names. `name` is a context's or a file's (.json); `where` it was given.
 
-    Raises ConfigError when it cannot be read or asks for something that the bridge cannot do.
+    Raises ConfigError when the context cannot be read or asks for something that the bridge cannot do.
     """
     path = _path_of(name, where, environ)
     try:

@@ -8,13 +8,12 @@ import trio
 
 from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
+from actors.contract.subjects import REQUEST_ALL, REQUESTS, parse, request
 from actors.telemetry.log import get_logger
 from actors.wire.nats import Msg
 
 log = get_logger("snapshotter")
 
-REQUESTS = "REQUESTS"
-PREFIX = "snapshot.request."
 WAITING_MAX = 10_000
 """Distinct tables: as many as the stream keeps. Beyond it a request is heard when the stream is read again."""
 READ_AGAIN_S = 30.0
@@ -22,7 +21,7 @@ _TOKEN_MAX = 600
 
 
 class SnapshotRequests:
-    """Table tokens that somebody asked for, each once, in the order of asking.
+    """Table tokens that were asked for, each once, in the order of asking.
 
     `known` are the tables that are published: a flood of other words neither keeps them out nor grows memory.
     """
@@ -40,17 +39,17 @@ class SnapshotRequests:
 
     async def listen(self) -> None:
         """Begin to hear requests, and take up those that were made before. Raises SinkUnavailable."""
-        await self._js.connection.subscribe(PREFIX + ">", self._on_message)
+        await self._js.connection.subscribe(REQUEST_ALL, self._on_message)
         await self._read_stream()
 
     def add(self, token: str) -> None:
-        """One request; another for the same table is the same."""
+        """Add a request; a second one for the same table is the same."""
         if 0 < len(token) <= _TOKEN_MAX and (len(self._waiting) < WAITING_MAX or token in self.known):
             self._waiting.setdefault(token)
             self._news.set()
 
     async def wait(self) -> None:
-        """Until something waits. The stream is read again from time to time: a message may have been missed."""
+        """Wait until there is a request. The stream is read again from time to time: a message may have been missed."""
         while not self._waiting:
             self._news = trio.Event()
             with trio.move_on_after(READ_AGAIN_S):
@@ -59,21 +58,26 @@ class SnapshotRequests:
                 await self._read_stream()
 
     def leave(self, token: str) -> None:
-        """It is somebody else's, or is being served: a request that comes from here on is a new one."""
+        """Remove a request that another bridge answers, or that is being served: one that comes after this is new."""
         self._waiting.pop(token, None)
 
     async def answered(self, token: str) -> None:
-        """Whoever asked can read the answer in the stream, so the request is deleted. Raises SinkUnavailable."""
+        """Delete a request whose answer is in the stream. Raises SinkUnavailable."""
         if self._kept:
             try:
-                await self._js.purge(REQUESTS, PREFIX + token)
+                await self._js.purge(REQUESTS, request(token))
             except (JetStreamError, SinkRefused) as exc:
                 log.warning("a request cannot be deleted; it is served again at the next start", table=token, said=exc.said)
 
     def _on_message(self, message: Msg) -> None:
-        self.add(message.subject.decode("utf-8", "replace")[len(PREFIX) :])
+        self._add_subject(message.subject.decode("utf-8", "replace"))
 
     async def _read_stream(self) -> None:
         if self._kept:
-            for subject in await self._js.subjects_of(REQUESTS, PREFIX + ">"):
-                self.add(subject[len(PREFIX) :])
+            for subject in await self._js.subjects_of(REQUESTS, REQUEST_ALL):
+                self._add_subject(subject)
+
+    def _add_subject(self, subject: str) -> None:
+        asked = parse(subject)
+        if asked is not None:
+            self.add(asked.token)

@@ -1,20 +1,10 @@
-"""A whole table at one LSN: the watermark, the description, and its rows a block at a time. On connections of its own.
-
-The watermark is the consistent point of a temporary slot, whose exported snapshot the reading transaction takes: for an
-ordinary snapshot there may be no LSN at all that divides what it sees from what it does not (a commit is in the WAL before
-others see it). Making the slot waits for transactions that write; when that takes too long, `invisible transactions` of an
-ordinary snapshot are held against what the replication stream has told instead (see `transaction_log`).
-
-https://www.postgresql.org/docs/18/protocol-replication.html#PROTOCOL-REPLICATION-CREATE-REPLICATION-SLOT
-"""
+"""A whole table as of its watermark: the description, and its rows a block at a time. On connections of its own."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from psycopg import pq
 
@@ -26,38 +16,18 @@ from actors.clients.postgres.catalog import (
     table_version,
 )
 from actors.clients.postgres.connection import PgConnection, PostgresError
-from actors.clients.postgres.slots import export_snapshot
 from actors.contract.table_schema import Description, matching_catalog
-from actors.errors import SourceUnavailable
-from actors.positions import NO_LSN, Lsn, parse_lsn
 from actors.settings.config import PostgresConfig
-from actors.snapshots.transaction_log import XidSnapshot, parse_snapshot
+from actors.snapshots.failures import TableChanged
+from actors.snapshots.watermark import Watermark, take_watermark
 from actors.wire.pgoutput import Relation
 from actors.wire.sql_names import quoted
 
 LOCK_TIMEOUT_S = 30.0
-SLOT_TIMEOUT_S = 5.0
-"""So long the exact watermark may wait for transactions that write; then the other way is taken."""
 BLOCK_ROWS_MAX = 300
 BLOCKS_A_CHUNK = 10
 WIDE_BLOCK_BYTES = 8 * 1024 * 1024
 """Of a table with wide rows so much is held at a time, if each row is as large as a message may be."""
-
-
-class TableChanged(Exception):
-    """The table, or what is published of it, is not what it was when the publication was read."""
-
-
-class Watermark(NamedTuple):
-    """The exported snapshot's place in the WAL, or an ordinary snapshot whose place must be found."""
-
-    lsn: Lsn | None
-    """None: to be found with `xids`."""
-    xids: XidSnapshot | None = None
-    insert_lsn: Lsn = NO_LSN
-    """Where the WAL ended after the ordinary snapshot was taken."""
-    stalled_xids: frozenset[int] = frozenset()
-    """Of commits that are in the WAL and wait, unseen, for a synchronous standby."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +74,7 @@ async def open_table(
             f" SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}; LOCK TABLE {published.own} IN ACCESS SHARE MODE",
             timeout_s=LOCK_TIMEOUT_S + 5,
         )
-        watermark = await _take_watermark(config, connection)
+        watermark = await take_watermark(config, connection)
         if await table_version(connection, publication, published.relation_oid) != published.version:
             raise TableChanged
         relation = published_relation(published, await describe_columns(connection, published.relation_oid))
@@ -130,44 +100,3 @@ async def open_table(
             connection.close()
         else:  # a query may still run: the server must not go on with it
             await connection.abandon()
-
-
-async def _take_watermark(config: PostgresConfig, connection: PgConnection) -> Watermark:
-    replication = await PgConnection.connect(config, replication=True, application_name="walbridge snapshot")
-    try:
-        lsn, snapshot = await export_snapshot(replication, f"snap_{secrets.token_hex(6)}", timeout_s=SLOT_TIMEOUT_S)
-        await connection.query(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
-        return Watermark(lsn)
-    except (PostgresError, SourceUnavailable) as exc:
-        # 53400 and 53300: no slot or sender is free; a time-out: somebody writes, and has not ended yet
-        if isinstance(exc, PostgresError) and exc.sqlstate not in ("53400", "53300"):
-            raise
-    finally:
-        replication.close()
-    # the first query takes the snapshot; where the WAL ends and who waits is asked after it
-    ((xids, insert_lsn),) = await connection.query("SELECT pg_current_snapshot(), pg_current_wal_insert_lsn()")
-    stalled = await _stalled_commits(config)
-    return Watermark(None, parse_snapshot(xids or ""), parse_lsn(insert_lsn or "0/0"), stalled)
-
-
-async def _stalled_commits(config: PostgresConfig) -> frozenset[int]:
-    """Commits that wait for a synchronous standby. Also writes to the WAL, so that the stream soon passes its present end."""
-    connection = await PgConnection.connect(config, application_name="walbridge snapshot")
-    try:
-        ((synchronous, privileged),) = await connection.query(
-            "SELECT current_setting('synchronous_standby_names') <> '', pg_has_role('pg_read_all_stats', 'USAGE')"
-        )
-        await connection.query("SELECT pg_logical_emit_message(false, 'walbridge', 'snapshot')")
-        if synchronous != "t":
-            return frozenset()
-        if privileged != "t":
-            raise PostgresError(
-                "42501", "cannot see which commits wait for a synchronous standby",
-                hint="GRANT pg_read_all_stats TO CURRENT_USER;   -- of the bridge; or ask again when no transaction is open",
-            )  # fmt: skip
-        rows = await connection.query(
-            "SELECT backend_xid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND backend_xid IS NOT NULL"
-        )
-        return frozenset(int(xid or 0) for (xid,) in rows)
-    finally:
-        connection.close()

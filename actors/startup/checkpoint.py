@@ -14,7 +14,7 @@ from actors.contract.bridge_record import BridgeRecord
 from actors.contract.message_ids import position_of
 from actors.errors import ConfigError, Fatal
 from actors.messages import Gap
-from actors.positions import GAP_RANK, NO_LSN, START, Lsn, Position, format_lsn
+from actors.positions import GAP_RANK, NO_LSN, ROW_RANK, START, Lsn, Position, format_lsn
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Start:
 
 
 def tail_position(tail: StreamTail, record: BridgeRecord | None) -> Position | None:
-    """The position of the stream's last message; None when nothing tells it.
+    """Return the position of the stream's last message; None when nothing shows it.
 
     Raises ConfigError when the stream belongs to somebody else.
     """
@@ -122,7 +122,7 @@ def find_loss(
     history: Sequence[BridgeRecord],
     position: Position | None,
 ) -> Loss | None:
-    """What only a new slot can mend. None when the slot can be read on, or when nothing was ever read."""
+    """Return what only a new slot can fix. None when the slot can be read on, or when nothing was ever read."""
     again = "walbridge run --accept-gap   # stores cdc._bridge.gap and goes on; replicas take new snapshots"
     proven = _proven(source, tail, record, history, position)
     from_lsn = _from(proven, _pending(record, tail))
@@ -137,28 +137,15 @@ def find_loss(
     if source.confirmed_lsn is None and (record is not None or position is not None):
         return Loss("WB108", f"slot {source.slot} was dropped", from_lsn, again)
     reached = max(proven, _within(record, source, record.confirmed_lsn) if record else NO_LSN)
-    if record is not None and reached > source.wal_end:
+    if position is not None and position.rank == ROW_RANK and (record is None or record.timeline == source.timeline):
+        reached = max(reached, Lsn(position.lsn + 1))  # of a row it is where the record of its commit begins
+    if reached > source.wal_end:
         reason = (
             f"the server is older than the stream: its WAL ends at {format_lsn(source.wal_end)}, the stream reaches "
             f"{format_lsn(reached)} (restored from an older copy?)"
         )
         return Loss("WB151", reason, from_lsn, f"connect to the right server, or:\n{again}")
     return None
-
-
-def other_history(source: Source, position: Position) -> Loss:
-    """PostgreSQL, asked to send the transaction of the stream's last event again, has sent another one at its place.
-
-    The server is a copy that was restored from before that transaction, its slot included, and has written other WAL since:
-    what both have in common ends nobody knows where, but not before what the slot had confirmed.
-    """
-    confirmed = source.confirmed_lsn or NO_LSN
-    reason = (
-        f"the server's history is another one than the stream's: the transaction at {format_lsn(position.lsn)}, the last that "
-        f"is stored, never happened there (restored from an older copy?); both agree up to {format_lsn(confirmed)} at least"
-    )
-    again = "walbridge run --accept-gap   # stores cdc._bridge.gap and goes on; replicas take new snapshots"
-    return Loss("WB151", reason, confirmed, f"connect to the right server, or:\n{again}")
 
 
 def loss_error(loss: Loss) -> Fatal:
@@ -226,7 +213,7 @@ def plan_start(
 def _pending(record: BridgeRecord | None, tail: StreamTail) -> Gap | None:
     """The gap event that the record announces, unless it is stored: it is the first message after the record.
 
-    Of a stream that has been cut short since, what is missing is found anew.
+    Of a stream that has been cut short since, what is missing is decided again.
     """
     if record is None or not tail.last_seq - tail.deleted <= record.last_seq <= tail.last_seq:
         return None
@@ -246,9 +233,7 @@ def _proven(
     if _pending(record, tail) is not None:
         return _within(record, source, record.confirmed_lsn)
     witnesses = [
-        r
-        for r in (*history, record)
-        if r.position <= at and r.last_seq <= tail.last_seq and r.system_id == record.system_id
+        r for r in (*history, record) if r.position <= at and r.last_seq <= tail.last_seq and r.system_id == record.system_id
     ]
     return max([_within(record, source, at.lsn), *(_within(r, source, r.confirmed_lsn) for r in witnesses)])
 

@@ -1,4 +1,4 @@
-"""Looks at PostgreSQL before the stream starts: what cannot work is refused with the statement that mends it."""
+"""Looks at PostgreSQL before the stream starts: what cannot work is refused with the statement that fixes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MANAGED_REPLICATION_ROLES = ("rds_replication", "rds_superuser", "cloudsqlsuperu
 async def check_postgres(connection: PgConnection, *, slot: str, publication: str, temporary: bool = False) -> list[Problem]:
     """Refuse what cannot work; returns what works now and will hurt later.
 
-    Raises ConfigError or Fatal with the mending statement, SourceUnavailable when the connection ends.
+    Raises ConfigError or Fatal with the statement that fixes it, SourceUnavailable when the connection ends.
     """
     if connection.server_version < OLDEST_VERSION:
         raise ConfigError(

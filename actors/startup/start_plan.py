@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from actors.clients.nats.jetstream import JetStream
+from actors.clients.nats.acknowledgements import not_where_left
+from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.clients.nats.record_store import RecordStore
 from actors.clients.postgres.catalog import PublishedTable, published_tables
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.replication import identify_system, timeline_history
 from actors.clients.postgres.slots import create_slot, drop_slot, slot_state
-from actors.contract.bridge_record import BUCKET as RECORDS
 from actors.contract.bridge_record import BridgeRecord
+from actors.contract.event_encoder import EventEncoder
+from actors.contract.subjects import BRIDGES, CDC_ALL
 from actors.contract.table_token import table_token
 from actors.positions import NO_LSN, Lsn, format_lsn
 from actors.settings.config import Config, PostgresConfig
@@ -29,6 +31,7 @@ from actors.startup.checkpoint import (
 )
 from actors.startup.streams import StreamSetup
 from actors.telemetry.log import get_logger
+from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, WRONG_LAST_SEQUENCE
 
 log = get_logger("startup")
 
@@ -43,12 +46,12 @@ class StartPlan:
     store: RecordStore
     tables: tuple[PublishedTable, ...]
     wal_end: Lsn
-    """Where PostgreSQL's WAL ended when we looked: behind it the bridge is catching up."""
+    """Where PostgreSQL's WAL ended at the start: below it the bridge is catching up."""
     slot_connection: PgConnection | None = None
-    """The one that has made a temporary slot: it alone can read it. Whoever opens the stream owns it."""
+    """The connection that made a temporary slot, and alone can read it. It belongs to the stream that is opened on it."""
 
     def close(self) -> None:
-        """No stream will be opened."""
+        """End the connection when no stream will be opened."""
         if self.slot_connection is not None:
             self.slot_connection.close()
 
@@ -58,7 +61,7 @@ async def find_start(
 ) -> StartPlan:
     """Read both sides and decide where to go on; makes the slot when there is none yet.
 
-    Raises Fatal when changes are lost for good and nobody accepted it, ConfigError when the stream is somebody else's.
+    Raises Fatal when changes are lost permanently and the user has not accepted it, ConfigError when the stream is another's.
     """
     slot, stream, temporary = config.source.slot, config.publish.stream, config.source.temporary
     record, revision, history = await _read_record(js, stream)
@@ -98,31 +101,45 @@ async def find_start(
             "changes are lost; storing a gap event",
             reason=start.gap.reason, from_lsn=format_lsn(start.gap.from_lsn), to_lsn=format_lsn(start.gap.to_lsn),
         )  # fmt: skip
-    identity = {
-        "publication": config.source.publication,
-        "system_id": source.system_id,
-        "timeline": source.timeline,
-        "switch_points": source.switch_points,
-        "tables": tuple(tokens),
-    }
-    if record is None:
-        record = BridgeRecord(slot=slot, **identity)  # type: ignore[arg-type]
-    record = replace(
-        record, position=start.skip, last_seq=start.last_seq, confirmed_lsn=start.proven_lsn, pending_gap=start.gap,
-        **identity,
-    )  # type: ignore[arg-type]  # fmt: skip
+    record = BridgeRecord(
+        slot, config.source.publication, source.system_id, source.timeline, source.switch_points, start.skip, start.last_seq,
+        start.proven_lsn, record.schemas if record else {}, tuple(tokens), record.suspended if record else {}, start.gap,
+    )  # fmt: skip
     return StartPlan(
         start, confirmed_lsn, RecordStore(js, stream, record, revision), tables, source.wal_end,
         replication if temporary else None,
     )  # fmt: skip
 
 
+async def take_over(plan: StartPlan, js: JetStream, encoder: EventEncoder) -> StartPlan:
+    """Tie the stream to this slot and server, and store the gap event, if there is one; returns the plan without it.
+
+    The record announces the gap event before it is stored, and drops the announcement afterwards: whatever breaks off in
+    between, the next start neither forgets the gap nor tells it twice. Only the slot's reader may call this. Raises
+    SinkUnavailable, and SinkFenced when another bridge has written to the stream or the record.
+    """
+    await plan.store.update()
+    gap, last_seq = plan.start.gap, plan.start.last_seq
+    if gap is None:
+        return plan
+    message = encoder.gap(gap)
+    headers = {MSG_ID_HEADER: message.msg_id.decode(), EXPECTED_LAST_SEQUENCE_HEADER: str(last_seq)}
+    try:
+        seq = await js.publish(message.subject.decode(), message.body, headers)
+    except JetStreamError as exc:
+        if exc.err_code not in WRONG_LAST_SEQUENCE:
+            raise
+        raise not_where_left(exc.said, "another writer published to it: reading the stream's tail again") from exc
+    await plan.store.update(pending_gap=None, last_seq=seq)
+    return replace(plan, start=replace(plan.start, last_seq=seq, gap=None))
+
+
 async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None, int, Sequence[BridgeRecord]]:
-    entry = await js.kv_get(RECORDS, stream)
+    entry = await js.kv_get(BRIDGES, stream)
     if entry is None:
         return None, 0, ()
     record = BridgeRecord.decode(entry[0], stream)
-    older = await js.kv_history(RECORDS, stream)
+    older = await js.kv_history(BRIDGES, stream)
     return record, entry[1], [BridgeRecord.decode(old.data, stream) for old in older if old.data]
 
 
@@ -130,10 +147,10 @@ async def _read_tail(js: JetStream, setup: StreamSetup) -> StreamTail:
     if not setup.last_seq:
         return StreamTail(setup.stream, 0, None)
     # the one at last_seq may have been deleted by hand; and by ">" nats-server 2.15 looks for no other one
-    message = await js.get_message(setup.stream, last_by_subj="cdc.>")
+    message = await js.get_message(setup.stream, last_by_subj=CDC_ALL)
     if message is None:
         return StreamTail(setup.stream, setup.last_seq, None, deleted=setup.last_seq)
-    msg_id = message.headers.get("Nats-Msg-Id")
+    msg_id = message.headers.get(MSG_ID_HEADER)
     return StreamTail(setup.stream, setup.last_seq, msg_id, msg_id is None, setup.last_seq - message.seq)
 
 

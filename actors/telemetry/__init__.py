@@ -1,1 +1,1 @@
-"""What the running bridge knows of itself, and how it is shown: numbers, history, Prometheus metrics, log."""
+"""What the running bridge knows about itself, and how it reports that: numbers, history, Prometheus metrics, log."""

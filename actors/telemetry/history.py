@@ -1,4 +1,4 @@
-"""The last 15 minutes of the bridge, a point a second, and when each stage and table last moved. No I/O, no trio."""
+"""The bridge's last 15 minutes, one point per second, and when each stage and table last moved. No I/O, no trio."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from actors.telemetry.telemetry import Telemetry
 
 POINTS_MAX = 900
 SUMMARY_POINTS = 10
-"""Rates in words are means over so many seconds: one second alone flickers."""
+"""Rates in sentences are means over this many seconds, because a single second fluctuates."""
 LATENCY_POINTS = 60
 STUCK_AFTER_S = 5.0
 SILENT_AFTER_S = 120.0
@@ -23,7 +23,7 @@ OPERATIONS = ("insert", "update", "delete", "truncate")
 
 
 class Point(NamedTuple):
-    """One second. Rates are per second; None where nothing happened that could be measured."""
+    """One second. Rates are per second; None where there was nothing to measure."""
 
     unix_s: float
     inserts: float
@@ -46,7 +46,7 @@ class Point(NamedTuple):
 
 @dataclass(slots=True)
 class Stage:
-    """How far one stage is, and since when it has stood there."""
+    """How far one stage has got, and since when it has stayed there."""
 
     name: str
     lsn: Lsn = NO_LSN
@@ -55,20 +55,20 @@ class Stage:
     behind: bool = False
     """The stage before it has got further."""
     even_at: float = 0.0
-    """When it was last seen not to be behind; 0 for never."""
+    """When the stage was last not behind; 0 for never."""
     stuck: bool = False
-    """Behind, and has not moved for a while."""
+    """Behind, and not moved for STUCK_AFTER_S."""
     _mark: object = None
 
     @property
     def stands_since(self) -> float:
-        """Since when it could have moved and did not; 0 when it never could."""
+        """Since when the stage could have moved and did not; 0 when it never could."""
         return max(self.moved_at, self.even_at)
 
 
 @dataclass(slots=True)
 class TableCounts:
-    """Events of one table, stored."""
+    """Stored events of one table."""
 
     token: str
     schema: str
@@ -80,7 +80,7 @@ class TableCounts:
 
 
 def percentile(bounds: Sequence[float], counts: Sequence[int], share: float) -> float | None:
-    """Where this share of the observations ends, straight between a bucket's bounds; None when there are none."""
+    """The value below which this share of the observations lies, interpolated within its bucket; None without observations."""
     total = sum(counts)
     if not total:
         return None
@@ -93,7 +93,7 @@ def percentile(bounds: Sequence[float], counts: Sequence[int], share: float) -> 
 
 
 class History:
-    """Grows by `sample`, once a second. Everything else only reads."""
+    """Grows by `sample`, once per second. All other methods only read."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
@@ -111,14 +111,14 @@ class History:
         self._latencies: deque[list[int]] = deque(maxlen=LATENCY_POINTS)
 
     def sample(self, now_unix_s: float) -> None:
-        """Add a point."""
+        """Add one point."""
         t = self._telemetry
         elapsed_s = max(now_unix_s - self._at, 0.001) if self._at else 1.0
         self._at = now_unix_s
         self.tick += 1
         self._sample_tables(now_unix_s)
         totals = self.operation_totals()
-        totals_before = self._totals if self.tick > 1 else totals  # what was stored before the first look is no rate
+        totals_before = self._totals if self.tick > 1 else totals  # events stored before the first sample are no rate
         moved = (t.wal_bytes_received, t.published_bytes)
         moved_before, self._bytes, self._totals = self._bytes, moved, totals
         latency, self._latency = _since(t.event_latency_s.counts, self._latency)
@@ -147,27 +147,27 @@ class History:
         self._sample_stages(now_unix_s)
 
     def points_after(self, tick: int) -> list[Point]:
-        """The points of later ticks that are still kept."""
+        """The points after this tick that are still kept."""
         missing = min(self.tick - tick, len(self.points))
         return list(self.points)[len(self.points) - missing :] if missing > 0 else []
 
     def tables_after(self, tick: int) -> Iterator[TableCounts]:
-        """The tables that have changed since."""
+        """The tables that have changed after this tick."""
         return (table for table in self.tables.values() if table.changed_tick > tick)
 
     @property
     def events_per_second(self) -> float:
-        """Mean of the last seconds."""
+        """The mean over the last SUMMARY_POINTS seconds."""
         recent = list(self.points)[-SUMMARY_POINTS:]
         return sum(point.events for point in recent) / len(recent) if recent else 0.0
 
     def latency_ms(self, share: float) -> float | None:
-        """From commit to stored, of the events of the last minute."""
+        """A percentile of the time from commit to stored, over the last minute's events."""
         counts = [sum(column) for column in zip(*self._latencies, strict=True)]
         return _ms(percentile(self._telemetry.event_latency_s.bounds, counts, share))
 
     def operation_totals(self) -> tuple[int, int, int, int]:
-        """Events of all tables, by OPERATIONS."""
+        """Count the events of all tables, by OPERATIONS."""
         sums = [0, 0, 0, 0]
         for table in self.tables.values():
             for i, count in enumerate(table.counts):
@@ -181,7 +181,7 @@ class History:
             for token in t.tables:
                 self._table(*split_token(token))
         if t.events_published == self._counted:
-            return  # nothing was stored: no need to look at a thousand tables
+            return  # nothing was stored, so skip up to thousands of tables
         self._counted = t.events_published
         for (schema, name, operation), count in t.table_events.items():
             table = self._table(schema, name)
@@ -201,7 +201,7 @@ class History:
     def _sample_stages(self, now_unix_s: float) -> None:
         t = self._telemetry
         received, decoded, published, durable, confirmed = self.stages
-        # within one long transaction LSNs stand still while messages move: both count as moving
+        # within one long transaction LSNs stay the same while messages move, so either counts as moving
         for stage, lsn, mark in (
             (received, t.received_lsn, t.wal_messages_received),
             (decoded, t.decoded_lsn, t.decoded_lsn),

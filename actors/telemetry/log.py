@@ -1,4 +1,4 @@
-"""The log: one line an event on stderr, as logfmt or JSON. The METRICS line goes to stdout, as its first users read it."""
+"""The log: one line per event on stderr, as logfmt or JSON. The METRICS line goes to stdout, where log collectors parse it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Formatter(logging.Formatter):
     def __init__(self, secrets: tuple[str, ...], *, as_json: bool) -> None:
         super().__init__()
         self._json = as_json
-        # a last defence: nothing should ever put a secret into a message
+        # a last defence: no code should put a secret into a message
         shown = {form for s in secrets for form in (s, repr(s)[1:-1])}
         as_written = {form for s in shown for form in (s, json.dumps(s)[1:-1], json.dumps(s, ensure_ascii=False)[1:-1])}
         longest_first = sorted(as_written, key=len, reverse=True)
@@ -68,12 +68,12 @@ def _logfmt(value: object) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if text and text.isprintable() and not re.search(r'[\s="\\]', text):
         return text
-    # what moves a terminal's cursor or begins a line is written as an escape
+    # characters that move a terminal's cursor or begin a line are written as escapes
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 class _Repeats(logging.Filter):
-    """The same warning, of the same table, once a minute, with the number of times it was held back."""
+    """Passes the same warning of the same table once per minute, with the number of times it was held back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def set_up_logging(level: str, style: str, secrets: tuple[str, ...]) -> None:
 
 
 def metrics_line(telemetry: Telemetry) -> str:
-    """The line that log collectors parse; never changed."""
+    """The line that log collectors parse; its format never changes."""
     t = telemetry
     return (
         f"info(bridge): METRICS uptime={t.uptime_s} wal_messages={t.wal_messages_received} "
@@ -118,8 +118,8 @@ def metrics_line(telemetry: Telemetry) -> str:
 
 
 def print_metrics_line(telemetry: Telemetry) -> None:
-    """Write the METRICS line to stdout at once; a closed stdout is nobody's fault here."""
+    """Write the METRICS line to stdout immediately; a closed stdout is not an error."""
     try:
         print(metrics_line(telemetry), flush=True)
     except OSError:
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115  (the reader has gone; say no more)
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115  (the reader has gone; print no more)

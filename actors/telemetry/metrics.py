@@ -1,4 +1,4 @@
-"""Prometheus: the ten lines that shell scripts read, by hand as plain integers, and ours beside them."""
+"""Prometheus metrics: ten lines that shell scripts parse, written by hand as plain integers, then all others."""
 
 from __future__ import annotations
 
@@ -20,31 +20,42 @@ from psycopg.conninfo import conninfo_to_dict
 
 from actors import __version__
 from actors.contract.table_token import split_token
+from actors.errors import TRANSIENT_CODES
 from actors.settings.config import Config
 from actors.telemetry.telemetry import Histogram, Telemetry
+from actors.wire.jetstream import UNAVAILABLE, ErrCode
 
 STATES = ("starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "halted")
 OPERATIONS = ("insert", "update", "delete", "truncate")
 WAL_STATUSES = ("reserved", "extended", "unreserved", "lost")
-FAULTS = (
-    "WB101", "WB102", "WB103", "WB108", "WB118", "WB200", "WB201", "WB202", "WB203", "WB204", "WB206", "WB210", "WB211",
-    "WB212", "WB220", "WB221", "WB222", "WB223",
-)  # fmt: skip
-"""Codes of what passes by itself: present from the start, so that an increase from 0 is seen."""
-REJECTIONS = (503, 10008, 10023, 10047, 10054, 10070, 10071, 10077, 10158, 10164, 10167)
-"""JetStream's codes for a publish that have series of their own, from the start; `nats errors lookup CODE` explains one."""
+FAULTS = TRANSIENT_CODES
+"""Codes of `bridge_errors_total`, present from the start, so that an increase from 0 is seen."""
+REJECTIONS = (
+    UNAVAILABLE,
+    ErrCode.CLUSTER_NOT_AVAILABLE,
+    ErrCode.INSUFFICIENT_RESOURCES,
+    ErrCode.STORAGE_RESOURCES_EXCEEDED,
+    ErrCode.MESSAGE_EXCEEDS_MAXIMUM,
+    ErrCode.WRONG_LAST_MSG_ID,
+    ErrCode.WRONG_LAST_SEQUENCE,
+    ErrCode.STORE_FAILED,
+    ErrCode.DUPLICATE_IN_PROCESS,
+    ErrCode.WRONG_LAST_SEQUENCE_CONSTANT,
+    ErrCode.TOO_MANY_REQUESTS,
+)
+"""JetStream's codes for a publish that have series of their own, from the start."""
 TABLES_MAX = 200
-"""Tables with series of their own; the rest are counted together as `_other`."""
+"""Tables with their own series; the rest are counted together as `_other`."""
 
-# name, type, help, value: in this order, one line each, no labels, plain integers
+# name, type, help, value; scripts rely on this order, one line each, no labels, plain integers
 _SEED = (
     ("bridge_uptime_seconds", "gauge", "Seconds since the process started.", lambda t: t.uptime_s),
     ("bridge_wal_messages_received_total", "counter", "Messages from PostgreSQL.", lambda t: t.wal_messages_received),
     ("bridge_cdc_events_published_total", "counter", "Events that JetStream has stored.", lambda t: t.events_published),
     ("bridge_last_ack_lsn", "gauge", "LSN confirmed to PostgreSQL.", lambda t: t.confirmed_lsn),
     ("bridge_connected", "gauge", "1 while streaming on both sides.", lambda t: int(t.connected)),
-    ("bridge_reconnects_total", "counter", "Restarts since PostgreSQL was away.", lambda t: t.reconnects),
-    ("bridge_nats_reconnects_total", "counter", "Restarts since NATS was away.", lambda t: t.nats_reconnects),
+    ("bridge_reconnects_total", "counter", "Restarts because PostgreSQL was away.", lambda t: t.reconnects),
+    ("bridge_nats_reconnects_total", "counter", "Restarts because NATS was away.", lambda t: t.nats_reconnects),
     ("bridge_last_processing_time_us", "gauge", "Microseconds to decode a message.", lambda t: t.last_processing_time_us),
     ("bridge_slot_active", "gauge", "1 while the slot is read.", lambda t: int(t.slot.active)),
     ("bridge_wal_lag_bytes", "gauge", "WAL that PostgreSQL keeps: current minus restart_lsn.", lambda t: t.slot.lag_bytes),
@@ -52,7 +63,7 @@ _SEED = (
 
 
 def lag_seconds(telemetry: Telemetry, now_unix_s: float) -> float:
-    """Age of the oldest committed change that the bridge has read and JetStream has not stored; grows while stuck."""
+    """The age of the oldest committed change that the bridge has read and JetStream has not stored; grows while stuck."""
     waiting = [t for t in (telemetry.stalled_commit_at,) if t]
     if telemetry.waiting_commit_times:
         waiting.append(telemetry.waiting_commit_times[0][1])
@@ -60,7 +71,7 @@ def lag_seconds(telemetry: Telemetry, now_unix_s: float) -> float:
 
 
 class Metrics:
-    """Renders /metrics from the telemetry at each scrape. Holds a registry of its own."""
+    """Renders /metrics from the telemetry at each scrape. Owns its registry."""
 
     def __init__(self, telemetry: Telemetry, config: Config) -> None:
         self._telemetry, self._config = telemetry, config
@@ -73,13 +84,13 @@ class Metrics:
         GCCollector(registry=self._registry)
 
     def render(self) -> bytes:
-        """The text format, version 0.0.4."""
+        """Render the text format, version 0.0.4."""
         t = self._telemetry
         seed = "".join(f"# HELP {name} {text}\n# TYPE {name} {kind}\n{name} {value(t)}\n" for name, kind, text, value in _SEED)
         return seed.encode() + generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """For the registry."""
+        """Yield every family; the registry calls this at each scrape."""
         t = self._telemetry
         yield gauge("bridge_lag_seconds", "Age of the oldest committed change not yet stored.", lag_seconds(t, time.time()))
         yield from self._identity()
@@ -93,26 +104,26 @@ class Metrics:
     def _identity(self) -> Iterator[Metric]:
         t, config = self._telemetry, self._config
         yield InfoMetricFamily(
-            "bridge", "What runs here.",
+            "bridge", "Version and settings of this bridge.",
             {
                 "version": __version__, "slot_name": config.source.slot, "publication": config.source.publication,
                 "stream_name": config.publish.stream, "publish": t.publish_mode, "database": self._database,
             },
         )  # fmt: skip
         state = StateSetMetricFamily("bridge_state", "What the bridge is doing.", {s: s == t.state for s in STATES})
-        # the text format 0.0.4 knows no state sets
+        # the text format 0.0.4 has no state sets
         state.type = "gauge"
         yield state
         yield gauge("bridge_postgres_connected", "1 while the replication stream is open.", t.postgres_connected)
         yield gauge("bridge_nats_connected", "1 while connected to NATS.", t.nats_connected)
 
     def _times(self, t: Telemetry) -> Iterator[Metric]:
-        yield _histogram("bridge_event_latency_seconds", "From commit to stored.", t.event_latency_s)
-        yield _histogram("bridge_ack_seconds", "From sent to acknowledged, a batch.", t.ack_s)
+        yield _histogram("bridge_event_latency_seconds", "Latency from commit to stored.", t.event_latency_s)
+        yield _histogram("bridge_ack_seconds", "Time from sending a batch to its acknowledgement.", t.ack_s)
         yield gauge("bridge_last_received_timestamp_seconds", "When PostgreSQL last sent anything.", t.last_received_at)
         yield gauge("bridge_last_ack_timestamp_seconds", "When JetStream last acknowledged.", t.last_ack_at)
         yield gauge("bridge_last_commit_timestamp_seconds", "Commit time of the last transaction.", t.last_commit_at)
-        position = GaugeMetricFamily("bridge_position_lsn", "How far each stage is.", labels=["stage"])
+        position = GaugeMetricFamily("bridge_position_lsn", "LSN that each stage has reached.", labels=["stage"])
         for stage in ("received", "decoded", "published", "durable", "confirmed"):
             position.add_metric([stage], getattr(t, f"{stage}_lsn"))
         yield position
@@ -120,7 +131,7 @@ class Metrics:
     def _slot(self, t: Telemetry) -> Iterator[Metric]:
         slot = t.slot
         behind = max(0, slot.current_lsn - t.confirmed_lsn) if slot.current_lsn and t.confirmed_lsn else 0
-        yield gauge("bridge_wal_confirmed_lag_bytes", "WAL behind the confirmed LSN.", behind)
+        yield gauge("bridge_wal_confirmed_lag_bytes", "WAL after the confirmed LSN.", behind)
         status = GaugeMetricFamily("bridge_slot_wal_status", "wal_status of the slot.", labels=["wal_status"])
         for name in WAL_STATUSES:
             status.add_metric([name], slot.wal_status == name)
@@ -129,47 +140,49 @@ class Metrics:
             "bridge_slot_safe_wal_bytes", "WAL until the slot is lost; 0 when unlimited or lost.", slot.safe_wal_bytes or 0
         )
         yield gauge("bridge_slot_wal_limited", "0 when max_slot_wal_keep_size is -1.", slot.wal_limited)
-        yield gauge("bridge_slot_seconds_to_loss", "Until the slot is lost, at the present rate.", slot.seconds_to_loss)
-        yield gauge("bridge_slot_catalog_xmin_age", "Transactions that vacuum cannot pass.", slot.catalog_xmin_age)
+        yield gauge("bridge_slot_seconds_to_loss", "Seconds until the slot is lost, at the present rate.", slot.seconds_to_loss)
+        yield gauge("bridge_slot_catalog_xmin_age", "Age of the slot's catalog_xmin in transactions.", slot.catalog_xmin_age)
         yield counter("bridge_slot_spill_bytes", "Decoded changes that PostgreSQL spilled to disk.", slot.spill_bytes)
 
     def _stream(self, t: Telemetry) -> Iterator[Metric]:
         stream = t.stream
         for name, text, value in (
             ("bytes", "Bytes that the stream holds.", stream.bytes),
-            ("limit_bytes", "Bytes that it may hold; 0 for no limit.", stream.bytes_max),
-            ("first_sequence", "Sequence of its oldest message.", stream.first_seq),
-            ("last_sequence", "Sequence of its newest message.", stream.last_seq),
-            ("oldest_timestamp_seconds", "When its oldest message was stored.", stream.oldest_unix_s),
+            ("limit_bytes", "Bytes that the stream may hold; 0 for no limit.", stream.bytes_max),
+            ("first_sequence", "Sequence of the oldest message.", stream.first_seq),
+            ("last_sequence", "Sequence of the newest message.", stream.last_seq),
+            ("oldest_timestamp_seconds", "When the oldest message was stored.", stream.oldest_unix_s),
         ):
             family = GaugeMetricFamily(f"bridge_stream_{name}", text, labels=["stream_name"])
             family.add_metric([self._config.publish.stream], value)
             yield family
 
     def _pipeline(self, t: Telemetry) -> Iterator[Metric]:
-        items = GaugeMetricFamily("bridge_channel_items", "Items that wait in a channel.", labels=["channel"])
+        items = GaugeMetricFamily("bridge_channel_items", "Items waiting in a channel.", labels=["channel"])
         capacity = GaugeMetricFamily("bridge_channel_capacity", "Items that fit into a channel.", labels=["channel"])
-        blocked = CounterMetricFamily("bridge_channel_blocked_seconds", "Spent waiting for room.", labels=["channel"])
+        blocked = CounterMetricFamily(
+            "bridge_channel_blocked_seconds", "Seconds its sender waited for room.", labels=["channel"]
+        )
         for name, channel in t.channels.items():
             items.add_metric([name], channel.items_waiting)
             capacity.add_metric([name], channel.capacity)
             blocked.add_metric([name], channel.blocked_s)
         yield from (items, capacity, blocked)
-        yield gauge("bridge_inflight_messages", "Sent and not yet acknowledged.", t.in_flight_messages)
-        yield gauge("bridge_inflight_bytes", "Sent and not yet acknowledged.", t.in_flight_bytes)
+        yield gauge("bridge_inflight_messages", "Messages sent and not yet acknowledged.", t.in_flight_messages)
+        yield gauge("bridge_inflight_bytes", "Bytes sent and not yet acknowledged.", t.in_flight_bytes)
         yield counter("bridge_transactions", "Transactions decoded.", t.transactions)
         yield counter("bridge_wal_bytes_received", "Bytes from PostgreSQL.", t.wal_bytes_received)
         yield counter("bridge_published_bytes", "Bytes sent to NATS.", t.published_bytes)
-        yield gauge("bridge_largest_transaction_events", "Changes of the largest transaction.", t.largest_transaction_events)
+        yield gauge("bridge_largest_transaction_events", "Changes in the largest transaction.", t.largest_transaction_events)
         yield counter("bridge_gaps", "Gap events stored.", t.gaps)
-        yield counter("bridge_fenced", "Times another writer was in the stream.", t.fenced)
+        yield counter("bridge_fenced", "Times another writer was found in the stream.", t.fenced)
         yield counter("bridge_events_omitting_columns", "Events too large to carry all columns.", t.events_omitting_columns)
-        yield gauge("bridge_tables_suspended", "Tables whose events are left out.", len(t.suspended_tables))
-        problems = GaugeMetricFamily("bridge_problems", "What a person should know of, by code.", labels=["code"])
+        yield gauge("bridge_tables_suspended", "Suspended tables, whose events are not stored.", len(t.suspended_tables))
+        problems = GaugeMetricFamily("bridge_problems", "Current problems by code.", labels=["code"])
         for code, count in sorted(Counter(p.code for p in (*t.problems.values(), *t.suspended_tables.values())).items()):
             problems.add_metric([code], count)
         yield problems
-        errors = CounterMetricFamily("bridge_errors", "Faults by code.", labels=["code"])
+        errors = CounterMetricFamily("bridge_errors", "Faults so far, by code.", labels=["code"])
         for code, count in sorted({**dict.fromkeys(FAULTS, 0), **t.errors_by_code}.items()):
             errors.add_metric([code], count)
         yield errors
@@ -188,10 +201,10 @@ class Metrics:
         yield ended
         yield counter("bridge_snapshot_rows", "Rows of snapshots sent.", t.snapshot_rows)
         yield counter("bridge_snapshot_bytes", "Bytes of snapshots sent.", t.snapshot_bytes)
-        yield gauge("bridge_snapshot_requests_waiting", "Tables that somebody asked for.", t.snapshot_requests_waiting)
+        yield gauge("bridge_snapshot_requests_waiting", "Tables with a waiting snapshot request.", t.snapshot_requests_waiting)
         rows = GaugeMetricFamily("bridge_snapshot_rows_done", "Rows of the running snapshot.", labels=["table"])
         expected = GaugeMetricFamily(
-            "bridge_snapshot_rows_expected", "What PostgreSQL's statistics say it has.", labels=["table"]
+            "bridge_snapshot_rows_expected", "Rows it should have by PostgreSQL's statistics.", labels=["table"]
         )
         for progress in t.snapshots.values():
             if progress.state == "running":
@@ -208,10 +221,10 @@ class Metrics:
             events.add_metric([operation], count)
         yield events
         for schema, table in (*((s, n) for s, n, _ in t.table_events), *map(split_token, t.tables)):
-            if len(self._shown) < TABLES_MAX:  # those that came first: a counter may not change its name and fall
+            if len(self._shown) < TABLES_MAX:  # the first tables stay: a counter may not move to another name and fall
                 self._shown[schema, table] = None
         shown = self._shown
-        # published tables from the start: an increase from nothing is not seen
+        # published tables have series from the start: Prometheus sees no increase from a missing series
         series = {(*names, operation): 0 for names in shown for operation in OPERATIONS}
         for (schema, table, operation), count in t.table_events.items():
             key = (schema, table, operation) if (schema, table) in shown else ("", "_other", operation)
@@ -223,12 +236,12 @@ class Metrics:
 
 
 def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    """A family of one number, without labels."""
+    """Make a gauge of one number, without labels."""
     return GaugeMetricFamily(name, text, value=value)
 
 
 def counter(name: str, text: str, value: float) -> CounterMetricFamily:
-    """A family of one number, without labels. The text format adds `_total`."""
+    """Make a counter of one number, without labels. The text format adds `_total`."""
     return CounterMetricFamily(name, text, value=value)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 
 def changes_per_second(per_second: float) -> str:
-    """1,250 changes/s, 0.3 changes/s."""
+    """Format a rate: 1,250 changes/s, 0.3 changes/s."""
     if per_second >= 10:
         return f"{per_second:,.0f} changes/s"
     return f"{per_second:.1f} change{'' if round(per_second, 1) == 1 else 's'}/s"
 
 
 def human_bytes(count: float) -> str:
-    """As people read it: 48 MB, 1.5 GB; by 1024, as PostgreSQL does."""
+    """Format bytes: 48 MB, 1.5 GB; in powers of 1024, as PostgreSQL does."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1024 or unit == "TB":
             return f"{count:.0f} {unit}" if count >= 10 or unit == "B" or count == int(count) else f"{count:.1f} {unit}"
@@ -20,12 +20,12 @@ def human_bytes(count: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """1 message, 2,000 messages."""
+    """Format a count with its noun: 1 message, 2,000 messages."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def span(seconds: float) -> str:
-    """As `age`, in words: 40 seconds, 5 minutes, 33 days."""
+    """Format a duration with its unit as a word: 40 seconds, 5 minutes, 33 days."""
     for size, unit in ((86400 * 2, "day"), (3600 * 2, "hour"), (120, "minute")):
         if seconds >= size:
             return counted(round(seconds / {"day": 86400, "hour": 3600, "minute": 60}[unit]), unit)
@@ -33,7 +33,7 @@ def span(seconds: float) -> str:
 
 
 def age(seconds: float) -> str:
-    """7 ms, 12 s, 5 min, 3 h, 9 d."""
+    """Format a duration briefly: 7 ms, 12 s, 5 min, 3 h, 9 d."""
     if seconds <= 0:
         return "0 s"
     if seconds < 1:

@@ -1,6 +1,6 @@
-"""What the running bridge knows of itself: plain numbers, each with one writer, read by the log line, /status and /metrics.
+"""What the running bridge knows of itself: plain numbers for the log line, /status, /metrics and the heartbeat.
 
-An actor writes its own part and reads nobody else's; nothing here decides anything.
+An actor writes its own part and reads nobody else's; nothing in the pipeline decides by what is here.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ SnapshotState = Literal["waiting", "running", "done", "failed"]
 
 @dataclass(slots=True)
 class SnapshotProgress:
-    """The last snapshot of one table. Written by the snapshotter."""
+    """The last snapshot of one table. Written by `SnapshotBoard`."""
 
     table: str
     """Its token."""
@@ -119,7 +119,27 @@ class SnapshotProgress:
 
 @dataclass(slots=True)
 class Telemetry:
-    """All counters and gauges. Times ending in `_at` are time.time(), 0 for never."""
+    """All counters and gauges. Times ending in `_at` are time.time(), 0 for never.
+
+    | fields | written by |
+    |---|---|
+    | state, faults, connections, tables, `publish_mode` | the supervisor |
+    | `problems` | the supervisor (what preflight found, by its words) and the wal_monitor (key `wal`) |
+    | `channels`; the start of `sent_*`, `stored_*` and `waiting_commit_times` | the pipeline, once per run: `begin_run` |
+    | `received_*`, `wal_*`, `last_received_at` | the replication_reader |
+    | `decoded_lsn`, `transactions`, `last_commit_at` and the like | the decoder |
+    | `events_omitting_columns` | the batcher |
+    | `suspended_tables` | `Suspensions`, for the batcher and the snapshotter |
+    | `sent_*`, `published_*` | the publisher |
+    | `publish_rejected` | `Acknowledgements`, in the NATS connection's reader |
+    | `stored_*`, `durable_lsn`, `confirmed_lsn`, events, latencies, `waiting_commit_times` | the acker |
+    | `stalled_commit_at` | the supervisor sets it (`note_fault`), the acker clears it once the stream stores again |
+    | `snapshot*` | `SnapshotBoard`, for the snapshotter |
+    | `stream`, `consumers` | the stream_monitor |
+    | `slot` | the wal_monitor |
+
+    Read by the log line, the HTTP server and the history behind its page, and the heartbeat.
+    """
 
     started_at: float = field(default_factory=time.time)
     # the bridge (supervisor)
@@ -140,8 +160,9 @@ class Telemetry:
     tables: tuple[str, ...] = ()
     """Tokens of the published tables, when the pipeline last began."""
     errors_by_code: dict[str, int] = field(default_factory=dict)
-    channels: dict[str, Channel[Any]] = field(default_factory=dict)
     publish_mode: str = ""
+    # the pipeline
+    channels: dict[str, Channel[Any]] = field(default_factory=dict)
     # replication_reader
     wal_messages_received: int = 0
     wal_bytes_received: int = 0
@@ -153,18 +174,20 @@ class Telemetry:
     largest_transaction_events: int = 0
     last_commit_at: float = 0.0
     last_processing_time_us: int = 0
-    # batcher
+    # Suspensions
     suspended_tables: dict[str, Problem] = field(default_factory=dict)
+    # batcher
     events_omitting_columns: int = 0
     # publisher
     published_lsn: Lsn = NO_LSN
     published_bytes: int = 0
     sent_seq: int = 0
     """The stream's sequence of the last message sent."""
-    publish_rejected: Counter[int] = field(default_factory=Counter)
-    """By JetStream's code: messages that it did not store."""
     sent_bytes: int = 0
     """Of batches handed to NATS since this run of the pipeline began."""
+    # Acknowledgements
+    publish_rejected: Counter[int] = field(default_factory=Counter)
+    """By JetStream's code: messages that it did not store."""
     # acker: what JetStream has acknowledged
     events_published: int = 0
     table_events: dict[tuple[str, str, str], int] = field(default_factory=dict)
@@ -186,7 +209,7 @@ class Telemetry:
     ack_s: Histogram = field(
         default_factory=lambda: Histogram((0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 10, 30))
     )
-    # snapshotter
+    # SnapshotBoard
     snapshots: dict[str, SnapshotProgress] = field(default_factory=dict)
     """By table token: what waits and runs, and the last ones that ended."""
     snapshot_requests_waiting: int = 0
@@ -201,8 +224,19 @@ class Telemetry:
     # wal_monitor
     slot: SlotHealth = field(default_factory=SlotHealth)
 
+    def begin_run(self, channels: dict[str, Channel[Any]], last_seq: int) -> None:
+        """Start what counts from the beginning of a run; batches of the run before that were not stored come again."""
+        self.channels = channels
+        self.waiting_commit_times.clear()
+        self.sent_seq = self.stored_seq = last_seq
+        self.sent_bytes = self.stored_bytes = 0
+
     def note_fault(self, fault: Problem) -> None:
-        """The pipeline has ended and will run again; what repeats is kept once, with its first time."""
+        """Note that the pipeline has ended and will run again; a fault that repeats is kept once, with its first time."""
+        self.errors_by_code[fault.code] = self.errors_by_code.get(fault.code, 0) + 1
+        if not self.stalled_commit_at:  # what commits from now on is not even read: it waits since now
+            waiting = self.waiting_commit_times
+            self.stalled_commit_at = waiting[0][1] if waiting else time.time()
         if self.fault is None or self.fault.what != fault.what:
             self.fault = fault
             self.recent_faults.append(fault)

@@ -1,7 +1,7 @@
-"""One text for each value, whether PostgreSQL printed it, a replica in SQLite holds it, or one in PostgreSQL prints it.
+"""Converts equal values to equal text, whether PostgreSQL printed them or a replica in SQLite or PostgreSQL holds them.
 
-It is PostgreSQL's own text but for what a replica may rightly keep otherwise: the spelling of json and of floats, and the
-letters T and Z of timestamps. Negative zero counts as zero: SQLite has none.
+The text is PostgreSQL's own except where a replica may rightly differ: the spelling of json and floats, and the letters T and Z
+of timestamps. Negative zero equals zero, because SQLite has no negative zero.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _T = re.compile(r"^(\d+-\d\d-\d\d)T")
 
 
 def canonical_for(type_oid: int, types: Mapping[int, TypeInfo]) -> Canonical:
-    """What makes values of a type comparable; `types` are those that are not PostgreSQL's own."""
+    """The conversion that makes values of a type comparable; `types` are those that are not built into PostgreSQL."""
     info = base_type(type_oid, types)
     if info is None:
         return str
@@ -35,7 +35,7 @@ def canonical_for(type_oid: int, types: Mapping[int, TypeInfo]) -> Canonical:
 
 
 def digest(values: Sequence[str | None]) -> bytes:
-    """128 bits that stand for a row."""
+    """Hash a row to 128 bits."""
     parts: list[bytes] = []
     for value in values:
         if value is None:
@@ -46,7 +46,7 @@ def digest(values: Sequence[str | None]) -> bytes:
     return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
-# Whoever writes to a replica in SQLite may put anything in any column: what is no value of the type must equal none.
+# Anybody may write any value into any column of SQLite. A value that is not of the column's type must equal no value of it.
 
 
 def _bool(value: Any) -> str:
@@ -82,7 +82,7 @@ def _document(value: Any) -> str:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A json object: its keys may come twice."""
+    """The members of a json object, in which a key may occur twice."""
 
 
 def _written(value: Any) -> str:
@@ -91,7 +91,7 @@ def _written(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(_written, value)) + "]"
     if isinstance(value, Decimal):
-        # 1.50 and 15e-1 are one number; a huge exponent is not written out
+        # 1.50 and 15e-1 are the same number; a huge exponent is not expanded
         sign, digits, exponent = value.as_tuple()
         text = "".join(map(str, digits)).lstrip("0")
         stripped = text.rstrip("0")
@@ -103,7 +103,7 @@ def _written(value: Any) -> str:
 def _array(text: str, delimiter: str, element: Canonical) -> str:
     try:
         return json.dumps(parse_array(text, delimiter, element))
-    except ValueError:  # bounds that lists cannot keep
+    except ValueError:  # an array with bounds, which lists do not have
         return text
 
 

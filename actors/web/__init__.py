@@ -1,1 +1,1 @@
-"""What the HTTP server shows: the status document, the history behind the plots, and the page itself."""
+"""The bridge's HTTP server: application, status document, live feed, access guard and page."""

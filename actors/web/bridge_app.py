@@ -1,4 +1,4 @@
-"""The bridge's HTTP application: the page, health, status, metrics and the graceful stop (contract, section 7)."""
+"""The bridge's HTTP application: the page, health, status, metrics, snapshot requests and the graceful stop."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_app(
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
 ) -> QuartTrio:
-    """The application; every answer is made from the telemetry at that moment."""
+    """Make the application, which answers every request from the current telemetry."""
     app = QuartTrio(__name__)
     app.config["MAX_CONTENT_LENGTH"] = 64 * 1024
     metrics, page = Metrics(telemetry, config), load_page()
@@ -60,7 +60,7 @@ def make_app(
         if feed.viewers >= VIEWERS_MAX:
             return jsonify({"error": f"{VIEWERS_MAX} pages are open already; close one"}), 503
         response = Response(_view(feed), content_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        response.timeout = None  # until the viewer or the bridge goes
+        response.timeout = None  # the answer lasts until the viewer or the bridge leaves
         return response
 
     @app.get("/health")

@@ -1,4 +1,4 @@
-"""GET /events: the page's live data, a frame a second for each viewer, made once for all who are in step."""
+"""GET /events: the page's live data, one frame per second, encoded once for all viewers in step."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Feed:
             self._frames.clear()
             self._news.set()
             self._news = trio.Event()
-            next_due = max(next_due + EVERY_S, trio.current_time())  # what was missed is not made up for
+            next_due = max(next_due + EVERY_S, trio.current_time())  # missed samples are not made up
             await trio.sleep_until(next_due)
 
     @contextmanager
     def viewer(self) -> Iterator[bool]:
-        """Take a place; False when all are taken."""
+        """Admit a viewer while the block runs; False when all places are taken."""
         if self.viewers >= VIEWERS_MAX:
             yield False
             return
@@ -54,7 +54,7 @@ class Feed:
             self.viewers -= 1
 
     async def frames(self) -> AsyncIterator[bytes]:
-        """Server-sent events for one viewer: everything first, then what has changed. A slow one misses frames, no facts."""
+        """Yield server-sent events for one viewer: everything first, then changes. A slow viewer skips frames but no facts."""
         since = -1
         while True:
             frame = self._frames.get(since)
@@ -66,7 +66,7 @@ class Feed:
                 await self._news.wait()
 
     def document(self, since: int) -> dict[str, Any]:
-        """What a viewer who knows everything up to tick `since` does not know yet."""
+        """Everything after tick `since`, for a viewer that already has what came before."""
         history = self.history
         return {
             "tick": history.tick,
@@ -82,5 +82,5 @@ class Feed:
 def _encode(document: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(document)
-    except TypeError:  # the name of a table in an SQL_ASCII database need not be UTF-8
+    except TypeError:  # a table name in an SQL_ASCII database need not be UTF-8
         return json.dumps(document).encode()

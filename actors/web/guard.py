@@ -1,4 +1,4 @@
-"""Who may ask: foreign pages may not, and what changes something wants the token."""
+"""Access control: requests from foreign pages are refused, and requests that change something need the token."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from actors.settings.config import HttpConfig
 
 
 async def guard(http: HttpConfig) -> tuple[Response, int] | None:
-    """Refuse what a browser was tricked into sending, and POSTs without the token."""
+    """Refuse requests that a foreign page made a browser send, and POSTs without the token."""
     loopback = is_loopback(http.bind)
     origin = request.headers.get("Origin")
-    # on loopback the names are known, so that a name rebound to 127.0.0.1 is refused
+    # on loopback the valid host names are known, so a name rebound to 127.0.0.1 is refused
     foreign = loopback and _host_of(request.host) not in {"localhost", "127.0.0.1", "::1", http.bind}
     if foreign or (origin is not None and not _same_place(origin, request.host)):
         return jsonify({"error": "foreign Host or Origin"}), 403
@@ -33,28 +33,28 @@ async def guard(http: HttpConfig) -> tuple[Response, int] | None:
 
 
 def posts_wanted(http: HttpConfig) -> Literal["open", "token", "closed"]:
-    """What a POST needs here: nothing, the token, or it is refused altogether."""
+    """Whether a POST needs nothing, needs the token, or is always refused."""
     if http.token:
         return "token"
     return "open" if is_loopback(http.bind) else "closed"
 
 
 def _same_place(origin: str, host: str) -> bool:
-    """The page comes from this very server; behind a proxy that ends TLS, too."""
+    """Whether a page comes from this server, also through a proxy that terminates TLS."""
     scheme, _, place = origin.lower().partition("://")
     default = {"http": ":80", "https": ":443"}.get(scheme)
     return default is not None and place.removesuffix(default) == host.lower().removesuffix(default)
 
 
 def _host_of(address: str) -> str:
-    """The host of `host:port`, `[v6]:port` or either alone."""
+    """The host in `host:port`, `[v6]:port`, `host` or `[v6]`."""
     if address.startswith("["):
         return address[1:].partition("]")[0]
     return address.partition(":")[0].lower()
 
 
 def is_loopback(host: str) -> bool:
-    """An address that only this machine reaches."""
+    """Whether only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""GET /: the dashboard as one file, put together once at the start from `page/`, with a policy that allows nothing else."""
+"""GET /: the dashboard as one file, assembled once at the start from `page/`, with a policy that allows nothing else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from importlib.resources import files
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The page and the headers it is sent with."""
+    """The page and its HTTP headers."""
 
     html: bytes
     headers: dict[str, str]
 
 
 def load_page() -> Page:
-    """Read the parts. The style and the script are inline and allowed by their hash alone."""
+    """Read and join the parts. Style and script are inline and allowed by their hash alone."""
     folder = files("actors.web").joinpath("page")
     html, style, *scripts = (
         folder.joinpath(name).read_text(encoding="utf-8") for name in ("index.html", "style.css", "charts.js", "app.js")
@@ -33,7 +33,7 @@ def load_page() -> Page:
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",  # a name from a database never becomes markup, not even by a mistake
+        "require-trusted-types-for 'script'",  # a name from a database never becomes markup, not even by mistake
     )
     headers = {
         "Content-Security-Policy": "; ".join(policy),

@@ -1,4 +1,4 @@
-"""An application on hypercorn and trio: the settings, and what the libraries leave to us."""
+"""Serves an application with hypercorn on trio: settings, and fixes for what the libraries leave open."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 from quart_trio import QuartTrio
 
 from actors.errors import ConfigError
+from actors.process import most_telling
 from actors.settings.config import HttpConfig
 
 UNREAD_S = 5.0
-"""A client that takes nothing of its answer for so long is dropped."""
+"""A client that reads nothing of its answer for this long is dropped."""
 
 
 async def serve_app(
@@ -28,7 +29,7 @@ async def serve_app(
     beside: Callable[[], Awaitable[None]] = trio.sleep_forever,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled, with a task `beside` it. Reports started once the port is bound.
+    """Serve until cancelled, with a task `beside`. Reports started once the port is bound.
 
     Raises ConfigError when the port is taken.
     """
@@ -36,7 +37,7 @@ async def serve_app(
     host = f"[{http.bind}]" if ":" in http.bind else http.bind
     settings.bind = [f"{host}:{http.port}"]
     settings.accesslog = None
-    settings.errorlog = logging.getLogger("hypercorn")  # its level is WARNING: how it starts is said elsewhere
+    settings.errorlog = logging.getLogger("hypercorn")  # its level is WARNING: the bridge logs the start itself
     settings.graceful_timeout = 1.0
     settings.keep_alive_timeout = 15.0
     settings.h11_max_incomplete_size = 16 * 1024
@@ -45,9 +46,7 @@ async def serve_app(
             nursery.start_soon(beside)
             await hypercorn.trio.serve(_finishing(app), settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
     except* OSError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = most_telling(group)
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise ConfigError(
                 "WB005", f"--port {http.port} is taken",
@@ -60,7 +59,7 @@ async def serve_app(
 
 
 class _Settings(hypercorn.Config):
-    """Hypercorn's settings, and an end for clients that ask and do not read: no stop could cut such a send short."""
+    """Hypercorn's settings, plus a timeout for clients that ask and never read: no stop could interrupt such a send."""
 
     def create_sockets(self) -> Sockets:
         sockets = super().create_sockets()
@@ -71,10 +70,10 @@ class _Settings(hypercorn.Config):
 
 
 def _finishing(app: QuartTrio) -> ASGIFramework:
-    """The application, with sends that are not cut off.
+    """Shield the application's sends from cancellation.
 
-    quart-trio cancels a request as soon as hypercorn tells it that the answer is complete, which hypercorn does from
-    within the last send: before it has closed the connection or started its idle timer. Both would stay undone.
+    quart-trio cancels a request as soon as hypercorn reports the answer complete. Hypercorn does so inside the last send,
+    before it closes the connection or starts its idle timer, so without the shield neither would happen.
     """
 
     async def finishing(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:

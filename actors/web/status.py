@@ -1,4 +1,4 @@
-"""GET /status: the keys that its first users read, then ours; and the one sentence that says how it goes."""
+"""GET /status: first the keys that earlier readers rely on, then further keys, among them a sentence on the bridge's state."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LOSS_BAD_S = 3600.0
 
 
 class Verdict(NamedTuple):
-    """How the bridge is, for a person: text first, colour second."""
+    """The bridge's state for a person: text first, colour second."""
 
     level: Literal["ok", "warn", "bad"]
     text: str
 
 
 def status_document(config: Config, telemetry: Telemetry, history: History) -> dict[str, Any]:
-    """Everything at this moment; numbers are plain JSON, endless ones None."""
+    """The complete state now; numbers are plain JSON, infinite ones None."""
     t = telemetry
     lag_bytes = t.slot.lag_bytes
     problems = [*([t.fault] if t.fault else []), *t.problems.values(), *t.suspended_tables.values()]
@@ -96,7 +96,7 @@ def status_document(config: Config, telemetry: Telemetry, history: History) -> d
 def _wal(t: Telemetry) -> dict[str, Any]:
     slot = t.slot
     limited = slot.wal_limited and slot.safe_wal_bytes is not None
-    confirmed, current = max(t.confirmed_lsn, slot.confirmed_lsn), max(slot.current_lsn, t.received_lsn)  # whoever looked last
+    confirmed, current = max(t.confirmed_lsn, slot.confirmed_lsn), max(slot.current_lsn, t.received_lsn)  # the newer reading
     return {
         "held_bytes": slot.lag_bytes,
         "unconfirmed_bytes": max(0, current - confirmed) if current and confirmed else 0,
@@ -110,7 +110,7 @@ def _wal(t: Telemetry) -> dict[str, Any]:
 
 
 def verdict(t: Telemetry, history: History) -> Verdict:
-    """One sentence or a few: what it does, how fast, and what PostgreSQL holds for it; the worst thing decides the level."""
+    """A few sentences: what the bridge does, how fast, and what PostgreSQL holds for it. The worst finding sets the level."""
     level: Literal["ok", "warn", "bad"] = "ok"
     now = time.time()
     lag_s, stuck = lag_seconds(t, now), [s for s in history.stages if s.stuck]
@@ -124,20 +124,20 @@ def verdict(t: Telemetry, history: History) -> Verdict:
     else:
         doing = {
             "starting": "Starting", "waiting_postgres": "Waiting for PostgreSQL", "waiting_nats": "Waiting for NATS",
-            "draining": "Stopping: what was read is being stored", "halted": "Stopped",
+            "draining": "Stopping: storing what was read", "halted": "Stopped",
         }  # fmt: skip
         said.append(doing[t.state])
         level = "bad" if t.state in ("waiting_postgres", "waiting_nats", "halted") else "warn"
     if stuck and t.state == "streaming":
         at = stuck[0].stands_since or t.started_at
         said.append(
-            f"Stage {stuck[0].name} has not moved for {age(now - at)} although there is work"
+            f"Stage {stuck[0].name} has not moved for {age(now - at)} although work is waiting"
             if stuck[0].behind
-            else f"PostgreSQL has said nothing for {age(now - stuck[0].moved_at)}, although it was asked"
+            else f"PostgreSQL has sent nothing for {age(now - stuck[0].moved_at)} although the bridge asked"
         )
         level = "bad"
     if lag_s > STUCK_AFTER_S:
-        said.append(f"The oldest change that is not stored is {age(lag_s)} old")
+        said.append(f"The oldest unstored change is {age(lag_s)} old")
         level = level if level == "bad" or lag_s <= LAG_WARN_S else "warn"
     said.append(_held(t))
     loss_s = t.slot.seconds_to_loss
@@ -148,14 +148,14 @@ def verdict(t: Telemetry, history: History) -> Verdict:
     if t.suspended_tables:
         said.append(f"{len(t.suspended_tables)} table{'s are' if len(t.suspended_tables) > 1 else ' is'} suspended")
     if t.gaps:
-        said.append(f"{t.gaps} gap event{'s' if t.gaps > 1 else ''}: changes were lost for good")
+        said.append(f"{t.gaps} gap event{'s' if t.gaps > 1 else ''}: changes were lost permanently")
     return Verdict(level, ". ".join(part for part in said if part) + ".")
 
 
 def _idle(t: Telemetry, now: float) -> str:
     if not t.last_commit_at:
-        return "Streaming. No change has come yet"
-    return f"Streaming. No change at the moment; the last one was committed {age(now - t.last_commit_at)} ago"
+        return "Streaming. No change has arrived yet"
+    return f"Streaming. No changes now; the last was committed {age(now - t.last_commit_at)} ago"
 
 
 def _held(t: Telemetry) -> str:
@@ -164,7 +164,7 @@ def _held(t: Telemetry) -> str:
         return ""
     held = f"PostgreSQL holds {human_bytes(slot.lag_bytes)} of WAL for this slot"
     if slot.wal_status == "lost":
-        return f"{held}, and has removed some that was needed: the slot is lost"
+        return f"{held}, but has removed WAL that the slot needed: the slot is lost"
     if not slot.wal_limited:
         return f"{held}, without a limit"
     budget = human_bytes(slot.lag_bytes + (slot.safe_wal_bytes or 0))

@@ -3,19 +3,59 @@
 Fast-ingest batches (nats-server 2.14+) carry their control in the reply subject,
 `<prefix>.<batch id>.<flow>.<gap>.<batch seq>.<op>.$FI`: op 0 starts, 1 appends, 2 stores and commits. Each flush of ours is a
 batch of its own, committed by its last message, whose acknowledgement is prompt and final. Headers as in
-https://docs.nats.io/nats-concepts/jetstream/headers.
+https://docs.nats.io/nats-concepts/jetstream/headers, error codes as in nats-server's `server/errors.json`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 import orjson
 
 from actors.wire.nats import Msg
 
-_HEADERS_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: \r\nNats-Msg-Id: \r\n\r\n")
+MSG_ID_HEADER = "Nats-Msg-Id"
+EXPECTED_LAST_SEQUENCE_HEADER = "Nats-Expected-Last-Sequence"
+EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER = "Nats-Expected-Last-Subject-Sequence"
+LAST_CONSUMER_HEADER, PENDING_MESSAGES_HEADER = "Nats-Last-Consumer", "Nats-Pending-Messages"
+"""Of a heartbeat: the consumer's last message; of a pull's end: how many it has not brought."""
+KV_OPERATION_HEADER = "KV-Operation"
+"""Only on the marker of a key's deletion."""
+
+UNAVAILABLE = 503
+"""JetStream's status, and that of a request without a listener: no leader, no stream, or no JetStream."""
+
+
+class ErrCode(IntEnum):
+    """JetStream's `err_code`s that are asked for or counted by name. `nats errors lookup CODE` explains each."""
+
+    CLUSTER_NOT_AVAILABLE = 10008
+    INSUFFICIENT_RESOURCES = 10023
+    MESSAGE_NOT_FOUND = 10037
+    NOT_ENABLED_FOR_ACCOUNT = 10039
+    STORAGE_RESOURCES_EXCEEDED = 10047
+    MESSAGE_EXCEEDS_MAXIMUM = 10054
+    STREAM_NOT_FOUND = 10059
+    SUBJECTS_OVERLAP = 10065
+    WRONG_LAST_MSG_ID = 10070
+    WRONG_LAST_SEQUENCE = 10071
+    STORE_FAILED = 10077
+    DUPLICATE_IN_PROCESS = 10158
+    WRONG_LAST_SEQUENCE_CONSTANT = 10164
+    TOO_MANY_REQUESTS = 10167
+
+
+WRONG_LAST_SEQUENCE = frozenset({ErrCode.WRONG_LAST_SEQUENCE, ErrCode.WRONG_LAST_SEQUENCE_CONSTANT})
+"""The expected last sequence, of a stream or of a subject, is another one. A replicated stream answers with the second code
+while messages are on their way through it."""
+
+_HEADERS = f"NATS/1.0\r\n{EXPECTED_LAST_SEQUENCE_HEADER}: %d\r\n{MSG_ID_HEADER}: %b\r\n%b\r\n".encode()
+_HEADERS_BYTES = len(_HEADERS % (0, b"", b"")) - 1
+"""Without the sequence, the id and further lines."""
+_FAST_FRAME = b"HPUB %b %b%d.%d.$FI %d %d\r\n" + _HEADERS + b"%b\r\n"
+_PLAIN_FRAME = b"HPUB %b %b.%d %d %d\r\n" + _HEADERS + b"%b\r\n"
 
 
 class OutMessage(NamedTuple):
@@ -51,7 +91,7 @@ PublishReply = Stored | Progress | Refused
 
 
 def frame_fast_batch(messages: Sequence[OutMessage], reply_prefix: bytes, batch_id: bytes, flow: int, last_seq: int) -> bytes:
-    """Frames that publish `messages` right behind stream sequence `last_seq`, as one fast-ingest batch.
+    """Frames that publish `messages` right after stream sequence `last_seq`, as one fast-ingest batch.
 
     The batch id is its last sequence, a dash and something unique: `parse_publish_reply` holds the acknowledgement against
     the sequence.
@@ -65,16 +105,13 @@ def frame_fast_batch(messages: Sequence[OutMessage], reply_prefix: bytes, batch_
             digits, longer_from = _digits(last_seq)
         size = _HEADERS_BYTES + digits + len(msg_id) + len(more)
         op = 2 if i == commit else i > 1
-        frames.append(
-            b"HPUB %b %b%d.%d.$FI %d %d\r\nNATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\nNats-Msg-Id: %b\r\n%b\r\n%b\r\n"
-            % (subject, target, i, op, size, size + len(body), last_seq, msg_id, more, body)
-        )
+        frames.append(_FAST_FRAME % (subject, target, i, op, size, size + len(body), last_seq, msg_id, more, body))
         last_seq += 1
     return b"".join(frames)
 
 
 def frame_plain(messages: Sequence[OutMessage], reply_prefix: bytes, last_seq: int) -> bytes:
-    """Frames that publish `messages` right behind `last_seq`, one acknowledgement each, to `<prefix>.<its sequence>`."""
+    """Frames that publish `messages` right after `last_seq`, one acknowledgement each, to `<prefix>.<its sequence>`."""
     frames: list[bytes] = []
     digits, longer_from = _digits(last_seq)
     for subject, msg_id, body, more in messages:
@@ -82,8 +119,7 @@ def frame_plain(messages: Sequence[OutMessage], reply_prefix: bytes, last_seq: i
             digits, longer_from = _digits(last_seq)
         size = _HEADERS_BYTES + digits + len(msg_id) + len(more)
         frames.append(
-            b"HPUB %b %b.%d %d %d\r\nNATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\nNats-Msg-Id: %b\r\n%b\r\n%b\r\n"
-            % (subject, reply_prefix, last_seq + 1, size, size + len(body), last_seq, msg_id, more, body)
+            _PLAIN_FRAME % (subject, reply_prefix, last_seq + 1, size, size + len(body), last_seq, msg_id, more, body)
         )
         last_seq += 1
     return b"".join(frames)
@@ -111,7 +147,7 @@ def parse_publish_reply(message: Msg, reply_prefix: bytes) -> PublishReply:
             return Progress()
         if kind == "gap":
             return Refused(400, 0, f"the server missed messages {reply.get('last_seq')} to {reply.get('seq')} of a batch")
-        # the first token behind the prefix tells the sequence: a plain message's own, or a batch's last
+        # the first token after the prefix begins with the sequence: a plain message's own, or a batch's last
         expected = int(message.subject[len(reply_prefix) + 1 :].split(b".", 1)[0].split(b"-", 1)[0])
         return Stored(int(reply["seq"]), expected)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:

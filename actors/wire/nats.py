@@ -191,9 +191,4 @@ def encode_sub(subject: bytes, sid: int) -> bytes:
     return b"SUB %b %d\r\n" % (subject, sid)
 
 
-def encode_unsub(sid: int) -> bytes:
-    """UNSUB: no more messages with `sid`."""
-    return b"UNSUB %d\r\n" % sid
-
-
 PING, PONG = b"PING\r\n", b"PONG\r\n"

@@ -7,10 +7,8 @@ from collections import Counter
 from trio_util import AsyncValue
 
 from actors.errors import SinkFenced, SinkUnavailable
-from actors.wire.jetstream import Refused, Stored, parse_publish_reply
+from actors.wire.jetstream import WRONG_LAST_SEQUENCE, Refused, Stored, parse_publish_reply
 from actors.wire.nats import Msg
-
-WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 
 
 class Acknowledgements:
@@ -42,7 +40,7 @@ class Acknowledgements:
     def _fail(self, error: SinkUnavailable) -> None:
         if self.failure is None:  # the first refusal is the cause, the rest follow from it
             self.failure = error
-            self.stored_seq.value = -1  # wakes whoever waits
+            self.stored_seq.value = -1  # wakes every task that waits
 
     async def beyond(self, seq: int) -> int:
         """Wait until more than `seq` is stored; returns how far. Raises SinkUnavailable or SinkFenced."""
@@ -55,11 +53,8 @@ class Acknowledgements:
 def _refused(reply: Refused) -> SinkUnavailable:
     said = f"{reply.code} {reply.err_code} {reply.description}"
     if reply.err_code in WRONG_LAST_SEQUENCE:
-        return SinkFenced(
-            "WB220",
-            "the stream is not where this bridge left it",
-            said=said,
-            means="another writer published to it, or an acknowledgement was lost: reading the stream's tail again",
+        return not_where_left(
+            said, "another writer published to it, or an acknowledgement was lost: reading the stream's tail again"
         )
     return SinkUnavailable(
         "WB221",
@@ -71,9 +66,12 @@ def _refused(reply: Refused) -> SinkUnavailable:
 
 
 def _not_at_its_place(reply: Stored) -> SinkUnavailable:
-    return SinkFenced(
-        "WB220",
-        "the stream is not where this bridge left it",
-        said=f"stored up to {reply.seq} instead of {reply.expected_seq}",
-        means="the server took some messages for duplicates or ended a batch: reading the stream's tail again",
+    return not_where_left(
+        f"stored up to {reply.seq} instead of {reply.expected_seq}",
+        "the server took some messages for duplicates or ended a batch: reading the stream's tail again",
     )
+
+
+def not_where_left(said: str, means: str) -> SinkFenced:
+    """The stream's last sequence is another than the one that this bridge expected."""
+    return SinkFenced("WB220", "the stream is not where this bridge left it", said=said, means=means)

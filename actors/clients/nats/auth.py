@@ -50,17 +50,17 @@ def parse_url(url: str) -> ServerAddress:
 
 
 def servers_of(urls: Sequence[str], known: Iterable[str]) -> list[ServerAddress]:
-    """The configured servers, and those that the cluster told of; `known` has bare host:port.
+    """The configured servers, and those that the cluster has announced; `known` has bare host:port.
 
-    What was told has no scheme and no credentials: the first configured server's hold. A bare IP address is seldom in a
+    An announced server has no scheme and no credentials: the first configured server's apply. A bare IP address is seldom in a
     certificate, so that server's name is expected of it too.
     """
     configured = [parse_url(url) for url in urls]
     first, servers = configured[0], list(configured)
     taken = {(server.host, server.port) for server in configured}
-    for told in sorted(known):
+    for announced in sorted(known):
         try:
-            address = parse_url(told)
+            address = parse_url(announced)
         except ValueError:
             continue  # not worth a stop: the configured ones are there
         if (address.host, address.port) not in taken:

@@ -1,4 +1,4 @@
-"""One connection to NATS, on trio. The protocol is in `wire.nats`; who retries is the supervisor."""
+"""One connection to NATS, on trio. The protocol is in `wire.nats`; only the supervisor retries."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ RECEIVE_BYTES = 256 * 1024
 
 
 class SinkRefused(SinkUnavailable):
-    """NATS does not let this user in, or not do this. Fatal before anything worked, else it passes when it is mended."""
+    """NATS does not let this user in, or refuses a request. Fatal until something has worked, transient afterwards."""
 
 
 class NatsConnection:
-    """An open connection, from `open_nats`. Frames of several tasks never mix: each send is whole.
+    """An open connection, from `open_nats`. Frames of several tasks never mix: each send is complete.
 
     Callbacks of subscriptions run in the reading task: they must not block and must not raise.
     """
@@ -63,7 +63,6 @@ class NatsConnection:
         self._replies: dict[bytes, _Reply] = {}
         self._reply_prefix = b""
         self._requests = 0
-        self._pongs = 0
         self._pong = trio.Event()
         self._take_info(info)
 
@@ -80,7 +79,7 @@ class NatsConnection:
         return major, minor, patch
 
     async def send(self, frames: bytes) -> None:
-        """Send whole frames. Raises SinkUnavailable; a cancelled send leaves half a frame, so it ends the connection."""
+        """Send complete frames. Raises SinkUnavailable; a cancelled send leaves half a frame, so it ends the connection."""
         async with self._sending:
             if self._broken:
                 raise SinkUnavailable("WB201", f"connection to NATS {self.server} lost", said=self._broken)
@@ -158,7 +157,6 @@ class NatsConnection:
         if isinstance(event, Ping):
             await self.send(PONG)
         elif isinstance(event, Pong):
-            self._pongs += 1
             self._pong.set()
         elif isinstance(event, Info):
             self._take_info(event.fields)
@@ -207,7 +205,7 @@ class _Reply:
 
 @asynccontextmanager
 async def open_nats(config: NatsConfig, known: set[str]) -> AsyncGenerator[NatsConnection]:
-    """Connect to one of the servers, in random order; `known` collects what the cluster tells of further ones.
+    """Connect to one of the servers, in random order; `known` collects further ones that the cluster announces.
 
     Owns the connection and its tasks. When the connection ends the body is cancelled and SinkUnavailable raised.
     Raises SinkUnavailable when no server can be reached, SinkRefused when one refuses the credentials and no other takes them.
@@ -258,14 +256,14 @@ async def _connect(config: NatsConfig, server: ServerAddress, known: set[str]) -
         info = (await _expect(stream, parser, Info))[0].fields
         if not config.tls_first and (server.tls or config.ca or config.cert or info.get("tls_required")):
             stream = await _start_tls(config, server, stream)
-            parser = NatsParser()  # what came in the clear behind INFO is not the server's word
+            parser = NatsParser()  # what came in the clear after INFO need not be from the server
         if not info.get("headers", False):
             raise ConfigError("WB207", f"NATS {server} has no headers", said=f"version {info.get('version')}",
                               fix="the bridge needs nats-server 2.10 or later")  # fmt: skip
         await stream.send_all(encode_connect(connect_options(config, server, info, __version__)))
-        _, behind = await _expect(stream, parser, Pong)
+        _, rest = await _expect(stream, parser, Pong)
         connection = NatsConnection(stream, server, info, known)
-        for event in behind:  # a second INFO has the limits of our account
+        for event in rest:  # a second INFO has the limits of our account
             await connection._on_control(event)
         return connection, parser  # noqa: TRY300
     except BaseException:
@@ -280,8 +278,8 @@ async def _start_tls(config: NatsConfig, server: ServerAddress, stream: trio.abc
     except trio.BrokenResourceError as exc:
         cause = exc.__cause__
         if config.tls_first and isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
-            # Not a matter of trust: the server greeted in the clear, as one with handshake_first: auto does to whoever
-            # is 50 ms late. The next attempt may be in time.
+            # Not a matter of trust: the server greeted in the clear, as one with handshake_first: auto does with a client
+            # that is 50 ms late. The next attempt may be in time.
             raise ConnectionError("it did not wait for TLS: NATS_TLS_FIRST is for servers with handshake_first") from None
         if isinstance(cause, ssl.SSLError):
             raise SinkRefused(
@@ -299,9 +297,9 @@ _E = TypeVar("_E", Info, Pong)
 
 
 async def _expect(stream: trio.abc.Stream, parser: NatsParser, kind: type[_E]) -> tuple[_E, list[Event]]:
-    """Read until an event of this kind comes; returns it and what came behind it.
+    """Read until an event of this kind comes; returns it and what came after it.
 
-    During the opening nothing but INFO, PING and errors may come before it.
+    During the opening nothing but INFO, PING and errors may come before.
     """
     while True:
         data = await stream.receive_some(RECEIVE_BYTES)
@@ -324,7 +322,7 @@ async def _expect(stream: trio.abc.Stream, parser: NatsParser, kind: type[_E]) -
 
 
 def _reason(exc: BaseException) -> str:
-    """The system's own words, one of each: behind trio's there may be a failure per address of the host."""
+    """The system's own words, one of each: below trio's there may be a failure per address of the host."""
     cause = exc.__cause__ or exc
     if isinstance(cause, BaseExceptionGroup):
         return ", ".join(dict.fromkeys(_reason(one) for one in cause.exceptions))

@@ -8,12 +8,12 @@ from pathlib import Path
 from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.contract.compression import Compressor, dictionary_id
+from actors.contract.subjects import DICTIONARIES, dictionary_key
 from actors.contract.table_token import split_token
 from actors.telemetry.log import get_logger
 
 log = get_logger("dictionaries")
 
-BUCKET = "dictionaries"
 SUFFIX = ".zstd.dict"
 BYTES_MAX = 1024 * 1024
 """Larger ones help nobody, and may not fit into a message."""
@@ -59,10 +59,11 @@ async def publish_dictionaries(js: JetStream, dictionaries: Mapping[str, bytes])
             log.warning("going on without a dictionary: it cannot be put into the bucket", table=token, reason=reason)
             continue
         try:
-            for key in (dictionary_id(token, content), f"{token}_dict"):  # the one that stays first: it is what messages name
-                held = await js.kv_get(BUCKET, key)
+            # first the key that stays, which messages name
+            for key in (dictionary_id(token, content), dictionary_key(token)):
+                held = await js.kv_get(DICTIONARIES, key)
                 if held is None or held.data != content:
-                    await js.kv_put(BUCKET, key, content)
+                    await js.kv_put(DICTIONARIES, key, content)
         except (JetStreamError, SinkRefused) as exc:
             log.warning("going on without a dictionary: it cannot be put into the bucket", table=token, reason=str(exc))
             continue

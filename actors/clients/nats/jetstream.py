@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orjson
+from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 
 from actors.clients.nats.connection import NatsConnection, SinkRefused
+from actors.contract.subjects import bucket_key, bucket_keys, bucket_stream, parse
 from actors.errors import SinkUnavailable
+from actors.wire.jetstream import EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER, KV_OPERATION_HEADER, WRONG_LAST_SEQUENCE, ErrCode
 from actors.wire.nats import Msg, decode_headers
 
 API_TIMEOUT_S = 5.0
-STREAM_NOT_FOUND, MESSAGE_NOT_FOUND, WRONG_LAST_SEQUENCE, NOT_ENABLED_FOR_ACCOUNT = 10059, 10037, 10071, 10039
 
 
 class JetStreamError(SinkUnavailable):
@@ -53,16 +55,12 @@ class JetStream:
         self.connection = connection
         self._may_delete_consumers = True
 
-    async def account_info(self) -> dict[str, Any]:
-        """Limits and use of the account; refused when JetStream is off."""
-        return await self._api("INFO", {}, "tell about the account")
-
     async def stream_info(self, name: str) -> dict[str, Any] | None:
         """Configuration and state of a stream, None when there is none."""
         try:
-            return await self._api(f"STREAM.INFO.{name}", {}, f"tell about stream {name}")
+            return await self._api(f"STREAM.INFO.{name}", {}, f"describe stream {name}")
         except JetStreamError as exc:
-            if exc.err_code == STREAM_NOT_FOUND:
+            if exc.err_code == ErrCode.STREAM_NOT_FOUND:
                 return None
             raise
 
@@ -76,7 +74,7 @@ class JetStream:
         try:
             await self._api(f"STREAM.DELETE.{name}", {}, f"delete stream {name}")
         except JetStreamError as exc:
-            if exc.err_code != STREAM_NOT_FOUND:
+            if exc.err_code != ErrCode.STREAM_NOT_FOUND:
                 raise
 
     async def create_stream(self, config: Mapping[str, object]) -> dict[str, Any]:
@@ -92,7 +90,7 @@ class JetStream:
         try:
             reply = await self._api(f"STREAM.MSG.GET.{stream}", query, f"read a message of stream {stream}")
         except JetStreamError as exc:
-            if exc.err_code == MESSAGE_NOT_FOUND:
+            if exc.err_code == ErrCode.MESSAGE_NOT_FOUND:
                 return None
             raise
         raw = reply["message"]
@@ -107,12 +105,12 @@ class JetStream:
         return await self._api(f"CONSUMER.CREATE.{stream}.{config['name']}", request, f"create a consumer of stream {stream}")
 
     async def delete_consumer(self, stream: str, name: str) -> None:
-        """Delete a consumer, if the user may: it ends by itself when nobody reads from it any more."""
+        """Delete a consumer, if the user may: it ends by itself when it is not read any more."""
         if not self._may_delete_consumers:
             return
         try:
             await self._api(f"CONSUMER.DELETE.{stream}.{name}", {}, f"delete a consumer of stream {stream}")
-        except SinkRefused:  # whoever may delete its own may delete others': many a reader may not
+        except SinkRefused:  # a user who may delete its own may delete others' too: many readers may not
             self._may_delete_consumers = False
 
     async def purge(self, stream: str, subject: str) -> None:
@@ -125,9 +123,9 @@ class JetStream:
         while True:
             query = {"subjects_filter": pattern, "offset": len(found)}
             try:
-                info = await self._api(f"STREAM.INFO.{stream}", query, f"tell about stream {stream}")
+                info = await self._api(f"STREAM.INFO.{stream}", query, f"describe stream {stream}")
             except JetStreamError as exc:
-                if exc.err_code == STREAM_NOT_FOUND:
+                if exc.err_code == ErrCode.STREAM_NOT_FOUND:
                     return []
                 raise
             page = list(info["state"].get("subjects") or {})
@@ -144,54 +142,58 @@ class JetStream:
 
     async def ensure_bucket(self, name: str, *, history: int, replicas: int) -> None:
         """Create a bucket unless it is there, as the nats command line would."""
-        if await self.stream_info(f"KV_{name}") is None:
-            await self.create_stream(
-                {
-                    "name": f"KV_{name}",
-                    "subjects": [f"$KV.{name}.>"],
-                    "storage": "file",
-                    "num_replicas": replicas,
-                    "max_msgs_per_subject": history,
-                    "discard": "new",
-                    "allow_rollup_hdrs": True,
-                    "deny_delete": True,
-                    "allow_direct": True,
-                    "duplicate_window": 120_000_000_000,
-                }
+        if await self.stream_info(bucket_stream(name)) is None:
+            config = StreamConfig(
+                name=bucket_stream(name),
+                subjects=[bucket_keys(name)],
+                storage=StorageType.FILE,
+                num_replicas=replicas,
+                max_msgs_per_subject=history,
+                discard=DiscardPolicy.NEW,
+                allow_rollup_hdrs=True,
+                deny_delete=True,
+                allow_direct=True,
+                duplicate_window=120,
             )
+            await self.create_stream(config.as_dict())
 
     async def kv_get(self, bucket: str, key: str) -> KvEntry | None:
         """The newest version of a key, None when it is missing or deleted. Read from the bucket's leader."""
-        message = await self.get_message(f"KV_{bucket}", last_by_subj=f"$KV.{bucket}.{key}")
-        if message is None or "KV-Operation" in message.headers:
+        message = await self.get_message(bucket_stream(bucket), last_by_subj=bucket_key(bucket, key))
+        if message is None or KV_OPERATION_HEADER in message.headers:
             return None
         return KvEntry(message.data, message.seq)
 
+    async def keys_of(self, bucket: str) -> list[str]:
+        """The keys of a bucket, deleted ones too; none when there is no bucket."""
+        found = map(parse, await self.subjects_of(bucket_stream(bucket), bucket_keys(bucket)))
+        return [subject.token for subject in found if subject is not None]
+
     async def kv_put(self, bucket: str, key: str, value: bytes, expected_revision: int | None = None) -> int:
         """Write a key; returns the new revision. With `expected_revision` (0: must not exist) refused if it is another."""
-        subject = f"$KV.{bucket}.{key}"
+        subject = bucket_key(bucket, key)
         if expected_revision is None:
             return await self.publish(subject, value)
         try:
-            return await self.publish(subject, value, {"Nats-Expected-Last-Subject-Sequence": str(expected_revision)})
+            return await self.publish(subject, value, {EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER: str(expected_revision)})
         except JetStreamError as exc:
-            if expected_revision or exc.err_code != WRONG_LAST_SEQUENCE:
+            if expected_revision or exc.err_code not in WRONG_LAST_SEQUENCE:
                 raise
-            last = await self.get_message(f"KV_{bucket}", last_by_subj=subject)
-            if last is None or "KV-Operation" not in last.headers:
+            last = await self.get_message(bucket_stream(bucket), last_by_subj=subject)
+            if last is None or KV_OPERATION_HEADER not in last.headers:
                 raise
         # the key does not exist, and the mark of its deletion is the subject's last message
-        return await self.publish(subject, value, {"Nats-Expected-Last-Subject-Sequence": str(last.seq)})
+        return await self.publish(subject, value, {EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER: str(last.seq)})
 
     async def kv_history(self, bucket: str, key: str) -> list[KvEntry]:
         """The versions of a key that the bucket still has, oldest first."""
         found: list[KvEntry] = []
         seq = 1
         while True:
-            message = await self.get_message(f"KV_{bucket}", seq=seq, next_by_subj=f"$KV.{bucket}.{key}")
+            message = await self.get_message(bucket_stream(bucket), seq=seq, next_by_subj=bucket_key(bucket, key))
             if message is None:
                 return found
-            if "KV-Operation" not in message.headers:
+            if KV_OPERATION_HEADER not in message.headers:
                 found.append(KvEntry(message.data, message.seq))
             seq = message.seq + 1
 
@@ -211,13 +213,13 @@ def _checked(message: Msg, doing: str) -> dict[str, Any]:
     if not error:
         return dict(reply)
     refusal = JetStreamError(doing, int(error.get("code", 0)), int(error.get("err_code", 0)), str(error.get("description", "")))
-    raise _nobody(doing, refusal.said) if refusal.err_code == NOT_ENABLED_FOR_ACCOUNT else refusal
+    raise _nobody(doing, refusal.said) if refusal.err_code == ErrCode.NOT_ENABLED_FOR_ACCOUNT else refusal
 
 
 def _nobody(doing: str, said: str) -> SinkUnavailable:
     return SinkUnavailable(
         "WB211",
-        f"nobody in NATS could {doing}",
+        f"no one in NATS could {doing}",
         said=said,
         means="JetStream is off for this account, has no leader yet, or no stream takes the subject",
         fix="start the server with JetStream: nats-server -js; or look: nats account info",

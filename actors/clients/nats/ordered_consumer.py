@@ -1,7 +1,7 @@
 """Messages of a stream from a sequence on, in the stream's order, each once, as fast as they are taken and not faster.
 
 An ordered consumer as in ADR-17 of nats-architecture-and-design, but by pulling: the reader's own pace is the flow control. It
-keeps no place: whoever reads remembers the sequence, and after any fault makes a new consumer from there.
+keeps no position: its reader remembers the sequence, and makes a new consumer from there after any fault.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 import trio
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, ReplayPolicy
 
 from actors.clients.nats.jetstream import JetStream
 from actors.errors import SinkUnavailable
+from actors.wire.jetstream import LAST_CONSUMER_HEADER, PENDING_MESSAGES_HEADER
 from actors.wire.nats import Msg, decode_headers, encode_pub
 
 BATCH = 2_000
@@ -105,7 +107,7 @@ class OrderedConsumer:
         """In the connection's reading task."""
         if message.reply.startswith(b"$JS.ACK."):
             # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>; newer servers may put
-            # <domain>.<account> before the stream and something behind
+            # <domain>.<account> before the stream and something after the rest
             parts = message.reply.split(b".")
             place = 5 if len(parts) == 9 else 7
             consumer_seq = int(parts[place + 1])
@@ -124,10 +126,10 @@ class OrderedConsumer:
     def _on_status(self, message: Msg) -> None:
         status, headers = message.status, decode_headers(message.headers)
         if status == 100:
-            if int(headers.get("Nats-Last-Consumer", self._consumer_seq)) > self._consumer_seq:
-                self._fault = f"messages up to {headers['Nats-Last-Consumer']} were sent and did not come"
+            if int(headers.get(LAST_CONSUMER_HEADER, self._consumer_seq)) > self._consumer_seq:
+                self._fault = f"messages up to {headers[LAST_CONSUMER_HEADER]} were sent and did not come"
         elif status in (404, 408) or (status == 409 and any(words in message.headers for words in _ENDS_OF_PULLS)):
-            self._asked = max(0, self._asked - int(headers.get("Nats-Pending-Messages", self._asked)))
+            self._asked = max(0, self._asked - int(headers.get(PENDING_MESSAGES_HEADER, self._asked)))
         else:
             self._fault = message.headers.split(b"\r\n", 1)[0].decode("utf-8", "replace")
 
@@ -146,18 +148,18 @@ async def open_consumer(js: JetStream, stream: str, filters: Sequence[str], star
     name = "walbridge-" + secrets.token_hex(8)
     consumer = OrderedConsumer(js, stream, name, max(BATCH_BYTES, 2 * js.connection.max_payload))
     consumer._inbox = await js.connection.inbox(consumer._on_message)
-    config: dict[str, Any] = {
-        "name": name,
-        "deliver_policy": "by_start_sequence",
-        "opt_start_seq": start_seq,
-        "ack_policy": "none",
-        "replay_policy": "instant",
-        "filter_subjects": list(filters),
-        "mem_storage": True,
-        "num_replicas": 1,
-        "inactive_threshold": int(INACTIVE_S * 1e9),
-    }
-    consumer._pending = b"%d" % (await js.create_consumer(stream, config)).get("num_pending", -1)
+    config = ConsumerConfig(
+        name=name,
+        deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+        opt_start_seq=start_seq,
+        ack_policy=AckPolicy.NONE,
+        replay_policy=ReplayPolicy.INSTANT,
+        filter_subjects=list(filters),
+        mem_storage=True,
+        num_replicas=1,
+        inactive_threshold=INACTIVE_S,
+    )
+    consumer._pending = b"%d" % (await js.create_consumer(stream, config.as_dict())).get("num_pending", -1)
     try:
         yield consumer
     finally:

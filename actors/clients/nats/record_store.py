@@ -8,10 +8,10 @@ from typing import Any
 import trio
 
 from actors.clients.nats.jetstream import JetStream, JetStreamError
-from actors.contract.bridge_record import BUCKET, BridgeRecord
+from actors.contract.bridge_record import BridgeRecord
+from actors.contract.subjects import BRIDGES
 from actors.errors import SinkFenced
-
-WRONG_LAST_SEQUENCE = 10071
+from actors.wire.jetstream import WRONG_LAST_SEQUENCE
 
 
 class RecordStore:
@@ -36,9 +36,9 @@ class RecordStore:
             record = replace(self.record, **changes)
             try:
                 with trio.CancelScope(shield=True):
-                    self._revision = await self._js.kv_put(BUCKET, self._stream, record.encode(), self._revision)
+                    self._revision = await self._js.kv_put(BRIDGES, self._stream, record.encode(), self._revision)
             except JetStreamError as exc:
-                if exc.err_code != WRONG_LAST_SEQUENCE:
+                if exc.err_code not in WRONG_LAST_SEQUENCE:
                     raise
                 raise SinkFenced(
                     "WB223",

@@ -63,7 +63,7 @@ class PublishedTable(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The publication's row filter as a clause behind that; empty when all rows are published."""
+        """The publication's row filter as a clause after that; empty when all rows are published."""
         return f" WHERE {self.row_filter}" if self.row_filter else ""
 
 
@@ -222,7 +222,7 @@ async def describe_relation(connection: PgConnection, relation: Relation) -> Des
 
 
 def published_relation(published: PublishedTable, columns: Sequence[CatalogColumn]) -> Relation:
-    """The relation as a Relation message will tell it. Before PostgreSQL 15 a publication has no column lists."""
+    """Return the relation as a Relation message will describe it. Before PostgreSQL 15 a publication has no column lists."""
     wanted = set(published.columns)
     told = tuple(
         Column(c.name, c.type_oid, c.typmod, False) for c in columns if (c.name in wanted if wanted else not c.is_generated)

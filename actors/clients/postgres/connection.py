@@ -55,7 +55,7 @@ class Notice(NamedTuple):
 
 
 class PostgresError(Fatal):
-    """PostgreSQL refused a statement. Who asked knows what it means; what nobody knows ends the process."""
+    """PostgreSQL refused a statement. The caller knows what it means; if no caller does, it ends the process."""
 
     def __init__(self, sqlstate: str, message: str, detail: str = "", hint: str = "") -> None:
         said = f"{sqlstate} {message}" + (f": {detail}" if detail else "")
@@ -64,7 +64,7 @@ class PostgresError(Fatal):
 
 
 class SourceRefused(SourceUnavailable):
-    """PostgreSQL does not let this role in. Fatal before anything worked, else it passes when it is mended."""
+    """PostgreSQL does not let this role in. Fatal at the start; later it is waited for until it is fixed."""
 
 
 class PgConnection:
@@ -106,7 +106,7 @@ class PgConnection:
 
     @property
     def server_version(self) -> int:
-        """As libpq tells it: 180006 for 18.6."""
+        """As libpq reports it: 180006 for 18.6."""
         return self.pgconn.server_version
 
     @property
@@ -190,15 +190,15 @@ class PgConnection:
         return SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=" ".join(said.split()))
 
     def close(self) -> None:
-        """End the connection; safe to call again, and after a cancelled query. Who waits on it gets SourceUnavailable."""
+        """End the connection; safe to call again, and after a cancelled query. A waiting task gets SourceUnavailable."""
         if not self._closed:
             self._closed = True
-            # also when libpq has closed its socket already: nothing else would wake who waits for it
+            # also when libpq has closed its socket already: nothing else would wake the tasks that wait for it
             trio.lowlevel.notify_closing(self.socket)
             self.pgconn.finish()
 
     async def abandon(self) -> None:
-        """Close amid a query. Unasked, the server would go on with it: one that waits for others would wait on."""
+        """Close amid a query, and cancel it: the server would go on with it otherwise, also while it waits for others."""
         with trio.move_on_after(CANCEL_TIMEOUT_S) as deadline:
             deadline.shield = True
             try:

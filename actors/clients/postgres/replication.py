@@ -1,4 +1,4 @@
-"""The replication stream: COPY BOTH on libpq, and what a replication connection tells before it.
+"""The replication stream: COPY BOTH on libpq, and what a replication connection answers before it.
 
 https://www.postgresql.org/docs/18/protocol-replication.html
 """
@@ -100,7 +100,7 @@ class ReplicationStream:
         self._pgconn.consume_input()
 
     async def send_status(self, received: Lsn, flushed: Lsn, applied: Lsn, *, reply_wanted: bool = False) -> None:
-        """Tell PostgreSQL how far we are, and ask for a keepalive if wanted. Raises SourceUnavailable when it is lost."""
+        """Report to PostgreSQL how far we are, and ask for a keepalive if wanted. Raises SourceUnavailable when it is lost."""
         status = encode_status(received, flushed, applied, time.time_ns() // 1000, reply_wanted=reply_wanted)
         async with self._flushing:
             if self._end is not None:
@@ -118,7 +118,7 @@ class ReplicationStream:
             await trio.lowlevel.wait_writable(self._socket)
 
     async def close(self) -> None:
-        """End the stream in order, so that the slot is free when this returns; after 2 s without. Who reads is told."""
+        """End the COPY cleanly so that the slot is free on return; give up after 2 s. A concurrent `read_block` raises."""
         if self._closed:
             return
         self._closed = True

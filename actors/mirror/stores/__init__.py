@@ -1,1 +1,1 @@
-"""Where a replica lives: SQLite and PostgreSQL behind one protocol."""
+"""The databases of replicas: SQLite and PostgreSQL behind one protocol."""

@@ -1,4 +1,4 @@
-"""Values of events to values of a replica. What has no native form there is PostgreSQL's text."""
+"""Converts values of events for a replica. A value without a native form there becomes PostgreSQL's text."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from actors.contract.records import Raw
 from actors.mirror.stores.shapes import BUILTIN, DOCUMENTS, FLOATS, INTEGERS, base_words, element_words
 
 Binder = Callable[[Any], Any]
-"""Takes a value as an event has it, also None, and returns it as the replica's driver takes it."""
+"""Takes a value as an event has it, also None, and returns the value for the replica's driver."""
 
 _NEEDS_QUOTES = re.compile(r'[{}"\\\s]|^$|^null$', re.IGNORECASE)
 
 
 def document_text(value: Any) -> str:
-    """A json value as text. The text that the source printed stays as it is."""
+    """A json value as text. Text that the source printed stays as it is."""
     return str(value) if type(value) is Raw else orjson.dumps(value).decode()
 
 
 def array_literal(value: Any, words: str) -> str:
-    """PostgreSQL's literal of a nested list; what is text already stays. `words` are those of the elements' type."""
+    """PostgreSQL's literal of a nested list; text stays as it is. `words` is the name of the elements' type."""
     if isinstance(value, str):
         return value
     is_document, is_binary = base_words(words) in DOCUMENTS, base_words(words) == "bytea"
@@ -44,7 +44,7 @@ def array_literal(value: Any, words: str) -> str:
 
 
 def plain_text(value: Any) -> str:
-    """A value as PostgreSQL reads it; a map or list of a type that we do not know is json."""
+    """A value as text that PostgreSQL reads; a map or list of an unknown type becomes json."""
     if isinstance(value, bool):
         return "t" if value else "f"
     if isinstance(value, (str, int)):
@@ -57,7 +57,7 @@ def plain_text(value: Any) -> str:
 
 
 def _float(value: Any) -> Any:
-    # SQLite makes NULL of a NaN; in JSON it comes by its name, as infinities do
+    # SQLite turns NaN into NULL, so it is stored as text; JSON has NaN and infinities as text too
     number = float(value) if isinstance(value, str) else value
     return number if number == number else "NaN"  # noqa: PLR0124
 
@@ -71,7 +71,7 @@ def _any(value: Any) -> Any:
 
 
 def sqlite_type(words: str) -> str:
-    """The column's type in SQLite; without one, for types that we do not know, a value stays what it is."""
+    """The column's type in SQLite; empty for unknown types, so that SQLite converts nothing."""
     base = base_words(words)
     if base in INTEGERS:
         return "INTEGER"
@@ -83,7 +83,7 @@ def sqlite_type(words: str) -> str:
 
 
 def sqlite_binder(words: str) -> Binder | None:
-    """How values of a type go to SQLite; None: as they are."""
+    """The conversion of a type's values for SQLite; None when they stay as they are."""
     base = base_words(words)
     element = element_words(base)
     convert: Binder
@@ -96,14 +96,14 @@ def sqlite_binder(words: str) -> Binder | None:
     elif base == "bytea":
         convert = _binary
     elif base in BUILTIN:
-        return None  # INTEGER makes a number of digits that JSON had as text
+        return None  # a column of type INTEGER turns text of digits, as JSON has it, into a number
     else:
         convert = _any
     return lambda value: None if value is None else convert(value)
 
 
 def postgres_binder(words: str) -> Binder | None:
-    """How values of a type go to PostgreSQL, which takes text for every type; None: as they are, text or integers."""
+    """The conversion of a type's values to PostgreSQL's text; None when they are text or integers already."""
     base = base_words(words)
     element = element_words(base)
     if element is not None:

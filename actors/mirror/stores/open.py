@@ -1,4 +1,4 @@
-"""Which store a replica's URL names."""
+"""Opens the store that a replica's URL names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from actors.mirror.stores.store import Store
 
 
 async def open_store(url: str, *, create: bool = True) -> Store:
-    """Open a replica by its URL. Raises ConfigError for another kind of URL. Without `create` it must be a replica already."""
+    """Open a replica by its URL. Without `create` it must be a replica already. Raises ConfigError for other kinds of URLs."""
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
         from actors.mirror.stores.sqlite import SqliteStore  # noqa: PLC0415
@@ -23,33 +23,35 @@ async def open_store(url: str, *, create: bool = True) -> Store:
         from actors.mirror.stores.postgres import PostgresStore  # noqa: PLC0415
 
         return await PostgresStore.open(url, create=create)
-    named = f"{scheme!r} is" if scheme.isalnum() else "that is"  # not what may be a connection string with a password
+    named = (
+        f"{scheme!r} is" if scheme.isalnum() else "that is"
+    )  # never the whole text, which may be a connection string with a password
     raise ConfigError("WB500", f"--to: {named} no kind of replica; give sqlite:///file.db or postgresql://user@host/db")
 
 
 async def check_replica(url: str) -> None:
-    """Raise ConfigError for a replica that could never be opened. Makes nothing: what is asked of it may be wrong."""
+    """Raise ConfigError for a replica that could never be opened. Creates nothing: other settings may be wrong still."""
     if url.partition(":")[0] == "sqlite" and not await trio.Path(path := sqlite_path(url)).exists():
         folder = await trio.Path(path).absolute()
-        reason = _unmakeable(str(folder.parent))
+        reason = _why_no_file(str(folder.parent))
         if reason:
             fix = "give a file in a folder that can be written"
-            raise ConfigError("WB502", f"--to: cannot make {path}", said=f"{folder.parent}: {reason}", fix=fix)
+            raise ConfigError("WB502", f"--to: cannot create {path}", said=f"{folder.parent}: {reason}", fix=fix)
         return
-    with suppress(Transient):  # it may be there when it is needed
+    with suppress(Transient):  # a session waits for it
         store = await open_store(url)
         await store.close()
 
 
-def _unmakeable(folder: str) -> str:
-    """Why no file can be made in a folder; empty when one can."""
+def _why_no_file(folder: str) -> str:
+    """Why no file can be created in a folder; empty when it can."""
     if not os.path.isdir(folder):
         return "no such folder"
     return "" if os.access(folder, os.W_OK | os.X_OK) else "it cannot be written"
 
 
 def sqlite_path(url: str) -> str:
-    """The file of a `sqlite:///file.db` (relative) or `sqlite:////file.db` (absolute). Raises ConfigError."""
+    """The path in `sqlite:///file.db` (relative) or `sqlite:////file.db` (absolute). Raises ConfigError."""
     parts = urlsplit(url)
     if parts.netloc or len(parts.path) < 2:
         raise ConfigError("WB500", f"--to: {url!r} names no file; give sqlite:///file.db, or sqlite:////folder/file.db")

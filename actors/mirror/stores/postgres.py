@@ -1,13 +1,13 @@
-"""A replica in PostgreSQL: one connection on trio, statements sent in a pipeline, a whole batch for one round trip, many new
-rows of a table by COPY. COMMIT follows when every result has been looked at: a change that met no row must leave nothing.
+"""A replica in PostgreSQL, on one trio connection. Statements are sent in pipelines, a whole batch per round trip, and many new
+rows of a table by COPY. COMMIT is sent after every result was checked, so a change that met no row leaves nothing.
 
-synchronous_commit is off: after a crash of the server the last transactions may be gone, but rows and position together, so
-that they are applied again. https://www.postgresql.org/docs/18/libpq-pipeline-mode.html and libpq-copy.html
+synchronous_commit is off: after a crash of the server the last transactions may be gone, but rows and checkpoint together, so
+they are applied again. https://www.postgresql.org/docs/18/libpq-pipeline-mode.html and libpq-copy.html
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple
 
 import psycopg
@@ -18,7 +18,8 @@ from actors.clients.postgres.connection import PgConnection, PostgresError, Sour
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.records import Column
 from actors.errors import ConfigError, SourceUnavailable
-from actors.mirror.stores.dialect import Params, PostgresDialect, Statement, copy_of
+from actors.mirror.stores.copy_text import copy_lines, copy_of
+from actors.mirror.stores.dialect import Params, PostgresDialect, Statement
 from actors.mirror.stores.store import CLAIM_WITHIN_S, ApplyConflict, ReplicaRefused, ReplicaUnavailable, in_use, no_replica
 from actors.settings.config import PostgresConfig
 from actors.wire.sql_names import quoted
@@ -28,19 +29,17 @@ PIPELINE_MAX = 2_000
 """Commands sent before their results are read."""
 BLOCK_ROWS = 1_000
 CLAIM_KEY = 0x77616C6272696467
-"""Of the advisory lock by which mirrors keep out of each other's way."""
+"""Key of the advisory lock that lets only one mirror use the database."""
 COPY_ROWS_MIN = 20
-"""So many new rows of a table, one behind the other, go by COPY: it takes two round trips, and a tenth of the work a row."""
-COPY_BYTES = 256 * 1024
+"""New rows of a table in a row from which COPY is used: it takes two round trips, and a tenth of the work per row."""
 _CHANGES_TABLES = ("ALTER", "CREATE", "DROP")
 _UNIQUE_VIOLATION = "23505"
 _PASSES = ("08", "40", "53", "57")
-"""Classes of SQLSTATE: the connection, a rollback to let another go on, no room, an operator. Not the statement's fault."""
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+"""Classes of SQLSTATE that pass by themselves: connection, rollback of a deadlock, resources, operator."""
 
 
 class PostgresStore:
-    """An open connection. `open` makes one."""
+    """A store on an open connection, made by `open`."""
 
     def __init__(self, connection: PgConnection) -> None:
         self.dialect = PostgresDialect()
@@ -52,7 +51,7 @@ class PostgresStore:
 
     @classmethod
     async def open(cls, url: str, *, create: bool = True) -> PostgresStore:
-        """Connect. Raises ConfigError when the role may not make tables, ReplicaUnavailable when nobody answers."""
+        """Connect. Raises ConfigError when the server refuses the role, ReplicaUnavailable when nobody answers."""
         try:
             psycopg.conninfo.conninfo_to_dict(url)
         except psycopg.ProgrammingError as exc:
@@ -64,7 +63,7 @@ class PostgresStore:
                 "WB502",
                 "--to: the replica's PostgreSQL does not let the mirror in",
                 said=exc.said,
-                fix="give --to a database that is there, and a role that may log in and create tables in it",
+                fix="give --to a database that exists, and a role that may log in and create tables in it",
             ) from exc
         except SourceUnavailable as exc:
             raise _unavailable(exc) from exc
@@ -87,7 +86,7 @@ class PostgresStore:
         if is_source:
             raise ConfigError(
                 "WB508", "--to: this is the bridge's own database, the source",
-                means="a mirror would make copies of its tables beside them", fix="give --to another database",
+                means="a mirror would put copies of its tables beside them", fix="give --to another database",
             )  # fmt: skip
         deadline = trio.current_time() + CLAIM_WITHIN_S
         while await self.query(f"SELECT 1 WHERE NOT pg_try_advisory_lock({CLAIM_KEY})"):
@@ -103,7 +102,7 @@ class PostgresStore:
             self._in_transaction = True
         for statement in statements:
             if statement.sql.startswith(_CHANGES_TABLES):
-                self._outdated = True  # parameters were given the types of columns that are others now
+                self._outdated = True  # prepared parameters have the types of columns that may have changed
             copy = copy_of(statement.sql) if len(statement.params) >= COPY_ROWS_MIN else None
             if copy is not None:
                 await self._send(commands)
@@ -116,7 +115,7 @@ class PostgresStore:
                     await self._send(commands)
                     commands = []
         await self._send(commands)
-        if commit:  # by itself: a change that met no row is no error to PostgreSQL, which would have committed the rest of it
+        if commit:  # sent alone: a change that met no row is no error to PostgreSQL, which would commit the rest
             await self._send([_Command("COMMIT", (), None)])
             self._in_transaction = False
 
@@ -153,7 +152,7 @@ class PostgresStore:
             self._check(command, result, is_prepare=is_prepare)
 
     async def _results(self) -> list[pq.abc.PGresult]:
-        """Send what libpq has gathered and read one result for each command, up to that of the sync."""
+        """Flush libpq's buffer and read one result per command, up to the result of the sync."""
         pgconn, sock = self._connection.pgconn, self._connection.socket
         results: list[pq.abc.PGresult] = []
         await self._flush()
@@ -175,7 +174,7 @@ class PostgresStore:
             pgconn.send_query(sql.encode("utf-8", "surrogateescape"))
             (result,) = await self._results_of_query()
             if result.status == pq.ExecStatus.COPY_IN:
-                for piece in _copy_lines(statement.params):
+                for piece in copy_lines(statement.params):
                     while pgconn.put_copy_data(piece) == 0:
                         await self._flush()
                     await self._flush()
@@ -190,7 +189,7 @@ class PostgresStore:
         self._check(_Command(sql, (), statement), result, is_prepare=False)
 
     async def _flush(self) -> None:
-        """Send what libpq has gathered; the server may want to be read before it reads on."""
+        """Flush libpq's buffer. The server may stop reading until its own output is read."""
         pgconn, sock = self._connection.pgconn, self._connection.socket
         while pgconn.flush():
             with trio.move_on_after(0.05):
@@ -198,7 +197,7 @@ class PostgresStore:
             pgconn.consume_input()
 
     async def _results_of_query(self) -> list[pq.abc.PGresult]:
-        """All results of one query; with COPY_IN it waits for data."""
+        """Read all results of one query, or up to COPY_IN, where the server waits for data."""
         pgconn, sock = self._connection.pgconn, self._connection.socket
         await self._flush()
         results: list[pq.abc.PGresult] = []
@@ -216,7 +215,7 @@ class PostgresStore:
     def _check(self, command: _Command, result: pq.abc.PGresult, *, is_prepare: bool) -> None:
         statement = command.statement
         if result.status == pq.ExecStatus.FATAL_ERROR:
-            self._prepared.clear()  # what was being prepared behind the error is not
+            self._prepared.clear()  # statements after the error were not prepared
             sqlstate = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
             said = f"{sqlstate} " + (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode("utf-8", "replace")
             if sqlstate.startswith(_PASSES):
@@ -253,11 +252,11 @@ class PostgresStore:
             raise self._gone(exc) from exc
 
     async def local_types(self, columns: Sequence[Column]) -> tuple[str, ...]:
-        # -1, not NULL: `character` alone would be of one letter
+        # -1, not NULL: `character` alone would have length 1
         rows = [
             await self.query("SELECT coalesce(format_type(to_regtype($1), -1), 'text')", (column.type,)) for column in columns
         ]
-        # regclass and its like are names of things that may not be here
+        # regclass and its like are names of objects that may be missing here
         return tuple("text" if row[0][0].startswith(("-", "???", "reg")) else str(row[0][0]) for row in rows)
 
     async def exists(self, local: tuple[str, str]) -> bool:
@@ -282,7 +281,7 @@ class PostgresStore:
 
 
 class _Command(NamedTuple):
-    """One execution of a statement; `statement` is None for those that begin and end transactions."""
+    """One execution of a statement; `statement` is None for BEGIN and COMMIT."""
 
     sql: str
     params: Params
@@ -290,27 +289,7 @@ class _Command(NamedTuple):
 
 
 def _unavailable(exc: BaseException) -> ReplicaUnavailable:
-    return ReplicaUnavailable("WB503", "the replica cannot be used now", said=" ".join(str(exc).split()), means="trying again")
-
-
-def _copy_lines(rows: Sequence[Params]) -> Iterator[bytes]:
-    """Rows in COPY's text format, some at a time."""
-    lines: list[str] = []
-    size = 0
-    for row in rows:
-        line = "\t".join([value if type(value) is str else "\\N" if value is None else str(value) for value in row])
-        if "\\" in line or "\n" in line or "\r" in line or line.count("\t") >= len(row):
-            line = "\t".join(["\\N" if value is None else str(value).translate(_ESCAPES) for value in row])
-        lines.append(line)
-        size += len(line)
-        if size >= COPY_BYTES:
-            yield _encoded(lines)
-            lines, size = [], 0
-    yield _encoded(lines)
-
-
-def _encoded(lines: list[str]) -> bytes:
-    return "\n".join([*lines, ""]).encode("utf-8", "surrogateescape")
+    return ReplicaUnavailable("WB503", "the replica cannot be used now", said=" ".join(str(exc).split()), means="retrying")
 
 
 def _text(value: Any) -> bytes | None:

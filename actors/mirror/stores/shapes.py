@@ -1,4 +1,4 @@
-"""What a table looks like in a replica, and how PostgreSQL's types are told from their words."""
+"""Shapes of tables in a replica, and kinds of PostgreSQL's types by their names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUILTIN = frozenset(info.regtype for info in psycopg.postgres.types) | {"bpchar"
 
 
 def base_words(words: str) -> str:
-    """A type without its modifier: `timestamp(3) with time zone` is `timestamp with time zone`."""
+    """The type's name without its modifier: `timestamp(3) with time zone` becomes `timestamp with time zone`."""
     head, bracket, tail = words.partition("(")
     if bracket and not words.startswith('"'):
         return (head + tail.partition(")")[2]).strip()
@@ -26,27 +26,27 @@ def base_words(words: str) -> str:
 
 
 def element_words(words: str) -> str | None:
-    """The words of an array's element type, None for a type that is no array."""
+    """The name of an array's element type; None for a type that is no array."""
     return words[:-2] if words.endswith("[]") else None
 
 
 @dataclass(frozen=True, slots=True)
 class TableShape:
-    """A table of the replica: whose copy it is, what it is called here, its columns."""
+    """A table of the replica: the source table, the local name, and the columns."""
 
     token: str
     schema: str
     table: str
     """Schema and name in the source."""
     local: tuple[str, str]
-    """Schema and name here; SQLite has no schemas, there the first is empty."""
+    """Schema and name in the replica. The schema is empty in SQLite, which has none."""
     columns: tuple[Column, ...]
     local_types: tuple[str, ...]
-    """The columns' types here, as SQL."""
+    """The columns' types in the replica, as SQL."""
     relation_id: int
-    """The source's OID of it."""
+    """The source table's OID."""
     keyed: bool = True
-    """The primary key is one here too."""
+    """Whether the replica's table has the source's primary key."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,11 +54,11 @@ class TableShape:
 
     @property
     def pk(self) -> tuple[str, ...]:
-        """Columns of the primary key, none when the rows are told apart by all columns."""
+        """Columns of the primary key; empty when rows are identified by all columns."""
         return tuple(column.name for column in self.columns if column.pk) if self.keyed else ()
 
     def lacks(self, other: TableShape) -> dict[str, str] | None:
-        """Columns, and their types here, that must be added before rows of `other` fit; None when that is not enough."""
+        """The columns, with their types, that must be added before rows of `other` fit; None when more must change."""
         mine = dict(zip(self.columns, self.local_types, strict=True))
         theirs = dict(zip(other.columns, other.local_types, strict=True))
         if not mine or self.keyed != other.keyed or self.pk != other.pk or not mine.items() <= theirs.items():
@@ -67,10 +67,11 @@ class TableShape:
 
 
 def encode_columns(columns: Sequence[Column]) -> str:
-    """For the replica's own table of tables."""
+    """Encode columns for the mirror's own table `tables`."""
     return orjson.dumps([list(column) for column in columns]).decode()
 
 
 def decode_columns(text: str) -> tuple[Column, ...]:
+    """Decode what `encode_columns` made."""
     found: list[list[Any]] = orjson.loads(text)
     return tuple(Column(*column) for column in found)

@@ -1,7 +1,7 @@
-"""A replica in a SQLite file: one connection, used in threads, one call at a time.
+"""A replica in a SQLite file, on one connection that worker threads use, one call at a time.
 
-Write-ahead mode with synchronous=NORMAL: after a power cut the last transactions may be gone, but rows and position together,
-so that they are applied again. Readers never wait and see whole transactions. https://www.sqlite.org/wal.html
+Write-ahead mode with synchronous=NORMAL: after a power cut the last transactions may be gone, but rows and checkpoint together,
+so they are applied again. Readers never wait and see whole transactions. https://www.sqlite.org/wal.html
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DUPLICATES = (sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_U
 
 
 class SqliteStore:
-    """An open file. `open` makes one."""
+    """A store on an open file, made by `open`."""
 
     def __init__(self, connection: sqlite3.Connection, path: str) -> None:
         self.dialect = SqliteDialect()
@@ -36,7 +36,7 @@ class SqliteStore:
 
     @classmethod
     async def open(cls, path: str, *, create: bool = True) -> SqliteStore:
-        """Open or make the file. Raises ConfigError when it is no database or cannot be made."""
+        """Open or create the file. Raises ConfigError when it is no database or cannot be created."""
         if not create and not await trio.Path(path).exists():
             raise no_replica(path)
         try:
@@ -57,12 +57,12 @@ class SqliteStore:
         return store
 
     async def claim(self, source: BridgeRecord) -> None:
-        # a file of its own: to close one more descriptor of the database's file would end SQLite's locks on it
+        # a separate file: closing another descriptor of the database's file would release SQLite's locks on it
         try:
             self._claimed = os.open(f"{self._path}-mirror", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as exc:
             raise ReplicaRefused(
-                "WB504", f"cannot make {self._path}-mirror, by which mirrors keep out of each other's way", said=str(exc),
+                "WB504", f"cannot create {self._path}-mirror, the file that lets only one mirror write", said=str(exc),
                 fix="give the replica a folder that can be written",
             ) from exc  # fmt: skip
         deadline = trio.current_time() + CLAIM_WITHIN_S
@@ -142,8 +142,8 @@ class SqliteStore:
     def _refused(self, exc: sqlite3.Error) -> ReplicaUnavailable | ReplicaRefused:
         if isinstance(exc, sqlite3.OperationalError) and _passes(exc):
             return ReplicaUnavailable(
-                "WB503", f"the replica {self._path} cannot be used now", said=str(exc), means="trying again",
-                fix="end what holds a transaction on the file open, or make room on its disk",
+                "WB503", f"the replica {self._path} cannot be used now", said=str(exc), means="retrying",
+                fix="end the program that holds a transaction on the file open, or free space on its disk",
             )  # fmt: skip
         return ReplicaRefused("WB504", f"the replica {self._path} refuses a statement", said=str(exc))
 
@@ -153,7 +153,7 @@ def _passes(exc: sqlite3.Error) -> bool:
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    # isolation_level None: transactions begin where we say; one thread at a time uses it, not always the same
+    # isolation_level None: transactions begin only where `_run` says so; worker threads use the connection in turn
     connection = sqlite3.connect(
         path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=512
     )
@@ -161,7 +161,7 @@ def _connect(path: str) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -32768")
-        # a table is replaced under its name: views on it hold on to the name
+        # a table is replaced under its name, and views must keep referring to the name
         connection.execute("PRAGMA legacy_alter_table = ON")
     except BaseException:
         connection.close()

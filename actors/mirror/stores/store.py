@@ -1,4 +1,4 @@
-"""What a mirror needs of a database: local transactions made of statements, and queries."""
+"""The protocol between a mirror and a replica's database: local transactions of statements, and queries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from actors.errors import ConfigError, Fatal, Transient
 from actors.mirror.stores.dialect import Dialect, Params, Statement
 
 CLAIM_WITHIN_S = 10.0
-"""A mirror that was killed a moment ago may not have let go yet."""
+"""How long to wait for a mirror that was just killed to release the replica."""
 
 
 class ReplicaUnavailable(Transient):
@@ -19,11 +19,11 @@ class ReplicaUnavailable(Transient):
 
 
 class ReplicaRefused(Fatal):
-    """The replica's database refuses what the mirror must do."""
+    """The replica's database refuses something that the mirror must do."""
 
 
 class ApplyConflict(Exception):
-    """A change did not fit to the rows of the replica: this table must be copied again."""
+    """A change conflicts with the replica's rows: the table must be copied again."""
 
     def __init__(self, token: str, reason: str, *, is_duplicate: bool = False) -> None:
         super().__init__(f"{token}: {reason}")
@@ -35,51 +35,51 @@ class Store(Protocol):
 
     @property
     def dialect(self) -> Dialect:
-        """How it is spoken to."""
+        """The database's SQL."""
 
     async def claim(self, source: BridgeRecord) -> None:
-        """Be the one mirror of this replica until `close`, and make the mirror's own tables.
+        """Become the only mirror of this replica until `close`, and create the mirror's own tables.
 
-        Raises ConfigError when it is the source itself, ReplicaRefused when another mirror has it.
+        Raises ConfigError when the replica is the source itself, ReplicaRefused when another mirror has claimed it.
         """
 
     async def run(self, statements: Sequence[Statement], *, commit: bool) -> None:
-        """Run statements in the open local transaction, or a new one; with `commit` it ends.
+        """Run statements in the open local transaction, or in a new one; with `commit`, commit it afterwards.
 
-        Raises TableFault when a change does not fit (the transaction must be rolled back then), ReplicaUnavailable,
-        ReplicaRefused.
+        Raises ApplyConflict when a change conflicts with the rows, ReplicaUnavailable, ReplicaRefused; after each of them the
+        transaction must be rolled back.
         """
 
     async def rollback(self) -> None:
-        """Forget the open transaction, if there is one."""
+        """Roll back the open transaction, if there is one."""
 
     async def query(self, sql: str, params: Params = ()) -> list[tuple[Any, ...]]:
-        """Rows of a query."""
+        """Read the rows of a query."""
 
     def rows(self, sql: str) -> AsyncGenerator[list[tuple[Any, ...]]]:
-        """Rows of a large query, a block at a time."""
+        """Read the rows of a large query, one block at a time."""
 
     async def local_types(self, columns: Sequence[Column]) -> tuple[str, ...]:
-        """The columns' types here, as SQL."""
+        """The columns' types in the replica, as SQL."""
 
     async def exists(self, local: tuple[str, str]) -> bool:
-        """Whether there is a table, view or the like of this name."""
+        """Whether a table, view or the like has this name."""
 
     async def make_schema(self, local: tuple[str, str]) -> list[str]:
-        """The statements that must come before a table of this name can be made."""
+        """The statements that must run before a table of this name can be created."""
 
     async def close(self) -> None:
-        """End the connection."""
+        """Close the connection and release the claim."""
 
 
 def no_replica(where: str) -> ConfigError:
-    """What `create=False` raises."""
-    return ConfigError("WB501", f"{where} is no replica of a mirror", fix="walbridge mirror --to ... makes one")
+    """The error for a database that is no replica, when none may be created."""
+    return ConfigError("WB501", f"{where} is no replica of a mirror", fix="walbridge mirror --to ... creates one")
 
 
 def in_use() -> ReplicaRefused:
-    """The replica is not as this mirror left it: another one is its owner, or has moved its position."""
+    """The error for a replica that another mirror owns, or whose checkpoint another mirror has moved."""
     return ReplicaRefused(
-        "WB505", "another mirror writes to this replica", means="each would apply what the other has applied already",
+        "WB505", "another mirror writes to this replica", means="each would apply again what the other has applied",
         fix="stop one of them, or give it a replica of its own",
     )  # fmt: skip

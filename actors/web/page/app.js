@@ -1,4 +1,4 @@
-// What the bridge says once a second, put on the page. Text from a server is only ever text: nothing here makes markup of it.
+// Shows what the bridge sends once per second. Text from a server always stays text: nothing here turns it into markup.
 
 const $ = (id) => document.getElementById(id);
 const whole = new Intl.NumberFormat("en");
@@ -59,9 +59,9 @@ for (const chart of [
   },
   {
     title: "From commit to stored", format: milliseconds, least: 5,
-    series: [{ name: "median", color: "p50", value: (p) => p[5] }, { name: "99 of 100", color: "p99", value: (p) => p[6] }],
+    series: [{ name: "p50", color: "p50", value: (p) => p[5] }, { name: "p99", color: "p99", value: (p) => p[6] }],
   },
-  { title: "Lag: age of the oldest change not stored", format: duration, series: [{ name: "lag", color: "lag", value: (p) => p[8] }] },
+  { title: "Lag: age of the oldest unstored change", format: duration, series: [{ name: "lag", color: "lag", value: (p) => p[8] }] },
   {
     title: "WAL held in PostgreSQL", format: bytes, bytes: true, least: 1048576,
     series: [{ name: "held", color: "wal", value: (p) => p[9] }],
@@ -127,13 +127,13 @@ function showFlow(status, point, now) {
     const stage = stages[id], part = parts[id];
     put(part.lsn, stage.lsn);
     put(part.rate, text);
-    put(part.age, stage.stuck ? `stands still, ${ago(stage.moved_at, now)}` : `moved ${ago(stage.moved_at, now)}`);
+    put(part.age, stage.stuck ? `stuck, moved ${ago(stage.moved_at, now)}` : `moved ${ago(stage.moved_at, now)}`);
     part.node.classList.toggle("stuck", stage.stuck);
     part.node.classList.toggle("moving", !stage.stuck && now - stage.moved_at < 10);
   }
   const source = parts.postgres, waiting = status.state === "waiting_postgres";
   put(source.lsn, status.wal.current_lsn);
-  put(source.rate, status.slot_active ? "slot is read" : "slot is not read");
+  put(source.rate, status.slot_active ? "slot active" : "slot inactive");
   put(source.age, `holds ${bytes(status.wal.held_bytes)}`);
   source.node.classList.toggle("stuck", waiting);
   source.node.classList.toggle("moving", status.slot_active && !waiting);
@@ -151,7 +151,7 @@ function showFlow(status, point, now) {
     part.fill.style.width = `${Math.round(share * 100)}%`;
     part.node.classList.toggle("full", share > 0.8);
     put(part.label, share > 0.8 ? "full" : `${channel.items} of ${channel.capacity}`);
-    part.node.title = `channel ${name}: ${channel.items} of ${channel.capacity} items wait; its sender has waited ${channel.blocked_seconds.toFixed(1)} s for room since the pipeline began`;
+    part.node.title = `channel ${name}: ${channel.items} of ${channel.capacity} items waiting; the sender has waited ${channel.blocked_seconds.toFixed(1)} s for room since the pipeline started`;
   }
   put(parts.replication.label, "");
   put(parts["in flight"].label, `${count(status.in_flight_messages)} in flight`);
@@ -164,8 +164,8 @@ function showFlow(status, point, now) {
 
 const tiles = {};
 for (const [id, label] of [
-  ["rate", "Changes/s, 10 s"], ["lag", "Lag"], ["p50", "Latency, median"], ["p99", "Latency, 99 of 100"],
-  ["total", "Changes stored"], ["reconnects", "Interruptions"], ["uptime", "Up"],
+  ["rate", "Changes/s, 10 s"], ["lag", "Lag"], ["p50", "Latency, p50"], ["p99", "Latency, p99"],
+  ["total", "Changes stored"], ["reconnects", "Interruptions"], ["uptime", "Uptime"],
 ]) {
   const value = make("b"), tile = make("div", { className: "tile" }, make("span", {}, label), value);
   tiles[id] = { value, tile };
@@ -196,7 +196,7 @@ function facts(...pairs) {
 }
 
 const shown = {};
-// Rebuild a part of the page only when what it shows has changed: a selection or a focus in it lives on
+// Rebuild a part of the page only when its data has changed, so that a selection or focus in it survives
 function rebuild(id, key, build) {
   const text = JSON.stringify(key);
   if (shown[id] === text) return;
@@ -221,24 +221,24 @@ function showWal(status) {
       key("kept", `confirmed, still held ${bytes(kept)}`), key("open", `not yet confirmed ${bytes(open)}`),
       budget_bytes ? key("", `free ${bytes(safe_bytes)} of ${bytes(budget_bytes)}`) : key("", "no limit"));
     const words = [];
-    if (status.wal_status === "lost") words.push(make("p", { className: "note" }, "The slot is lost: PostgreSQL has removed WAL that it needed."));
+    if (status.wal_status === "lost") words.push(make("p", { className: "note" }, "The slot is lost: PostgreSQL has removed WAL that the slot needed."));
     else if (!limited) {
       words.push(make("p", { className: "note" }, "max_slot_wal_keep_size is -1: if the bridge stays away, PostgreSQL's disk fills."));
       words.push(fixLine("ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();"));
     }
-    if (open > 67108864) words.push(make("p", { className: "note" }, "The bridge has yet to confirm most of it: see which stage above stands still."));
+    if (open > 67108864) words.push(make("p", { className: "note" }, "Most of it is not yet confirmed: see which stage above is stuck."));
     else if (kept > 268435456) {
-      words.push(make("p", { className: "note" }, "Confirmed and still held: a long transaction, or the next checkpoint, keeps restart_lsn where it is."));
+      words.push(make("p", { className: "note" }, "Confirmed but still held: restart_lsn advances after the oldest transaction ends and at the next checkpoint."));
       words.push(fixLine("SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start LIMIT 5;"));
     }
     return [bar, legend, facts(["Slot", `${status.slot}${status.wal_status ? ` (${status.wal_status})` : ""}`], ["Restart LSN", restart_lsn],
-      limited ? ["Room for", seconds_to_loss === null ? "ever, at the present rate" : `${duration(seconds_to_loss)} at the present rate`] : null), ...words];
+      limited ? ["Time to limit", seconds_to_loss === null ? "never, at the present rate" : `${duration(seconds_to_loss)} at the present rate`] : null), ...words];
   });
 }
 
 function showStream(status, now) {
   const stream = status.jetstream;
-  const age = stream.oldest_unix_s ? duration(now - stream.oldest_unix_s) : "–";
+  const age = stream.oldest_unix_s ? `${duration(now - stream.oldest_unix_s)} ago` : "–";
   rebuild("stream", [stream, age, status.stream_seq], () => {
     const used = stream.bytes_max ? stream.bytes / stream.bytes_max : 0;
     const fill = make("i", { className: "kept" });
@@ -249,7 +249,7 @@ function showStream(status, now) {
       make("span", {}, make("span", { className: "swatch kept" }), `stored ${bytes(stream.bytes)}`),
       make("span", {}, make("span", { className: "swatch" }), stream.bytes_max ? `limit ${bytes(stream.bytes_max)}` : "no limit in bytes"));
     return [bar, legend, facts(["Stream", status.stream], ["Messages", whole.format(stream.messages)],
-      ["Last sequence", whole.format(Math.max(stream.last_seq, status.stream_seq))], ["Reaches back", age])];
+      ["Last sequence", whole.format(Math.max(stream.last_seq, status.stream_seq))], ["Oldest message", age])];
   });
 }
 
@@ -261,7 +261,7 @@ function showConsumers(status, now) {
       make("td", { className: "name" }, one.name),
       make("td", { className: "number" }, whole.format(one.pending)),
       make("td", { className: "number wide" }, whole.format(one.unacknowledged)),
-      make("td", { className: "share" }, make("div", { className: "meter", title: `${Math.round(one.history_used * 100)} % of what the stream keeps is still to be read` }, share)));
+      make("td", { className: "share" }, make("div", { className: "meter", title: `${Math.round(one.history_used * 100)} % of the stream's history is still unread` }, share)));
     share.style.width = `${Math.min(100, one.history_used * 100)}%`;
     return row;
   }));
@@ -344,7 +344,7 @@ function order() {
   ordered = [...tables.values()].filter((t) => !wanted || t.label.toLowerCase().includes(wanted) || t.token.toLowerCase().includes(wanted));
   const sign = sorting.down ? -1 : 1;
   ordered.sort((a, b) => {
-    const first = (b.token in suspended) - (a.token in suspended);  // what needs a person comes first
+    const first = (b.token in suspended) - (a.token in suspended);  // suspended tables need a person, so they come first
     if (first) return first;
     const x = key(a), y = key(b);
     if (x !== y) return x < y ? -sign : sign;
@@ -390,7 +390,7 @@ function showTables(now) {
   if (left > 0) put($("more"), `Show ${Math.min(ROWS, left)} more of ${whole.format(left)}`);
   put($("tables-count"), ordered.length === tables.size ? whole.format(tables.size) : `${whole.format(ordered.length)} of ${whole.format(tables.size)}`);
   $("tables-none").hidden = rows.length > 0;
-  put($("tables-none"), tables.size ? "No table of this name." : "No published table yet.");
+  put($("tables-none"), tables.size ? "No matching table." : "No published table yet.");
 }
 
 $("search").addEventListener("input", () => {
@@ -438,9 +438,9 @@ async function copy(code) {
   try {
     await navigator.clipboard.writeText(code.textContent);
     toast("Copied");
-  } catch {  // no clipboard without TLS: select it for the person
+  } catch {  // browsers offer no clipboard without TLS, so select the text instead
     getSelection().selectAllChildren(code);
-    toast("Selected: copy it with the keyboard");
+    toast("Selected: copy with the keyboard");
   }
 }
 
@@ -477,7 +477,7 @@ async function post(path) {
     const said = await reply.json().catch(() => ({}));
     if (reply.status === 401) {
       sessionStorage.removeItem(TOKEN_KEY);
-      if (!(await askForToken("The bridge does not take this token. Give it again, as in BRIDGE_HTTP_TOKEN."))) return null;
+      if (!(await askForToken("The bridge rejected this token. Enter it again, as in BRIDGE_HTTP_TOKEN."))) return null;
     } else if (!reply.ok) throw new Error(said.error || `${reply.status} ${reply.statusText}`);
     else return said;
   }
@@ -487,7 +487,7 @@ async function requestSnapshot(token, label) {
   try {
     if (await post(`snapshot/${token.split("/").map(encodeURIComponent).join("/")}`)) toast(`Snapshot of ${label} requested`);
   } catch (error) {
-    toast(`Not requested: ${error.message}`);
+    toast(`Snapshot not requested: ${error.message}`);
   }
 }
 
@@ -508,10 +508,10 @@ $("stop-confirm").addEventListener("click", async () => {
     if (await post("shutdown")) {
       stopping = true;
       $("stop-button").disabled = true;
-      toast("Stopping: what was read is stored and confirmed first");
+      toast("Stopping: the bridge first stores and confirms what it has read");
     }
   } catch (error) {
-    toast(`Not stopped: ${error.message}`);
+    toast(`Bridge not stopped: ${error.message}`);
   }
 });
 
@@ -561,9 +561,9 @@ function setLive(on, text) {
 function lose() {
   if (!lastFrameAt && !lost) setLive(false, "no answer");
   lost = true;
-  const since = lastFrameAt ? ` What is shown is from ${clock(lastFrameAt / 1000 + offset, true)}.` : "";
+  const since = lastFrameAt ? ` This page shows its state at ${clock(lastFrameAt / 1000 + offset, true)}.` : "";
   $("verdict").className = "verdict bad";
-  put($("verdict-text"), stopping ? `The bridge has stopped.${since}` : `No answer from the bridge.${since} Trying again every few seconds.`);
+  put($("verdict-text"), stopping ? `The bridge has stopped.${since}` : `No answer from the bridge.${since} Retrying every few seconds.`);
   document.title = "✗ no answer – Walbridge";
   setLive(false, stopping ? "stopped" : "no answer");
 }
@@ -574,7 +574,7 @@ function connect() {
     lastFrameAt = Date.now();
     lost = false;
     const frame = JSON.parse(event.data);
-    if (stopping && frame.whole) stopping = false;  // it runs again
+    if (stopping && frame.whole) stopping = false;  // a bridge is running again
     show(frame);
     setLive(true, "live");
   };
@@ -584,7 +584,7 @@ function connect() {
     setTimeout(connect, 3000);
   };
 }
-// a peer that is frozen closes nothing
+// a frozen peer closes no connection
 setInterval(() => {
   if (lastFrameAt && !lost && Date.now() - lastFrameAt > 6000) lose();
 }, 2000);

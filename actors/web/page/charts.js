@@ -1,5 +1,5 @@
 "use strict";
-// Plots of the last minutes: SVG made by hand, axes, one cursor for all of them by pointer and by arrow keys.
+// Plots of the last minutes: hand-made SVG with axes, and one cursor for all plots, moved by pointer or arrow keys.
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 58, right: 10, top: 8, bottom: 20 };
@@ -10,7 +10,7 @@ function svgElement(tag, attributes = {}) {
   return made;
 }
 
-// Up to four round steps from 0 to at least `top`; of bytes in powers of two
+// Up to four round steps from 0 to at least `top`; powers of two for bytes
 function ticksTo(top, bytes) {
   const base = bytes ? 2 ** Math.floor(Math.log2(top / 4)) : 10 ** Math.floor(Math.log10(top / 4));
   const step = (bytes ? [1, 2, 4] : [1, 2, 2.5, 5, 10]).map((n) => n * base).find((s) => s * 4 >= top) ?? base * 10;
@@ -20,7 +20,7 @@ function ticksTo(top, bytes) {
 }
 
 class Chart {
-  // series: {name, color, value(point) -> number or null}; stacked ones are drawn one upon the other
+  // series: {name, color, value(point) -> number or null}; stacked series are drawn on top of each other
   constructor(host, { title, series, format, stacked = false, bytes = false, least = 1, board }) {
     Object.assign(this, { title, series, format, stacked, bytes, least, board, points: [], width: 0 });
     this.figure = document.createElement("figure");
@@ -119,7 +119,7 @@ class Chart {
       let run = [];
       const runs = [];
       rows.forEach((row, n) => {
-        // what was not measured is a gap, not a zero
+        // a missing measurement is a gap, not a zero
         if (row[i] === null || (n && points[n][0] - points[n - 1][0] > 5)) {
           if (run.length) runs.push(run);
           run = [];

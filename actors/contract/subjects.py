@@ -1,0 +1,232 @@
+"""The names that the bridge and its readers agree on in NATS: streams, subjects, buckets, keys (contract, sections 2 to 6).
+
+No other module spells one. `parse` reads what the functions write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+CDC, INIT, REQUESTS = "CDC", "INIT", "REQUESTS"
+"""Streams: of the changes unless `--stream` says otherwise, of the snapshots, and of the requests for them."""
+SCHEMAS, BRIDGES, DICTIONARIES = "schemas", "bridges", "dictionaries"
+"""Key-value buckets."""
+BRIDGE_TOKEN = "_bridge"
+"""In the place of a table's token where no table is meant; tables' tokens never begin with `_`."""
+OPERATIONS = ("insert", "update", "delete", "truncate")
+
+# -- stream CDC
+
+CDC_ALL = "cdc.>"
+CDC_GAP = f"cdc.{BRIDGE_TOKEN}.gap"
+CDC_GAPS = f"cdc.{BRIDGE_TOKEN}.>"
+"""What a reader of some tables filters by too."""
+
+
+def cdc_event(token: str, operation: str) -> str:
+    """A change of a table's rows."""
+    return f"cdc.{token}.{operation}"
+
+
+def cdc_schema(token: str) -> str:
+    """A table's new shape."""
+    return f"cdc.{token}.schema"
+
+
+def cdc_of_table(token: str) -> str:
+    """Pattern of everything on one table."""
+    return f"cdc.{token}.>"
+
+
+def publish_prefix(stream: str) -> str:
+    """What a bridge puts before each subject on the wire; a stream other than CDC maps it away before it stores."""
+    return "" if stream == CDC else f"_{stream}."
+
+
+# -- stream INIT
+
+INIT_ALL = "init.>"
+ARRAY_ALL = ("snapshot.init.>", "snapshot.data.>")
+"""Patterns that INIT takes as well with the array format."""
+INIT_STARTS = "init.start.*"
+
+
+def init_start(token: str) -> str:
+    """A snapshot begins."""
+    return f"init.start.{token}"
+
+
+def init_chunk(token: str, snapshot_id: str, number: int) -> str:
+    """Rows of a snapshot."""
+    return f"init.snap.{token}.{snapshot_id}.{number}"
+
+
+def init_meta(token: str) -> str:
+    """A snapshot is complete."""
+    return f"init.meta.{token}"
+
+
+def init_error(token: str) -> str:
+    """A snapshot failed, or cannot be taken."""
+    return f"init.error.{token}"
+
+
+def init_schema(token: str) -> str:
+    """A table's new shape, also for readers of INIT alone."""
+    return f"init.schema.{token}"
+
+
+def array_start(token: str) -> str:
+    """A snapshot in the array format announces its columns."""
+    return f"snapshot.init.{token}"
+
+
+def array_chunk(token: str) -> str:
+    """Rows of a snapshot in the array format."""
+    return f"snapshot.data.{token}"
+
+
+def snapshot_of_table(token: str) -> tuple[str, ...]:
+    """Patterns of a table's snapshots: start, chunks, meta and error."""
+    return init_start(token), f"init.snap.{token}.>", init_meta(token), init_error(token)
+
+
+def arrays_of_table(token: str) -> tuple[str, ...]:
+    """Subjects of a table's snapshots that only the array format has."""
+    return array_start(token), array_chunk(token)
+
+
+def init_of_table(token: str) -> tuple[str, ...]:
+    """Patterns of everything on one table, in whichever format."""
+    return f"init.*.{token}", f"init.snap.{token}.>", f"snapshot.*.{token}"
+
+
+# -- stream REQUESTS
+
+REQUEST_ALL = "snapshot.request.>"
+
+
+def request(token: str) -> str:
+    """Ask for a snapshot of a table."""
+    return f"snapshot.request.{token}"
+
+
+# -- key-value buckets: streams whose subjects are the keys
+
+
+def bucket_stream(bucket: str) -> str:
+    """The stream that holds a bucket."""
+    return f"KV_{bucket}"
+
+
+def bucket_keys(bucket: str) -> str:
+    """Pattern of all keys of a bucket."""
+    return f"$KV.{bucket}.>"
+
+
+def bucket_key(bucket: str, key: str) -> str:
+    """The subject of a key."""
+    return f"$KV.{bucket}.{key}"
+
+
+def schema_key(token: str) -> str:
+    """A table's key in bucket `schemas`."""
+    return token
+
+
+def dictionary_key(token: str, digest: str = "") -> str:
+    """A table's key in bucket `dictionaries`: its newest dictionary's, or with `digest` that of one dictionary."""
+    return f"{token}_dict.{digest}" if digest else f"{token}_dict"
+
+
+def dictionaries_of_table(token: str) -> tuple[str, ...]:
+    """Patterns of the subjects under which bucket `dictionaries` has a table's."""
+    newest = bucket_key(DICTIONARIES, dictionary_key(token))
+    return newest, f"{newest}.>"
+
+
+# -- reading
+
+Kind = Literal[
+    "event", "schema", "gap",
+    "start", "chunk", "meta", "error", "init schema", "array start", "array chunk",
+    "request", "key",
+]  # fmt: skip
+
+
+class Subject(NamedTuple):
+    """What a subject says."""
+
+    kind: Kind
+    token: str
+    """A table's; of a request whatever was asked for, of a key the key."""
+    operation: str = ""
+    """Of an event."""
+    snapshot_id: str = ""
+    chunk: int = 0
+    bucket: str = ""
+    """Of a key."""
+
+
+_INIT_KINDS: dict[str, Kind] = {"start": "start", "meta": "meta", "error": "error", "schema": "init schema"}
+_ARRAY_KINDS: dict[str, Kind] = {"init": "array start", "data": "array chunk"}
+
+
+def parse(subject: str) -> Subject | None:
+    """Read any subject; None for one that no function here writes."""
+    found: Subject | None = None
+    match subject.split("."):
+        case ["cdc", token, "gap"] if token == BRIDGE_TOKEN:
+            found = Subject("gap", token)
+        case ["cdc", token, "schema"] if token:
+            found = Subject("schema", token)
+        case ["cdc", token, operation] if token and operation in OPERATIONS:
+            found = Subject("event", token, operation)
+        case ["init", "snap", token, snapshot_id, number] if token and snapshot_id and _is_number(number):
+            found = Subject("chunk", token, snapshot_id=snapshot_id, chunk=int(number))
+        case ["init", kind, token] if token and kind in _INIT_KINDS:
+            found = Subject(_INIT_KINDS[kind], token)
+        case ["snapshot", "request", *asked] if any(asked):
+            found = Subject("request", ".".join(asked))
+        case ["snapshot", kind, token] if token and kind in _ARRAY_KINDS:
+            found = Subject(_ARRAY_KINDS[kind], token)
+        case ["$KV", bucket, *key] if bucket and any(key):
+            found = Subject("key", ".".join(key), bucket=bucket)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    """A chunk's number as `init_chunk` writes one: `07` would not be written back alike."""
+    return re.fullmatch("0|[1-9][0-9]{0,17}", text) is not None
+
+
+# -- which stream takes what
+
+
+def cdc_subjects(token: str) -> tuple[str, ...]:
+    """Every subject that stream CDC must take for a table, and the gaps'."""
+    return *(cdc_event(token, operation) for operation in OPERATIONS), cdc_schema(token), CDC_GAP
+
+
+def init_subjects(token: str) -> tuple[str, ...]:
+    """Every subject that stream INIT must take for a table."""
+    return init_start(token), init_chunk(token, "snap-1-a", 0), init_meta(token), init_error(token), init_schema(token)
+
+
+def covers(patterns: Iterable[str], subjects: Iterable[str]) -> bool:
+    """Whether each of the subjects matches one of the patterns."""
+    taken = list(patterns)
+    return all(any(matches(pattern, subject) for pattern in taken) for subject in subjects)
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """NATS's rule: `*` stands for one token, `>` for all that follow, one at least."""
+    wanted, found = pattern.split("."), subject.split(".")
+    for i, token in enumerate(wanted):
+        if token == ">":
+            return len(found) > i
+        if i >= len(found) or token not in ("*", found[i]):
+            return False
+    return len(wanted) == len(found)

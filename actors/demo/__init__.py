@@ -1,0 +1,1 @@
+"""The demo: both servers, bridge, load and a live replica in one terminal."""

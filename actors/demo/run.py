@@ -1,0 +1,335 @@
+"""`walbridge demo`: servers, bridge, load and a live replica in one terminal, with keys that do real harm.
+
+The bridge and the mirror are processes of their own, so that they can be killed; PostgreSQL and NATS come from the
+`embedded` extra. Nothing has a fixed port, and nothing is left behind unless `--keep` says where.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psycopg
+
+from actors.demo.keys import read_keys
+from actors.demo.screen import Screen, Seen, open_screen
+from actors.demo.watch import Watcher
+from actors.embedded.process import ServerProcess, free_port, unprivileged_account
+from actors.embedded.servers import EmbeddedServers, start_embedded
+from actors.errors import Fatal
+from actors.sample.mixed_load import Counts, MixedLoad
+from actors.sample.rows import SampleRows
+from actors.settings.config import SETTINGS
+
+TABLES = ("users", "orders")
+RATES = (10, 50, 100, 250, 500, 1_000, 2_000)
+NATS_AWAY_S = 5.0
+SETTLE_S = 30.0
+SAID_S = 8.0
+TICK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a demo ended."""
+
+    equal: bool
+    compared: bool
+    """Both sides could be compared at all."""
+    seconds: float
+    events: int
+    transactions: int
+    bridge_killed: int
+    nats_stopped: int
+    rows: dict[str, int]
+
+
+def run_demo(*, seconds: float | None, keep: Path | None, rate: int, as_json: bool) -> int:
+    """Run until `q`, Ctrl-C or `seconds`; returns 0 when the replica is equal to the source in the end.
+
+    Blocking; starts threads and child processes, and ends them all. Raises ConfigError without the `embedded` extra.
+    """
+    talk = sys.stderr if as_json else sys.stdout
+    print("Starting PostgreSQL and NATS ...", file=talk, flush=True)
+    with _folder(keep) as folder, start_embedded(folder) as servers:
+        demo = Demo(servers, folder, rate)
+        with open_screen(talk) as screen:
+            outcome = demo.run(screen, seconds)
+        if as_json:
+            print(json.dumps(asdict(outcome)))
+        else:
+            print(_last_words(outcome, keep), flush=True)
+        return 0 if outcome.equal else 1
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    if keep is not None:
+        yield keep
+        return
+    # PostgreSQL does not run as root: another user must get in
+    base = Path("/var/tmp") if unprivileged_account() else None
+    path = Path(tempfile.mkdtemp(prefix="walbridge-demo-", dir=base))
+    path.chmod(0o711)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What `walbridge verify` found."""
+
+    equal: bool
+    compared: bool
+    words: str
+
+
+class Demo:
+    """One demonstration. Owns the bridge's and the mirror's process and its threads while `run` runs.
+
+    What takes longer than a moment runs in a thread, so that the screen stays responsive.
+    """
+
+    def __init__(self, servers: EmbeddedServers, folder: Path, rate: int) -> None:
+        self._servers, self._folder = servers, folder
+        self.rate = rate
+        self.counts = Counts()
+        self.bridge_killed = self.nats_stopped = 0
+        self._port = free_port()
+        self._replica = f"sqlite:///{folder / 'replica.db'}"
+        self._bridge: ServerProcess | None = None
+        self._mirror: ServerProcess | None = None
+        self._said, self._said_at = "", 0.0
+        self._columns_added = 0
+        self._load_ended = threading.Event()
+        self._copied = threading.Event()
+        self._nats_back: Future[None] | None = None
+        self._verifying: Future[Verdict] | None = None
+        self._verify_process: subprocess.Popen[str] | None = None
+
+    def run(self, screen: Screen, seconds: float | None) -> Outcome:
+        """Start everything, show it until the end, and prove that both sides are equal."""
+        began = time.monotonic()
+        screen.say(self._addresses())
+        with ThreadPoolExecutor() as threads, ExitStack() as ending:
+            self._threads = threads
+            self._start_bridge()
+            ending.callback(lambda: self._end(self._bridge))
+            ending.callback(lambda: self._end(self._mirror))
+            load = threads.submit(self._load)
+            ending.callback(self._load_ended.set)
+            ending.callback(self._kill_verify)
+            watcher = Watcher(self._servers, self._port, self._folder / "replica.db", TABLES)
+            ending.callback(watcher.close)
+            with suppress(KeyboardInterrupt), read_keys() as key:
+                while seconds is None or time.monotonic() - began < seconds:
+                    self._show(screen, watcher, began)
+                    if load.done() or not self._press(key(TICK_S)):
+                        break
+            self._load_ended.set()
+            verdict = threads.submit(self._prove, load)
+            while not verdict.done():
+                self._show(screen, watcher, began, ending="load stopped; proving that both sides are equal ...")
+                time.sleep(TICK_S)
+            screen.say(verdict.result().words)
+            last = self._show(screen, watcher, began, ending="stopped")
+        if (fault := load.exception()) is not None:
+            raise Fatal("WB410", "the demo's load ended", said=repr(fault)) from fault
+        return Outcome(
+            verdict.result().equal, verdict.result().compared, round(time.monotonic() - began, 1), last.events,
+            self.counts.transactions, self.bridge_killed, self.nats_stopped,
+            {table.name: table.in_postgres for table in last.tables},
+        )  # fmt: skip
+
+    # -- what the keys do
+
+    def _press(self, key: str) -> bool:
+        actions: dict[str, Callable[[], None]] = {
+            "k": self._kill_bridge, "n": self._stop_nats, "d": self._alter, "s": self._snapshot, "v": self._verify_now,
+            "+": lambda: self._change_rate(1), "-": lambda: self._change_rate(-1),
+        }  # fmt: skip
+        if key in ("q", "\x03", "\x04"):
+            return False
+        if key in actions:
+            actions[key]()
+        return True
+
+    def _say(self, words: str) -> None:
+        """Show words for a moment."""
+        self._said, self._said_at = words, time.monotonic()
+
+    def _kill_bridge(self) -> None:
+        assert self._bridge is not None
+        self._bridge.end()
+        self.bridge_killed += 1
+        self._say("bridge killed with -9 and started again")
+        self._start_bridge()
+
+    def _stop_nats(self) -> None:
+        if self._nats_back is not None and not self._nats_back.done():
+            return
+        self.nats_stopped += 1
+        self._say(f"NATS killed; it comes back after {NATS_AWAY_S:g} s")
+        self._servers.nats.kill()
+        self._nats_back = self._threads.submit(self._bring_nats_back)
+
+    def _bring_nats_back(self) -> None:
+        self._load_ended.wait(NATS_AWAY_S)  # at the end of the demo NATS need not stay away
+        self._servers.nats.start()
+        self._say("NATS is back")
+
+    def _alter(self) -> None:
+        if self._verifying is not None:
+            self._say("not while verify reads the tables: all writers would wait for the ALTER TABLE")
+            return
+        self._columns_added += 1
+        name = f"added_{self._columns_added}"
+        with closing(psycopg.connect(self._servers.database_url, autocommit=True)) as connection:
+            connection.execute(f"ALTER TABLE users ADD COLUMN IF NOT EXISTS {name} text DEFAULT 'new'".encode())
+        self._say(f"ALTER TABLE users ADD COLUMN {name}")
+
+    def _snapshot(self) -> None:
+        request = urllib.request.Request(f"http://127.0.0.1:{self._port}/snapshot/users", data=b"", method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=2):
+                self._say("snapshot of users requested")
+        except OSError:
+            self._say("no snapshot: the bridge does not answer")
+
+    def _change_rate(self, step: int) -> None:
+        place = min(range(len(RATES)), key=lambda i: abs(RATES[i] - self.rate))
+        self.rate = RATES[max(0, min(len(RATES) - 1, place + step))]
+        self._say(f"rate set to {self.rate:,} changes per second")
+
+    def _verify_now(self) -> None:
+        if self._verifying is None:
+            self._say("verify: comparing both sides at one LSN ...")
+            self._verifying = self._threads.submit(self._verify)
+
+    # -- processes
+
+    def _child(self, name: str, *arguments: str) -> ServerProcess:
+        argv = [sys.executable, "-m", "actors.main", *arguments, "--env-file", str(self._servers.env_file)]
+        return ServerProcess(argv, log_path=self._folder / f"{name}.log", account=None, orphan_signal=signal.SIGTERM)
+
+    def _start_bridge(self) -> None:
+        self._bridge = self._child("bridge", "run", "--port", str(self._port))
+
+    def _start_mirror(self, seen: Seen) -> None:
+        """Start the mirror once the bridge has made the streams that the mirror reads."""
+        if self._mirror is None and seen.state == "streaming":
+            self._mirror = self._child("mirror", "mirror", "--tables", ",".join(TABLES), "--to", self._replica)
+
+    def _end(self, process: ServerProcess | None) -> None:
+        if process is not None:
+            process.end((signal.SIGTERM, SETTLE_S))
+
+    def _prove(self, load: Future[None]) -> Verdict:
+        """Compare both sides after the load and the servers have settled. Blocking."""
+        wait([load])
+        if self._nats_back is not None:
+            self._nats_back.result()
+        self._copied.wait(SETTLE_S)  # a short demo may end before the first copy did
+        return self._verify()
+
+    def _verify(self) -> Verdict:
+        """Run `walbridge verify` on both sides. Blocking."""
+        argv = [sys.executable, "-m", "actors.main", "verify", "--tables", ",".join(TABLES), "--to", self._replica]
+        # what is set here for another bridge would beat the file
+        ours = {f"{setting.variable}{suffix}" for setting in SETTINGS.values() for suffix in ("", "_FILE")}
+        process = self._verify_process = subprocess.Popen(
+            [*argv, "--env-file", str(self._servers.env_file)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env={name: value for name, value in os.environ.items() if name not in ours},
+        )  # fmt: skip
+        words, _ = process.communicate()
+        return Verdict(process.returncode == 0, "compared at LSN" in words, words.strip())
+
+    def _kill_verify(self) -> None:
+        """End a running verify: it has its own session, so that the Ctrl-C which asks for the verdict does not reach it."""
+        if self._verify_process is not None:
+            self._verify_process.kill()
+
+    def _load(self) -> None:
+        """Run transactions at the chosen rate, in a thread, until the end."""
+        with closing(psycopg.connect(self._servers.database_url, autocommit=True)) as connection:
+            load = MixedLoad(connection, SampleRows(), self.counts)
+            due, before = time.monotonic(), 0
+            while not self._load_ended.is_set():
+                load.transaction()
+                done = self.counts.changes + self.counts.undone
+                due = max(due + (done - before) / self.rate, time.monotonic() - 1)
+                before = done
+                self._load_ended.wait(max(0.0, due - time.monotonic()))
+
+    # -- what is seen
+
+    def _show(self, screen: Screen, watcher: Watcher, began: float, *, ending: str = "") -> Seen:
+        """Look at both sides, start the mirror once it can start, and show everything."""
+        seen = watcher.look()
+        self._start_mirror(seen)
+        if all(table.in_replica is not None for table in seen.tables):
+            self._copied.set()
+        if self._verifying is not None and self._verifying.done():
+            verdict, self._verifying = self._verifying.result(), None
+            screen.say(verdict.words)
+            self._say("verify: equal at one LSN, under load" if verdict.equal else "verify: see above")
+        said = self._said if self._verifying is not None or time.monotonic() - self._said_at < SAID_S else ""
+        if self._mirror is not None and not self._mirror.running:
+            said = f"the mirror has ended: see {self._mirror.log_path}"
+        seen = replace(
+            seen, seconds=time.monotonic() - began, bridge_killed=self.bridge_killed, nats_stopped=self.nats_stopped,
+            said=said, ending=ending,
+        )  # fmt: skip
+        screen.show(seen)
+        return seen
+
+    def _addresses(self) -> str:
+        rows = {
+            "PostgreSQL": f"127.0.0.1:{self._servers.postgres.port}   {self._servers.psql_line}",
+            "NATS": f"127.0.0.1:{self._servers.nats.port}   {self._servers.nats_line}",
+            "Page": f"http://127.0.0.1:{self._port}/",
+            "Replica": str(self._folder / "replica.db"),
+            "Logs": f"{self._folder / 'bridge.log'}, mirror.log",
+        }
+        return "\n".join(f"{label + ':':<12}{text}" for label, text in rows.items())
+
+
+def _last_words(outcome: Outcome, keep: Path | None) -> str:
+    harm = [
+        f"{whom} was killed {'once' if number == 1 else f'{number} times'}"
+        for whom, number in (("the bridge", outcome.bridge_killed), ("NATS", outcome.nats_stopped))
+        if number
+    ]
+    lines = [
+        f"{outcome.events:,} events of {outcome.transactions:,} transactions in {outcome.seconds:g} s"
+        + (f"; {' and '.join(harm)}" if harm else ""),
+        "The replica is equal to the source: no change lost, none doubled."
+        if outcome.equal
+        else "The replica is NOT equal to the source: please report this, with the logs (--keep DIR keeps them)."
+        if outcome.compared
+        else "The two sides could not be compared: see above.",
+        "",
+        "With your own database:",
+        "  walbridge export sql-role | psql ...          # a role that may read changes, and a publication",
+        "  DATABASE_URL=postgresql://... NATS_URL=nats://... walbridge run",
+        "  walbridge mirror --tables users --to sqlite:///replica.db",
+    ]
+    if keep is not None:
+        lines.append(f"Data and logs are in {keep}.")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Compression dictionaries: training them on rows of a table, and measuring what they save."""

@@ -1,0 +1,124 @@
+"""One session of a mirror: from an open connection to NATS and an open replica to the first error of either."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from actors.clients.nats.jetstream import JetStream
+from actors.contract.bridge_record import BridgeRecord
+from actors.errors import ConfigError
+from actors.mirror.copying import Copier
+from actors.mirror.following import Follower
+from actors.mirror.holding import Holds
+from actors.mirror.replica import Replica
+from actors.mirror.snapshot_requests import watch_requests
+from actors.mirror.source_stream import SourceStream
+from actors.mirror.state import LIVE
+from actors.mirror.stores.store import Store
+from actors.mirror.table_choice import register_tables
+from actors.mirror.track import NEEDED_NOTHING
+from actors.mirror.view import View
+from actors.telemetry.log import get_logger
+
+log = get_logger("mirror")
+
+STREAM_EVERY_S = 2.0
+WATCH_EVERY_S = 2.0
+
+
+async def wait_for_bridge(source: SourceStream, view: View) -> BridgeRecord:
+    """Wait until a bridge has created the stream and recorded its tables; return the record."""
+    began_at = trio.current_time()
+    waited = False
+    while True:
+        has_stream = await source.look()
+        record = await source.record() if has_stream else None
+        if record is not None and record.tables:
+            if waited:
+                log.info("a bridge has appeared", stream=source.name, waited_s=round(trio.current_time() - began_at, 1))
+            return record
+        waited = True
+        if has_stream:
+            what, fix = "record which tables it publishes to stream", "and see that its publication has tables"
+        else:
+            what, fix = "create stream", "or give the name of its stream with --stream"
+        view.reason = f"waiting for a bridge to {what} {source.name}"
+        log.warning(view.reason, fix=f"start the bridge: walbridge run; {fix}")
+        await trio.sleep(STREAM_EVERY_S)
+
+
+async def open_session(store: Store, source: SourceStream, record: BridgeRecord, view: View) -> Replica:
+    """Claim the replica and read its state. Raises ConfigError when it is a mirror of another stream or the source itself."""
+    await store.claim(record)
+    replica = Replica(store, source.name, view.counts)
+    await replica.load()
+    if replica.checkpoint is not None and replica.checkpoint.stream != source.name:
+        raise ConfigError(
+            "WB506", f"the replica is a mirror of stream {replica.checkpoint.stream}, not of {source.name}",
+            fix="give the stream's name with --stream, or another replica with --to",
+        )  # fmt: skip
+    return replica
+
+
+async def recopy(replica: Replica, tokens: list[str]) -> None:
+    """Mark tables to be copied again, and empty `tokens`, so that a later session does not copy them once more."""
+    for token in tokens:
+        if token in replica.shapes:
+            await replica.save(replica.tables[token].as_stale("asked for with --again", NEEDED_NOTHING))
+            del replica.shapes[token]
+    tokens.clear()
+
+
+async def run_session(
+    replica: Replica, source: SourceStream, record: BridgeRecord, view: View, wanted: tuple[str, ...], again: list[str], *,
+    is_watched: bool,
+) -> None:  # fmt: skip
+    """Mirror the tables `wanted` until an error.
+
+    `again` are tables to copy again first. `is_watched`: metrics are served.
+    """
+    await register_tables(replica, wanted)
+    await recopy(replica, again)
+    view.begin(replica, wanted)
+    holds = Holds(replica)
+    follower = Follower(replica, source, holds, everything=set(wanted) >= set(record.tables))
+    copier = Copier(replica, source, follower)
+    replica.to_recopy, to_recopy = trio.open_memory_channel[str](math.inf)
+
+    position = replica.checkpoint.cursor.stream_seq if replica.checkpoint is not None else 0
+    live = sum(replica.tables[token].state == LIVE for token in wanted)
+    log.info("mirroring", stream=source.name, tables=len(wanted), live=live, position=position)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follower.run)
+        nursery.start_soon(holds.watch)
+        nursery.start_soon(watch_requests, replica, source, wanted)
+        if is_watched:
+            nursery.start_soon(_watch_stream, source.js, replica)
+            nursery.start_soon(_watch_verdicts, replica, wanted)
+        for token in wanted:
+            if replica.tables[token].state != LIVE:
+                nursery.start_soon(copier.copy, token)
+        async for token in to_recopy:
+            nursery.start_soon(copier.copy, token)
+
+
+async def _watch_stream(js: JetStream, replica: Replica) -> None:
+    """Keep the metrics' range of the stream's messages current, also while the replica is stuck."""
+    counts = replica.counts
+    while True:
+        info = await js.stream_info(replica.stream)
+        if info is not None:
+            counts.first_seq, counts.last_seq = int(info["state"]["first_seq"]), int(info["state"]["last_seq"])
+        await trio.sleep(WATCH_EVERY_S)
+
+
+async def _watch_verdicts(replica: Replica, wanted: tuple[str, ...]) -> None:
+    """Keep the metrics' results of `walbridge verify` current."""
+    counts = replica.counts
+    while True:
+        verdicts = await replica.verdicts()
+        counts.mismatched_keys = sum(mismatched for token, (_, mismatched) in verdicts.items() if token in wanted)
+        counts.verified_at = min((float(verdicts[t][0]) if t in verdicts else 0.0 for t in wanted), default=0.0)
+        await trio.sleep(WATCH_EVERY_S)

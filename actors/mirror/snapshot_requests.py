@@ -1,0 +1,83 @@
+"""Snapshots in stream INIT: which one can be used, and requests for a new one."""
+
+from __future__ import annotations
+
+import trio
+
+from actors.clients.nats.jetstream import JetStream, StoredMessage
+from actors.contract.decoding import decode_message
+from actors.contract.records import SnapshotStart
+from actors.contract.subjects import INIT, init_error, init_start, request
+from actors.errors import MalformedMessage
+from actors.mirror.replica import Replica
+from actors.mirror.source_stream import SourceStream
+from actors.mirror.state import STALE, WAITING
+from actors.telemetry.log import get_logger
+from actors.wire.nats import encode_pub
+
+log = get_logger("mirror")
+
+UNANSWERED_AFTER_S = 10.0
+
+
+async def ask_for_snapshot(js: JetStream, token: str) -> None:
+    """Ask for a snapshot of a table. Repeated requests have the effect of one."""
+    await js.connection.send(encode_pub(request(token).encode(), b"", b"", None))
+
+
+async def find_usable_start(replica: Replica, source: SourceStream, token: str) -> StoredMessage | None:
+    """The start of the table's newest snapshot, if the replica can use that snapshot."""
+    message = await source.js.get_message(INIT, last_by_subj=init_start(token))
+    if message is None or message.seq <= replica.tables[token].init_seq:
+        return None
+    start = _start_in(message)
+    error = await source.js.get_message(INIT, last_by_subj=init_error(token))
+    has_failed = error is not None and error.seq > message.seq
+    if start is None or has_failed or not await source.look() or message.time < source.created:
+        return None
+    return message if why_unusable(replica, source, start) == "" else None
+
+
+def why_unusable(replica: Replica, source: SourceStream, start: SnapshotStart) -> str:
+    """Why the events after a snapshot do not lead to the present; empty when they do. `source` must have looked."""
+    if start.stream_seq < replica.tables[start.token].needed_seq:
+        return "the snapshot is from before the table had to be copied again"
+    return source.why_out_of_date(start.stream_seq)
+
+
+async def is_answered(replica: Replica, source: SourceStream, token: str, since_seq: int) -> bool:
+    """Whether a bridge began or refused a snapshot after INIT's `since_seq`, or an older snapshot can be used."""
+    newest = max(since_seq, replica.tables[token].init_seq)
+    for subject in (init_start(token), init_error(token)):
+        message = await source.js.get_message(INIT, last_by_subj=subject)
+        if message is not None and message.seq > newest:
+            return True
+    return await find_usable_start(replica, source, token) is not None
+
+
+async def watch_requests(replica: Replica, source: SourceStream, wanted: tuple[str, ...]) -> None:
+    """Warn while nobody answers the requests for snapshots: without a bridge a copy waits forever. Runs until cancelled."""
+    first_seq = seen_seq = -1
+    while True:
+        info = await source.js.stream_info(INIT)
+        last_seq = int(info["state"]["last_seq"]) if info is not None else 0
+        first_seq = last_seq if first_seq < 0 else first_seq
+        if last_seq == seen_seq:  # if INIT grows, a bridge takes a snapshot, and the others come after it
+            waiting = [token for token in wanted if replica.tables[token].state in (WAITING, STALE)]
+            unanswered = [token for token in waiting if not await is_answered(replica, source, token, first_seq)]
+            if unanswered:
+                log.warning(
+                    "no bridge has answered the request for a snapshot; waiting", tables=",".join(unanswered),
+                    fix="start the bridge: walbridge run; if it runs, walbridge status shows what it does",
+                )  # fmt: skip
+        seen_seq = last_seq
+        await trio.sleep(UNANSWERED_AFTER_S)
+
+
+def _start_in(message: StoredMessage) -> SnapshotStart | None:
+    """The record in a message on `init.start.{token}`; None when no bridge wrote it."""
+    try:
+        start = decode_message(message.subject, {}, message.data)[0]
+    except MalformedMessage:
+        return None
+    return start if isinstance(start, SnapshotStart) else None

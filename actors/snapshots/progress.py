@@ -1,0 +1,65 @@
+"""What people see of snapshots: which tables wait, which one is being taken, and how the last ones ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import islice
+from typing import Literal
+
+from actors.telemetry.telemetry import SnapshotProgress, Telemetry
+
+REMEMBERED_MAX = 200
+
+
+class SnapshotBoard:
+    """Writes all that telemetry has of snapshots. The snapshotter owns it."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def waiting(self, tokens: Sequence[str]) -> None:
+        """Show the tables that wait, the next one first."""
+        snapshots = self._telemetry.snapshots
+        self._telemetry.snapshot_requests_waiting = len(tokens)
+        for token in [t for t, progress in snapshots.items() if progress.state == "waiting"]:
+            del snapshots[token]
+        for token in tokens[:REMEMBERED_MAX]:
+            snapshots.setdefault(token, SnapshotProgress(token))
+
+    def running(self, token: str) -> SnapshotProgress:
+        """Show that a table's snapshot is being taken."""
+        progress = self._telemetry.snapshots[token] = SnapshotProgress(token, "running", started_at=time.time())
+        return progress
+
+    def begins(self, progress: SnapshotProgress, snapshot_id: str, rows_expected: int) -> None:
+        """Show that a snapshot's rows begin; an earlier attempt's do not count."""
+        progress.snapshot_id, progress.rows_expected = snapshot_id, rows_expected
+        progress.rows = progress.chunks = progress.bytes = 0
+
+    def sent(self, progress: SnapshotProgress, *, chunks: int, rows: int, new_bytes: int) -> None:
+        """Show how many chunks and rows of a snapshot have been sent, and count what is new."""
+        self._telemetry.snapshot_bytes += new_bytes
+        self._telemetry.snapshot_rows += rows - progress.rows
+        progress.bytes += new_bytes
+        progress.chunks, progress.rows = chunks, rows
+        progress.seconds = time.time() - progress.started_at
+
+    def done(self, progress: SnapshotProgress) -> None:
+        """Show that a snapshot is complete."""
+        self._telemetry.snapshots_done += 1
+        self._end(progress, "done")
+
+    def failed(self, progress: SnapshotProgress, error: str) -> None:
+        """Show why a snapshot failed."""
+        self._telemetry.snapshots_failed += 1
+        progress.error = error
+        self._end(progress, "failed")
+
+    def _end(self, progress: SnapshotProgress, state: Literal["done", "failed"]) -> None:
+        progress.state = state
+        progress.seconds = time.time() - progress.started_at
+        snapshots = self._telemetry.snapshots
+        snapshots[progress.table] = snapshots.pop(progress.table)  # the newest last
+        for token in list(islice(snapshots, max(0, len(snapshots) - REMEMBERED_MAX))):
+            del snapshots[token]

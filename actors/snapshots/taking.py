@@ -1,0 +1,164 @@
+"""One snapshot of one table: watermark, start, chunks, meta (contract, section 5)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import trio
+
+from actors.clients.nats.jetstream import JetStream
+from actors.clients.nats.publish_window import PublishWindow
+from actors.clients.postgres.catalog import PublishedTable
+from actors.contract.compression import Compressor
+from actors.contract.event_encoder import EventEncoder
+from actors.contract.message_ids import position_of
+from actors.contract.snapshot_encoder import Message, SnapshotHead, SnapshotMessages, new_snapshot_id
+from actors.contract.subjects import INIT
+from actors.positions import Lsn, format_lsn
+from actors.settings.config import Config
+from actors.snapshots.chunks import ChunkCutter
+from actors.snapshots.failures import SnapshotFailed
+from actors.snapshots.progress import SnapshotBoard
+from actors.snapshots.requests import SnapshotRequests
+from actors.snapshots.table_reader import OpenTable, open_table
+from actors.snapshots.transaction_log import TransactionLog
+from actors.snapshots.watermark import Stored, sequence_before, wait_for_lsn
+from actors.startup.streams import StreamSetup
+from actors.telemetry.log import get_logger
+from actors.telemetry.telemetry import SnapshotProgress
+from actors.values.row_blocks import RowBlocks
+from actors.values.text_values import JSON_OIDS, TEXT, Converter, base_type, converter_for
+from actors.wire.jetstream import MSG_ID_HEADER
+
+log = get_logger("snapshotter")
+
+GATHER_BYTES_MAX = 8 * 1024 * 1024
+"""What a chunk may hold before it is compressed."""
+STEP_ASIDE_S = 0.001
+"""How long a snapshot rests between two blocks while events are on their way: it must not be felt in their latency."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSetup:
+    """What snapshots of this bridge are made with."""
+
+    config: Config
+    stream: StreamSetup
+    encoder: EventEncoder
+    """One of its own: an encoder is not for two tasks."""
+    transactions: TransactionLog
+    compressors: Mapping[str, Compressor]
+    """By table token, with its dictionary; for the others there is one without."""
+    events_underway: Callable[[], bool]
+    """Whether events are between PostgreSQL and JetStream's acknowledgement: they go first."""
+
+
+class SnapshotTaker:
+    """Takes snapshots, one after the other, on PostgreSQL connections that end with each."""
+
+    def __init__(self, setup: SnapshotSetup, js: JetStream, requests: SnapshotRequests, board: SnapshotBoard) -> None:
+        self._setup, self._js, self._requests, self._board = setup, js, requests, board
+
+    async def take(self, token: str, published: PublishedTable, progress: SnapshotProgress) -> None:
+        """Take a snapshot and publish it whole.
+
+        Raises NoWatermark or TableChanged when another attempt may do, SourceUnavailable when PostgreSQL is away,
+        SinkUnavailable when NATS is, and what `failure_of` has words for when this snapshot cannot be taken.
+        """
+        config, js, stream = self._setup.config, self._js, self._setup.stream
+        info = await js.stream_info(stream.stream)
+        stream_seq = int(info["state"]["last_seq"]) if info is not None else 0
+        publication, payload_max = config.source.publication, stream.init_payload_max
+        async with open_table(config.postgres, publication, published, payload_max=payload_max) as table:
+            lsn = await wait_for_lsn(table.watermark, self._setup.transactions)
+            if table.watermark.lsn is None:
+                log.info("watermark found without a slot: transactions that write hold it up", snapshot_lsn=format_lsn(lsn))
+                stream_seq = min(stream_seq, await self._seq_before(lsn))
+            compressor = self._compressor(token)
+            head = SnapshotHead(
+                new_snapshot_id(time.time()), token, table.relation, table.description.data_types, table.pk, lsn, stream_seq,
+                compressor is not None, compressor.dictionary_id if compressor else None, table.description.base_types,
+            )  # fmt: skip
+            self._board.begins(progress, head.snapshot_id, table.rows_expected)
+            self._requests.leave(token)
+            messages = SnapshotMessages(head, self._setup.encoder, config.snapshots.format)
+            starts = [await js.publish(m.subject, m.body, m.headers or None) for m in messages.start()]
+            # only now: a bridge that is killed in between finds the request again, or else the start without an end
+            await self._requests.answered(token)
+            log.info("snapshot begins", table=token, snapshot_id=head.snapshot_id, snapshot_lsn=format_lsn(lsn))
+            await self._send_rows(table, messages, compressor, progress)
+        if await js.get_message(INIT, seq=starts[0]) is None:
+            raise SnapshotFailed(
+                "start_lost", "stream INIT has dropped the start of this snapshot: it is larger than the stream may be; "
+                "nats stream edit INIT --max-bytes=... "
+            )  # fmt: skip
+        meta = messages.meta(progress.chunks, progress.rows)
+        await js.publish(meta.subject, meta.body)
+        self._board.done(progress)
+        log.info(
+            "snapshot done", table=token, snapshot_id=head.snapshot_id, rows=progress.rows, chunks=progress.chunks,
+            bytes=progress.bytes, seconds=round(progress.seconds, 3),
+        )  # fmt: skip
+
+    async def _seq_before(self, lsn: Lsn) -> int:
+        """Return the CDC stream's last sequence before the first event of `lsn` or later."""
+        stream = self._setup.stream.stream
+
+        async def look_up(seq: int) -> Stored | None:
+            message = await self._js.get_message(stream, seq=seq, next_by_subj=">")
+            return None if message is None else Stored(message.seq, position_of(message.headers[MSG_ID_HEADER]).lsn)
+
+        info = await self._js.stream_info(stream)
+        state = info["state"] if info is not None else {"first_seq": 1, "last_seq": 0}
+        return await sequence_before(lsn, int(state["first_seq"]), int(state["last_seq"]), look_up)
+
+    def _compressor(self, token: str) -> Compressor | None:
+        if not self._setup.config.snapshots.zstd:
+            return None
+        return self._setup.compressors.get(token) or Compressor()
+
+    async def _send_rows(
+        self, table: OpenTable, messages: SnapshotMessages, compressor: Compressor | None, progress: SnapshotProgress
+    ) -> None:
+        config, limit = self._setup.config, self._setup.stream.init_payload_max
+        blocks = RowBlocks(self._converters(table), config.publish.encoding, config.snapshots.format)
+
+        def compressed(message: Message) -> Message:
+            if compressor is None:
+                return message
+            return message._replace(body=compressor.compress(message.body), headers=message.headers | compressor.headers)
+
+        cutter = ChunkCutter(
+            messages.chunk, compressed, blocks.split, bytes_max=limit,
+            gather_bytes_max=limit if compressor is None else max(limit, GATHER_BYTES_MAX),
+        )  # fmt: skip
+        window = PublishWindow(self._js.connection)
+
+        async def send(made: list[Message]) -> None:
+            for message in made:
+                await window.send(message.subject, message.body, message.headers)
+            size_bytes = sum(len(message.body) for message in made)
+            self._board.sent(progress, chunks=cutter.chunks, rows=cutter.rows, new_bytes=size_bytes)
+
+        async with aclosing(table.blocks()) as results:
+            async for result in results:
+                if self._setup.events_underway():
+                    await trio.sleep(STEP_ASIDE_S)
+                made = cutter.add(blocks.piece(result))
+                if made:
+                    await send(made)
+        await send(cutter.finish())
+        await window.drain()
+
+    def _converters(self, table: OpenTable) -> list[tuple[str, Converter]]:
+        config, types = self._setup.config, table.description.types
+        found: list[tuple[str, Converter]] = []
+        for column in table.relation.columns:
+            base = base_type(column.type_oid, types)
+            as_text = config.snapshots.format == "array" and base is not None and base.oid in JSON_OIDS
+            convert = converter_for(column.type_oid, types, config.publish.encoding, config.publish.arrays)
+            found.append((column.name, TEXT if as_text else convert))
+        return found

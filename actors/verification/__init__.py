@@ -1,0 +1,1 @@
+"""Proves that a replica equals its source at one LSN: reads both sides while the mirror holds still there."""

@@ -1,0 +1,145 @@
+"""The command line and its settings, as scripts and people meet them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors.embedded.process import free_port
+from tests.servers import CLEAN, ROOT
+
+USER = {"POSTGRES_BRIDGE_USER": "bridge"}
+
+
+def walbridge(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "actors.main", *arguments],
+        cwd=ROOT,
+        env=CLEAN | (env or {}),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "words"),
+    [
+        (["--prot", "1"], {}, ["--prot", "--port"]),
+        (["--publish", "fats"], {}, ["--publish", "'fats'", "auto, fast, plain"]),
+        (["--port", "abc"], {}, ["--port", "'abc'", "1-65535"]),
+        (["--port", "0"], {}, ["--port", "'0'", "1-65535"]),
+        (["--pack", "-1"], {}, ["--pack", "-1"]),
+        (["--slot", "Bad-Slot"], {}, ["--slot", "'Bad-Slot'", "cdc_slot"]),
+        (["--stream", "a.b"], {}, ["--stream", "'a.b'", "CDC2"]),
+        (["--arrays", "x"], {}, ["--arrays", "literal, list"]),
+        ([], {"BRIDGE_PORT": "abc"}, ["BRIDGE_PORT", "'abc'", "1-65535"]),
+        ([], {"PG_PORT": "x"}, ["PG_PORT", "'x'"]),
+        ([], {"NATS_URL": "http://x"}, ["NATS_URL", "nats://"]),
+        ([], {"DATABASE_URL": "postgres://[", **USER}, ["DATABASE_URL", "postgresql://"]),
+        ([], {"NATS_REPLICAS": "9"}, ["NATS_REPLICAS", "'9'", "1-5"]),
+        ([], {"LOG_LEVEL": "loud"}, ["LOG_LEVEL", "'loud'"]),
+        ([], {"POSTGRES_BRIDGE_USER": ""}, ["POSTGRES_BRIDGE_USER", "DATABASE_URL"]),
+        ([], {"DATABASE_URL": "postgresql://db/app", "POSTGRES_BRIDGE_USER": ""}, ["DATABASE_URL", "POSTGRES_BRIDGE_USER"]),
+        ([], {"NATS_TOKEN_FILE": "/nonexistent/token"}, ["NATS_TOKEN_FILE", "/nonexistent/token"]),
+        ([], {"NATS_TOKEN_FILE": "/dev/null", "NATS_TOKEN": "abcd"}, ["NATS_TOKEN", "NATS_TOKEN_FILE"]),
+        (["--env-file", "/nonexistent/env"], {}, ["--env-file", "/nonexistent/env"]),
+        (["nonsense"], {}, ["nonsense"]),
+        (["mirror"], {}, ["--to: missing", "walbridge mirror --tables users --to sqlite:///replica.db"]),
+        (["verify"], {}, ["--to: missing", "walbridge verify --to sqlite:///replica.db"]),
+        (["snapshot"], {}, ["TABLE: missing", "walbridge snapshot users"]),
+        (["--slot"], {}, ["--slot: needs a value", "walbridge --help"]),
+        (["status", "--prot", "1"], {}, ["--prot: unknown option", "did you mean --port?"]),
+        (["status", "--nonsense"], {}, ["--nonsense: unknown option", "walbridge status --help"]),
+        (["verify", "--to", "x", "--limit", "-1"], {}, ["--limit", "-1"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line_naming_setting_value_and_fix_and_exit_2(
+    arguments: list[str], env: dict[str, str], words: list[str]
+) -> None:
+    done = walbridge(*arguments, env={**USER, **env})
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("walbridge: ")
+    for word in words:
+        assert word in line
+
+
+def test_help_and_version_say_what_there_is() -> None:
+    shown = walbridge("--help")
+    assert shown.returncode == 0
+    for flag in ("--slot", "--pub", "--port", "--json", "--publish", "--pack", "--stream", "--accept-gap", "--embedded"):
+        assert flag in shown.stdout
+    assert walbridge("-h").stdout == shown.stdout
+    assert walbridge("--version").stdout.strip().count(".") == 2
+    assert "DATABASE_URL" in walbridge("help", "env").stdout
+
+
+def test_help_explains_a_code_and_refuses_an_unknown_one() -> None:
+    assert "slot" in walbridge("help", "WB107").stdout
+    unknown = walbridge("help", "WB999")
+    assert unknown.returncode == 2
+    assert "WB999" in unknown.stderr
+
+
+def test_print_config_shows_value_and_origin_and_no_secret(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("hunter2-from-file\n")
+    env_file = tmp_path / "env"
+    env_file.write_text("# comment\nexport NATS_TOKEN='hunter2-token'\nLOG_LEVEL=debug\nPG_HOST=ignored\n")
+    done = walbridge(
+        "--port", "9191", "--env-file", str(env_file), "--print-config",
+        env={**USER, "POSTGRES_BRIDGE_PASSWORD_FILE": str(secret), "PG_HOST": "db.example",
+             "NATS_URL": "nats://u:hunter2-url@a:1,tls://b:2"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert lines["--port"].split()[1:] == ["9191", "flag"]
+    assert lines["PG_HOST"].split()[1:] == ["db.example", "environment", "PG_HOST"]
+    assert lines["LOG_LEVEL"].split()[1:] == ["debug", "env", "file", "LOG_LEVEL"]
+    assert str(secret) in lines["POSTGRES_BRIDGE_PASSWORD"]
+    assert "nats://u:********@a:1,tls://b:2" in lines["NATS_URL"]
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_nothing_at_hand_ends_with_words_not_with_a_trace(tmp_path: Path) -> None:
+    done = subprocess.Popen(
+        [sys.executable, "-m", "actors.main", "--port", str(free_port())], cwd=ROOT, text=True, stderr=subprocess.PIPE,
+        env=CLEAN | USER | {"PG_PORT": str(free_port())},
+    )  # fmt: skip
+    assert done.stderr is not None
+    line = done.stderr.readline()
+    assert "WB101" in line
+    assert "next_try_s" in line
+    done.terminate()
+    rest = done.communicate()[1]
+    assert "Traceback" not in rest
+    assert done.returncode == 1
+
+
+def test_health_tells_ready_from_not_ready() -> None:
+    done = walbridge("health", "--port", str(free_port()))
+    assert done.returncode == 1
+    assert "not ready" in done.stderr
+    assert walbridge("health", "--port", "x").returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["health", "--port", "1"]])
+def test_version_and_health_load_neither_libpq_nor_the_http_server(arguments: list[str]) -> None:
+    loaded = modules_loaded_by(*arguments)
+    assert not {"psycopg", "quart", "trio", "nats", "orjson", "zstandard"} & loaded
+
+
+def test_help_loads_no_command_but_the_bridge_s() -> None:
+    loaded = {name for name in modules_loaded_by("--help") if name.startswith("actors.commands.")}
+    assert loaded == {"actors.commands.run"}
+
+
+def modules_loaded_by(*arguments: str) -> set[str]:
+    code = f"import sys; from actors.main import main; main({list(arguments)}); print(); print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    return set(shown.splitlines()[-1].split())

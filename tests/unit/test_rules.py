@@ -1,0 +1,123 @@
+"""The rules of a copy: which events count, whose row a change is about, and when a copy cannot continue."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.contract.records import Column, Delete, Gap, Insert, Row, SchemaChange, Truncate, Update
+from actors.contract.rules import (
+    Identity,
+    NamesNoRow,
+    apply_to,
+    counts,
+    identity_of,
+    is_certain,
+    is_out_of_date,
+    position_of,
+    written_columns,
+)
+from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK
+
+
+def insert(row: Row, *, omitted: tuple[str, ...] = (), lsn: int = 10, seq: int = 0) -> Insert:
+    return Insert("t", "public", "t", lsn, seq, True, 1, 0, ("id",), row, omitted)
+
+
+def update(row: Row, old: Row | None = None, *, key: tuple[str, ...] = ("id",), omitted: tuple[str, ...] = ()) -> Update:
+    return Update("t", "public", "t", 10, 0, True, 1, 0, key, row, omitted, old, ())
+
+
+def delete(row: Row, key: tuple[str, ...] = ("id",)) -> Delete:
+    return Delete("t", "public", "t", 10, 0, True, 1, 0, key, row, ())
+
+
+TRUNCATE = Truncate("t", "public", "t", 10, 0, True, 1, 0, False, False)
+
+
+def test_positions_are_ordered_at_one_change() -> None:
+    gap = Gap(10, 0, True, "s", "r", 10, 20, ("t",), False)
+    schema = SchemaChange("t", "public", "t", 10, 0, False, 1, 1, ())
+    row = insert({"id": 1})
+    assert position_of(gap) < position_of(schema) < position_of(row)
+    assert [position_of(one).rank for one in (gap, schema, row)] == [GAP_RANK, SCHEMA_RANK, ROW_RANK]
+    assert position_of(gap._replace(of_table=True)) == position_of(row), "it stands for the row that did not fit"
+
+
+def test_what_committed_below_a_snapshots_lsn_is_in_it() -> None:
+    assert [counts(insert({"id": 1}, lsn=lsn), 10) for lsn in (9, 10, 11)] == [False, True, True]
+
+
+def test_a_change_finds_its_row() -> None:
+    assert identity_of(update({"id": 2, "v": 1}, {"id": 1}), ["id"], 2) == Identity(("id",), {"id": 1}, False)
+    assert identity_of(update({"id": 2, "v": 1}), ["id"], 2) == Identity(("id",), {"id": 2, "v": 1}, False)
+    full = delete({"a": 1, "b": None}, ("a", "b"))
+    assert identity_of(full, [], 2) == Identity(("a", "b"), {"a": 1, "b": None}, True)
+    assert identity_of(full, ["b"], 2).columns == ("b",), "the primary key, also under REPLICA IDENTITY FULL"
+    assert identity_of(delete({"a": 1, "b": None}, ("a",)), ["b"], 2) == Identity(("a",), {"a": 1, "b": None}, False)
+    with pytest.raises(NamesNoRow, match="names no row"):
+        identity_of(delete({"a": 1}, ()), [], 1)
+
+
+def test_unknown_values_are_none_and_unchanged_ones_stay() -> None:
+    assert written_columns(insert({"id": 1}, omitted=("big",))) == {"id": 1, "big": None}
+    rows: dict[Hashable, Row] = {}
+    apply_to(rows, insert({"id": 1, "v": "a", "big": "x"}), ["id"])
+    apply_to(rows, update({"id": 1, "v": "b"}), ["id"])
+    assert rows == {(1,): {"id": 1, "v": "b", "big": "x"}}
+    apply_to(rows, update({"id": 2, "v": "c"}, {"id": 1}, omitted=("big",)), ["id"])
+    assert rows == {(2,): {"id": 2, "v": "c", "big": None}}
+    with pytest.raises(KeyError):
+        apply_to(rows, delete({"id": 1, "v": None, "big": None}), ["id"])
+    apply_to(rows, TRUNCATE, ["id"])
+    assert rows == {}
+
+
+@given(st.dictionaries(st.integers(0, 9), st.integers(), min_size=1), st.data())
+def test_an_insert_and_a_delete_leave_nothing(held: dict[int, int], data: st.DataObject) -> None:
+    rows: dict[Hashable, Row] = {(key,): {"id": key, "v": value} for key, value in held.items()}
+    before = {key: dict(row) for key, row in rows.items()}
+    added = data.draw(st.integers(10, 99))
+    apply_to(rows, insert({"id": added, "v": 1}), ["id"])
+    assert len(rows) == len(before) + 1
+    apply_to(rows, delete({"id": added, "v": None}), ["id"])
+    assert rows == before
+
+
+def info(first: int, last: int, created: str = "now") -> dict[str, Any]:
+    return {"created": created, "state": {"first_seq": first, "last_seq": last}}
+
+
+@given(st.integers(1, 100), st.integers(0, 100), st.integers(0, 200))
+def test_a_copy_continues_exactly_when_the_stream_holds_the_next_message(first: int, held: int, seq: int) -> None:
+    last = first + held - 1
+    assert (is_out_of_date(seq, "now", info(first, last)) == "") == (first - 1 <= seq <= last)
+    assert is_out_of_date(seq, "before", info(first, last)) == "the stream was created again"
+    assert is_out_of_date(seq, "", info(first, last)) == is_out_of_date(seq, "now", info(first, last))
+
+
+def test_why_a_copy_cannot_continue() -> None:
+    assert is_out_of_date(9, "now", info(1, 8)) == "the stream was cut short"
+    assert is_out_of_date(9, "now", info(11, 20)) == "the stream no longer holds what comes next"
+
+
+A, B, C = Column("a", "integer", True), Column("b", "text", False), Column("c", "text", False)
+
+
+@pytest.mark.parametrize(
+    ("held", "told", "certain"),
+    [
+        ((A, B, C), (A, B, C), True),
+        ((A, B, C), (A, C), True),
+        ((A, B), (A, B, C), False),  # a new column
+        ((A, B, C), (A, C, B), False),  # another column under that name
+        ((A, B), (A, B._replace(type="integer")), False),
+        ((A, B), (B,), False),  # the key is gone
+    ],
+)
+def test_only_dropped_columns_are_certain(held: tuple[Column, ...], told: tuple[Column, ...], certain: bool) -> None:
+    assert is_certain(held, told) is certain

@@ -1,0 +1,75 @@
+"""Snapshots in INIT: which one a replica can use, and whether a request for another one was answered."""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+import pytest
+import trio
+
+from actors.mirror.mirror_counts import MirrorCounts
+from actors.mirror.replica import Replica
+from actors.mirror.snapshot_requests import find_usable_start, is_answered
+from actors.mirror.state import STALE, TableRecord
+from actors.mirror.stores.dialect import SqliteDialect
+from actors.mirror.stores.store import Store
+from tests.unit.fake_stream import FakeJetStream, event, source_of
+
+COLUMNS = [{"name": "id", "type": "integer", "pk": True}]
+
+
+class NoStore:
+    """A replica's database that is never asked."""
+
+    dialect = SqliteDialect()
+
+
+def start(stream_seq: int, snapshot_id: str = "s1") -> tuple[str, str, bytes]:
+    body = {"snapshot_id": snapshot_id, "table": "users", "schema": "public", "snapshot_lsn": 1, "stream_seq": stream_seq,
+            "format": "map", "columns": COLUMNS}  # fmt: skip
+    return "init.start.users", "", json.dumps(body).encode()
+
+
+def error(snapshot_id: str = "s1") -> tuple[str, str, bytes]:
+    body = {"snapshot_id": snapshot_id, "table": "users", "error_type": "row_too_large", "error_message": "too large"}
+    return "init.error.users", "", json.dumps(body).encode()
+
+
+def asked(
+    init: list[tuple[str, str, bytes] | None], *, since_seq: int, needed_seq: int = 0, init_seq: int = 0
+) -> tuple[int | None, bool]:
+    """The usable start's sequence, and whether a request is answered, of a stale table."""
+    js = FakeJetStream({"INIT": init, "CDC": [event("users", 16 * i, 0, last=True) for i in range(1, 11)]})
+    replica = Replica(cast(Store, NoStore()), "CDC", MirrorCounts())
+    replica.tables["users"] = TableRecord("users", "", "users", STALE, needed_seq=needed_seq, init_seq=init_seq)
+    source = source_of(js)
+
+    async def ask() -> tuple[int | None, bool]:
+        await source.look()
+        found = await find_usable_start(replica, source, "users")
+        answered = await is_answered(replica, source, "users", since_seq)
+        return None if found is None else found.seq, answered
+
+    return trio.run(ask)
+
+
+def test_a_snapshot_that_failed_answers_no_later_request() -> None:
+    assert asked([start(5)], since_seq=1) == (1, True)
+    assert asked([start(5), error()], since_seq=2) == (None, False), "it began before the request, and failed"
+    assert asked([start(5), error()], since_seq=1) == (None, True), "it was refused after the request"
+    assert asked([start(5), error(), start(6, "s2")], since_seq=3) == (3, True)
+
+
+@pytest.mark.parametrize("needed_seq", [0, 5, 6])
+def test_a_snapshot_must_have_reached_what_is_needed(needed_seq: int) -> None:
+    usable = needed_seq <= 5
+    assert asked([start(5)], since_seq=1, needed_seq=needed_seq) == (1 if usable else None, usable)
+
+
+def test_a_snapshot_is_used_once_and_must_be_of_this_stream() -> None:
+    assert asked([start(5)], since_seq=1, init_seq=1) == (None, False)
+    assert asked([start(11)], since_seq=1) == (None, False), "the stream was cut short"
+    assert asked([start(10)], since_seq=1) == (1, True)
+    assert asked([], since_seq=0) == (None, False)
+    assert asked([("init.start.users", "", b"garbage")], since_seq=1) == (None, False)

@@ -1,0 +1,81 @@
+"""Walbridge for consumers: `decode_message` makes typed records of every message, the rules say how a copy is kept.
+
+Plain functions of bytes and values: connections and their client library are the consumer's own.
+"""
+
+from pathlib import Path
+
+import actors
+
+if actors.__file__ is None or Path(actors.__file__).resolve().parents[1] != Path(__file__).resolve().parents[1]:
+    raise ImportError(f"walbridge needs its own package `actors`; Python found another first: {list(actors.__path__)}")
+
+from actors import __version__
+from actors.mirror import (
+    ArrayChunk,
+    Column,
+    Decompressors,
+    Delete,
+    Event,
+    Gap,
+    Identity,
+    Insert,
+    NamesNoRow,
+    Raw,
+    Record,
+    Schema,
+    SchemaChange,
+    SnapshotChunk,
+    SnapshotError,
+    SnapshotMeta,
+    SnapshotStart,
+    Truncate,
+    Update,
+    apply_to,
+    array_rows,
+    counts,
+    decode_body,
+    decode_event,
+    decode_events,
+    decode_message,
+    decode_schema,
+    identity_of,
+    is_certain,
+    is_out_of_date,
+    position_of,
+)
+
+__all__ = [
+    "ArrayChunk",
+    "Column",
+    "Decompressors",
+    "Delete",
+    "Event",
+    "Gap",
+    "Identity",
+    "Insert",
+    "NamesNoRow",
+    "Raw",
+    "Record",
+    "Schema",
+    "SchemaChange",
+    "SnapshotChunk",
+    "SnapshotError",
+    "SnapshotMeta",
+    "SnapshotStart",
+    "Truncate",
+    "Update",
+    "__version__",
+    "apply_to",
+    "array_rows",
+    "counts",
+    "decode_body",
+    "decode_event",
+    "decode_events",
+    "decode_message",
+    "decode_schema",
+    "identity_of",
+    "is_certain",
+    "is_out_of_date",
+    "position_of",
+]
