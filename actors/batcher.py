@@ -77,8 +77,6 @@ class Batcher:
                     self._end_lsn = item.wal_end
                 case SchemaChange():
                     self._add_schema(item)
-                case Gap():
-                    self._add_gap(item, last=False)
             if self._is_full():
                 yield self._cut()
 

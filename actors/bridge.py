@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,7 @@ from actors.session import Session, open_session
 from actors.settings.config import Config
 from actors.snapshots.transaction_log import TransactionLog
 from actors.startup.postgres_preflight import check_postgres
-from actors.startup.start_plan import StartPlan
+from actors.startup.start_plan import StartPlan, take_over
 from actors.startup.streams import prepare_streams
 from actors.status_reporter import LiveStream
 from actors.stream_monitor import watch_stream
@@ -195,11 +196,8 @@ class Supervisor:
                 session = await open_session(config, catalog, js, setup, self._transactions, telemetry)
                 live = await self._start_stream(session.plan, statuses)
                 # Only the slot's reader writes the record: a bridge that waits for the slot must not disturb its reader.
-                # If there is a gap event, it is stored before the record says where it leads.
-                if session.start.gap is None:
-                    await session.store.update()
-                else:
-                    telemetry.gaps += 1
+                telemetry.gaps += session.start.gap is not None
+                session = replace(session, plan=await take_over(session.plan, js, session.encoder))
                 self._opening = None
                 self._show_streaming(session)
                 await run_pipeline(config, session, live, telemetry, self._stop)
@@ -210,7 +208,7 @@ class Supervisor:
             self._config.postgres, slot=source.slot, publication=source.publication, start_lsn=plan.start.start_lsn,
             connection=plan.slot_connection,
         )  # fmt: skip
-        live = self._live = LiveStream(stream, Feedback(plan.store.record.confirmed_lsn))
+        live = self._live = LiveStream(stream, Feedback(plan.confirmed_lsn))
         statuses.start_soon(live.run_status)
         self._telemetry.postgres_connected = True
         return live

@@ -14,7 +14,6 @@ from actors.messages import (
     Block,
     Committed,
     EventKind,
-    Gap,
     IdleMark,
     Item,
     Notes,
@@ -272,17 +271,13 @@ async def decode_blocks(
     describe: Describe,
     refresh: Callable[[SchemaChange], None],
     telemetry: Telemetry,
-    *,
-    gap: Gap | None,
 ) -> None:
-    """Decode each block and hand its items on; a `gap` found at the start goes first.
+    """Decode each block and hand its items on.
 
     `refresh` hears of every relation that PostgreSQL announces, new shape or not: its catalog may have changed.
     Owns both channel ends; ends when `blocks` ends. Raises MalformedMessage, and whatever `describe` raises.
     """
     with blocks, items_out:
-        if gap is not None:
-            await items_out.send([gap], 1)
         async for block in blocks:
             began = time.perf_counter()
             items: list[Item] = []

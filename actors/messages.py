@@ -127,6 +127,8 @@ class Gap(NamedTuple):
     tables: tuple[str, ...]
     token: str = ""
     """The one table that is suspended; empty when the gap is the bridge's."""
+    number: int = 0
+    """The stream's last sequence when the bridge's gap was decided: two gaps may stand at one position."""
 
 
 class Committed(NamedTuple):
@@ -142,7 +144,7 @@ class IdleMark(NamedTuple):
     wal_end: Lsn
 
 
-Item = RowRun | RowChange | Truncated | SchemaChange | Gap | Committed | IdleMark
+Item = RowRun | RowChange | Truncated | SchemaChange | Committed | IdleMark
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -78,8 +78,8 @@ async def run_pipeline(config: Config, session: Session, live: LiveStream, telem
         async with trio.open_nursery() as stages:
             stages.start_soon(read_blocks, live.stream, blocks.sender(), live.feedback, intake, telemetry)
             stages.start_soon(
-                partial(decode_blocks, gap=start.gap), blocks.receiver(), items.sender(), decoder,
-                session.schemas.describe, session.schemas.refresh, telemetry,
+                decode_blocks, blocks.receiver(), items.sender(), decoder, session.schemas.describe, session.schemas.refresh,
+                telemetry,
             )  # fmt: skip
             stages.start_soon(batch_items, items.receiver(), batches.sender(), batcher, session.suspensions, telemetry)
             stages.start_soon(

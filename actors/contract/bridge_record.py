@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from actors.contract.subjects import BRIDGES
 from actors.errors import ConfigError
+from actors.messages import Gap
 from actors.positions import NO_LSN, START, Lsn, Position
 
 
@@ -42,6 +43,8 @@ class BridgeRecord:
     """Tokens of the publication's tables: requests for other tables' snapshots are not answered by this bridge."""
     suspended: Mapping[str, Suspended] = field(default_factory=dict)
     """Tables whose events are left out, and from which change on."""
+    pending_gap: Gap | None = None
+    """A gap event that is decided, and is the next message after `last_seq`; None after it is stored."""
 
     def encode(self) -> bytes:
         """The entry's bytes: JSON, in whichever encoding the events are."""
@@ -60,6 +63,7 @@ class BridgeRecord:
                 "confirmed_lsn": self.confirmed_lsn,
                 "schemas": dict(self.schemas),
                 "suspended": {token: [s.since.lsn, s.since.seq, s.until] for token, s in self.suspended.items()},
+                "pending_gap": None if self.pending_gap is None else _encode_gap(self.pending_gap),
             }
         )
 
@@ -82,6 +86,7 @@ class BridgeRecord:
                 suspended={
                     str(k): Suspended(Position(Lsn(int(v[0])), int(v[1])), Lsn(int(v[2]))) for k, v in raw["suspended"].items()
                 },
+                pending_gap=_decode_gap(raw.get("pending_gap")),
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise ConfigError(
@@ -91,3 +96,22 @@ class BridgeRecord:
                 means="the bridge cannot know where to continue without it",
                 fix=f"nats kv get {BRIDGES} {stream}   # look at it; then: nats kv del {BRIDGES} {stream}",
             ) from exc
+
+
+def _encode_gap(gap: Gap) -> dict[str, object]:
+    position = [gap.position.lsn, gap.position.seq, gap.position.rank]
+    return {
+        "position": position, "slot": gap.slot, "reason": gap.reason, "from_lsn": gap.from_lsn, "to_lsn": gap.to_lsn,
+        "tables": gap.tables, "number": gap.number,
+    }  # fmt: skip
+
+
+def _decode_gap(raw: Mapping[str, Any] | None) -> Gap | None:
+    if raw is None:
+        return None
+    lsn, seq, rank = map(int, raw["position"])
+    tables = tuple(map(str, raw["tables"]))
+    return Gap(
+        Position(Lsn(lsn), seq, rank), str(raw["slot"]), str(raw["reason"]), Lsn(int(raw["from_lsn"])), Lsn(int(raw["to_lsn"])),
+        tables, number=int(raw["number"]),
+    )  # fmt: skip

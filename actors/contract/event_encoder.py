@@ -15,8 +15,8 @@ import msgpack
 import orjson
 
 from actors.contract.compression import Compressor
-from actors.contract.message_ids import message_id
-from actors.contract.subjects import BRIDGE_TOKEN, CDC_GAP, cdc_event, cdc_schema
+from actors.contract.message_ids import gap_id, message_id
+from actors.contract.subjects import CDC_GAP, cdc_event, cdc_schema
 from actors.messages import EventKind, Gap, Notes, RowChange, RowRun, SchemaChange, Transaction, Truncated
 from actors.values.row_blocks import array_head
 from actors.wire.jetstream import OutMessage
@@ -112,7 +112,7 @@ class EventEncoder(ABC):
 
     def gap(self, gap: Gap, *, last: bool = False) -> OutMessage:
         """A gap event, on the one subject that says that changes are lost."""
-        msg_id = message_id(gap.position, gap.token or BRIDGE_TOKEN, "gap")
+        msg_id = message_id(gap.position, gap.token, "gap") if gap.token else gap_id(gap.position, gap.number)
         body: dict[str, object] = {
             "operation": "GAP",
             "msg_id": msg_id,

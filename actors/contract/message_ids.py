@@ -18,9 +18,15 @@ def position_of(msg_id: str) -> Position:
     ranks["gap"] = GAP_RANK if token == BRIDGE_TOKEN else ROW_RANK
     if not dash or not token or operation not in ranks or not seq.isdecimal():
         raise ValueError(f"{msg_id!r} is not a message id of a bridge")
-    return Position(Lsn(int(lsn, 16)), int(seq), ranks[operation])
+    # the bridge's own gaps are numbered: two of them may stand at one place
+    return Position(Lsn(int(lsn, 16)), 0 if ranks[operation] == GAP_RANK else int(seq), ranks[operation])
 
 
 def message_id(position: Position, token: str, operation: str) -> str:
     """The id of a message: unique, and the same when the change is replayed."""
     return f"{position.lsn:x}-{position.seq}-{token}-{operation}"
+
+
+def gap_id(position: Position, number: int) -> str:
+    """The id of a gap event of the bridge's own; `number` tells it from others at the same place."""
+    return f"{position.lsn:x}-{number}-{BRIDGE_TOKEN}-gap"

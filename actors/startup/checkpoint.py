@@ -14,7 +14,7 @@ from actors.contract.bridge_record import BridgeRecord
 from actors.contract.message_ids import position_of
 from actors.errors import ConfigError, Fatal
 from actors.messages import Gap
-from actors.positions import GAP_RANK, NO_LSN, START, Lsn, Position, format_lsn
+from actors.positions import GAP_RANK, NO_LSN, ROW_RANK, START, Lsn, Position, format_lsn
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,10 @@ class Start:
     """For START_REPLICATION; 0 starts at the slot's confirmed LSN."""
     last_seq: int
     """The stream's last sequence: the next publish expects it."""
+    proven_lsn: Lsn
+    """Everything below is stored, or is told as lost by `gap`: what the record may say of this timeline from now on."""
     gap: Gap | None = None
+    """To be stored before anything else."""
     warning: str = ""
 
 
@@ -112,11 +115,17 @@ def check_owner(record: BridgeRecord | None, stream: str, slot: str) -> None:
         )
 
 
-def find_loss(source: Source, record: BridgeRecord | None, position: Position | None) -> Loss | None:
+def find_loss(
+    source: Source,
+    tail: StreamTail,
+    record: BridgeRecord | None,
+    history: Sequence[BridgeRecord],
+    position: Position | None,
+) -> Loss | None:
     """Return what only a new slot can fix. None when the slot can be read on, or when nothing was ever read."""
-    begun = record is not None or position is not None
-    from_lsn = max(record.confirmed_lsn if record else NO_LSN, position.lsn if position else NO_LSN)
     again = "walbridge run --accept-gap   # stores cdc._bridge.gap and goes on; replicas take new snapshots"
+    proven = _proven(source, tail, record, history, position)
+    from_lsn = _from(proven, _pending(record, tail))
     if record is not None and record.system_id != source.system_id:
         reason = f"another database cluster: system id {source.system_id}, the stream was written from {record.system_id}"
         return Loss("WB150", reason, from_lsn, f"connect to the right server, or:\n{again}")
@@ -125,12 +134,15 @@ def find_loss(source: Source, record: BridgeRecord | None, position: Position | 
         return Loss("WB150", reason, from_lsn, f"connect to the right server, or:\n{again}")
     if source.lost:
         return Loss("WB107", f"slot {source.slot} is lost: {source.lost}", from_lsn, again)
-    if source.confirmed_lsn is None and begun:
+    if source.confirmed_lsn is None and (record is not None or position is not None):
         return Loss("WB108", f"slot {source.slot} was dropped", from_lsn, again)
-    if record is not None and record.timeline == source.timeline and from_lsn > source.wal_end:
+    reached = max(proven, _within(record, source, record.confirmed_lsn) if record else NO_LSN)
+    if position is not None and position.rank == ROW_RANK and (record is None or record.timeline == source.timeline):
+        reached = max(reached, Lsn(position.lsn + 1))  # of a row it is where the record of its commit begins
+    if reached > source.wal_end:
         reason = (
             f"the server is older than the stream: its WAL ends at {format_lsn(source.wal_end)}, the stream reaches "
-            f"{format_lsn(from_lsn)} (restored from an older copy?)"
+            f"{format_lsn(reached)} (restored from an older copy?)"
         )
         return Loss("WB151", reason, from_lsn, f"connect to the right server, or:\n{again}")
     return None
@@ -148,9 +160,8 @@ def loss_error(loss: Loss) -> Fatal:
 
 def start_after_loss(loss: Loss, source: Source, slot_lsn: Lsn, tail: StreamTail, tables: Sequence[str]) -> Start:
     """Go on with a slot that begins at `slot_lsn`; the gap event goes first."""
-    position = Position(slot_lsn, 0, GAP_RANK)
-    gap = Gap(position, source.slot, loss.reason, loss.from_lsn, slot_lsn, tuple(tables))
-    return Start(position, NO_LSN, tail.last_seq, gap)
+    gap = Gap(Position(slot_lsn, 0, GAP_RANK), source.slot, loss.reason, loss.from_lsn, slot_lsn, tuple(tables))
+    return _after_gap(gap, tail, slot_lsn)
 
 
 def plan_start(
@@ -168,49 +179,81 @@ def plan_start(
     """
     confirmed = source.confirmed_lsn or NO_LSN
     at = position or START
-    switch = _switch_point(record, source) if record and record.timeline != source.timeline else None
-    if record is not None and switch is not None:
-        last = max(at.lsn, record.position.lsn)
-        if last >= switch:
-            reason = f"timeline {record.timeline} was left at {format_lsn(switch)}: what was read beyond is void"
-            resume = max(switch, confirmed)
-            gap = Gap(Position(resume, 0, GAP_RANK), source.slot, reason, switch, max(last, resume), tuple(tables))
-            return _start(gap.position, NO_LSN, tail, gap)
     if record is None:
         if position is None and source.read_before:
             reason = f"slot {source.slot} was read before, but there is no trace of it in NATS: stream and record are gone"
             gap = Gap(Position(confirmed, 0, GAP_RANK), source.slot, reason, NO_LSN, confirmed, tuple(tables))
-            return _start(gap.position, NO_LSN, tail, gap)
+            return _after_gap(gap, tail, confirmed)
         warning = ""
         if position is not None:
             warning = f"KV bridges has no record of stream {tail.stream}: trusting its last message alone"
         elif tail.last_seq:
             warning = f"stream {tail.stream} is empty and KV bridges has no record of it: starting at the slot's position"
-        return Start(at, at.lsn, tail.last_seq, None, warning)
-    witnesses = [r for r in (*history, record) if r.position <= at and r.system_id == source.system_id]
-    proven = max([at.lsn, *(r.confirmed_lsn for r in witnesses)])
-    if switch is not None:
-        proven = min(proven, switch)  # beyond it a confirmed LSN names another timeline's WAL
-    if confirmed <= proven:
-        return Start(at, at.lsn, tail.last_seq)
-    if record.last_seq > tail.last_seq:
-        reason = f"stream {tail.stream} was cut short: it ends at {tail.last_seq}, {record.last_seq} was stored before"
-    else:
-        reason = f"slot {source.slot} was moved or made anew: it is beyond what was ever confirmed"
-    gap = Gap(Position(confirmed, 0, GAP_RANK), source.slot, reason, proven, confirmed, tuple(tables))
-    return _start(gap.position, NO_LSN, tail, gap)
+        return Start(at, at.lsn, tail.last_seq, confirmed, warning=warning)
+    pending = _pending(record, tail)
+    switch = None if record.timeline == source.timeline else dict(source.switch_points)[record.timeline]
+    if switch is not None and (at.lsn >= switch or pending is not None):
+        reason = f"timeline {record.timeline} was left at {format_lsn(switch)}: what was read beyond is void"
+        resume, last = max(switch, confirmed), max(at.lsn, pending.to_lsn if pending else NO_LSN)
+        gap = Gap(Position(resume, 0, GAP_RANK), source.slot, reason, _from(switch, pending), max(last, resume), tuple(tables))
+        return _after_gap(gap, tail, resume)
+    proven = _proven(source, tail, record, history, position)
+    if confirmed > proven:
+        if record.last_seq > tail.last_seq:
+            reason = f"stream {tail.stream} was cut short: it ends at {tail.last_seq}, {record.last_seq} was stored before"
+        else:
+            reason = f"slot {source.slot} was moved or made anew: it is beyond what was ever confirmed"
+        gap = Gap(Position(confirmed, 0, GAP_RANK), source.slot, reason, _from(proven, pending), confirmed, tuple(tables))
+        return _after_gap(gap, tail, confirmed)
+    if pending is not None:
+        return _after_gap(pending, tail, proven)
+    return Start(at, at.lsn, tail.last_seq, proven)
 
 
-def _start(skip: Position, start_lsn: Lsn, tail: StreamTail, gap: Gap) -> Start:
-    """Begin with a gap event, unless it is the stream's last message already."""
-    if tail.msg_id is not None and position_of(tail.msg_id) == gap.position:
-        return Start(skip, start_lsn, tail.last_seq)
-    return Start(skip, start_lsn, tail.last_seq, gap)
+def _pending(record: BridgeRecord | None, tail: StreamTail) -> Gap | None:
+    """The gap event that the record announces, unless it is stored: it is the first message after the record.
+
+    Of a stream that has been cut short since, what is missing is decided again.
+    """
+    if record is None or not tail.last_seq - tail.deleted <= record.last_seq <= tail.last_seq:
+        return None
+    return record.pending_gap
+
+
+def _proven(
+    source: Source, tail: StreamTail, record: BridgeRecord | None, history: Sequence[BridgeRecord], position: Position | None
+) -> Lsn:
+    """Everything below this LSN of the server's timeline is stored, or is told as lost by the pending gap event.
+
+    The stream may have been cut short: then only those versions of the record count whose messages it still holds.
+    """
+    at = position or START
+    if record is None:
+        return at.lsn
+    if _pending(record, tail) is not None:
+        return _within(record, source, record.confirmed_lsn)
+    witnesses = [
+        r for r in (*history, record) if r.position <= at and r.last_seq <= tail.last_seq and r.system_id == record.system_id
+    ]
+    return max([_within(record, source, at.lsn), *(_within(r, source, r.confirmed_lsn) for r in witnesses)])
+
+
+def _after_gap(gap: Gap, tail: StreamTail, proven_lsn: Lsn) -> Start:
+    """Begin with a gap event."""
+    return Start(gap.position, NO_LSN, tail.last_seq, proven_lsn, gap._replace(number=tail.last_seq))
+
+
+def _from(lsn: Lsn, pending: Gap | None) -> Lsn:
+    """Where what is missing begins: a gap that was decided and is not stored yet is part of it."""
+    return lsn if pending is None else min(lsn, pending.from_lsn)
+
+
+def _within(record: BridgeRecord, source: Source, lsn: Lsn) -> Lsn:
+    """An LSN of the record's time, no further than to where its timeline was left: beyond, it names other WAL."""
+    if record.timeline == source.timeline or record.system_id != source.system_id:
+        return lsn
+    return min(lsn, dict(source.switch_points).get(record.timeline, lsn))
 
 
 def _descends(record: BridgeRecord, source: Source) -> bool:
     return record.timeline == source.timeline or record.timeline in dict(source.switch_points)
-
-
-def _switch_point(record: BridgeRecord, source: Source) -> Lsn | None:
-    return dict(source.switch_points).get(record.timeline)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from actors.clients.nats.jetstream import JetStream
+from actors.clients.nats.acknowledgements import not_where_left
+from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.clients.nats.record_store import RecordStore
 from actors.clients.postgres.catalog import PublishedTable, published_tables
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.replication import identify_system, timeline_history
 from actors.clients.postgres.slots import create_slot, drop_slot, slot_state
 from actors.contract.bridge_record import BridgeRecord
+from actors.contract.event_encoder import EventEncoder
 from actors.contract.subjects import BRIDGES, CDC_ALL
 from actors.contract.table_token import table_token
 from actors.positions import NO_LSN, Lsn, format_lsn
@@ -29,7 +31,7 @@ from actors.startup.checkpoint import (
 )
 from actors.startup.streams import StreamSetup
 from actors.telemetry.log import get_logger
-from actors.wire.jetstream import MSG_ID_HEADER
+from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, WRONG_LAST_SEQUENCE
 
 log = get_logger("startup")
 
@@ -39,6 +41,8 @@ class StartPlan:
     """Where one run of the pipeline begins."""
 
     start: Start
+    confirmed_lsn: Lsn
+    """Of the slot itself: no status says more before the stream holds more."""
     store: RecordStore
     tables: tuple[PublishedTable, ...]
     wal_end: Lsn
@@ -69,7 +73,7 @@ async def find_start(
     replication = await PgConnection.connect(postgres, replication=True, application_name="walbridge startup")
     try:
         source = await _read_source(connection, replication, slot, record)
-        loss = find_loss(source, record, position)
+        loss = find_loss(source, tail, record, history, position)
         if loss is not None:
             if temporary and loss.code == "WB108":
                 loss = replace(loss, reason=f"temporary slot {slot} ended with its connection")
@@ -77,14 +81,13 @@ async def find_start(
                 raise loss_error(loss)
             if source.lost:
                 await drop_slot(connection, slot)
-            if source.lost or source.confirmed_lsn is None:
-                slot_lsn = await _make_slot(replication, slot, temporary=temporary)
-            else:
-                slot_lsn = source.confirmed_lsn
-            start = start_after_loss(loss, source, slot_lsn, tail, tokens)
+        confirmed_lsn = source.confirmed_lsn
+        if source.lost or confirmed_lsn is None:
+            confirmed_lsn = await _make_slot(replication, slot, temporary=temporary)
+        if loss is not None:
+            start = start_after_loss(loss, source, confirmed_lsn, tail, tokens)
         else:
-            if source.confirmed_lsn is None:
-                source = replace(source, confirmed_lsn=await _make_slot(replication, slot, temporary=temporary))
+            source = replace(source, confirmed_lsn=confirmed_lsn)
             start = plan_start(source, tail, record, history, position, tokens)
     except BaseException:
         replication.close()
@@ -98,21 +101,37 @@ async def find_start(
             "changes are lost; storing a gap event",
             reason=start.gap.reason, from_lsn=format_lsn(start.gap.from_lsn), to_lsn=format_lsn(start.gap.to_lsn),
         )  # fmt: skip
-    identity = {
-        "publication": config.source.publication,
-        "system_id": source.system_id,
-        "timeline": source.timeline,
-        "switch_points": source.switch_points,
-        "tables": tuple(tokens),
-    }
-    if record is None:
-        record = BridgeRecord(slot=slot, **identity)  # type: ignore[arg-type]
-    elif start.gap is not None:
-        record = replace(record, confirmed_lsn=start.gap.to_lsn)
-    record = replace(record, **identity)  # type: ignore[arg-type]
+    record = BridgeRecord(
+        slot, config.source.publication, source.system_id, source.timeline, source.switch_points, start.skip, start.last_seq,
+        start.proven_lsn, record.schemas if record else {}, tuple(tokens), record.suspended if record else {}, start.gap,
+    )  # fmt: skip
     return StartPlan(
-        start, RecordStore(js, stream, record, revision), tables, source.wal_end, replication if temporary else None
-    )
+        start, confirmed_lsn, RecordStore(js, stream, record, revision), tables, source.wal_end,
+        replication if temporary else None,
+    )  # fmt: skip
+
+
+async def take_over(plan: StartPlan, js: JetStream, encoder: EventEncoder) -> StartPlan:
+    """Tie the stream to this slot and server, and store the gap event, if there is one; returns the plan without it.
+
+    The record announces the gap event before it is stored, and drops the announcement afterwards: whatever breaks off in
+    between, the next start neither forgets the gap nor tells it twice. Only the slot's reader may call this. Raises
+    SinkUnavailable, and SinkFenced when another bridge has written to the stream or the record.
+    """
+    await plan.store.update()
+    gap, last_seq = plan.start.gap, plan.start.last_seq
+    if gap is None:
+        return plan
+    message = encoder.gap(gap)
+    headers = {MSG_ID_HEADER: message.msg_id.decode(), EXPECTED_LAST_SEQUENCE_HEADER: str(last_seq)}
+    try:
+        seq = await js.publish(message.subject.decode(), message.body, headers)
+    except JetStreamError as exc:
+        if exc.err_code not in WRONG_LAST_SEQUENCE:
+            raise
+        raise not_where_left(exc.said, "another writer published to it: reading the stream's tail again") from exc
+    await plan.store.update(pending_gap=None, last_seq=seq)
+    return replace(plan, start=replace(plan.start, last_seq=seq, gap=None))
 
 
 async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None, int, Sequence[BridgeRecord]]:

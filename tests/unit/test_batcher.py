@@ -23,7 +23,6 @@ from actors.messages import (
     Batch,
     Committed,
     EventKind,
-    Gap,
     IdleMark,
     Item,
     Notes,
@@ -34,7 +33,7 @@ from actors.messages import (
     Transaction,
     Truncated,
 )
-from actors.positions import GAP_RANK, SCHEMA_RANK, Lsn, Position
+from actors.positions import SCHEMA_RANK, Lsn, Position
 from actors.suspensions import Suspensions
 from actors.telemetry.telemetry import Telemetry
 from actors.wire.jetstream import OutMessage
@@ -138,12 +137,11 @@ def test_a_batch_may_hold_nothing_but_a_position_to_confirm() -> None:
     assert (batch.messages, batch.end_lsn, batch.position) == ([], 500, None)
 
 
-def test_schemas_gaps_and_truncates_stand_in_their_order() -> None:
-    gap = Gap(Position(Lsn(90), 0, GAP_RANK), "slot", "lost", Lsn(1), Lsn(90), ("a",))
+def test_schemas_and_truncates_stand_in_their_order() -> None:
     truncate = Truncated(TRUNCATE_A, TXN, 1, True, False)
-    (batch,) = fed(batcher_of(), gap, schema_of(A, 0), run_of(1), truncate, COMMIT)
+    (batch,) = fed(batcher_of(), schema_of(A, 0), run_of(1), truncate, COMMIT)
     assert told([batch]) == [
-        ("GAP", None, None, False), ("SCHEMA", None, None, False), ("INSERT", "a", 1, False), ("TRUNCATE", "a", None, True)
+        ("SCHEMA", None, None, False), ("INSERT", "a", 1, False), ("TRUNCATE", "a", None, True)
     ]  # fmt: skip
     assert [change.table for change in batch.schema_changes] == [A]
     assert batch.counts == {INSERT_A: 1, TRUNCATE_A: 1}

@@ -6,6 +6,7 @@ import pytest
 
 from actors.contract.bridge_record import BridgeRecord
 from actors.errors import ConfigError
+from actors.messages import Gap
 from actors.positions import GAP_RANK, NO_LSN, START, Lsn, Position
 from actors.startup.checkpoint import (
     Source,
@@ -21,11 +22,13 @@ from actors.startup.checkpoint import (
 SOURCE = Source("cdc_slot", "7000", 1, (), Lsn(9000), Lsn(1000))
 RECORD = BridgeRecord("cdc_slot", "cdc_pub", "7000", 1, (), Position(Lsn(900), 4), 50, Lsn(1000))
 
+TAIL = StreamTail("CDC", 50, "384-4-users-insert")  # 0x384 = 900
+
 
 def plan(source=SOURCE, tail=None, record=RECORD, history=()):
-    tail = tail or StreamTail("CDC", 50, "384-4-users-insert")  # 0x384 = 900
+    tail = tail or TAIL
     position = tail_position(tail, record)
-    assert find_loss(source, record, position) is None
+    assert find_loss(source, tail, record, history, position) is None
     return plan_start(source, tail, record, history, position, ("users",))
 
 
@@ -71,12 +74,6 @@ def test_a_slot_beyond_the_record_is_a_gap():
     assert start.gap is not None
     assert (start.gap.from_lsn, start.gap.to_lsn, start.gap.tables) == (1000, 5000, ("users",))
     assert start.skip == start.gap.position == Position(Lsn(5000), 0, GAP_RANK)
-
-
-def test_a_gap_that_is_already_the_streams_tail_is_not_told_twice():
-    start = plan(source=replace(SOURCE, confirmed_lsn=Lsn(5000)), tail=StreamTail("CDC", 51, "1388-0-_bridge-gap"))
-    assert start.gap is None
-    assert start.skip == Position(Lsn(5000), 0, GAP_RANK)
 
 
 def test_a_stream_cut_short_is_rewound_while_the_slot_is_behind_it():
@@ -128,7 +125,7 @@ def test_what_was_read_beyond_a_switch_point_is_void_and_said_so():
     ],
 )
 def test_what_cannot_be_read_any_more_ends_the_bridge_until_somebody_accepts_it(source, words):
-    loss = find_loss(source, RECORD, RECORD.position)
+    loss = find_loss(source, TAIL, RECORD, (), RECORD.position)
     assert loss is not None
     assert words in loss.reason
     error = loss_error(loss)
@@ -140,7 +137,7 @@ def test_what_cannot_be_read_any_more_ends_the_bridge_until_somebody_accepts_it(
 
 
 def test_a_missing_slot_before_anything_was_read_is_no_loss():
-    assert find_loss(replace(SOURCE, confirmed_lsn=None), None, None) is None
+    assert find_loss(replace(SOURCE, confirmed_lsn=None), StreamTail("CDC", 0, None), None, (), None) is None
 
 
 @pytest.mark.parametrize("tail", [StreamTail("CDC", 5, "hello"), StreamTail("CDC", 5, None, foreign=True)])
@@ -154,3 +151,58 @@ def test_a_stream_of_another_slot_is_refused_and_names_the_stream_flag():
     with pytest.raises(ConfigError) as caught:
         check_owner(RECORD, "CDC", "another_slot")
     assert "--stream" in caught.value.fix
+
+
+def test_what_was_confirmed_on_another_timeline_proves_nothing_beyond_the_switch_point():
+    """A standby without the newest WAL of unpublished tables was promoted: that WAL's LSNs now name other changes."""
+    promoted = replace(SOURCE, timeline=2, switch_points=((1, Lsn(950)),), confirmed_lsn=Lsn(940), wal_end=Lsn(960))
+    start = plan(source=promoted)
+    assert (start.gap, start.skip, start.proven_lsn) == (None, RECORD.position, 950)
+
+
+def test_a_new_timeline_that_is_shorter_than_the_record_is_not_an_older_server():
+    promoted = replace(SOURCE, timeline=2, switch_points=((1, Lsn(950)),), confirmed_lsn=Lsn(940), wal_end=Lsn(960))
+    start = plan(source=promoted)
+    taken_over = replace(RECORD, timeline=2, switch_points=promoted.switch_points, confirmed_lsn=start.proven_lsn)
+    assert find_loss(promoted, TAIL, taken_over, (), RECORD.position) is None
+
+
+def test_rows_below_the_switch_point_that_a_shortened_stream_lacks_come_again():
+    """The stream lost its newest messages and a standby was promoted: WAL still has what the stream lost."""
+    promoted = replace(SOURCE, timeline=2, switch_points=((1, Lsn(850)),), confirmed_lsn=Lsn(790))
+    start = plan(source=promoted, tail=StreamTail("CDC", 40, "320-1-users-insert"))  # 0x320 = 800
+    assert (start.gap, start.skip, start.proven_lsn) == (None, Position(Lsn(800), 1), 800)
+
+
+def test_a_slot_that_has_confirmed_nothing_more_than_when_it_was_made_is_no_gap():
+    """The first start broke off after the record was written: nothing was stored, and nothing is lost."""
+    first = plan(tail=StreamTail("CDC", 0, None), record=None)
+    written = BridgeRecord("cdc_slot", "cdc_pub", "7000", 1, (), first.skip, first.last_seq, first.proven_lsn)
+    assert plan(tail=StreamTail("CDC", 0, None), record=written).gap is None
+
+
+GAP = Gap(Position(Lsn(1000), 0, GAP_RANK), "cdc_slot", "slot cdc_slot was dropped", Lsn(950), Lsn(1000), ("users",))
+ANNOUNCED = replace(RECORD, position=GAP.position, pending_gap=GAP)
+
+
+def test_a_gap_that_was_decided_and_not_stored_is_stored_at_the_next_start():
+    start = plan(record=ANNOUNCED)
+    assert (start.gap, start.skip, start.last_seq, start.proven_lsn) == (GAP._replace(number=50), GAP.position, 50, 1000)
+
+
+def test_a_gap_that_was_stored_before_the_record_said_so_is_not_told_again():
+    start = plan(record=ANNOUNCED, tail=StreamTail("CDC", 51, "3e8-0-_bridge-gap"))  # 0x3e8 = 1000
+    assert (start.gap, start.skip, start.last_seq, start.proven_lsn) == (None, GAP.position, 51, 1000)
+
+
+def test_a_second_loss_covers_a_gap_that_was_not_stored():
+    loss = find_loss(replace(SOURCE, confirmed_lsn=None), TAIL, ANNOUNCED, (), RECORD.position)
+    assert loss is not None
+    assert loss.from_lsn == 950
+    moved = plan(source=replace(SOURCE, confirmed_lsn=Lsn(3000)), record=ANNOUNCED)
+    assert moved.gap is not None
+    assert (moved.gap.from_lsn, moved.gap.to_lsn) == (950, 3000)
+
+
+def test_a_pending_gap_survives_the_record():
+    assert BridgeRecord.decode(ANNOUNCED.encode(), "CDC") == ANNOUNCED

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.contract.message_ids import message_id, position_of
+from actors.contract.message_ids import gap_id, message_id, position_of
 from actors.contract.subjects import BRIDGE_TOKEN
 from actors.contract.table_token import table_token
 from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK, Lsn, Position
@@ -24,12 +24,17 @@ def test_a_message_id_tells_its_position(lsn: int, seq: int, token: str, operati
     [
         ("users", "schema", SCHEMA_RANK),
         ("users", "gap", ROW_RANK),
-        (BRIDGE_TOKEN, "gap", GAP_RANK),
         ("users", "insert", ROW_RANK),
     ],
 )
 def test_what_comes_first_of_one_place_has_the_lower_rank(token: str, operation: str, rank: int) -> None:
     assert position_of(message_id(Position(Lsn(0x191BFD0), 3, rank), token, operation)) == Position(Lsn(0x191BFD0), 3, rank)
+
+
+@given(st.integers(0, 2**63), st.integers(0, 2**40))
+def test_gap_events_at_one_place_have_ids_of_their_own(lsn: int, number: int) -> None:
+    place = Position(Lsn(lsn), 0, GAP_RANK)
+    assert position_of(gap_id(place, number)) == position_of(message_id(place, BRIDGE_TOKEN, "gap")) == place
 
 
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)

@@ -53,11 +53,8 @@ class Acknowledgements:
 def _refused(reply: Refused) -> SinkUnavailable:
     said = f"{reply.code} {reply.err_code} {reply.description}"
     if reply.err_code in WRONG_LAST_SEQUENCE:
-        return SinkFenced(
-            "WB220",
-            "the stream is not where this bridge left it",
-            said=said,
-            means="another writer published to it, or an acknowledgement was lost: reading the stream's tail again",
+        return not_where_left(
+            said, "another writer published to it, or an acknowledgement was lost: reading the stream's tail again"
         )
     return SinkUnavailable(
         "WB221",
@@ -69,9 +66,12 @@ def _refused(reply: Refused) -> SinkUnavailable:
 
 
 def _not_at_its_place(reply: Stored) -> SinkUnavailable:
-    return SinkFenced(
-        "WB220",
-        "the stream is not where this bridge left it",
-        said=f"stored up to {reply.seq} instead of {reply.expected_seq}",
-        means="the server took some messages for duplicates or ended a batch: reading the stream's tail again",
+    return not_where_left(
+        f"stored up to {reply.seq} instead of {reply.expected_seq}",
+        "the server took some messages for duplicates or ended a batch: reading the stream's tail again",
     )
+
+
+def not_where_left(said: str, means: str) -> SinkFenced:
+    """The stream's last sequence is another than the one that this bridge expected."""
+    return SinkFenced("WB220", "the stream is not where this bridge left it", said=said, means=means)
