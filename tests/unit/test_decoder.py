@@ -8,7 +8,7 @@ import trio
 from actors.channels import Channel
 from actors.decoder import Decoder, decode_blocks
 from actors.errors import MalformedMessage
-from actors.messages import Block, Committed, Gap, IdleMark, Item, RowChange, RowRun, SchemaChange, Truncated
+from actors.messages import Block, Committed, IdleMark, Item, RowChange, RowRun, SchemaChange, Truncated
 from actors.positions import ROW_RANK, SCHEMA_RANK, START, Lsn, Position
 from actors.telemetry.telemetry import Telemetry
 from actors.wire import pgoutput
@@ -131,18 +131,15 @@ def test_what_cannot_be_read_is_malformed(messages: list[bytes]) -> None:
 
 
 @on_mock_clock
-async def test_blocks_become_items_in_order_with_the_gap_first_and_the_end_handed_on() -> None:
+async def test_blocks_become_items_in_order_and_the_end_is_handed_on() -> None:
     blocks, items = Channel[Block]("blocks", 10, 10_000), Channel[list[Item]]("items", 10, 10_000)
-    gap = Gap(START, "cdc_slot", "lost", Lsn(1), Lsn(2), ("users",))
     telemetry, announced = Telemetry(), list[SchemaChange]()
     with blocks.sender() as sender:
         for messages in ([relation(), *transaction(1000, 1, 2)], transaction(2000, 3)):
             await sender.send(Block(messages, 100, Lsn(messages and 2008)), 100)
     with trio.fail_after(1):
-        await decode_blocks(blocks.receiver(), items.sender(), decoder(), describe, announced.append, telemetry, gap=gap)
+        await decode_blocks(blocks.receiver(), items.sender(), decoder(), describe, announced.append, telemetry)
         handed = [item async for item in items.receiver()]
-    assert handed[0] == [gap]
-    assert [type(item) for item in handed[1]] == [SchemaChange, RowRun, Committed]
-    assert [type(item) for item in handed[2]] == [RowRun, Committed]
+    assert [[type(item) for item in items] for items in handed] == [[SchemaChange, RowRun, Committed], [RowRun, Committed]]
     assert [change.table.token for change in announced] == ["users"]
     assert (telemetry.transactions, telemetry.largest_transaction_events, telemetry.decoded_lsn) == (2, 2, 2008)

@@ -64,7 +64,7 @@ class Pipeline:
         record = BridgeRecord(slot="cdc_slot", publication="cdc_pub", system_id="1", timeline=1, switch_points=())
         store = RecordStore(js, "CDC", record, len(self.nats.streams["KV_bridges"]))
         setup = StreamSetup("CDC", b"", self._mode, start.last_seq, 1024 * 1024, 1024 * 1024, False)  # type: ignore[arg-type]
-        plan = StartPlan(start, store, (), NO_LSN)
+        plan = StartPlan(start, NO_LSN, store, (), NO_LSN)
         schemas = self._schemas(None, js, encoder)  # type: ignore[arg-type]
         session = Session(js, setup, plan, schemas, encoder, {}, Suspensions(store, self.telemetry), TransactionLog())
         await run_pipeline(CONFIG, session, live, self.telemetry, self.stop)
@@ -73,7 +73,7 @@ class Pipeline:
     async def running(self, skip: Position = START, *, reporting: bool = True) -> AsyncIterator[None]:
         """A run that the body of the block watches; it ends by `stop` and in order, or the block raises why not."""
         live = LiveStream(self.postgres, Feedback(NO_LSN))  # type: ignore[arg-type]
-        start = Start(skip, NO_LSN, len(self.nats.streams["CDC"]))
+        start = Start(skip, NO_LSN, len(self.nats.streams["CDC"]), NO_LSN)
         async with self.nats.connected(CONFIG) as nats, trio.open_nursery() as nursery:
             if reporting:
                 nursery.start_soon(live.run_status)
