@@ -53,11 +53,14 @@ def test_every_code_has_a_section_and_every_section_a_code() -> None:
     assert set(documented) == codes_in_use()
 
 
-@pytest.mark.parametrize("path", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
+@pytest.mark.parametrize(
+    "path", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+)
 def test_documents_name_only_codes_and_files_that_exist(path: str) -> None:
     text = (ROOT / path).read_text(encoding="utf-8")
     assert set(CODE.findall(text)) <= codes_in_use()
-    for named in re.findall(r"(?:actors|docs|tests|property_tests)/[\w/.-]*\w(?:\.py|\.md)", text):
+    folders = "actors|walbridge|docs|tests|property_tests|compose|bench"
+    for named in re.findall(rf"(?<![\w/])(?:{folders})/(?:[\w/.-]*\w(?:\.py|\.md)|(?:[\w-]+/)*(?=`))", text):
         assert (ROOT / named).exists(), named
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / path).parent.joinpath(target).exists(), target
