@@ -26,6 +26,7 @@ from actors.settings.resolve import resolve
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
 from actors.web.bridge_app import PATHS
+from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.documents import OPERATIONS, section
 from tests.servers import HANG_S, ROOT, Database, wait_for_events
@@ -86,9 +87,7 @@ def test_the_readme_has_every_flag_and_no_other() -> None:
 
 
 def _help(*of: str) -> str:
-    command = [sys.executable, "-m", "actors.main", *of, "--help"]
-    wide = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(command, cwd=ROOT, env=wide, capture_output=True, text=True, check=True).stdout
+    return run_here(*of, "--help", env={"COLUMNS": "200"}).stdout
 
 
 def test_the_readme_has_every_variable_with_its_default_and_no_other() -> None:
