@@ -175,7 +175,7 @@ class ArrayChunk(NamedTuple):
     chunk: int
     rows: list[list[Any]]
     encoding: str
-    """`msgpack` or `json`, the encoding of the bridge's events too."""
+    """`msgpack` or `json`, as for the bridge's events."""
 
 
 class SnapshotMeta(NamedTuple):
