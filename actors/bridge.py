@@ -254,7 +254,7 @@ class Supervisor:
             await self._stop.wait()
         return self._stop.is_set()
 
-    # -- what people see
+    # -- what users see
 
     def _show_streaming(self, session: Session) -> None:
         telemetry, config = self._telemetry, self._config

@@ -92,7 +92,7 @@ class RowChange(NamedTuple):
     """0-based index among the transaction's changes in the order in which PostgreSQL sent them."""
     data: dict[str, object]
     old: dict[str, object] | None
-    """UPDATE: the old key, or the whole old row under REPLICA IDENTITY FULL; None when PostgreSQL sent none."""
+    """UPDATE: the old key, or the complete old row under REPLICA IDENTITY FULL; None when PostgreSQL sent none."""
     notes: Notes | None
 
 
@@ -126,9 +126,9 @@ class Gap(NamedTuple):
     to_lsn: Lsn
     tables: tuple[str, ...]
     token: str = ""
-    """The suspended table; empty when the gap concerns the whole bridge."""
+    """The suspended table; empty when the gap concerns all tables."""
     number: int = 0
-    """The stream's last sequence when the bridge's gap was decided: two gaps may stand at one position."""
+    """The stream's last sequence when the bridge's gap was decided: two gaps may have one position."""
 
 
 class Committed(NamedTuple):

@@ -67,7 +67,7 @@ class Update(NamedTuple):
     row: Row
     omitted: Sequence[str]
     old: Row | None
-    """The old key if it changed, or the whole old row under REPLICA IDENTITY FULL."""
+    """The old key if it changed, or the complete old row under REPLICA IDENTITY FULL."""
     unchanged: Sequence[str]
 
 

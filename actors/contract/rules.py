@@ -41,7 +41,7 @@ class Identity(NamedTuple):
     row: Row
     """The values of `columns` before the change."""
     whole: bool
-    """Whether there is no key, so that any one of the rows that are equal in all these columns is meant."""
+    """Whether there is no key, so that the change means any one of the rows that are equal in all these columns."""
 
 
 def identity_of(change: Update | Delete, pk: Sequence[str], column_count: int) -> Identity:

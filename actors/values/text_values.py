@@ -168,7 +168,7 @@ def converter_for(type_oid: int, types: Mapping[int, TypeInfo], encoding: Encodi
 
 
 class _RawElementError(ValueError):
-    """An element has no native form, so the whole array keeps its text."""
+    """An element has no native form, so the complete array is kept as text."""
 
 
 def _array_converter(element: Converter, delimiter: str) -> Converter:

@@ -84,7 +84,7 @@ class Insert(NamedTuple):
 class Update(NamedTuple):
     relation_oid: int
     old_kind: str
-    """`K` the old key, `O` the whole old row, empty when neither was sent."""
+    """`K` the old key, `O` the complete old row, empty when neither was sent."""
     old: tuple[TupleValue, ...]
     new: tuple[TupleValue, ...]
 

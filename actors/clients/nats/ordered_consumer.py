@@ -79,7 +79,7 @@ class OrderedConsumer:
         if self._fault:
             raise self._lost(self._fault)
         if not self._waiting and self._asked and trio.current_time() - self._heard > SILENCE_S:
-            raise self._lost(f"no sign of life for {SILENCE_S:g} s")
+            raise self._lost(f"no message and no heartbeat for {SILENCE_S:g} s")
         taken, self._waiting = self._waiting, []
         if taken:
             self._heard = trio.current_time()
