@@ -23,7 +23,7 @@ def position_of(event: Event) -> Position:
 
 
 def counts(event: Event, snapshot_lsn: int) -> bool:
-    """Whether a snapshot's copy needs the event: the snapshot contains everything that committed below `snapshot_lsn`."""
+    """Return whether a snapshot's copy needs the event: the snapshot contains all commits below `snapshot_lsn`."""
     return event.lsn >= snapshot_lsn
 
 
@@ -41,7 +41,7 @@ class Identity(NamedTuple):
     row: Row
     """The values of `columns` before the change."""
     whole: bool
-    """Whether there is no key, so that any one of the rows that are equal in all these columns is meant."""
+    """Whether there is no key, so that the change means any one of the rows that are equal in all these columns."""
 
 
 def identity_of(change: Update | Delete, pk: Sequence[str], column_count: int) -> Identity:
@@ -85,9 +85,9 @@ def apply_to(rows: MutableMapping[Hashable, Row], change: Change | Truncate, pk:
 
 
 def is_out_of_date(stream_seq: int, created: str, stream_info: Mapping[str, object]) -> str:
-    """Why a copy that contains everything up to `stream_seq` of the stream created at `created` cannot continue; else empty.
+    """Return why a copy that contains everything up to `stream_seq` of the stream created at `created` cannot continue.
 
-    `stream_info` is JetStream's reply to STREAM.INFO. An empty `created` is any stream's.
+    Empty when the copy can continue. `stream_info` is JetStream's reply to STREAM.INFO; an empty `created` matches any stream.
     """
     state = stream_info["state"]
     assert isinstance(state, dict), "state is a map"
@@ -100,12 +100,12 @@ def is_out_of_date(stream_seq: int, created: str, stream_info: Mapping[str, obje
     return ""
 
 
-def is_certain(held: Sequence[Column], told: Sequence[Column]) -> bool:
-    """Whether rows of shape `held` become rows of shape `told` without a look at the source: only if columns were dropped.
+def is_certain(held: Sequence[Column], announced: Sequence[Column]) -> bool:
+    """Return whether rows of shape `held` become rows of shape `announced` without the source: only if columns were dropped.
 
-    No event has the values that a new column, or a column of another type, has in old rows (a default may be gone again).
+    No event has the old rows' values of a new column, or of a column whose type changed (a default may be gone again).
     PostgreSQL never reorders columns: a column that moved is a different column under the same name.
     """
-    kept = {column.name for column in told}
-    same = [column[:2] for column in held if column.name in kept] == [column[:2] for column in told]
+    kept = {column.name for column in announced}
+    same = [column[:2] for column in held if column.name in kept] == [column[:2] for column in announced]
     return same and all(column.name in kept or not column.pk for column in held)
