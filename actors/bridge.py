@@ -18,7 +18,7 @@ from actors.clients.postgres.connection import PgConnection, SourceRefused
 from actors.clients.postgres.replication import open_replication_stream
 from actors.contract.subjects import request
 from actors.contract.table_token import table_token
-from actors.errors import ConfigError, SinkFenced, SinkUnavailable, SourceUnavailable, Transient
+from actors.errors import ConfigError, HistoryDiverged, SinkFenced, SinkUnavailable, SourceUnavailable, Transient
 from actors.feedback import Feedback
 from actors.http_server import serve_http
 from actors.pipeline import run_pipeline
@@ -130,7 +130,7 @@ class Supervisor:
         self._known_servers: set[str] = set()
         self._preflight: tuple[Problem, ...] = ()
         self._down_since: float | None = None
-        self._has_streamed = False
+        self._has_streamed = self._history_diverged = False
         self._transactions = TransactionLog()
 
     async def run(self) -> int:
@@ -193,7 +193,10 @@ class Supervisor:
                 )  # fmt: skip
                 self.link.js, telemetry.nats_connected, telemetry.publish_mode = js, True, setup.mode
                 await self._close_stream()  # it stayed open while NATS was away; a slot has one reader
-                session = await open_session(config, catalog, js, setup, self._transactions, telemetry)
+                session = await open_session(
+                    config, catalog, js, setup, self._transactions, telemetry, history_diverged=self._history_diverged
+                )
+                self._history_diverged = False
                 live = await self._start_stream(session.plan, statuses)
                 # Only the slot's reader writes the record: a bridge that waits for the slot must not disturb its reader.
                 telemetry.gaps += session.start.gap is not None
@@ -234,6 +237,7 @@ class Supervisor:
         if isinstance(fault, SinkRefused | SourceRefused) and not self._has_streamed:
             raise ConfigError(fault.code, fault.what, said=fault.said, means=fault.means, fix=fault.fix)
         from_source = isinstance(fault, SourceUnavailable)
+        self._history_diverged = self._history_diverged or isinstance(fault, HistoryDiverged)
         if self._down_since is None:
             self._down_since = time.monotonic()
         telemetry.reconnects += from_source

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from actors.channels import Receiver, Sender
 from actors.contract.table_schema import Description, describe_table
-from actors.errors import MalformedMessage
+from actors.errors import HistoryDiverged, MalformedMessage
 from actors.messages import (
     Block,
     Committed,
@@ -66,7 +66,8 @@ class Decoder:
     Changes up to `skip`, the position of the stream's last message, are stored already: they are counted, since `seq` counts
     what PostgreSQL sends, but neither decoded nor handed on. `known_schemas` (table token -> schema_id) are the shapes that
     the stream's readers know at that position; a SchemaChange precedes a row in any other shape. Every transaction is added
-    to `log`.
+    to `log`. Nothing is handed on before the `expected` transaction has come, so that nothing of another history is
+    confirmed.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class Decoder:
         encoding: Encoding,
         arrays: Arrays,
         log: TransactionLog | None = None,
+        expected: Transaction | None = None,
     ) -> None:
         self.wanted: Relation | None = None
         """A relation that `feed` has met: describe it and call `define` before the next `feed`."""
-        self._skip = skip
+        self._skip, self._expected = skip, expected
         self._log = TransactionLog() if log is None else log
         self._log.restart()
         self._known = dict(known_schemas)
@@ -118,7 +120,8 @@ class Decoder:
     def feed(self, block: list[bytes], start: int, items: list[Item]) -> int:
         """Decode `block` from index `start` on into `items`; return the index to continue from.
 
-        Stops early, with `wanted` set, after a Relation message. Raises MalformedMessage.
+        Stops early, with `wanted` set, after a Relation message. Raises MalformedMessage, and HistoryDiverged if the expected
+        transaction does not come.
         """
         append, shapes, unannounced = items.append, self._shapes, self._unannounced
         txn, seq, first_seq = self._txn, self._seq, self._first_seq
@@ -152,11 +155,13 @@ class Decoder:
                     txn = self._begin(message)
                     seq, first_seq = 0, self._first_seq
                 elif tag == _COMMIT:
-                    append(self._commit(message, txn, seq))
+                    committed = self._commit(message, txn, seq)
+                    if self._expected is None:
+                        append(committed)
                     self._txn = txn = None
                 elif tag == _KEEPALIVE:
                     if txn is None:
-                        append(IdleMark(Lsn(_i8(message, 1)[0])))
+                        self._pass_idle(Lsn(_i8(message, 1)[0]), append)
                 else:
                     seq = self._other(message, txn, seq, first_seq, append)
                     if self.wanted is not None:
@@ -170,6 +175,8 @@ class Decoder:
         commit_lsn, commit_time, xid = _begin(message, 26)
         self._txn = txn = Transaction(Lsn(commit_lsn), xid, commit_time + _POSTGRES_EPOCH_US)
         self._log.add(txn.commit_lsn, xid)
+        if self._expected is not None and commit_lsn >= self._expected.commit_lsn:
+            self._check_history(txn)
         skip = self._skip
         if commit_lsn > skip.lsn:
             self._first_seq = self._first_schema_seq = 0
@@ -179,6 +186,23 @@ class Decoder:
             self._first_seq = skip.seq + (skip.rank >= ROW_RANK)
             self._first_schema_seq = skip.seq + (skip.rank >= SCHEMA_RANK)
         return txn
+
+    def _pass_idle(self, wal_end: Lsn, append: Callable[[Item], None]) -> None:
+        if self._expected is None:
+            append(IdleMark(wal_end))
+        elif wal_end > self._expected.commit_lsn:
+            self._check_history(None)
+
+    def _check_history(self, found: Transaction | None) -> None:
+        """Compare what came in the place of the expected transaction. Raises HistoryDiverged."""
+        expected, self._expected = self._expected, None
+        if found != expected and expected is not None:
+            raise HistoryDiverged(
+                "WB151", f"PostgreSQL does not send the last stored transaction, at {format_lsn(expected.commit_lsn)}, again",
+                said="nothing in its place" if found is None else
+                f"transaction {found.xid} at {format_lsn(found.commit_lsn)} instead of transaction {expected.xid}",
+                means="the server's history is not the stream's; nothing is confirmed to it",
+            )  # fmt: skip
 
     def _commit(self, message: bytes, txn: Transaction | None, seq: int) -> Committed:
         commit_lsn, end_lsn, commit_time = _commit(message, 27)

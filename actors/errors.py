@@ -38,7 +38,7 @@ class Transient(WalbridgeError):
 
 
 TRANSIENT_CODES = (
-    "WB101", "WB102", "WB103", "WB104", "WB108", "WB118", "WB122",
+    "WB101", "WB102", "WB103", "WB104", "WB108", "WB118", "WB122", "WB151",
     "WB200", "WB201", "WB202", "WB203", "WB204", "WB206", "WB208",
     "WB210", "WB211", "WB212", "WB220", "WB221", "WB222", "WB223",
     "WB311", "WB320",
@@ -50,6 +50,12 @@ class SourceUnavailable(Transient):
     """PostgreSQL is away or not up yet, or another process holds the slot."""
 
     retry_s = 5.0
+
+
+class HistoryDiverged(SourceUnavailable):
+    """PostgreSQL sends another transaction in the place of the last stored one: the next start decides what is lost."""
+
+    retry_s = 0.1
 
 
 class SinkUnavailable(Transient):

@@ -50,11 +50,19 @@ class Session:
 
 
 async def open_session(
-    config: Config, catalog: PgConnection, js: JetStream, setup: StreamSetup, transactions: TransactionLog, telemetry: Telemetry
+    config: Config,
+    catalog: PgConnection,
+    js: JetStream,
+    setup: StreamSetup,
+    transactions: TransactionLog,
+    telemetry: Telemetry,
+    *,
+    history_diverged: bool,
 ) -> Session:
     """Decide where to resume, and put the dictionaries and schemas that readers need into NATS.
 
-    The caller owns the plan's connection. Raises what `find_start` raises, SourceUnavailable and SinkUnavailable.
+    `history_diverged` says that the run before ended with HistoryDiverged. The caller owns the plan's connection. Raises what
+    `find_start` raises, SourceUnavailable and SinkUnavailable.
     """
     compressors: Mapping[str, Compressor] = {}
     if config.snapshots.zstd or config.snapshots.zstd_events:
@@ -62,7 +70,7 @@ async def open_session(
     of_events = compressors if config.snapshots.zstd_events else None
     encoder = event_encoder(config.publish.encoding, setup.publish_prefix, of_events)
     schemas = SchemaPublisher(catalog, js, encoder)
-    plan = await find_start(config, config.postgres, catalog, js, setup)
+    plan = await find_start(config, catalog, js, setup, history_diverged=history_diverged)
     try:
         current = await schemas.publish_current(plan.tables)
     except BaseException:

@@ -17,9 +17,18 @@ from hypothesis import strategies as st
 
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.message_ids import gap_id, message_id
-from actors.messages import Gap
+from actors.messages import Gap, Transaction
 from actors.positions import NO_LSN, Lsn, Position
-from actors.startup.checkpoint import Source, Start, StreamTail, find_loss, plan_start, start_after_loss, tail_position
+from actors.startup.checkpoint import (
+    Source,
+    Start,
+    StreamTail,
+    find_loss,
+    other_history,
+    plan_start,
+    start_after_loss,
+    tail_position,
+)
 
 TXN_BYTES = 10
 BEGINNING = Lsn(100)
@@ -61,6 +70,9 @@ class World:
     synced: tuple[int, int] = (0, 0)
     has_lost: bool = False
     power_was_cut: bool = False
+    has_diverged: bool = False
+    was_restored: bool = False
+    backup: tuple[int, list[Txn], Lsn | None] | None = None
     trusted: list[tuple[Lsn, Lsn]] = field(default_factory=list)
     """What nobody can know to be missing: before the first slot, and where a power cut took the only record."""
 
@@ -89,6 +101,20 @@ class World:
         self.saved = min(self.saved, switch)
         self.has_lost = True
 
+    def back_up(self) -> None:
+        self.backup = (self.timeline, list(self.wal), self.confirmed)
+
+    def restore(self) -> None:
+        """The volume comes back as it was, slot included, on the same timeline."""
+        if any(stored.gap is not None for stored in self.stream) or b'"pending_gap":{' in b"".join(
+            r.data for r in self.records
+        ):
+            return  # where a gap was told, nothing but its place could be compared with the other history
+        if self.backup is not None and self.backup[0] == self.timeline and self.backup[2] is not None:
+            _, wal, self.confirmed = self.backup
+            self.was_restored = True
+            self.wal, self.saved, self.has_lost = list(wal), self.confirmed or self.saved, True
+
     def cut_power(self, stream: int, records: int) -> None:
         del self.stream[max(self.synced[0], len(self.stream) - stream) :]
         del self.records[max(self.synced[1], len(self.records) - records) :]
@@ -100,12 +126,16 @@ def run(world: World) -> Generator[None]:
     history = [BridgeRecord.decode(r.data, "CDC") for r in world.records[-HISTORY:]]
     record = history[-1] if history else None
     last = world.stream[-1] if world.stream else None
-    tail = StreamTail("CDC", len(world.stream), last.msg_id if last else None)
+    of_row = Transaction(last.lsn, last.tag, 0) if last is not None and last.tag is not None else None
+    tail = StreamTail("CDC", len(world.stream), last.msg_id if last else None, transaction=of_row)
     position = tail_position(tail, record)
     source = Source(
         "cdc_slot", "1", world.timeline, tuple(world.switch_points), world.wal_end, world.confirmed, read_before=world.read
     )
     loss = find_loss(source, tail, record, history, position)
+    if world.has_diverged and loss is None and position is not None:
+        loss = other_history(source, position)
+    world.has_diverged = False
     if world.confirmed is None:
         world.confirmed = world.saved = world.wal_end
         world.read = False
@@ -139,7 +169,7 @@ def read_on(world: World, start: Start, made: BridgeRecord) -> Generator[None]:
         yield
     told = world.confirmed  # what the status says at most
     begin = max(start.start_lsn, world.confirmed)
-    done = 0
+    done, expected = 0, start.expected
     while True:
         txns = [txn for txn in world.wal if txn.lsn >= begin]
         if done == len(txns):
@@ -147,6 +177,13 @@ def read_on(world: World, start: Start, made: BridgeRecord) -> Generator[None]:
             continue
         txn = txns[done]
         done += 1
+        if expected is not None:
+            if txn.lsn < expected.commit_lsn:
+                continue  # stored before, and not confirmed before the expected one has come
+            if (txn.lsn, txn.tag) != (expected.commit_lsn, expected.xid):
+                world.has_diverged = True
+                yield from run(world)
+            expected = None
         received = txn.end
         world.confirm(min(told, received))  # the status goes on while nothing is stored
         yield
@@ -210,6 +247,8 @@ ACTS = st.one_of(
     st.tuples(st.just("sync"), st.none()),
     st.tuples(st.just("cut power"), st.tuples(st.integers(0, 5), st.integers(0, 5))),
     st.tuples(st.just("drop slot"), st.none()),
+    st.tuples(st.just("back up"), st.none()),
+    st.tuples(st.just("restore"), st.none()),
 )
 
 
@@ -238,7 +277,12 @@ def test_nothing_is_lost_untold_and_nothing_comes_twice(acts: list[tuple[str, ob
             elif act == "cut power":
                 stream, records = how  # type: ignore[misc]
                 world.cut_power(stream, records)
-            elif act == "drop slot" and world.confirmed is not None:
+            elif act == "back up":
+                world.back_up()
+            elif act == "restore":
+                world.restore()
+            elif act == "drop slot" and world.confirmed is not None and not world.was_restored:
+                # (of a restored server only the slot's own place shows where the histories part)
                 world.confirmed, world.has_lost = None, True
     world.commit(published=True)
     bridge = run(world)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.message_ids import position_of
 from actors.errors import ConfigError, Fatal
-from actors.messages import Gap
+from actors.messages import Gap, Transaction
 from actors.positions import GAP_RANK, NO_LSN, ROW_RANK, START, Lsn, Position, format_lsn
+
+ACCEPT_GAP = "walbridge run --accept-gap   # stores cdc._bridge.gap and continues; replicas take new snapshots"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class StreamTail:
     """The last message has no id."""
     deleted: int = 0
     """How many sequences up to `last_seq` no longer have a message."""
+    transaction: Transaction | None = None
+    """Of the last message, if that is an event of a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class Loss:
     reason: str
     from_lsn: Lsn
     fix: str
+    to_lsn: Lsn = NO_LSN
+    """How far the stream reaches into what the server does not have; 0 if the loss ends where the slot begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,8 @@ class Start:
     gap: Gap | None = None
     """A gap event to store before anything else."""
     warning: str = ""
+    expected: Transaction | None = None
+    """The last stored transaction, if PostgreSQL sends it once more: another one in its place is another history."""
 
 
 def tail_position(tail: StreamTail, record: BridgeRecord | None) -> Position | None:
@@ -123,19 +131,18 @@ def find_loss(
     position: Position | None,
 ) -> Loss | None:
     """Return a loss that only a new slot can fix; None when the slot can still be read, or when nothing was ever read."""
-    again = "walbridge run --accept-gap   # stores cdc._bridge.gap and continues; replicas take new snapshots"
     proven = _proven(source, tail, record, history, position)
     from_lsn = _from(proven, _pending(record, tail))
     if record is not None and record.system_id != source.system_id:
         reason = f"another database cluster: system id {source.system_id}, the stream was written from {record.system_id}"
-        return Loss("WB150", reason, from_lsn, f"connect to the right server, or:\n{again}")
+        return Loss("WB150", reason, from_lsn, f"connect to the right server, or:\n{ACCEPT_GAP}")
     if record is not None and not _descends(record, source):
         reason = f"timeline {source.timeline} of this server does not descend from timeline {record.timeline}"
-        return Loss("WB150", reason, from_lsn, f"connect to the right server, or:\n{again}")
+        return Loss("WB150", reason, from_lsn, f"connect to the right server, or:\n{ACCEPT_GAP}")
     if source.lost:
-        return Loss("WB107", f"slot {source.slot} is lost: {source.lost}", from_lsn, again)
+        return Loss("WB107", f"slot {source.slot} is lost: {source.lost}", from_lsn, ACCEPT_GAP)
     if source.confirmed_lsn is None and (record is not None or position is not None):
-        return Loss("WB108", f"slot {source.slot} was dropped", from_lsn, again)
+        return Loss("WB108", f"slot {source.slot} was dropped", from_lsn, ACCEPT_GAP)
     reached = max(proven, _within(record, source, record.confirmed_lsn) if record else NO_LSN)
     if position is not None and position.rank == ROW_RANK and (record is None or record.timeline == source.timeline):
         reached = max(reached, Lsn(position.lsn + 1))  # a row's LSN is where its commit record begins
@@ -144,8 +151,26 @@ def find_loss(
             f"the server is older than the stream: its WAL ends at {format_lsn(source.wal_end)}, the stream reaches "
             f"{format_lsn(reached)} (restored from an older copy?)"
         )
-        return Loss("WB151", reason, from_lsn, f"connect to the right server, or:\n{again}")
+        from_lsn = min(from_lsn, source.confirmed_lsn or NO_LSN)  # all that both are known to have in common
+        return Loss("WB151", reason, from_lsn, f"connect to the right server, or:\n{ACCEPT_GAP}", reached)
     return None
+
+
+def other_history(source: Source, position: Position) -> Loss:
+    """Return the loss when PostgreSQL does not send the last stored transaction again, but another in its place.
+
+    The server is a copy from before that transaction, slot included, and has written other WAL since. Nobody knows where the
+    two histories part: not before what the slot has confirmed.
+    """
+    confirmed = source.confirmed_lsn or NO_LSN
+    return Loss(
+        "WB151",
+        f"the server's history is not the stream's: the last stored transaction, at {format_lsn(position.lsn)}, is not in its "
+        "WAL (restored from an older copy?)",
+        confirmed,
+        f"connect to the right server, or:\n{ACCEPT_GAP}",
+        Lsn(position.lsn + 1),
+    )
 
 
 def loss_error(loss: Loss) -> Fatal:
@@ -160,7 +185,8 @@ def loss_error(loss: Loss) -> Fatal:
 
 def start_after_loss(loss: Loss, source: Source, slot_lsn: Lsn, tail: StreamTail, tables: Sequence[str]) -> Start:
     """Continue with a slot that begins at `slot_lsn`, after a gap event."""
-    gap = Gap(Position(slot_lsn, 0, GAP_RANK), source.slot, loss.reason, loss.from_lsn, slot_lsn, tuple(tables))
+    to_lsn = max(slot_lsn, loss.from_lsn, loss.to_lsn)  # another cluster's LSNs may be lower
+    gap = Gap(Position(slot_lsn, 0, GAP_RANK), source.slot, loss.reason, loss.from_lsn, to_lsn, tuple(tables))
     return _after_gap(gap, tail, slot_lsn)
 
 
@@ -189,7 +215,7 @@ def plan_start(
             warning = f"KV bridges has no record of stream {tail.stream}: trusting its last message alone"
         elif tail.last_seq:
             warning = f"stream {tail.stream} is empty and KV bridges has no record of it: starting at the slot's position"
-        return Start(at, at.lsn, tail.last_seq, confirmed, warning=warning)
+        return Start(at, at.lsn, tail.last_seq, confirmed, warning=warning, expected=_expected(tail, at, confirmed))
     pending = _pending(record, tail)
     switch = None if record.timeline == source.timeline else dict(source.switch_points)[record.timeline]
     if switch is not None and (at.lsn >= switch or pending is not None):
@@ -207,7 +233,13 @@ def plan_start(
         return _after_gap(gap, tail, confirmed)
     if pending is not None:
         return _after_gap(pending, tail, proven)
-    return Start(at, at.lsn, tail.last_seq, proven)
+    return Start(at, at.lsn, tail.last_seq, proven, expected=_expected(tail, at, confirmed))
+
+
+def _expected(tail: StreamTail, at: Position, confirmed: Lsn) -> Transaction | None:
+    """The last stored transaction, if the bridge goes on from it and the slot still sends it."""
+    found = tail.transaction
+    return found if found is not None and found.commit_lsn == at.lsn >= confirmed else None
 
 
 def _pending(record: BridgeRecord | None, tail: StreamTail) -> Gap | None:

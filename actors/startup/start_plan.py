@@ -6,18 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from actors.clients.nats.acknowledgements import not_where_left
-from actors.clients.nats.jetstream import JetStream, JetStreamError
+from actors.clients.nats.jetstream import JetStream, JetStreamError, StoredMessage
 from actors.clients.nats.record_store import RecordStore
 from actors.clients.postgres.catalog import PublishedTable, published_tables
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.replication import identify_system, timeline_history
 from actors.clients.postgres.slots import create_slot, drop_slot, slot_state
 from actors.contract.bridge_record import BridgeRecord
+from actors.contract.compression import Decompressors
+from actors.contract.decoding import decode_body
 from actors.contract.event_encoder import EventEncoder
-from actors.contract.subjects import BRIDGES, CDC_ALL
+from actors.contract.subjects import BRIDGES, CDC_ALL, DICTIONARIES
 from actors.contract.table_token import table_token
+from actors.errors import MalformedMessage
+from actors.messages import Transaction
 from actors.positions import NO_LSN, Lsn, format_lsn
-from actors.settings.config import Config, PostgresConfig
+from actors.settings.config import Config
 from actors.startup.checkpoint import (
     Source,
     Start,
@@ -25,6 +29,7 @@ from actors.startup.checkpoint import (
     check_owner,
     find_loss,
     loss_error,
+    other_history,
     plan_start,
     start_after_loss,
     tail_position,
@@ -57,7 +62,7 @@ class StartPlan:
 
 
 async def find_start(
-    config: Config, postgres: PostgresConfig, connection: PgConnection, js: JetStream, setup: StreamSetup
+    config: Config, connection: PgConnection, js: JetStream, setup: StreamSetup, *, history_diverged: bool = False
 ) -> StartPlan:
     """Read both sides and decide where to resume; create the slot if there is none.
 
@@ -71,10 +76,12 @@ async def find_start(
     position = tail_position(tail, record)
     tables = tuple(await published_tables(connection, config.source.publication))
     tokens = [table_token(t.schema, t.name) for t in tables]
-    replication = await PgConnection.connect(postgres, replication=True, application_name="walbridge startup")
+    replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge startup")
     try:
         source = await _read_source(connection, replication, slot, record)
         loss = find_loss(source, tail, record, history, position)
+        if history_diverged and loss is None and position is not None:
+            loss = other_history(source, position)
         if loss is not None:
             if temporary and loss.code == "WB108":
                 loss = replace(loss, reason=f"temporary slot {slot} ended with its connection")
@@ -152,7 +159,25 @@ async def _read_tail(js: JetStream, setup: StreamSetup) -> StreamTail:
     if message is None:
         return StreamTail(setup.stream, setup.last_seq, None, deleted=setup.last_seq)
     msg_id = message.headers.get(MSG_ID_HEADER)
-    return StreamTail(setup.stream, setup.last_seq, msg_id, msg_id is None, setup.last_seq - message.seq)
+    transaction = await _transaction_of(js, message)
+    return StreamTail(setup.stream, setup.last_seq, msg_id, msg_id is None, setup.last_seq - message.seq, transaction)
+
+
+async def _transaction_of(js: JetStream, message: StoredMessage) -> Transaction | None:
+    """The transaction of a stored event of a row; None of any other message, and where its dictionary is gone."""
+    decompressors = Decompressors()
+    try:
+        needed = decompressors.missing(message.headers)
+        if needed is not None:
+            entry = await js.kv_get(DICTIONARIES, needed)
+            if entry is None:
+                return None
+            decompressors.add(needed, entry.data)
+        body = decode_body(decompressors.unpack(message.headers, message.data))
+        last = body[-1] if isinstance(body, list) else body
+        return Transaction(Lsn(int(last["lsn"])), int(last["xid"]), int(last["commit_ts"]))
+    except (MalformedMessage, KeyError, IndexError, TypeError, ValueError):
+        return None
 
 
 async def _read_source(connection: PgConnection, replication: PgConnection, slot: str, record: BridgeRecord | None) -> Source:
