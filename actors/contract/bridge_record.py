@@ -11,7 +11,7 @@ import orjson
 from actors.contract.subjects import BRIDGES
 from actors.errors import ConfigError
 from actors.messages import Gap
-from actors.positions import NO_LSN, START, Lsn, Position
+from actors.positions import GAP_RANK, NO_LSN, START, Lsn, Position
 
 
 class Suspended(NamedTuple):
@@ -72,6 +72,10 @@ class BridgeRecord:
         """Read an entry. Raises ConfigError if no bridge wrote it."""
         try:
             raw = orjson.loads(data)
+            confirmed = Lsn(int(raw["confirmed_lsn"]))
+            if "pending_gap" not in raw and int(raw["rank"]) == GAP_RANK:
+                # versions before the key put a gap's end there, an LSN of the timeline that was left
+                confirmed = min(confirmed, Lsn(int(raw["lsn"])))
             return cls(
                 slot=str(raw["slot"]),
                 publication=str(raw["publication"]),
@@ -80,7 +84,7 @@ class BridgeRecord:
                 switch_points=tuple((int(tli), Lsn(int(lsn))) for tli, lsn in raw["switch_points"]),
                 position=Position(Lsn(int(raw["lsn"])), int(raw["seq"]), int(raw["rank"])),
                 last_seq=int(raw["last_seq"]),
-                confirmed_lsn=Lsn(int(raw["confirmed_lsn"])),
+                confirmed_lsn=confirmed,
                 schemas={str(k): int(v) for k, v in raw["schemas"].items()},
                 tables=tuple(map(str, raw["tables"])),
                 suspended={

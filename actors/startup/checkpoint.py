@@ -144,7 +144,9 @@ def find_loss(
     if source.confirmed_lsn is None and (record is not None or position is not None):
         return Loss("WB108", f"slot {source.slot} was dropped", from_lsn, ACCEPT_GAP)
     reached = max(proven, _within(record, source, record.confirmed_lsn) if record else NO_LSN)
-    if position is not None and position.rank == ROW_RANK and (record is None or record.timeline == source.timeline):
+    witness = _witness_of(tail, record, history)
+    of_this_wal = witness is None or (witness.system_id, witness.timeline) == (source.system_id, source.timeline)
+    if position is not None and position.rank == ROW_RANK and of_this_wal:
         reached = max(reached, Lsn(position.lsn + 1))  # a row's LSN is where its commit record begins
     if reached > source.wal_end:
         reason = (
@@ -217,9 +219,10 @@ def plan_start(
             warning = f"stream {tail.stream} is empty and KV bridges has no record of it: starting at the slot's position"
         return Start(at, at.lsn, tail.last_seq, confirmed, warning=warning, expected=_expected(tail, at, confirmed))
     pending = _pending(record, tail)
-    switch = None if record.timeline == source.timeline else dict(source.switch_points)[record.timeline]
+    witness = record if pending is not None else _witness_of(tail, record, history) or record
+    switch = None if witness.timeline == source.timeline else dict(source.switch_points).get(witness.timeline)
     if switch is not None and (at.lsn >= switch or pending is not None):
-        reason = f"timeline {record.timeline} was left at {format_lsn(switch)}: changes read beyond it are void"
+        reason = f"timeline {witness.timeline} was left at {format_lsn(switch)}: changes read beyond it are void"
         resume, last = max(switch, confirmed), max(at.lsn, pending.to_lsn if pending else NO_LSN)
         gap = Gap(Position(resume, 0, GAP_RANK), source.slot, reason, _from(switch, pending), max(last, resume), tuple(tables))
         return _after_gap(gap, tail, resume)
@@ -267,7 +270,23 @@ def _proven(
     witnesses = [
         r for r in (*history, record) if r.position <= at and r.last_seq <= tail.last_seq and r.system_id == record.system_id
     ]
-    return max([_within(record, source, at.lsn), *(_within(r, source, r.confirmed_lsn) for r in witnesses)])
+    of_tail = _witness_of(tail, record, history) or record
+    return max([_within(of_tail, source, at.lsn), *(_within(r, source, r.confirmed_lsn) for r in witnesses)])
+
+
+def _witness_of(tail: StreamTail, record: BridgeRecord | None, history: Sequence[BridgeRecord]) -> BridgeRecord | None:
+    """Return the version of the record under which the stream's last message was stored: it names that message's timeline.
+
+    That is not always the newest: the stream may have been cut short since, or a gap event may be decided and not stored.
+    Falls back on the record itself when no version is old enough.
+    """
+    if record is None:
+        return None
+    last = tail.last_seq - tail.deleted
+    for version in (record, *reversed(history)):
+        if version.last_seq < last or (version.last_seq == last and version.pending_gap is None):
+            return version
+    return record
 
 
 def _after_gap(gap: Gap, tail: StreamTail, proven_lsn: Lsn) -> Start:

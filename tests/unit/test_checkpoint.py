@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import orjson
 import pytest
 
 from actors.contract.bridge_record import BridgeRecord
@@ -206,3 +207,44 @@ def test_a_second_loss_covers_a_gap_that_was_not_stored():
 
 def test_a_pending_gap_survives_the_record():
     assert BridgeRecord.decode(ANNOUNCED.encode(), "CDC") == ANNOUNCED
+
+
+PROMOTED = Source("cdc_slot", "7000", 2, ((1, Lsn(850)),), Lsn(870), Lsn(840))
+"""It lacks what the stream holds from 850 to 900, and its own WAL is shorter still."""
+
+
+def test_a_gap_after_a_failover_that_was_decided_and_not_stored_is_no_older_server():
+    decided = plan(source=PROMOTED)
+    assert decided.gap is not None
+    announced = replace(
+        RECORD, timeline=2, switch_points=PROMOTED.switch_points, position=decided.skip, confirmed_lsn=decided.proven_lsn,
+        pending_gap=decided.gap,
+    )  # fmt: skip
+    again = plan(source=PROMOTED, record=announced, history=[RECORD])
+    assert (again.gap, again.skip) == (decided.gap, decided.skip)
+
+
+def test_a_stream_cut_back_to_before_a_failovers_gap_event_tells_the_gap_again():
+    """The record knows of the new timeline, the stream's last message is of the old one: its LSN names other changes now."""
+    source = replace(PROMOTED, wal_end=Lsn(2000), confirmed_lsn=Lsn(1200))
+    told = replace(RECORD, timeline=2, position=Position(Lsn(850), 0, GAP_RANK), last_seq=51, confirmed_lsn=Lsn(850))
+    later = replace(told, position=Position(Lsn(1150), 1), last_seq=60, confirmed_lsn=Lsn(1200))
+    start = plan(source=source, record=later, history=[RECORD, told, later])
+    assert start.gap is not None
+    assert (start.gap.from_lsn, start.gap.to_lsn, start.skip) == (850, 1200, Position(Lsn(1200), 0, GAP_RANK))
+
+
+def test_another_clusters_gap_that_was_not_stored_keeps_its_range_and_its_reason():
+    cluster = Source("cdc_slot", "8000", 1, (), Lsn(500), Lsn(400))
+    loss = find_loss(cluster, TAIL, RECORD, (), RECORD.position)
+    assert loss is not None
+    decided = start_after_loss(loss, cluster, Lsn(400), TAIL, ("users",))
+    announced = replace(RECORD, system_id="8000", position=decided.skip, confirmed_lsn=Lsn(400), pending_gap=decided.gap)
+    again = plan(source=cluster, record=announced, history=[RECORD])
+    assert again.gap == decided.gap
+
+
+def test_the_end_of_a_gap_in_an_older_versions_record_proves_nothing():
+    raw = orjson.loads(replace(RECORD, position=Position(Lsn(850), 0, GAP_RANK), confirmed_lsn=Lsn(900)).encode())
+    del raw["pending_gap"]
+    assert BridgeRecord.decode(orjson.dumps(raw), "CDC").confirmed_lsn == 850
