@@ -73,10 +73,11 @@ class Boundaries:
 
         Raises Incomplete when they are a gap and the transaction has not ended before it.
         """
-        lsn, open_lsn = events[0].lsn, track.open_lsn
-        if open_lsn is None or open_lsn == lsn:
+        first, open_lsn = events[0], track.open_lsn
+        is_bridges_gap = isinstance(first, Gap) and not first.of_table  # it is part of no transaction, whatever its LSN
+        if open_lsn is None or (open_lsn == first.lsn and not is_bridges_gap):
             return
-        if isinstance(events[0], Gap) and not await self._has_ended(open_lsn, before_seq=seq):
+        if isinstance(first, Gap) and not await self._has_ended(open_lsn, before_seq=seq):
             raise Incomplete(open_lsn, seq)
         track.close()
 
@@ -93,7 +94,9 @@ class Boundaries:
         if message is None:  # deleted by hand, or the stream never had any: nothing can be waited for
             return True
         position = bridge_position(message.headers)
-        return position is None or position.lsn != lsn or await self._source.ends_its_transaction(message)
+        if position is None or position.lsn != lsn or position.rank == GAP_RANK:  # nothing follows a gap of the bridge's own
+            return True
+        return await self._source.ends_its_transaction(message)
 
     async def _may_have_more(self, lsn: int, seq: int) -> bool:
         """Whether the transaction of `lsn`, which has ended and has the message at `seq`, may have more on these subjects.

@@ -161,3 +161,23 @@ def test_a_deleted_message_is_nothing_to_wait_for() -> None:
     assert trio.run(Boundaries(source_of(js), ["cdc.>"]).is_whole_at, 2) == (True, None)
     assert trio.run(Boundaries(source_of(js), ["cdc.>"]).is_whole, 16, 1) is True
     assert trio.run(Boundaries(source_of(FakeJetStream({"CDC": []})), ["cdc.>"]).is_whole_at, 0) == (True, None)
+
+
+def test_a_gap_that_is_the_last_message_has_nothing_to_wait_for() -> None:
+    """An idle source after a gap: no later transaction will show that the gap is over."""
+    js = FakeJetStream({"CDC": [event("a", 16, 0, last=True), event("a", 48, 0, operation="gap")]})
+    found = Boundaries(source_of(js), [CDC_GAPS, "cdc.a.>"])
+    assert trio.run(found.is_whole_at, 2) == (True, 48)
+
+
+def test_a_gap_at_the_lsn_of_a_transaction_that_it_cuts_off_is_not_part_of_it() -> None:
+    history = [event("a", 16, 0), event("a", 16, 0, operation="gap")]
+    found = Boundaries(source_of(FakeJetStream({"CDC": history})), [CDC_GAPS, "cdc.a.>"])
+
+    async def read() -> None:
+        track = Track(SqliteDialect(), Cursor(0, START), {})
+        track.take(1, decode_events(history[0][2]))
+        with pytest.raises(Incomplete):
+            await found.close_before(track, 2, decode_events(history[1][2]))
+
+    trio.run(read)
