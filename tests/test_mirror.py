@@ -12,9 +12,9 @@ import psycopg
 import pytest
 import trio
 
-from actors.commands import verify
 from actors.embedded.nats import NatsServer
 from actors.mirror.stores.open import open_store
+from actors.verification import hold_row
 from actors.verification.comparison import differences
 from tests.conftest import MakeBridge, MakeMirror
 from tests.mirrors import MirrorProcess
@@ -254,13 +254,13 @@ def test_a_verification_leaves_no_row_behind_whenever_it_ends(
     make_bridge(database, nats)
     mirror = make_mirror()
     mirror.wait_live(1)
-    monkeypatch.setattr(verify, "ALIVE_EVERY_S", 0.0)
+    monkeypatch.setattr(hold_row, "ALIVE_EVERY_S", 0.0)
 
     async def hold(seconds: float) -> None:
         store = await open_store(mirror.to, create=False)
-        row = verify.HoldRow(store, mirror.to)
+        row = hold_row.HoldRow(store, mirror.to, print)
         with trio.move_on_after(seconds if cut_off else HANG_S):
-            async with row.left():
+            async with row.present():
                 if cut_off:
                     await row.wait("never", HANG_S)
                 await trio.sleep(seconds)
