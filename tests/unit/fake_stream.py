@@ -43,10 +43,14 @@ class FakeJetStream:
     async def send(self, frame: bytes) -> None:
         self.sent.append(frame)
 
-    async def stream_info(self, stream: str) -> dict[str, Any] | None:
+    async def stream_info(self, stream: str, *, deleted_details: bool = False) -> dict[str, Any] | None:
         if stream not in self.streams:
             return None
-        state = {"first_seq": self.first_seq, "last_seq": len(self.streams[stream])}
+        messages = enumerate(self.streams[stream], 1)
+        deleted = [seq for seq, message in messages if message is None and seq > self.first_seq]
+        state: dict[str, Any] = {"first_seq": self.first_seq, "last_seq": len(self.streams[stream])}
+        if deleted:
+            state |= {"num_deleted": len(deleted)} | ({"deleted": deleted} if deleted_details else {})
         return {"created": self.created, "state": state}
 
     async def get_message(

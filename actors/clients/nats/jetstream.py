@@ -55,10 +55,11 @@ class JetStream:
         self.connection = connection
         self._may_delete_consumers = True
 
-    async def stream_info(self, name: str) -> dict[str, Any] | None:
-        """Configuration and state of a stream, None when there is none."""
+    async def stream_info(self, name: str, *, deleted_details: bool = False) -> dict[str, Any] | None:
+        """Configuration and state of a stream, None when there is none. `deleted_details`: with all deleted sequences."""
+        query = {"deleted_details": True} if deleted_details else {}
         try:
-            return await self._api(f"STREAM.INFO.{name}", {}, f"describe stream {name}")
+            return await self._api(f"STREAM.INFO.{name}", query, f"describe stream {name}")
         except JetStreamError as exc:
             if exc.err_code == ErrCode.STREAM_NOT_FOUND:
                 return None

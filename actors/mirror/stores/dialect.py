@@ -17,6 +17,12 @@ from actors.wire.sql_names import quoted
 
 Params = Sequence[Any]
 
+LATER_COLUMNS = (
+    ("position", "message_seq", "bigint NOT NULL DEFAULT 0"),
+    ("position", "message_id", "text NOT NULL DEFAULT ''"),
+)
+"""Columns of the mirror's own tables (table, column, type) that replicas made by earlier versions get when they are claimed."""
+
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
@@ -186,7 +192,8 @@ class PostgresDialect(Dialect):
         return postgres_binder(words)
 
     def schema_statements(self) -> Iterable[str]:
-        return ["CREATE SCHEMA IF NOT EXISTS _walbridge", *_own_tables(self)]
+        later = [f"ALTER TABLE {self.own(t)} ADD COLUMN IF NOT EXISTS {name} {kind}" for t, name, kind in LATER_COLUMNS]
+        return ["CREATE SCHEMA IF NOT EXISTS _walbridge", *_own_tables(self), *later]
 
 
 def _own_tables(dialect: Dialect) -> list[str]:
