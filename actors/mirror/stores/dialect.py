@@ -80,6 +80,10 @@ class Dialect(ABC):
     def schema_statements(self) -> Iterable[str]:
         """The statements that create the mirror's own tables where they are missing."""
 
+    def add_own_column(self, table: str, name: str, kind: str) -> str:
+        """Add a column to one of the mirror's own tables."""
+        return f"ALTER TABLE {self.own(table)} ADD COLUMN {name} {kind}"
+
     def staging_name(self, local: tuple[str, str], token: str) -> tuple[str, str]:
         """The schema and name of the table in which a snapshot is gathered."""
         return local[0], "_walbridge_new_" + hashlib.sha256(token.encode()).hexdigest()[:12]
@@ -192,8 +196,7 @@ class PostgresDialect(Dialect):
         return postgres_binder(words)
 
     def schema_statements(self) -> Iterable[str]:
-        later = [f"ALTER TABLE {self.own(t)} ADD COLUMN IF NOT EXISTS {name} {kind}" for t, name, kind in LATER_COLUMNS]
-        return ["CREATE SCHEMA IF NOT EXISTS _walbridge", *_own_tables(self), *later]
+        return ["CREATE SCHEMA IF NOT EXISTS _walbridge", *_own_tables(self)]
 
 
 def _own_tables(dialect: Dialect) -> list[str]:

@@ -76,9 +76,8 @@ class SqliteStore:
             await trio.sleep(0.25)
         await self.run([Statement(sql, [()]) for sql in self.dialect.schema_statements()], commit=True)
         for table, name, kind in LATER_COLUMNS:
-            own = self.dialect.own(table)
-            if not await self.query("SELECT 1 FROM pragma_table_info(?) WHERE name = ?", (own, name)):
-                await self.run([Statement(f"ALTER TABLE {own} ADD COLUMN {name} {kind}", [()])], commit=True)
+            if not await self.query("SELECT 1 FROM pragma_table_info(?) WHERE name = ?", (self.dialect.own(table), name)):
+                await self.run([Statement(self.dialect.add_own_column(table, name, kind), [()])], commit=True)
 
     async def run(self, statements: Sequence[Statement], *, commit: bool) -> None:
         await trio.to_thread.run_sync(self._run, statements, commit)
