@@ -1,4 +1,4 @@
-"""acker: turns acknowledgements into one confirmed LSN; what a batch brought counts once the batch is stored."""
+"""acker: turns acknowledgements into one confirmed LSN; counts a batch's events once the batch is stored."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ CONFIRM_EVERY_BYTES = 1024 * 1024
 
 
 class Durable(NamedTuple):
-    """What the stream holds for certain."""
+    """How far the stream has certainly stored."""
 
     seq: int
     position: Position
     lsn: Lsn
-    """Everything below is stored: may be confirmed."""
+    """Everything below is stored, so it may be confirmed."""
 
 
 class AckLedger:
@@ -44,21 +44,21 @@ class AckLedger:
         return len(self._open)
 
     def published(self, batch: SentBatch) -> None:
-        """A batch is on its way. Batches come in the stream's order."""
+        """Note a sent batch. Batches come in the stream's order."""
         assert not self._open or batch.last_seq >= self._open[-1].last_seq, "batches are published in stream order"
         self._open.append(batch)
 
     def stored(self, seq: int) -> list[SentBatch]:
-        """The stream has stored everything up to `seq`; returns the batches that are whole now, in order."""
-        whole: list[SentBatch] = []
+        """Note that the stream has stored everything up to `seq`; return the batches that are complete now, in order."""
+        complete: list[SentBatch] = []
         while self._open and self._open[0].last_seq <= seq:
             done = self._open.popleft()
-            whole.append(done)
+            complete.append(done)
             seq_before, position, lsn = self.durable
             self.durable = Durable(
                 max(seq_before, done.last_seq), done.batch.position or position, max(lsn, done.batch.end_lsn)
             )
-        return whole
+        return complete
 
 
 async def confirm_stored(
@@ -72,11 +72,10 @@ async def confirm_stored(
     *,
     ack_deadline_s: float,
 ) -> None:
-    """Follow every batch until it is stored, and confirm what is: a record in KV first, then PostgreSQL.
+    """Follow every batch until it is stored, and confirm stored changes: first in the KV record, then to PostgreSQL.
 
-    Ends when `published_in` has ended, every batch is stored and the last LSN is confirmed. Raises SinkUnavailable when
-    nothing is acknowledged for `ack_deadline_s` while something waits, or when NATS is gone; SinkFenced when another bridge
-    took over.
+    Ends when `published_in` has ended, every batch is stored and the last LSN is confirmed. Raises SinkUnavailable when NATS
+    is away or acknowledges nothing for `ack_deadline_s` while a batch waits; SinkFenced when another bridge took over.
     """
     wake = AsyncValue(0)
     settle = _Settler(ledger, stored_schemas, telemetry)
@@ -97,7 +96,7 @@ async def confirm_stored(
 
 
 class _Settler:
-    """Counts what batches brought once they are stored."""
+    """Counts the events of batches once they are stored."""
 
     def __init__(self, ledger: AckLedger, stored_schemas: Callable[[SchemaChange], None], telemetry: Telemetry) -> None:
         self.settled = AsyncValue(0)
@@ -107,8 +106,8 @@ class _Settler:
     def __call__(self, seq: int) -> None:
         telemetry = self._telemetry
         now = time.time()
-        whole = self._ledger.stored(seq)
-        for done in whole:
+        complete = self._ledger.stored(seq)
+        for done in complete:
             batch = done.batch
             for kind, count in batch.counts.items():
                 relation = kind.table.relation
@@ -124,7 +123,7 @@ class _Settler:
                 telemetry.last_ack_at = now
             if batch.newest_commit_us:
                 telemetry.event_latency_s.observe(max(0.0, now - batch.newest_commit_us / 1e6), sum(batch.counts.values()))
-        if whole:
+        if complete:
             telemetry.stored_seq = self._ledger.durable.seq
             if self._ledger.durable.lsn:
                 telemetry.stalled_commit_at = 0.0
@@ -150,8 +149,8 @@ async def _await_acks(
             raise SinkUnavailable(
                 "WB222",
                 f"JetStream has acknowledged nothing for {deadline_s:g} s",
-                means="nothing is confirmed to PostgreSQL; trying again from the stream's tail. A full disk makes "
-                "nats-server silent, also after space was made, until it is restarted",
+                means="nothing is confirmed to PostgreSQL; retrying from the stream's tail. After a full disk nats-server "
+                "stays silent, even once there is space, until it is restarted",
                 fix="check the disk and the log of nats-server: nats server report jetstream",
             )
 
@@ -159,7 +158,7 @@ async def _await_acks(
 async def _confirm_regularly(
     ledger: AckLedger, store: RecordStore, feedback: Feedback, settle: _Settler, telemetry: Telemetry
 ) -> None:
-    """Confirm every second, or sooner after a megabyte of WAL."""
+    """Confirm every second, and sooner after each megabyte of WAL."""
     while True:
         with trio.move_on_after(CONFIRM_EVERY_S):
             goal = feedback.confirmed.value + CONFIRM_EVERY_BYTES

@@ -1,4 +1,4 @@
-"""batcher: encodes items and cuts them into batches; keeps what is too large for the stream from stopping the rest."""
+"""batcher: encodes items and cuts them into batches; suspends a table whose row is too large, so that the rest continues."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ _LIST_HEAD_BYTES = 5
 
 
 class Limits(NamedTuple):
-    """Upper limits of a batch: whatever is there goes out at once when nothing more waits."""
+    """Upper limits of a batch; a smaller batch goes out when no more items wait."""
 
     events_max: int = 500
     bytes_max: int = 256 * 1024
     pack: int = 1
-    """Up to so many consecutive events of one transaction and subject in a message."""
+    """Consecutive events of one transaction and subject that one message may hold."""
     payload_max: int = 1024 * 1024
-    """Of one message, headers included: the smaller of the server's max_payload and the stream's max_msg_size."""
+    """Bytes of one message, headers included: the smaller of the server's max_payload and the stream's max_msg_size."""
 
 
 class Batcher:
-    """Decides what goes into which message and batch. No I/O, no trio.
+    """Decides which events go into which message and batch. No I/O, no trio.
 
-    This is the one place that knows whether an event is its transaction's last: the newest event is held back until the next
-    item shows it, and `last` in its body says so. Events of suspended tables are left out before they are held back, so that
-    the last event that is published is marked.
+    Only the batcher knows whether an event is its transaction's last: it holds the newest event back until the next item
+    shows this, and then sets `last` in the event's body. Events of suspended tables are dropped before they are held back, so
+    that the last published event carries the mark.
     """
 
     def __init__(self, encoder: EventEncoder, limits: Limits, slot: str, suspensions: Suspensions) -> None:
         self.omitting = 0
-        """Events without their largest columns so far."""
+        """Number of events published without their largest columns."""
         self._encoder, self._limits, self._slot, self._suspensions = encoder, limits, slot, suspensions
         self._packs = limits.pack > 1
         self._event_max = limits.payload_max - (_LIST_HEAD_BYTES if self._packs else 0)
         self._held: RowChange | Truncated | Gap | None = None
-        self._group: list[OutMessage] = []  # events that go into one message
+        self._group: list[OutMessage] = []  # events for the next message
         self._group_kind: EventKind | None = None
         self._group_bytes = 0
         self._start_batch()
@@ -52,14 +52,14 @@ class Batcher:
         self._messages: list[OutMessage] = []
         self._bytes = 0
         self._counts: dict[EventKind, int] = {}
-        self._position: Position | None = None  # of the last message, when `_newest` is not it
+        self._position: Position | None = None  # of the last message, unless that is `_newest`
         self._newest: RowChange | Truncated | None = None
         self._oldest_us = self._newest_us = 0
         self._end_lsn = NO_LSN
         self._schemas: list[SchemaChange] = []
 
     def feed(self, items: list[Item]) -> Iterator[Batch]:
-        """Encode items; yields a batch whenever one is full. A new suspension is to be recorded before the batch is sent."""
+        """Encode items and yield each full batch. Record new suspensions before sending a batch."""
         for item in items:
             match item:
                 case RowRun() if len(item.rows) == 1:
@@ -81,14 +81,17 @@ class Batcher:
                 yield self._cut()
 
     def flush(self) -> Batch | None:
-        """What has been gathered, or None. An event held back stays: its transaction's end is on its way."""
+        """Return what has been gathered, or None. An event held back stays back: its transaction's end is still to come."""
         self._close_group()
         return self._cut() if self._messages or self._end_lsn else None
 
     # -- one item
 
     def _add_rows(self, run: RowRun) -> Iterator[Batch]:
-        """Encode all rows of a run but its last together, and hold the last back; one by one where each must be looked at."""
+        """Encode all rows of a run but the last together, and hold the last back.
+
+        With packing or suspended tables every row is fed alone; so is a row that is too large.
+        """
         limits, index, last = self._limits, 0, len(run.rows) - 1
         while index <= last:
             if index == last or self._packs or self._suspensions.tables:
@@ -103,7 +106,7 @@ class Batcher:
                 if made:
                     index += len(made)
                     self._add_sent(run, index - 1, made, size)
-                else:  # too large as it is
+                else:  # the row is too large
                     self._hold(run.change(index))
                     index += 1
             if self._is_full():
@@ -118,7 +121,7 @@ class Batcher:
         self._newest = run.change(newest)
 
     def _hold(self, change: RowChange | Truncated) -> None:
-        """Hold back the newest event, unless its table's events are left out."""
+        """Hold back the newest event, unless its table is suspended."""
         if self._is_published(change):
             self._held = change
 
@@ -133,7 +136,7 @@ class Batcher:
     # -- the event that is held back
 
     def _is_published(self, item: RowChange | Truncated | SchemaChange) -> bool:
-        """Tell whether an item goes into the stream; what was held back before it then went first, and is not the last."""
+        """Return whether an item goes into the stream; if so, release the event held back before it, which is not the last."""
         while not (self._suspensions.tables and self._is_left_out(item)):
             if self._held is None:
                 return True
@@ -153,7 +156,7 @@ class Batcher:
         return True
 
     def _release(self, *, last: bool) -> None:
-        """Add what was held back. A change that does not fit becomes a gap event, which is held back in its place."""
+        """Add the event held back. If a change is too large, hold back a gap event in its place."""
         held, self._held = self._held, None
         if held is None:
             return
@@ -170,7 +173,7 @@ class Batcher:
                 self._held = gap
 
     def _add_change(self, change: RowChange | Truncated, *, last: bool) -> bool:
-        """Add one change's event; false when no part of it that is of use fits into a message."""
+        """Add one change's event; return False when the row's identity alone is too large for a message."""
         if type(change) is RowChange:
             message, size = self._sized(change.kind, self._encoder.row(change, last=last))
             if size > self._event_max:
@@ -194,13 +197,13 @@ class Batcher:
         return True
 
     def _sized(self, kind: EventKind, event: OutMessage) -> tuple[OutMessage, int]:
-        """An event and its size: as sent, or as it is if it is packed with others and compressed together with them."""
+        """Return an event and its size: as sent, or uncompressed if it will be packed and compressed together with others."""
         return (event, sent_size(event)) if self._packs else self._encoder.single(kind, event)
 
     # -- the batch
 
     def _append(self, message: OutMessage, position: Position) -> None:
-        """Add a message that is no row event."""
+        """Add a message that is not a row event."""
         self._close_group()
         self._messages.append(message)
         self._bytes += sent_size(message)
@@ -208,7 +211,7 @@ class Batcher:
         self._position = position
 
     def _settle(self) -> None:
-        """Take over position and times from the newest change: once a batch, not once an event."""
+        """Take position and times from the newest change: once per batch, not per event."""
         newest, self._newest = self._newest, None
         if newest is not None:
             self._position = Position(newest.txn.commit_lsn, newest.seq)
@@ -254,9 +257,9 @@ async def batch_items(
     suspensions: Suspensions,
     telemetry: Telemetry,
 ) -> None:
-    """Encode and cut until `items_in` ends. A batch goes out when it is full, or at once when nothing more waits.
+    """Encode and cut until `items_in` ends. Send a batch when it is full, or when no more items wait.
 
-    Owns both channel ends. A suspension is recorded before the stream's gap event is sent, so that no restart forgets it.
+    Owns both channel ends. Records a suspension before sending its gap event, so that no restart forgets it.
     """
 
     async def send(batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""The bridge: what lives as long as the process, and the supervisor that runs the pipeline again after a transient fault."""
+"""The bridge: tasks that live as long as the process, and the supervisor that restarts the pipeline after a transient fault."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ Beside = Callable[[Config], Awaitable[None]]
 
 
 def run(config: Config, beside: Beside | None = None) -> int:
-    """Run the bridge until it is told to stop; returns the exit code. Raises Fatal with what to do.
+    """Run the bridge until a signal or `POST /shutdown` stops it; return the exit code. Raises Fatal with what to do.
 
-    `beside` runs as long as the bridge does, and ends with it.
+    `beside` runs as long as the bridge does, and is cancelled with it.
     """
     freeze_loaded_objects()
     return trio.run(_run, config, beside)
@@ -58,7 +58,7 @@ async def _run(config: Config, beside: Beside | None) -> int:
     telemetry, stop = Telemetry(), trio.Event()
     supervisor = Supervisor(config, telemetry, stop)
     try:
-        async with trio.open_nursery() as outer:  # lives through the drain: health still answers
+        async with trio.open_nursery() as outer:  # outlives the drain, so that health still answers
             await outer.start(stop_on_signal, stop, outer.cancel_scope)
             serve = partial(
                 serve_http, config, telemetry,
@@ -90,9 +90,9 @@ async def _run(config: Config, beside: Beside | None) -> int:
 
 
 class JetStreamLink:
-    """JetStream as long as a run of the pipeline is connected to it. The supervisor sets `js`, HTTP and the stream_monitor ask.
+    """JetStream while a run of the pipeline is connected. The supervisor sets `js`; HTTP and the stream_monitor use it.
 
-    Every question raises SinkUnavailable while NATS is away.
+    Every method raises SinkUnavailable while NATS is away.
     """
 
     def __init__(self) -> None:
@@ -104,29 +104,29 @@ class JetStreamLink:
         return self.js
 
     async def stream_info(self, name: str) -> dict[str, Any] | None:
-        """Ask for a stream's configuration and state; None when there is no such stream."""
+        """Return a stream's configuration and state; None when there is no such stream."""
         return await self._connected().stream_info(name)
 
     async def stream_consumers(self, name: str) -> list[dict[str, Any]]:
-        """List a stream's consumers. Raises SinkRefused when the NATS user may not."""
+        """List a stream's consumers. Raises SinkRefused when the NATS user may not list them."""
         return await self._connected().consumers(name)
 
     async def request_snapshot(self, token: str) -> None:
-        """Ask for a table's snapshot, as anybody may."""
+        """Publish a request for a table's snapshot, as any client may."""
         await self._connected().connection.send(encode_pub(request(token).encode(), b"", b""))
 
 
 class Supervisor:
-    """Runs the pipeline, and after a transient fault again from the stream's tail. The only place where anything is retried.
+    """Runs the pipeline, and restarts it from the stream's tail after a transient fault. Nothing else retries.
 
-    While NATS is away the replication stream is kept, unread: PostgreSQL hears from us, and no memory fills.
+    While NATS is away the replication stream stays open but unread: PostgreSQL gets status updates, and no memory fills.
     """
 
     def __init__(self, config: Config, telemetry: Telemetry, stop: trio.Event) -> None:
         self.link = JetStreamLink()
         self._config, self._telemetry, self._stop = config, telemetry, stop
         self._live: LiveStream | None = None
-        self._opening: trio.CancelScope | None = None  # what a stop interrupts: there is nothing to drain yet
+        self._opening: trio.CancelScope | None = None  # cancelled by a stop: there is nothing to drain yet
         self._known_servers: set[str] = set()
         self._preflight: tuple[Problem, ...] = ()
         self._down_since: float | None = None
@@ -134,7 +134,7 @@ class Supervisor:
         self._transactions = TransactionLog()
 
     async def run(self) -> int:
-        """Run until stopped; returns 0 when drained, 1 when stopped while it could not stream. Raises Fatal errors."""
+        """Run until stopped; return 0 when drained, 1 when stopped while not streaming. Raises Fatal errors."""
         async with trio.open_nursery() as statuses:
             statuses.start_soon(self._await_stop)
             try:
@@ -144,7 +144,7 @@ class Supervisor:
                         return 0
                     await self._note(fault)
                     if await self._stopped_while_waiting(fault):
-                        log.warning("stopped while waiting; nothing is lost, the slot keeps it", waiting_for=str(fault))
+                        log.warning("stopped while waiting; the slot keeps all changes", waiting_for=str(fault))
                         return 1
             finally:
                 with trio.move_on_after(2) as closing:
@@ -155,7 +155,7 @@ class Supervisor:
     # -- one run
 
     async def _run_once(self, statuses: trio.Nursery) -> Transient | None:
-        """Run the pipeline once; returns None when it was stopped and drained, else the transient fault that ended it."""
+        """Run the pipeline once; return None when it was stopped and drained, else the transient fault that ended it."""
         try:
             with trio.CancelScope() as opening:
                 self._opening = opening
@@ -165,7 +165,7 @@ class Supervisor:
             faults = [leaf for leaf in leaves if isinstance(leaf, Transient)]
             if len(faults) < len(leaves):
                 raise most_telling(group) from group
-            # PostgreSQL's end explains NATS's, not the other way round
+            # when both sides fail, PostgreSQL's fault is the cause
             return next((f for f in faults if isinstance(f, SourceUnavailable)), faults[0])
         except Transient as fault:
             return fault
@@ -192,7 +192,7 @@ class Supervisor:
                     fmt=config.snapshots.format, zstd=config.snapshots.zstd or config.snapshots.zstd_events,
                 )  # fmt: skip
                 self.link.js, telemetry.nats_connected, telemetry.publish_mode = js, True, setup.mode
-                await self._close_stream()  # kept while NATS was away; a slot has one reader
+                await self._close_stream()  # it stayed open while NATS was away; a slot has one reader
                 session = await open_session(config, catalog, js, setup, self._transactions, telemetry)
                 live = await self._start_stream(session.plan, statuses)
                 # Only the slot's reader writes the record: a bridge that waits for the slot must not disturb its reader.
@@ -229,7 +229,7 @@ class Supervisor:
     # -- between two runs
 
     async def _note(self, fault: Transient) -> None:
-        """Count a fault and show what is waited for. Raises ConfigError when waiting would not help."""
+        """Count a fault and show what the bridge waits for. Raises ConfigError when waiting would not help."""
         telemetry = self._telemetry
         if isinstance(fault, SinkRefused | SourceRefused) and not self._has_streamed:
             raise ConfigError(fault.code, fault.what, said=fault.said, means=fault.means, fix=fault.fix)
@@ -242,11 +242,11 @@ class Supervisor:
         telemetry.state = "waiting_postgres" if from_source else "waiting_nats"
         telemetry.not_ready_reason = str(fault)
         telemetry.note_fault(Problem(fault.code, fault.what, fault.said, fault.means, fault.fix))
-        if from_source or self._config.source.temporary:  # of a temporary slot only the connection that made it can read
+        if from_source or self._config.source.temporary:  # only the connection that made a temporary slot can read it
             await self._close_stream()
 
     async def _stopped_while_waiting(self, fault: Transient) -> bool:
-        """Wait before the next run, with jitter; True when the bridge was told to stop."""
+        """Wait before the next run, with jitter; return True when a stop was requested meanwhile."""
         delay_s = fault.retry_s * random.uniform(0.75, 1.25)
         waiting_for = "PostgreSQL" if isinstance(fault, SourceUnavailable) else "NATS"
         log.warning(f"waiting for {waiting_for}", reason=str(fault), next_try_s=round(delay_s, 1))
@@ -254,7 +254,7 @@ class Supervisor:
             await self._stop.wait()
         return self._stop.is_set()
 
-    # -- what people see
+    # -- what users see
 
     def _show_streaming(self, session: Session) -> None:
         telemetry, config = self._telemetry, self._config

@@ -15,11 +15,11 @@ T = TypeVar("T")
 class Channel(Generic[T]):
     """A bounded queue from one actor to the next, for one sender task and one receiver task.
 
-    `send` waits while `capacity` items or `bytes_max` bytes wait already; one item alone may be larger than `bytes_max`,
-    so that a huge row passes. Closing the sender (`with channel.sender():`) ends the receiver's `async for` after what
-    was sent. Closing the receiver makes `send` raise trio.BrokenResourceError.
+    `send` waits while `capacity` items or `bytes_max` bytes wait already; a single item may be larger than `bytes_max`, so
+    that a huge row passes. Closing the sender (`with channel.sender():`) ends the receiver's `async for` after the last item.
+    Closing the receiver makes `send` raise trio.BrokenResourceError.
 
-    `blocked_s` counts the seconds that the sender spent waiting: the slowest stage is the one after the most blocked channel.
+    `blocked_s` counts the seconds that the sender spent waiting: the slowest stage comes after the most blocked channel.
     """
 
     def __init__(self, name: str, capacity: int, bytes_max: int) -> None:
@@ -49,7 +49,7 @@ class Channel(Generic[T]):
                 await self._writable.wait()
             self.blocked_s += trio.current_time() - since
         if self._receiver_closed:
-            raise trio.BrokenResourceError(f"channel {self.name}: nobody receives any more")
+            raise trio.BrokenResourceError(f"channel {self.name}: its receiver is closed")
         self._queue.append((item, size))
         self.items_waiting += 1
         self.bytes_waiting += size
@@ -90,7 +90,7 @@ class Sender(Generic[T]):
         self._channel = channel
 
     async def send(self, item: T, size_bytes: int) -> None:
-        """Hand over one item; waits while the channel is full, and lets other tasks run in any case."""
+        """Hand over one item; wait while the channel is full, and let other tasks run in any case."""
         await trio.lowlevel.checkpoint()
         await self._channel._send(item, size_bytes)
 
@@ -106,12 +106,12 @@ class Receiver(Generic[T]):
         self._channel = channel
 
     async def receive(self) -> T:
-        """The next item. Raises trio.EndOfChannel after the last one once the sender has closed."""
+        """Return the next item. Raises trio.EndOfChannel after the last item of a closed sender."""
         await trio.lowlevel.checkpoint_if_cancelled()
         return await self._channel._receive()
 
     def is_empty(self) -> bool:
-        """True when nothing waits: what has been gathered may go on at once."""
+        """Return whether no item waits: what has been gathered may be handed on at once."""
         return not self._channel._queue
 
     def __aiter__(self) -> AsyncIterator[T]:

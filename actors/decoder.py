@@ -1,4 +1,4 @@
-"""decoder: turns pgoutput into row changes; knows relations and transactions; puts schema changes in their place."""
+"""decoder: turns pgoutput into row changes; tracks relations and transactions; inserts schema changes before their rows."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _KEEPALIVE, _XLOGDATA = ord("k"), ord("w")
 _BEGIN, _COMMIT, _INSERT, _UPDATE, _DELETE, _TRUNCATE, _RELATION = b"BCIUDTR"
 _NEW, _OLD, _KEY = b"NOK"
 _CHANGES = {_INSERT: (_NEW,), _UPDATE: (_NEW, _OLD, _KEY), _DELETE: (_OLD, _KEY)}
-"""What may stand before the first tuple of a change."""
+"""Markers that may stand before the first tuple of a change."""
 _OPERATIONS = {_INSERT: "insert", _UPDATE: "update", _DELETE: "delete", _TRUNCATE: "truncate"}
-_NO_RUN = b"-"  # no message has it in the place of operation, relation and marker
+_NO_RUN = b"-"  # equals no message's bytes of operation, relation and marker
 _no_columns = compile_row_decoder(())
 _HEADER = 25  # XLogData: tag, start, end, send time
 _POSTGRES_EPOCH_US = 946_684_800_000_000
@@ -61,12 +61,12 @@ class _Shape(NamedTuple):
 
 
 class Decoder:
-    """Raw messages of one replication stream to items, in order. No I/O, no trio.
+    """Turns raw messages of one replication stream into items, in order. No I/O, no trio.
 
-    Everything up to `skip`, the position of the stream's last message, has been stored before: those changes are counted,
-    since `seq` counts what PostgreSQL sends, but neither decoded nor handed on. `known_schemas` (table token -> schema_id)
-    are the shapes that the stream's readers know at that place; a row in another shape is preceded by a SchemaChange. Every
-    transaction is noted in `log`.
+    Changes up to `skip`, the position of the stream's last message, are stored already: they are counted, since `seq` counts
+    what PostgreSQL sends, but neither decoded nor handed on. `known_schemas` (table token -> schema_id) are the shapes that
+    the stream's readers know at that position; a SchemaChange precedes a row in any other shape. Every transaction is added
+    to `log`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Decoder:
         log: TransactionLog | None = None,
     ) -> None:
         self.wanted: Relation | None = None
-        """A relation that `feed` met: describe it and call `define` before going on."""
+        """A relation that `feed` has met: describe it and call `define` before the next `feed`."""
         self._skip = skip
         self._log = TransactionLog() if log is None else log
         self._log.restart()
@@ -89,14 +89,14 @@ class Decoder:
         self._unannounced: dict[int, SchemaChange] = {}
         self._txn: Transaction | None = None
         self._seq = 0
-        self._first_seq = 0  # changes of the open transaction below this one are stored already
+        self._first_seq = 0  # the open transaction's changes below this seq are stored already
         self._first_schema_seq = 0
         self.transactions = 0
         self.largest_transaction = 0
         self.last_commit_us = 0
 
     def define(self, relation: Relation, description: Description) -> SchemaChange:
-        """Take up a relation's shape; rows of it can be decoded from here on. Returns its schema, at no position yet."""
+        """Register a relation's shape, so that its rows can be decoded; return its schema, without a position yet."""
         change = describe_table(relation, description)
         table = change.table
         columns = [
@@ -116,7 +116,7 @@ class Decoder:
         self._log.reached.value = wal_end
 
     def feed(self, block: list[bytes], start: int, items: list[Item]) -> int:
-        """Decode `block` from index `start` on into `items`; returns the index to go on from.
+        """Decode `block` from index `start` on into `items`; return the index to continue from.
 
         Stops early, with `wanted` set, after a Relation message. Raises MalformedMessage.
         """
@@ -128,7 +128,7 @@ class Decoder:
         try:
             for index in range(start, len(block)):
                 message = block[index]
-                if message[25:31] == run:  # the same operation on the same table again: most messages are
+                if message[25:31] == run:  # same operation on the same table, as in most messages
                     row, end, notes = decode(message, 31)
                     if notes is None and end == len(message):
                         rows.append(row)
@@ -190,7 +190,7 @@ class Decoder:
         return Committed(Lsn(end_lsn), self.last_commit_us)
 
     def _announce(self, oid: int, seq: int, append: Callable[[Item], None]) -> None:
-        """Put a new shape before its first row: in the stream, or only in mind where the stream has it already."""
+        """Append a new shape before its first row, unless the stream has it already; remember it in both cases."""
         change = self._unannounced.pop(oid, None)
         if change is None:
             return
@@ -200,7 +200,7 @@ class Decoder:
             append(change._replace(position=Position(txn.commit_lsn, seq, SCHEMA_RANK)))
 
     def _other(self, message: bytes, txn: Transaction | None, seq: int, first_seq: int, append: Callable[[Item], None]) -> int:
-        """The rare messages, by the plain decoder; returns the next seq."""
+        """Decode a rare message with the plain decoder; return the next seq."""
         decoded = pgoutput.decode(message, _HEADER)
         if isinstance(decoded, Relation):
             self.wanted = decoded
@@ -211,7 +211,7 @@ class Decoder:
                     shape = self._shapes[oid]
                     append(Truncated(shape.kinds[_TRUNCATE], txn, seq, decoded.cascade, decoded.restart_identity))
                 seq += 1
-        # Origin and Type carry nothing that an event shows; Message is not asked for.
+        # events show nothing of Origin and Type; Message is not requested
         return seq
 
 
@@ -252,16 +252,16 @@ def _decode_update(message: bytes, shape: _Shape, txn: Transaction, seq: int) ->
 def _filled(
     shape: _Shape, data: dict[str, object], notes: Notes, old: dict[str, object], old_notes: Notes | None
 ) -> tuple[dict[str, object], Notes | None]:
-    """The old row has TOASTed values that the new one leaves out: all under REPLICA IDENTITY FULL, else the key's."""
-    whole = old | data
-    found = {c.name: whole[c.name] for c in shape.table.relation.columns if c.name in whole}
+    """Fill in unchanged TOASTed values from the old row: all of them under REPLICA IDENTITY FULL, else the key's."""
+    complete = old | data
+    found = {c.name: complete[c.name] for c in shape.table.relation.columns if c.name in complete}
     raw = notes.raw + tuple(n for n in (old_notes.raw if old_notes else ()) if n in notes.unchanged)
     unchanged = tuple(n for n in notes.unchanged if n not in old)
     return found, Notes(unchanged, raw) if unchanged or raw else None
 
 
 Describe = Callable[[Relation], Awaitable[Description]]
-"""Asks the catalog what a Relation message does not say."""
+"""Asks the catalog for what a Relation message leaves out."""
 
 
 async def decode_blocks(
@@ -274,8 +274,8 @@ async def decode_blocks(
 ) -> None:
     """Decode each block and hand its items on.
 
-    `refresh` hears of every relation that PostgreSQL announces, new shape or not: its catalog may have changed.
-    Owns both channel ends; ends when `blocks` ends. Raises MalformedMessage, and whatever `describe` raises.
+    `refresh` is called for every relation that PostgreSQL announces, new shape or not: the catalog entry may have changed.
+    Owns both channel ends; ends when `blocks` ends. Raises MalformedMessage and what `describe` raises.
     """
     with blocks, items_out:
         async for block in blocks:

@@ -1,4 +1,4 @@
-"""What PostgreSQL is to hear of the replication stream: how far it was read, and what is stored permanently."""
+"""The positions to report to PostgreSQL: how far the replication stream was read, and how far it is stored."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from trio_util import AsyncValue
 from actors.positions import NO_LSN, Lsn
 
 QUIET_S = 0.05
-"""PostgreSQL 18 can withhold a finished transaction from a client that has said nothing since the data before it."""
+"""PostgreSQL 18 can withhold a finished transaction from a client that has sent nothing since the previous data."""
 ASK_AFTER_S = 30.0
-"""An idle PostgreSQL that hears from us says nothing by itself: after so much silence it is asked for a sign of life."""
+"""An idle PostgreSQL sends nothing while it receives status updates: after this silence the bridge asks for a keepalive."""
 
 
 class Feedback:
@@ -28,11 +28,11 @@ class Feedback:
 
     @property
     def to_confirm(self) -> Lsn:
-        """The LSN to confirm, never beyond what PostgreSQL has sent: it would take it and skip everything up to there."""
+        """The LSN to confirm, never beyond what PostgreSQL has sent: PostgreSQL would accept it and skip changes."""
         return min(self.confirmed.value, self.received) if self.received else NO_LSN
 
     def data_arrived(self, wal_end: Lsn, *, reply_wanted: bool) -> None:
-        """Note that a block was read: a status is due once the stream falls silent, at once if PostgreSQL asks for it."""
+        """Note that a block was read: a status is due once data pauses, or at once if PostgreSQL asks for a reply."""
         self.received = wal_end
         self._ask_at = trio.current_time() + ASK_AFTER_S
         self._reply_wanted |= reply_wanted
@@ -44,10 +44,10 @@ class Feedback:
         self._news.set()
 
     async def until_due(self, deadline: float) -> None:
-        """Wait until a status is due: at `deadline` (trio's clock), when one is asked for, or when data has gone quiet."""
+        """Wait until a status is due: at `deadline` (trio's clock), on request, or when data pauses."""
         with trio.move_on_at(deadline):
             await self._news.wait()
-            while not self._reply_wanted:  # data flows: wait until it has been quiet for a moment
+            while not self._reply_wanted:  # data flows: wait for a short pause
                 self._news = trio.Event()
                 with trio.move_on_after(QUIET_S) as quiet:
                     await self._news.wait()
@@ -56,7 +56,7 @@ class Feedback:
         self._news, self._reply_wanted = trio.Event(), False
 
     def is_silent(self) -> bool:
-        """Tell whether PostgreSQL has been silent for so long that it is to be asked for a sign of life; once per silence."""
+        """Return whether PostgreSQL has been silent for so long that a keepalive should be requested; True once per silence."""
         now = trio.current_time()
         if now < self._ask_at:
             return False

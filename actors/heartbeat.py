@@ -1,6 +1,6 @@
 """heartbeat: reports to a watchdog elsewhere that the bridge makes progress.
 
-Silence is the alarm: it is heard also when Prometheus is gone together with the bridge.
+A missing heartbeat is the alarm, which works even when Prometheus has failed together with the bridge.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIMEOUT_S = 10.0
 class Progress:
     """Decides whether the bridge has made progress since the last heartbeat. No I/O.
 
-    An observer like /ready: what it reads in telemetry decides about the heartbeat alone.
+    An observer like /ready: telemetry decides about the heartbeat alone.
     """
 
     def __init__(self) -> None:
@@ -31,18 +31,18 @@ class Progress:
         self._stored_seq = -1
 
     def is_made(self, telemetry: Telemetry) -> bool:
-        """PostgreSQL has sent something, keepalives count; and what waits moves, or nothing waits."""
+        """Return whether PostgreSQL has sent data or a keepalive, and waiting events have advanced or there are none."""
         received = telemetry.last_received_at > self._received_at
         moves = telemetry.stored_seq != self._stored_seq or not telemetry.has_events_on_their_way
         return telemetry.state == "streaming" and received and moves
 
     def said(self, telemetry: Telemetry) -> None:
-        """Start again: only progress from here on counts."""
+        """Note a heartbeat: only progress after it counts for the next."""
         self._received_at, self._stored_seq = telemetry.last_received_at, telemetry.stored_seq
 
 
 async def beat(url: str, telemetry: Telemetry, *, every_s: float = EVERY_S) -> None:
-    """GET `url` after progress, at most once in `every_s`, until cancelled. A failure is a line in the log, and no more."""
+    """GET `url` after progress, at most once per `every_s`, until cancelled. A failure is only logged."""
     progress, failing = Progress(), False
     while True:
         if not progress.is_made(telemetry):
@@ -50,11 +50,11 @@ async def beat(url: str, telemetry: Telemetry, *, every_s: float = EVERY_S) -> N
             continue
         progress.said(telemetry)
         try:
-            # a thread that hangs in a name's lookup is left behind: it must not hold up the bridge's end
+            # a thread that hangs in a name lookup is abandoned, so that the bridge can still end
             await trio.to_thread.run_sync(_get, url, abandon_on_cancel=True)
         except Exception as exc:  # nothing that goes wrong here may harm the bridge
             failing = True
-            log.warning("no heartbeat could be sent", reason=_reason(exc))
+            log.warning("cannot send heartbeats", reason=_reason(exc))
         else:
             if failing:
                 log.info("heartbeats are sent again")
@@ -68,7 +68,7 @@ def _get(url: str) -> None:
 
 
 def _reason(exc: Exception) -> str:
-    """Without the URL, which is a secret."""
+    """Describe an error without the URL, which is a secret."""
     if isinstance(exc, urllib.error.HTTPError):
         return f"answer {exc.code}"
     return str(exc.reason) if isinstance(exc, urllib.error.URLError) else type(exc).__name__

@@ -21,7 +21,7 @@ async def serve_http(
     request_snapshot: RequestSnapshot,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; `POST /shutdown` sets `stop`. Reports started once the port is bound.
+    """Serve until cancelled; `POST /shutdown` sets `stop`. Calls `started` once the port is bound.
 
     Raises ConfigError when the port is taken.
     """

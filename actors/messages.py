@@ -1,7 +1,7 @@
-"""What actors say to each other. Everything here is a value: made once, never changed.
+"""The values that actors send to each other: made once, never changed.
 
-NamedTuples where there is one per row (they build in a third of a frozen dataclass's time), dataclasses where there is one per
-relation or batch.
+NamedTuples for one value per row (they build in a third of a frozen dataclass's time), dataclasses for one per relation or
+batch.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from actors.wire.pgoutput import Relation
 
 
 class Notes(NamedTuple):
-    """What a reader must know of a row beside its values."""
+    """What a reader must know about a row besides its values."""
 
     unchanged: tuple[str, ...] = ()
-    """TOASTed columns that PostgreSQL did not send since they did not change; absent from the row."""
+    """TOASTed columns that PostgreSQL did not send because they did not change; absent from the row."""
     raw: tuple[str, ...] = ()
-    """Columns whose value stayed PostgreSQL's text although their type has a native form."""
+    """Columns whose value was kept as PostgreSQL's text although their type has a native form."""
     old_raw: tuple[str, ...] = ()
-    """The same of an UPDATE's old row: a column may be text in one of the two and nested in the other."""
+    """The same for an UPDATE's old row: a column may be text in one row and nested in the other."""
 
 
 class Block(NamedTuple):
-    """Raw messages as they came from one read of the replication stream: `w` and `k` CopyData payloads."""
+    """Raw messages from one read of the replication stream: `w` and `k` CopyData payloads."""
 
     messages: list[bytes]
     size_bytes: int
@@ -53,12 +53,12 @@ class Table:
     key: tuple[str, ...]
     """Columns of the replica identity: all of them under REPLICA IDENTITY FULL, none without one."""
     protected: frozenset[str]
-    """Columns that identify the row; an event without them would be of no use, so they are never left out."""
+    """Columns that identify the row; never left out, since an event without them would be useless."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EventKind:
-    """One operation on one table: all that the events of a kind have in common."""
+    """One operation on one table: what all events of the kind have in common."""
 
     table: Table
     operation: str
@@ -66,20 +66,20 @@ class EventKind:
 
 
 class RowRun(NamedTuple):
-    """Consecutive changes of one kind in one transaction that have nothing but their rows: most changes are such.
+    """Consecutive changes of one kind in one transaction that consist of a row alone, as most changes do.
 
-    A run of many rows saves making a RowChange for each, which costs as much as decoding three columns.
+    A run of many rows avoids a RowChange per row, which costs as much as decoding three columns.
     """
 
     kind: EventKind
     txn: Transaction
     seq: int
-    """Of the first row; the others follow without a gap."""
+    """Of the first row; the others are numbered consecutively."""
     rows: list[dict[str, object]]
     """At least one."""
 
     def change(self, index: int) -> RowChange:
-        """Return one change of the run by itself."""
+        """Return one row of the run as a change."""
         return RowChange(self.kind, self.txn, self.seq + index, self.rows[index], None, None)
 
 
@@ -89,10 +89,10 @@ class RowChange(NamedTuple):
     kind: EventKind
     txn: Transaction
     seq: int
-    """0-based place among the transaction's changes as PostgreSQL sent them."""
+    """0-based index among the transaction's changes in the order in which PostgreSQL sent them."""
     data: dict[str, object]
     old: dict[str, object] | None
-    """UPDATE: the old key, or the whole old row under REPLICA IDENTITY FULL; None when PostgreSQL sent none."""
+    """UPDATE: the old key, or the complete old row under REPLICA IDENTITY FULL; None when PostgreSQL sent none."""
     notes: Notes | None
 
 
@@ -113,7 +113,7 @@ class SchemaChange(NamedTuple):
     position: Position
     body: dict[str, object]
     described: bool = True
-    """False when the catalog had moved on already, and knew nothing of this shape."""
+    """False when the catalog had changed already and no longer described this shape."""
 
 
 class Gap(NamedTuple):
@@ -126,20 +126,20 @@ class Gap(NamedTuple):
     to_lsn: Lsn
     tables: tuple[str, ...]
     token: str = ""
-    """The one table that is suspended; empty when the gap is the bridge's."""
+    """The suspended table; empty when the gap concerns all tables."""
     number: int = 0
-    """The stream's last sequence when the bridge's gap was decided: two gaps may stand at one position."""
+    """The stream's last sequence when the bridge's gap was decided: two gaps may have one position."""
 
 
 class Committed(NamedTuple):
-    """The end of a transaction: everything up to `end_lsn` has been handed on."""
+    """The end of a transaction: everything below `end_lsn` has been handed on."""
 
     end_lsn: Lsn
     commit_us: int
 
 
 class IdleMark(NamedTuple):
-    """PostgreSQL has nothing for us below `wal_end`, and no transaction is open."""
+    """A position in idle WAL: PostgreSQL has no more changes below `wal_end`, and no transaction is open."""
 
     wal_end: Lsn
 
@@ -149,24 +149,24 @@ Item = RowRun | RowChange | Truncated | SchemaChange | Committed | IdleMark
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Messages that are published together, and what is done once they are all stored."""
+    """Messages that are published together, and what counts once all of them are stored."""
 
     messages: list[OutMessage]
     size_bytes: int
     counts: dict[EventKind, int]
-    """Row events by kind; messages that are not row events do not count."""
+    """Number of row events by kind; other messages do not count."""
     position: Position | None
     """Of the last message; None when there are none."""
     end_lsn: Lsn
-    """Everything below has been handed on, and may be confirmed once this batch is stored. 0 when nothing new."""
+    """Everything below has been handed on and may be confirmed once this batch is stored; 0 when there is nothing new."""
     oldest_commit_us: int
-    """Commit time of the oldest change in it; 0 when there is none."""
+    """Commit time of the batch's oldest change; 0 when there is none."""
     newest_commit_us: int
     schema_changes: tuple[SchemaChange, ...] = ()
 
 
 class SentBatch(NamedTuple):
-    """A batch on its way: stored once the stream's sequence reaches `last_seq`."""
+    """A batch that was sent: stored once the stream's sequence reaches `last_seq`."""
 
     batch: Batch
     last_seq: int

@@ -31,21 +31,21 @@ CHANNEL_BYTES_MAX = 2 * 1024 * 1024
 
 
 class DrainTimeout(Fatal):
-    """The stop took too long; what is missing comes again from the slot."""
+    """The drain took too long; the slot sends unacknowledged changes again."""
 
     def __init__(self) -> None:
         super().__init__(
             "WB310",
             f"not drained within {DRAIN_S:g} s of the stop",
-            means="nothing is lost: what was not acknowledged comes again from the slot at the next start",
-            fix="look at NATS: it has not acknowledged what was sent",
+            means="nothing is lost: the slot sends unacknowledged changes again at the next start",
+            fix="check NATS: it has not acknowledged what was sent",
         )
 
 
 async def run_pipeline(config: Config, session: Session, live: LiveStream, telemetry: Telemetry, stop: trio.Event) -> None:
-    """Run until `stop`, then drain: what was read is published, acknowledged and confirmed.
+    """Run until `stop`, then drain: publish, acknowledge and confirm everything that was read.
 
-    Raises Transient errors for the supervisor, Fatal ones for the person, DrainTimeout when the drain takes 30 s.
+    Raises Transient errors for the supervisor, Fatal errors for the user, DrainTimeout when the drain takes 30 s.
     """
     start, store, setup, nats, publish = session.start, session.store, session.setup, session.js.connection, config.publish
     acks = Acknowledgements(start.last_seq, telemetry.publish_rejected)
@@ -98,7 +98,7 @@ async def run_pipeline(config: Config, session: Session, live: LiveStream, telem
 
 
 def are_events_underway(channels: Sequence[Channel[Any]], publisher: Publisher, acks: Acknowledgements) -> bool:
-    """Tell whether anything is between PostgreSQL and JetStream's acknowledgement. If so, the snapshotter rests."""
+    """Return whether events are between PostgreSQL and JetStream's acknowledgement. While they are, the snapshotter yields."""
     return publisher.last_seq > acks.stored_seq.value or any(channel.items_waiting for channel in channels)
 
 

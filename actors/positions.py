@@ -1,6 +1,6 @@
 """Positions: of a byte in PostgreSQL's WAL, and of a message in the order of the stream.
 
-A WAL position is an int in the program, "0/16B3748" for people and in the replication protocol.
+A WAL position is an int in the program, and "0/16B3748" for users and in the replication protocol.
 """
 
 from typing import NamedTuple, NewType
@@ -30,7 +30,7 @@ GAP_RANK, SCHEMA_RANK, ROW_RANK = -1, 0, 1
 class Position(NamedTuple):
     """The place of a message in the stream's order: commit LSN, change within the transaction, rank at that change.
 
-    A gap stands before everything at its place, a schema event before the row that needs it.
+    A gap comes before everything else at its LSN and seq, a schema event before the row that needs it.
     """
 
     lsn: Lsn
@@ -39,4 +39,4 @@ class Position(NamedTuple):
 
 
 START = Position(Lsn(0), -1, GAP_RANK)
-"""Before everything: nothing is skipped."""
+"""The position before all others: nothing is skipped."""

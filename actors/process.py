@@ -1,4 +1,4 @@
-"""What concerns the process as a whole: the collector, signals, and the one error of a group that a person should read.
+"""Concerns of the process: the garbage collector, signals, and which error of a group the user should read.
 
 Exception groups are taken apart here and nowhere else.
 """
@@ -18,9 +18,9 @@ log = get_logger("bridge")
 
 
 def freeze_loaded_objects() -> None:
-    """Keep the garbage collector off what is loaded by now, and let it run rarely: together a tenth of the CPU.
+    """Exempt the objects loaded so far from garbage collection, and collect rarely: together this saves a tenth of the CPU.
 
-    Rows hold no reference cycles, so the collector need not run for every few hundred of them.
+    Rows hold no reference cycles, so collecting after every few hundred rows is wasted.
     """
     gc.collect()
     gc.freeze()
@@ -28,9 +28,9 @@ def freeze_loaded_objects() -> None:
 
 
 def most_telling(error: BaseException) -> BaseException:
-    """Return the one error of a group that a person should read: a bug, else a fatal error, else the first of the rest.
+    """Return the error of a group that the user should read: a bug, else a fatal error, else the first of the rest.
 
-    An error that is no group is returned as it is.
+    An error that is not a group is returned as it is.
     """
     leaves = causes(error)
     for wanted in (Fatal, WalbridgeError):
@@ -41,13 +41,13 @@ def most_telling(error: BaseException) -> BaseException:
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """Return the errors of a group without those that only follow: a stage that ended closes its neighbours' channels."""
+    """Return a group's errors without mere consequences: a stage that ends closes its neighbours' channels."""
     leaves = list(leaves_of(error))
     return [leaf for leaf in leaves if not isinstance(leaf, trio.BrokenResourceError)] or leaves
 
 
 def leaves_of(error: BaseException) -> Iterator[BaseException]:
-    """Yield the single errors of a group of groups, or the error itself."""
+    """Yield the single errors of a group, nested groups included, or the error itself."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from leaves_of(inner)
@@ -63,7 +63,7 @@ async def stop_on_signal(
         task_status.started()
         async for number in signals:
             if stop.is_set():
-                log.warning("second signal: ending at once; what is not confirmed comes again from the slot")
+                log.warning("second signal: ending at once; the slot sends unconfirmed changes again")
                 everything.cancel()
                 return
             log.info("stopping: draining what was read", signal=signal.Signals(number).name)

@@ -1,4 +1,4 @@
-"""publisher: sends batches to JetStream, so many ahead of their acknowledgements, and each at its place in the stream."""
+"""publisher: sends batches to JetStream, each at its place in the stream, within a window of unacknowledged messages."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from actors.telemetry.telemetry import Telemetry
 from actors.wire.jetstream import frame_fast_batch, frame_plain
 
 FLOW = 500
-"""How often the server may acknowledge within a fast batch; the batch's own acknowledgement is the one that counts."""
+"""Messages between the server's acknowledgements within a fast batch; only the acknowledgement of the complete batch counts."""
 
 
 class Window(NamedTuple):
-    """How much may be on its way. Bounds memory here and in the server's ingest queue."""
+    """How much may be unacknowledged. Bounds memory here and in the server's ingest queue."""
 
     messages_max: int = 8_000
     bytes_max: int = 16 * 1024 * 1024
 
 
 class Publisher:
-    """Frames batches for one stream. Holds the next sequence, nothing else."""
+    """Frames batches for one stream. Its only state is the last sequence."""
 
     def __init__(self, mode: Literal["fast", "plain"], reply_prefix: bytes, last_seq: int) -> None:
         self.last_seq = last_seq
         self._mode, self._reply_prefix = mode, reply_prefix
-        # the server keeps a batch that was cut off for 10 s: a later one must not have its id
+        # the server keeps an unfinished batch for 10 s: a later batch must not have the same id
         self._unique = secrets.token_hex(4).encode()
 
     def frames(self, batch: Batch) -> bytes:
-        """The bytes that publish a batch right after the last one."""
+        """Return the bytes that publish a batch right after the previous one."""
         before = self.last_seq
         self.last_seq += len(batch.messages)
         if self._mode == "fast":
@@ -54,10 +54,10 @@ async def publish_batches(
 ) -> None:
     """Send each batch once there is room in the window, after handing it to the acker.
 
-    Owns both channel ends; ends when `batches_in` ends, with acknowledgements still on their way.
-    Raises SinkUnavailable when NATS does, SinkFenced when another writer was faster.
+    Owns both channel ends; ends when `batches_in` ends, with acknowledgements still to come.
+    Raises SinkUnavailable when NATS is away, SinkFenced when another writer has published first.
     """
-    in_flight: deque[tuple[int, int]] = deque()  # (last sequence, bytes) of batches that are on their way, oldest first
+    in_flight: deque[tuple[int, int]] = deque()  # (last sequence, bytes) of unacknowledged batches, oldest first
     bytes_in_flight = 0
     with batches_in, published_out:
         async for batch in batches_in:

@@ -1,4 +1,4 @@
-"""replication_reader: owns the replication stream's reading side and hands on blocks of raw messages."""
+"""replication_reader: reads the replication stream and hands on blocks of raw messages."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from actors.telemetry.telemetry import Telemetry
 BLOCK_MESSAGES_MAX = 1000
 BLOCK_BYTES_MAX = 256 * 1024
 _KEEPALIVE = ord("k")
-_keepalive = struct.Struct(">qqb").unpack_from  # WAL end, send time, reply asked for
+_keepalive = struct.Struct(">qqb").unpack_from  # WAL end, send time, reply requested
 _wal_end = struct.Struct(">q").unpack_from
 
 
 async def read_blocks(
     stream: ReplicationStream, blocks_out: Sender[Block], feedback: Feedback, intake: trio.CancelScope, telemetry: Telemetry
 ) -> None:
-    """Read blocks until `intake` is cancelled; what was not handed on by then comes again from the slot.
+    """Read blocks until `intake` is cancelled; the slot sends again what was not handed on by then.
 
-    A block is what is there, up to its limits. Owns the channel end, whose closing ends the following stages one by one.
-    Raises SourceUnavailable when the connection ends, Fatal when the slot cannot be read any more.
+    A block holds the messages that have arrived, up to its limits. Owns the channel end, whose closing ends the following
+    stages one by one. Raises SourceUnavailable when the connection ends, Fatal when the slot can no longer be read.
     """
     with blocks_out, intake:
         while True:

@@ -1,4 +1,4 @@
-"""schema_publisher: keeps KV `schemas` equal to what the tables look like, and asks the catalog what pgoutput leaves out."""
+"""schema_publisher: keeps KV `schemas` equal to the tables' shapes, and asks the catalog for what pgoutput leaves out."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from actors.wire.pgoutput import Relation
 
 
 class SchemaPublisher:
-    """The schemas of one pipeline. Owns a PostgreSQL connection for the catalog (closed by the bridge).
+    """The schemas of one pipeline. Uses a PostgreSQL connection for the catalog, which the bridge closes.
 
-    What changes is written once the SCHEMA event is in the stream, so that KV never has a shape before the stream does.
+    A changed schema is written to KV after its SCHEMA event is stored, so that KV never has a shape before the stream does.
     """
 
     def __init__(self, connection: PgConnection, js: JetStream, encoder: EventEncoder) -> None:
         self._connection, self._js, self._encoder = connection, js, encoder
         self._published: dict[str, dict[str, object]] = {}
-        self._pending: dict[str, SchemaChange] = {}  # the newest of each table: bounded by the number of tables
+        self._pending: dict[str, SchemaChange] = {}  # the newest per table, so bounded by the number of tables
         self._news = trio.Event()
         self._writing = trio.Lock()
 
@@ -34,7 +34,7 @@ class SchemaPublisher:
         return await describe_relation(self._connection, relation)
 
     async def publish_current(self, tables: Sequence[PublishedTable]) -> dict[str, int]:
-        """Put every published table's schema as it is now into KV; returns schema ids by token."""
+        """Put every published table's present schema into KV; return schema ids by token."""
         known: dict[str, int] = {}
         for published in tables:
             relation = published_relation(published, await describe_columns(self._connection, published.relation_oid))
@@ -44,14 +44,14 @@ class SchemaPublisher:
         return known
 
     def stored(self, change: SchemaChange) -> None:
-        """Note that the stream holds this SCHEMA event: KV follows."""
+        """Note that the stream holds this SCHEMA event: KV is to be updated."""
         self._pending[change.table.token] = change
         self._news.set()
 
     def refresh(self, change: SchemaChange) -> None:
-        """Note that a relation was announced: even if its shape is the published one, its catalog may have changed.
+        """Note that PostgreSQL announced a relation: its catalog entry may have changed even if its shape has not.
 
-        What the catalog says counts only if it is still of that shape: an ALTER may have come since.
+        The catalog entry counts only while it still has that shape: an ALTER may have come since.
         """
         token = change.table.token
         published = self._published.get(token)
@@ -60,14 +60,14 @@ class SchemaPublisher:
             self.stored(change)
 
     async def publish_changes(self) -> None:
-        """Write what changes, until cancelled. Raises SinkUnavailable."""
+        """Write changed schemas until cancelled. Raises SinkUnavailable."""
         while True:
             await self._news.wait()
             self._news = trio.Event()
             await self.finish()
 
     async def finish(self) -> None:
-        """Write what still waits."""
+        """Write the schemas that still wait."""
         async with self._writing:
             while self._pending:
                 token = next(iter(self._pending))
@@ -76,7 +76,7 @@ class SchemaPublisher:
                     await self._js.publish(init_schema(token), self._encoder.document(change.body))
 
     async def _put(self, token: str, body: dict[str, object]) -> bool:
-        """Put a schema into KV unless it is there already; return whether it was put."""
+        """Put a schema into KV unless it is there already; return whether it was written."""
         document = self._encoder.document({**body, "timestamp": 0})
         held = await self._js.kv_get(SCHEMAS, schema_key(token))
         self._published[token] = body
@@ -91,6 +91,6 @@ def _same(a: dict[str, object], b: dict[str, object]) -> bool:
 
 
 def _same_document(encoder: EventEncoder, held: bytes, document: bytes) -> bool:
-    """Whether two schemas are equal but for their time."""
+    """Return whether two schemas are equal except for their time."""
     body = encoder.read_document(held)
     return isinstance(body, dict) and encoder.document({**body, "timestamp": 0}) == document

@@ -1,4 +1,4 @@
-"""A session: what one run of the pipeline works with, made in one place once both sides are connected."""
+"""A session: the shared objects of one run of the pipeline, made in one place once both sides are connected."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from actors.telemetry.telemetry import Telemetry
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What one run of the pipeline works with. The bridge owns the connections; the objects that actors share are named here.
+    """The objects that the actors of one run share. The bridge owns the connections.
 
-    `store` is written by `suspensions` and the acker, `transactions` by the decoder, `suspensions` by the batcher and the
-    snapshotter. docs/design.md has the whole table.
+    `suspensions` and the acker write `store`, the decoder writes `transactions`, the batcher and the snapshotter write
+    `suspensions`. docs/design.md has the complete table.
     """
 
     js: JetStream
@@ -34,9 +34,9 @@ class Session:
     plan: StartPlan
     schemas: SchemaPublisher
     encoder: EventEncoder
-    """The batcher encodes events with it; the schema_publisher only documents, which leave nothing behind in it."""
+    """Used by the batcher for events, and by the schema_publisher for documents, which do not change its state."""
     compressors: Mapping[str, Compressor]
-    """By table token: of the tables that have a dictionary."""
+    """By table token; only tables that have a dictionary."""
     suspensions: Suspensions
     transactions: TransactionLog
 
@@ -52,7 +52,7 @@ class Session:
 async def open_session(
     config: Config, catalog: PgConnection, js: JetStream, setup: StreamSetup, transactions: TransactionLog, telemetry: Telemetry
 ) -> Session:
-    """Decide where to go on and put what readers need into NATS: dictionaries and schemas.
+    """Decide where to resume, and put the dictionaries and schemas that readers need into NATS.
 
     The caller owns the plan's connection. Raises what `find_start` raises, SourceUnavailable and SinkUnavailable.
     """

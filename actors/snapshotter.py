@@ -1,4 +1,4 @@
-"""snapshotter: serves requests for whole tables, one at a time, beside the stream of events (contract, section 5)."""
+"""snapshotter: serves requests for snapshots, one table at a time, beside the stream of events (contract, section 5)."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ log = get_logger("snapshotter")
 ATTEMPTS_MAX = 5
 UNKNOWN_EVERY_S = 60.0
 UNKNOWN_AT_ONCE = 100
-"""Unknown tables that are answered within a minute; more are a mistake, or malice."""
+"""Unknown tables answered per minute; more are a mistake or malice."""
 
 
 class UnknownTables:
-    """Limits how often a request for an unknown table is answered. No I/O."""
+    """Limits how often requests for unknown tables are answered. No I/O."""
 
     def __init__(self) -> None:
         self._answered: dict[str, float] = {}
 
     def may_answer(self, token: str, now_s: float) -> bool:
-        """Tell whether a request is to be answered: once per minute and table, 100 tables per minute. An answer counts."""
+        """Return whether to answer a request, and count the answer: once per minute and table, 100 tables per minute."""
         answered = self._answered
         for old in [t for t, at in answered.items() if now_s - at >= UNKNOWN_EVERY_S]:
             del answered[old]
@@ -55,7 +55,7 @@ class UnknownTables:
 
 
 class Snapshotter:
-    """Serves one bridge's requests. Owns a PostgreSQL connection or two while a snapshot runs, and nothing in between."""
+    """Serves one bridge's requests. Owns one or two PostgreSQL connections while a snapshot runs, none in between."""
 
     def __init__(
         self, setup: SnapshotSetup, js: JetStream, tables: Collection[str], suspensions: Suspensions, telemetry: Telemetry
@@ -69,13 +69,13 @@ class Snapshotter:
         self._unknown = UnknownTables()
 
     async def run(self) -> None:
-        """Serve requests until cancelled; an unfinished snapshot runs again at the next start.
+        """Serve requests until cancelled; the next start repeats an unfinished snapshot.
 
         Raises SinkUnavailable when NATS is away.
         """
         await self._requests.listen()
         for token in await self._unfinished():
-            log.info("a snapshot was broken off: taking it again", table=token)
+            log.info("a snapshot was interrupted: taking it again", table=token)
             self._requests.add(token)
         while True:
             await self._requests.wait()
@@ -86,12 +86,12 @@ class Snapshotter:
     # -- which requests are ours
 
     async def _serve_some(self) -> None:
-        """Serve the first request for a table of ours; if there is none, answer those for unknown tables."""
+        """Serve the first request for a published table; if there is none, answer requests for unknown tables."""
         waiting = self._requests.waiting
         try:
             published = await self._published()
         except (SourceUnavailable, PostgresError) as exc:
-            log.warning("waiting for PostgreSQL to take a snapshot", table=waiting[0], reason=str(exc))
+            log.warning("cannot take a snapshot yet: waiting for PostgreSQL", table=waiting[0], reason=str(exc))
             await trio.sleep(SourceUnavailable.retry_s)
             return
         self._requests.known = published.keys()
@@ -107,7 +107,7 @@ class Snapshotter:
                 await self._requests.answered(token)
 
     async def _published(self) -> dict[str, PublishedTable]:
-        """The publication's tables as they are now, by token."""
+        """Return the publication's present tables by token."""
         connection = await PgConnection.connect(self._config.postgres, application_name="walbridge snapshot")
         try:
             tables = await published_tables(connection, self._config.source.publication)
@@ -116,25 +116,25 @@ class Snapshotter:
             connection.close()
 
     async def _tables_of_other_bridges(self) -> set[str]:
-        """The tables that other bridges' records list: those bridges answer for them, now or when they run again."""
+        """Return the tables in other bridges' records: those bridges answer the requests, now or when they run again."""
         found: set[str] = set()
         for stream in await self._js.keys_of(BRIDGES):
             entry = None if stream == self._config.publish.stream else await self._js.kv_get(BRIDGES, stream)
             try:
                 found.update(BridgeRecord.decode(entry.data, stream).tables if entry is not None else ())
-            except ConfigError:  # not a bridge's: nobody answers for it
+            except ConfigError:  # no bridge wrote the record, so none will answer
                 continue
         return found
 
     async def _answer_unknown(self, token: str, available: list[str]) -> None:
         if self._unknown.may_answer(token, time.monotonic()):
-            log.warning("a snapshot of an unknown table was asked for", table=token)
+            log.warning("a snapshot of an unknown table was requested", table=token)
             words = f"no table {token} in publication {self._config.source.publication}"
             encoder = self._setup.encoder
             await self._publish(error_message(encoder, token, token, "unknown_table", words, available_tables=available))
 
     async def _unfinished(self) -> list[str]:
-        """Tables whose last snapshot has a start, and neither meta nor error."""
+        """Return the tables whose last snapshot has a start but neither meta nor error."""
         found: list[str] = []
         for subject in await self._js.subjects_of(INIT, INIT_STARTS):
             start = parse(subject)
@@ -153,10 +153,10 @@ class Snapshotter:
     # -- one request
 
     async def _serve(self, token: str, published: PublishedTable) -> None:
-        """Take a table's snapshot in at most five attempts; whatever goes wrong is reported and ends this snapshot alone."""
+        """Take a table's snapshot in at most five attempts; a failure is reported and ends this snapshot only."""
         progress = self._board.running(token)
         failure = SnapshotFailed(
-            "no_watermark", f"no LSN divided what {ATTEMPTS_MAX} snapshots saw from what came later; ask again"
+            "no_watermark", f"in {ATTEMPTS_MAX} attempts no LSN divided what the snapshot saw from the rest; request it again"
         )
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
@@ -168,12 +168,12 @@ class Snapshotter:
                 continue
             except TableChanged:
                 failure = SnapshotFailed(
-                    "table_changed", f"the table or its publication was altered {ATTEMPTS_MAX} times in a row; ask again"
+                    "table_changed", f"the table or its publication was altered {ATTEMPTS_MAX} times in a row; request it again"
                 )
             except SourceUnavailable as exc:
                 failure = SnapshotFailed("postgres_unavailable", str(exc))
                 if attempt < ATTEMPTS_MAX:
-                    log.warning("a snapshot must begin again", table=token, reason=str(exc), next_try_s=exc.retry_s)
+                    log.warning("a snapshot was interrupted: retrying", table=token, reason=str(exc), next_try_s=exc.retry_s)
                     await trio.sleep(exc.retry_s)
             except (SnapshotFailed, PostgresError, RowTooLarge, UnicodeDecodeError, JetStreamError, SinkRefused) as exc:
                 failure = failure_of(exc)

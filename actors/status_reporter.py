@@ -1,4 +1,4 @@
-"""status_reporter: reports to PostgreSQL how far the stream was read and stored, also while the pipeline is blocked."""
+"""status_reporter: reports to PostgreSQL how far the stream was read and stored, even while the pipeline is blocked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STATUS_EVERY_S = 1.0
 
 
 async def report_status(stream: ReplicationStream, feedback: Feedback) -> None:
-    """Send status updates until cancelled: every second, on a new confirmed LSN, when asked, and when data goes quiet.
+    """Send status updates until cancelled: every second, on a new confirmed LSN, on request, and when data pauses.
 
     Raises what `stream.send_status` raises.
     """
@@ -29,7 +29,7 @@ async def report_status(stream: ReplicationStream, feedback: Feedback) -> None:
 
 
 async def send_status(stream: ReplicationStream, feedback: Feedback) -> None:
-    """Send one status now."""
+    """Send one status update now."""
     confirmed = feedback.to_confirm
     await stream.send_status(feedback.received, confirmed, confirmed, reply_wanted=feedback.is_silent())
 
@@ -41,9 +41,9 @@ async def _wake_on_confirm(feedback: Feedback) -> None:
 
 @dataclass(slots=True)
 class LiveStream:
-    """A replication stream whose status updates go on without the pipeline: NATS may be gone for hours.
+    """A replication stream whose status updates continue without the pipeline: NATS may be away for hours.
 
-    `run_status` is its task; `ended` is set when PostgreSQL ended the stream, with `error` saying why.
+    `run_status` is its task; `ended` is set when PostgreSQL has ended the stream, and `error` says why.
     """
 
     stream: ReplicationStream

@@ -1,5 +1,5 @@
-"""stream_monitor: watches how full the CDC stream is, which of its consumers are about to lose what it removes, and whether
-somebody deletes messages from it.
+"""stream_monitor: watches how full the CDC stream is, which of its consumers risk missing messages, and whether somebody
+deletes messages from it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = get_logger("stream_monitor")
 
 LOOK_EVERY_S = 10.0
 LOOK_AGAIN_S = 1.0
-"""While NATS is away, or not there yet."""
+"""While NATS is away or not up yet."""
 SHOWN_MAX = 20
 DELETED = "deleted messages"
 """Key of the problem."""
@@ -32,7 +32,7 @@ Consumers = Callable[[str], Awaitable[Sequence[Mapping[str, Any]]]]
 
 
 def stream_health(info: Mapping[str, Any], now_unix_s: float) -> StreamHealth:
-    """What a reply of STREAM.INFO says."""
+    """Read a reply of STREAM.INFO."""
     state, limit = info["state"], int(info["config"].get("max_bytes", -1))
     oldest = str(state.get("first_ts", ""))
     return StreamHealth(
@@ -48,7 +48,7 @@ def stream_health(info: Mapping[str, Any], now_unix_s: float) -> StreamHealth:
 
 
 def consumer_health(info: Mapping[str, Any], messages: int) -> ConsumerHealth:
-    """What an entry of CONSUMER.LIST says of a consumer of a stream with so many messages."""
+    """Read an entry of CONSUMER.LIST; `messages` is how many the stream has."""
     pending = int(info.get("num_pending", 0))
     return ConsumerHealth(
         str(info["name"]), pending, int(info.get("num_ack_pending", 0)), round(min(1.0, pending / max(1, messages)), 3)
@@ -56,7 +56,7 @@ def consumer_health(info: Mapping[str, Any], messages: int) -> ConsumerHealth:
 
 
 def furthest_behind(listed: Sequence[Mapping[str, Any]], messages: int) -> tuple[ConsumerHealth, ...]:
-    """The consumers of a stream with so many messages that have most to read, at most 20."""
+    """Return the consumers with the most left to read, at most 20; `messages` is how many the stream has."""
     health = [consumer_health(entry, messages) for entry in listed]
     return tuple(sorted(health, key=lambda one: -one.history_used)[:SHOWN_MAX])
 
@@ -80,13 +80,13 @@ def note_deleted(telemetry: Telemetry, stream: str, count_before: int) -> None:
 
 
 def _unix_s(text: str) -> float:
-    """RFC 3339 with nanoseconds, as NATS writes it."""
+    """Convert RFC 3339 with nanoseconds, as NATS writes it."""
     seconds, _, _ = text.partition(".")
     return datetime.fromisoformat(seconds.rstrip("Z") + "+00:00").timestamp()
 
 
 async def watch_stream(info: StreamInfo, consumers: Consumers, stream: str, telemetry: Telemetry) -> None:
-    """Look at the stream every 10 s, until cancelled. Never ends the bridge."""
+    """Check the stream every 10 s, until cancelled. Never ends the bridge."""
     may_list = True
     while True:
         try:
@@ -100,9 +100,9 @@ async def watch_stream(info: StreamInfo, consumers: Consumers, stream: str, tele
                         listed = await consumers(stream)
                         telemetry.consumers = furthest_behind(listed, telemetry.stream.messages)
                     except SinkRefused as exc:
-                        may_list = False  # a right that the bridge does not need: asking again would fill NATS's log
-                        log.info("the page shows no consumers: they may not be listed", said=exc.said)
+                        may_list = False  # the bridge can do without this permission: further requests would fill NATS's log
+                        log.info("the page shows no consumers: the NATS user may not list them", said=exc.said)
             await trio.sleep(LOOK_EVERY_S)
         except SinkUnavailable as exc:
-            log.debug("cannot look at the stream", error=str(exc))
+            log.debug("cannot check the stream", error=str(exc))
             await trio.sleep(LOOK_AGAIN_S)

@@ -1,6 +1,6 @@
-"""Suspended tables: a row did not fit into a message, so their events are left out until a snapshot has the rows.
+"""Suspended tables: a row was too large for a message, so the table's events are left out until a snapshot has the rows.
 
-The batcher suspends a table and leaves its events out, the snapshotter resumes it; /status and /metrics show it.
+The batcher suspends a table and leaves its events out, the snapshotter resumes it; /status and /metrics show suspensions.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from actors.telemetry.telemetry import Problem, Telemetry
 
 
 class Suspensions:
-    """The suspended tables of one stream, their entry in the bridge's record, and what a person reads about them.
+    """The suspended tables of one stream, their entries in the bridge's record, and the problems that users see.
 
     The batcher writes through `suspend` and `record` and reads through `covers` and `begins_at`; the snapshotter writes
-    through `resume`. Nothing else writes `suspended` of the record or `suspended_tables` of the telemetry.
+    through `resume`. Nothing else writes the record's `suspended` or the telemetry's `suspended_tables`.
     """
 
     def __init__(self, store: RecordStore, telemetry: Telemetry) -> None:
         self._store, self._telemetry = store, telemetry
         self.tables = dict(store.record.suspended)
-        """What may be covered: while this is empty, the batcher need not ask."""
+        """Tables that may be covered; while this is empty, the batcher need not call `covers`."""
         self._unrecorded: dict[str, str] = {}  # token -> reason
         self._recording = trio.Lock()
         shown = telemetry.suspended_tables
@@ -38,16 +38,16 @@ class Suspensions:
         }
 
     def covers(self, token: str, position: Position) -> bool:
-        """Tell whether a table's message at `position` is left out. Positions come in the stream's order."""
+        """Return whether a table's message at `position` is left out. Positions come in the stream's order."""
         for over in [t for t, s in self.tables.items() if s.until and position.lsn >= s.until]:
             del self.tables[over]
         suspended = self.tables.get(token)
         return suspended is not None and position >= suspended.since
 
     def begins_at(self, token: str, position: Position) -> bool:
-        """Tell whether the gap event of a table's suspension takes the place of its change at `position`.
+        """Return whether the gap event of a table's suspension takes the place of the change at `position`.
 
-        The change comes again after a restart that came between the record and the gap event.
+        PostgreSQL sends that change again if the bridge restarts after writing the record and before the gap event is stored.
         """
         suspended = self.tables.get(token)
         return suspended is not None and position == suspended.since
@@ -68,19 +68,19 @@ class Suspensions:
             self._telemetry.suspended_tables |= {token: _problem(token, reason) for token, reason in new.items()}
 
     async def resume(self, token: str, wal_end: Callable[[], Awaitable[Lsn]]) -> None:
-        """Publish a table's events again, from the next one on; a snapshot taken after this has those that were left out.
+        """Publish a table's events again from the next event on; a snapshot taken after this call has the events left out.
 
-        `wal_end` asks where the WAL ends. Raises what it and the store raise.
+        `wal_end` returns where the WAL ends. Raises what `wal_end` and the store raise.
         """
         suspended = self._store.record.suspended.get(token)
         if suspended is None or suspended.until:
             return
         self.tables.pop(token, None)
         self._unrecorded.pop(token, None)
-        # asked only now: whatever was left out stands below it
+        # after the table is resumed: every event that was left out is below this LSN
         until = await wal_end()
         async with self._recording:
-            if token in self.tables:  # the next row did not fit either
+            if token in self.tables:  # the next row was too large as well
                 return
             recorded = self._store.record.suspended
             await self._store.update(suspended={**recorded, token: recorded[token]._replace(until=until)})
@@ -89,7 +89,7 @@ class Suspensions:
 
 
 def suspension_gap(token: str, position: Position, slot: str) -> Gap:
-    """Make the gap event that stands in place of the change that did not fit."""
+    """Make the gap event that takes the place of the change that was too large."""
     reason = f"a row of {token} is larger than the stream takes, even without its largest columns: table suspended"
     return Gap(position, slot, reason, position.lsn, position.lsn, (token,), token)
 
@@ -99,7 +99,7 @@ def _problem(token: str, reason: str) -> Problem:
     return Problem(
         "WB301",
         f"table {schema}.{table} is suspended: {reason}",
-        means="its changes are left out of the stream; the other tables go on",
+        means="its changes are left out of the stream; the other tables continue",
         fix=f"raise max_payload (and the stream's max_msg_size) or shorten the key of {token}, then resume the table: "
         "walbridge help WB301",
     )

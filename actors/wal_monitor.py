@@ -1,4 +1,4 @@
-"""wal_monitor: watches how much WAL PostgreSQL keeps for the slot, and how long that can go on."""
+"""wal_monitor: watches how much WAL PostgreSQL keeps for the slot, and how long until the slot is lost."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ log = get_logger("wal_monitor")
 
 CHECK_EVERY_S = 30.0
 CHECK_UNREAD_EVERY_S = 2.0
-"""While nobody reads the slot: at the start, and in an outage, people look at these figures."""
+"""While the slot has no reader: at the start and in an outage, when users look at these figures."""
 WARN_BYTES = 512 * 1024 * 1024
 CRITICAL_BYTES = 1024 * 1024 * 1024
 RATE_OVER_S = 600.0
 
 
 class WalRate:
-    """How fast the WAL that may still be written before the slot is lost shrinks. No I/O."""
+    """Measures how fast the WAL that may still be written before the slot is lost shrinks. No I/O."""
 
     def __init__(self) -> None:
         self._safe: deque[tuple[float, int]] = deque()
 
     def seconds_to_loss(self, now_s: float, safe_wal_bytes: int | None) -> float:
-        """At the rate of the last ten minutes; infinite when there is no limit or it does not shrink."""
+        """Return the seconds left at the rate of the last ten minutes; infinite without a limit, or when nothing shrinks."""
         if safe_wal_bytes is None:
             self._safe.clear()
             return float("inf")
@@ -46,7 +46,7 @@ class WalRate:
 
 
 async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) -> None:
-    """Look at the slot every 30 s over a connection of its own, until cancelled. Never ends the bridge."""
+    """Check the slot every 30 s over a connection of its own, until cancelled. Never ends the bridge."""
     rate = WalRate()
     while True:
         try:
@@ -65,7 +65,7 @@ async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) ->
                 connection.close()
         except WalbridgeError as exc:
             telemetry.slot.active = False
-            log.debug("cannot look at the slot", error=str(exc))
+            log.debug("cannot check the slot", error=str(exc))
             await trio.sleep(CHECK_UNREAD_EVERY_S)
 
 
@@ -82,6 +82,6 @@ def _warn(telemetry: Telemetry, slot: str, health: SlotHealth) -> None:
         "WB160",
         what,
         means="PostgreSQL's disk fills while the bridge, NATS or an open transaction holds the slot back",
-        fix="GET /status names the stage that stands still; long transactions: "
+        fix="GET /status names the blocked stage; long transactions: "
         "SELECT pid, xact_start, query FROM pg_stat_activity WHERE backend_xmin IS NOT NULL ORDER BY xact_start",
     )

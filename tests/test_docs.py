@@ -28,6 +28,7 @@ from actors.settings.resolve import resolve
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
 from actors.web.bridge_app import PATHS
+from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.documents import OPERATIONS, section
 from tests.servers import HANG_S, ROOT, Database, wait_for_events, with_nats
@@ -55,11 +56,14 @@ def test_every_code_has_a_section_and_every_section_a_code() -> None:
     assert set(documented) == codes_in_use()
 
 
-@pytest.mark.parametrize("path", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
+@pytest.mark.parametrize(
+    "path", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+)
 def test_documents_name_only_codes_and_files_that_exist(path: str) -> None:
     text = (ROOT / path).read_text(encoding="utf-8")
     assert set(CODE.findall(text)) <= codes_in_use()
-    for named in re.findall(r"(?:actors|docs|tests|property_tests)/[\w/.-]*\w(?:\.py|\.md)", text):
+    folders = "actors|walbridge|docs|tests|property_tests|compose|bench"
+    for named in re.findall(rf"(?<![\w/])(?:{folders})/(?:[\w/.-]*\w(?:\.py|\.md)|(?:[\w-]+/)*(?=`))", text):
         assert (ROOT / named).exists(), named
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / path).parent.joinpath(target).exists(), target
@@ -85,9 +89,7 @@ def test_the_readme_has_every_flag_and_no_other() -> None:
 
 
 def _help(*of: str) -> str:
-    command = [sys.executable, "-m", "actors.main", *of, "--help"]
-    wide = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(command, cwd=ROOT, env=wide, capture_output=True, text=True, check=True).stdout
+    return run_here(*of, "--help", env={"COLUMNS": "200"}).stdout
 
 
 def test_the_readme_has_every_variable_with_its_default_and_no_other() -> None:

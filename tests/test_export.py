@@ -9,10 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
-from unittest import mock
 
 import psycopg
 import pytest
@@ -26,20 +23,13 @@ from actors.commands import export
 from actors.commands.export import DEFAULT, IN_COMPOSE, KINDS, PLACES, SINGLE, Setup, make_setup, parse_tables, render
 from actors.embedded.postgres import PostgresServer
 from actors.errors import ConfigError
-from actors.main import main
+from tests.command_line import run_here
 from tests.compose_files import parse_compose, parse_env
 from tests.servers import ROOT, Database
 
-OURS = ("PG", "NATS_", "POSTGRES_", "DATABASE_URL", "BRIDGE_", "LOG_")
-
 
 def run_export(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """`walbridge export` in this process: the imports take longer than all of its work, and it is run some forty times."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-    words, complaints = StringIO(), StringIO()
-    with mock.patch.dict(os.environ, clean | (env or {}), clear=True), redirect_stdout(words), redirect_stderr(complaints):
-        code = main(["export", *arguments])
-    return subprocess.CompletedProcess(arguments, code, words.getvalue(), complaints.getvalue())
+    return run_here("export", *arguments, env=env)
 
 
 def test_the_compose_folder_is_what_export_makes(tmp_path: Path) -> None:

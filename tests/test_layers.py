@@ -79,6 +79,13 @@ def test_every_room_has_a_layer() -> None:
     assert rooms == set(RANKS)
 
 
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/design.md"])
+def test_the_documents_state_these_layers(document: str) -> None:
+    (block,) = re.findall(r"^```\n(errors, .*?)^```$", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    stated = [layer.split(", ") for layer in " ".join(block.split()).split(" → ")]
+    assert stated == [list(dict.fromkeys("actors" if room in ACTORS else room for room in layer)) for layer in LAYERS]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=ids)
 def test_imports_point_down(path: Path) -> None:
     own = room_of(path)

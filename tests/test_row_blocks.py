@@ -73,9 +73,9 @@ def test_a_block_reads_as_its_values_do_one_by_one(
     for at, row in enumerate(rows):
         values: list[Any] = []
         for column, (converter, text) in enumerate(zip(converters, row, strict=True)):
-            value, stayed = (None, False) if text is None else converter.convert(text.encode())
+            value, kept_as_text = (None, False) if text is None else converter.convert(text.encode())
             values.append(value)
-            raw += [(at, column)] if stayed else []
+            raw += [(at, column)] if kept_as_text else []
         expected.append(values)
     found = blocks._decoded(piece)
     split = [row for one in blocks.split(piece) for row in blocks._decoded(one)]

@@ -124,7 +124,7 @@ def test_every_part_is_shown_and_no_name_steers_the_terminal() -> None:
     document = json.loads(json.dumps(status_document(config, telemetry, history)))
     text = "\n".join(describe(document, time.time()))
     for words in ("WB117: no right to read ?[2J", "said:  said so", "GRANT\n           SELECT", "a?b", "a running: 250 rows (25 %)",
-                  "b failed: gone", "1 waiting", "48 MB of 10 GB", "1,000 messages, 5 MB of 10 GB, reaches back 24 h; looked at "):  # fmt: skip
+                  "b failed: gone", "1 waiting", "48 MB of 10 GB", "1,000 messages, 5 MB of 10 GB, oldest message 24 h old; looked at "):  # fmt: skip
         assert words in text, words
     assert "\x1b" not in text
     assert "\x1b[33m" in "\n".join(describe(document, time.time(), colour=True))

@@ -1,1 +1,1 @@
-"""One socket each, on trio. A library's or a peer's error becomes ours here; nobody retries here."""
+"""Clients, each with one socket, on trio. They turn errors of libraries and peers into Walbridge's, and never retry."""

@@ -107,7 +107,7 @@ def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = Fal
     yield f"  {'stage':<10} {'position':<18} moved"
     for stage in status["stages"]:
         moved = f"{age(now_unix_s - stage['moved_at'])} ago" if stage["moved_at"] else "not yet"
-        yield f"  {stage['stage']:<10} {stage['lsn']:<18} {moved}{'   STANDS STILL' if stage['stuck'] else ''}"
+        yield f"  {stage['stage']:<10} {stage['lsn']:<18} {moved}{'   STUCK' if stage['stuck'] else ''}"
     yield ""
     latency = status["latency_ms"]
     rows = [
@@ -118,7 +118,7 @@ def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = Fal
     ]
     if stream["looked_at"]:
         limit = f" of {human_bytes(stream['bytes_max'])}" if stream["bytes_max"] else ""
-        back = f", reaches back {age(now_unix_s - stream['oldest_unix_s'])}" if stream["oldest_unix_s"] else ""
+        back = f", oldest message {age(now_unix_s - stream['oldest_unix_s'])} old" if stream["oldest_unix_s"] else ""
         seen = f"; looked at {age(now_unix_s - stream['looked_at'])} ago"
         words = f"{counted(stream['messages'], 'message')}, {human_bytes(stream['bytes'])}{limit}{back}{seen}"
         rows.append(("stream", words))

@@ -1,4 +1,4 @@
-"""KV `bridges`: what a bridge must know after a restart that the stream's tail does not show (contract, section 2)."""
+"""KV `bridges`: what a bridge must know after a restart and the stream's tail does not show (contract, section 2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from actors.positions import NO_LSN, START, Lsn, Position
 
 
 class Suspended(NamedTuple):
-    """A table whose events are left out: from `since` on, and below `until` where a snapshot has resumed it (else 0)."""
+    """The range of a table's events that are left out: from `since` up to `until`, 0 until a snapshot resumes the table."""
 
     since: Position
     until: Lsn = Lsn(0)
@@ -23,16 +23,16 @@ class Suspended(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BridgeRecord:
-    """One version of a stream's entry. Written, and acknowledged, before the LSN in it is confirmed to PostgreSQL."""
+    """One version of a stream's entry, stored before its LSN is confirmed to PostgreSQL."""
 
     slot: str
     publication: str
     system_id: str
     timeline: int
     switch_points: tuple[tuple[int, Lsn], ...] = ()
-    """(timeline, where it ended), oldest first, as the server's history tells it."""
+    """(timeline, LSN where it ended), oldest first, from the server's timeline history."""
     position: Position = START
-    """Of the last stored message when this was written."""
+    """Position of the last message stored when the record was written."""
     last_seq: int = 0
     """The stream's sequence of that message."""
     confirmed_lsn: Lsn = NO_LSN
@@ -40,14 +40,14 @@ class BridgeRecord:
     schemas: Mapping[str, int] = field(default_factory=dict)
     """Table token -> schema_id that readers know at `position`."""
     tables: tuple[str, ...] = ()
-    """Tokens of the publication's tables: requests for other tables' snapshots are not answered by this bridge."""
+    """Tokens of the publication's tables: this bridge answers requests for their snapshots."""
     suspended: Mapping[str, Suspended] = field(default_factory=dict)
-    """Tables whose events are left out, and from which change on."""
+    """Table token -> the range of events left out."""
     pending_gap: Gap | None = None
-    """A gap event that is decided, and is the next message after `last_seq`; None after it is stored."""
+    """A decided gap event, the next message after `last_seq`; None once it is stored."""
 
     def encode(self) -> bytes:
-        """The entry's bytes: JSON, in whichever encoding the events are."""
+        """Return the entry's bytes: JSON, whatever the encoding of the events."""
         return orjson.dumps(
             {
                 "slot": self.slot,
@@ -69,7 +69,7 @@ class BridgeRecord:
 
     @classmethod
     def decode(cls, data: bytes, stream: str) -> BridgeRecord:
-        """Read an entry. Raises ConfigError when a bridge cannot have written it."""
+        """Read an entry. Raises ConfigError if no bridge wrote it."""
         try:
             raw = orjson.loads(data)
             return cls(
@@ -94,7 +94,7 @@ class BridgeRecord:
                 f"key {stream} of KV bucket {BRIDGES} is not a bridge's record",
                 said=repr(exc),
                 means="the bridge cannot know where to continue without it",
-                fix=f"nats kv get {BRIDGES} {stream}   # look at it; then: nats kv del {BRIDGES} {stream}",
+                fix=f"nats kv get {BRIDGES} {stream}   # inspect it; then: nats kv del {BRIDGES} {stream}",
             ) from exc
 
 

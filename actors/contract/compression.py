@@ -1,4 +1,4 @@
-"""zstd for message bodies, both ways, with a dictionary per table where there is one. No I/O.
+"""Compresses and decompresses message bodies with zstd, with a dictionary per table if there is one. No I/O.
 
 A body is one frame that states its content size: https://datatracker.ietf.org/doc/html/rfc8878. A dictionary's id contains a
 hash of its content, so a body can be read for as long as KV `dictionaries` holds that id.
@@ -18,16 +18,16 @@ LEVEL = 1
 """1 to 2 ms per megabyte; higher levels cost more than they save here."""
 ENCODING_HEADER, DICTIONARY_HEADER = "Content-Encoding", "Dictionary-Id"
 UNPACKED_BYTES_MAX = 256 * 1024 * 1024
-"""The largest body that readers unpack: a bridge makes none of more than a few megabytes."""
+"""The largest body that readers unpack; a bridge's bodies have at most a few megabytes."""
 
 
 def dictionary_id(token: str, dictionary: bytes) -> str:
-    """The key under which KV `dictionaries` holds this version of the dictionary permanently."""
+    """Return the key under which KV `dictionaries` holds this version of the dictionary permanently."""
     return dictionary_key(token, hashlib.sha256(dictionary).hexdigest()[:8])
 
 
 class Compressor:
-    """Compresses the bodies of one table. Not for two tasks at a time.
+    """Compresses the bodies of one table. For one task at a time.
 
     Raises ValueError when zstd cannot use `dictionary`.
     """
@@ -50,7 +50,7 @@ class Compressor:
 
 
 class Decompressors:
-    """Unpacks bodies with the dictionaries that their headers name. `add` whatever `missing` names before `unpack`."""
+    """Unpacks bodies with the dictionaries that their headers name. Before `unpack`, `add` the one that `missing` names."""
 
     def __init__(self, dictionaries: Mapping[str, bytes] | None = None, *, bytes_max: int = UNPACKED_BYTES_MAX) -> None:
         self._bytes_max = bytes_max
@@ -67,12 +67,12 @@ class Decompressors:
             raise MalformedMessage(f"dictionary {dictionary_id}: {exc}") from exc
 
     def missing(self, headers: Mapping[str, str]) -> str | None:
-        """The dictionary that a message needs and that was not added yet."""
+        """Return the id of the dictionary that a message needs and that was not added yet; None if there is none."""
         wanted = headers.get(DICTIONARY_HEADER, "")
         return None if wanted in self._by_id else wanted
 
     def unpack(self, headers: Mapping[str, str], body: bytes) -> bytes:
-        """The body as it was before compression. Raises MalformedMessage unless it is exactly one frame of a bounded size."""
+        """Return the body before compression. Raises MalformedMessage unless `body` is exactly one frame of a bounded size."""
         coding = headers.get(ENCODING_HEADER)
         if coding is None:
             return body
@@ -81,8 +81,8 @@ class Decompressors:
             raise MalformedMessage(f"a body in {coding}, dictionary {headers.get(DICTIONARY_HEADER)}: cannot be unpacked")
         try:
             size = zstandard.get_frame_parameters(body).content_size
-            if size > self._bytes_max:  # a frame that does not state its size has the largest one of all
-                raise MalformedMessage(f"a zstd frame of {size} bytes unpacked; the most that is taken is {self._bytes_max}")
+            if size > self._bytes_max:  # a frame without a stated size reports the largest integer
+                raise MalformedMessage(f"a zstd frame of {size} bytes unpacked; the limit is {self._bytes_max}")
             return decompressor.decompress(body, max_output_size=self._bytes_max, allow_extra_data=False)
         except zstandard.ZstdError as exc:
             raise MalformedMessage(f"not a zstd frame: {exc}") from exc

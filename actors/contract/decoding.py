@@ -35,7 +35,7 @@ from actors.errors import MalformedMessage
 from actors.values.json_values import json_converter, jsonb_converter
 
 _WRONG_SHAPE = (LookupError, TypeError, AttributeError, ValueError)
-"""What reading a field of a body raises when no bridge wrote it."""
+"""Errors of reading a field from a body that no bridge wrote."""
 
 _msgpack: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
 
@@ -65,7 +65,7 @@ def decode_events(body: bytes) -> list[Event]:
     """Read the events of one message of the CDC stream. The body must be unpacked (see `Decompressors`)."""
     decoded = decode_body(body)
     if type(decoded) is list:
-        return [decode_event(one) for one in decoded]
+        return [decode_event(event) for event in decoded]
     return [decode_event(decoded)]
 
 

@@ -1,7 +1,7 @@
-"""Row changes to messages: one map per event (contract, section 4), in MessagePack or JSON, compressed or not.
+"""Encodes row changes as messages: one map per event (contract, section 4), in MessagePack or JSON, compressed or not.
 
-An event is mostly the same bytes again: what a table's operation has in common is encoded once, what a transaction has in
-common once per transaction, and only place, id and row are encoded for each event. That halves the cost of an event.
+Most bytes of an event repeat: the fields that a table's operation shares are encoded once, those that a transaction shares once
+per transaction, and only seq, id and row per event. That halves the cost of an event.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from actors.wire.jetstream import OutMessage
 
 NO_NOTES = Notes()
 HEADER_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: 18446744073709551615\r\nNats-Msg-Id: \r\n\r\n")
-"""Of each message as sent, beside its id, body and own header lines: they count against max_payload."""
+"""Bytes of each message as sent besides its id, body and own header lines; they count against max_payload."""
 _out_message = partial(tuple.__new__, OutMessage)  # what OutMessage(...) does, in half of the time
 
 
 class _KindBytes(NamedTuple):
-    """What all events of one kind share, encoded."""
+    """The encoded parts that all events of one kind share."""
 
     subject: bytes
     id_suffix: bytes
     head: bytes
-    """The fields that they share."""
+    """The shared fields."""
 
 
 class EventEncoder(ABC):
-    """Encodes events for one stream. Holds the bytes that recent events share, nothing else; not for two tasks.
+    """Encodes events for one stream. Its only state is the bytes that recent events share; for one task.
 
-    `publish_prefix` goes before the subject on the wire, not in the body: the stream maps it away (contract, section 2).
-    The events of a table that has one of the `compressors`, by table token, are compressed as they are sent: `rows`, `single`
-    and `packed` return messages as sent and their size; `row` and `truncated` return one event that is not compressed yet.
+    `publish_prefix` precedes the subject on the wire, not in the body: the stream removes it (contract, section 2).
+    `compressors`, by table token, compress events as they are sent: `rows`, `single` and `packed` return messages as sent and
+    their size; `row` and `truncated` return one event that is not compressed yet.
     """
 
     def __init__(self, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None) -> None:
@@ -54,10 +54,10 @@ class EventEncoder(ABC):
         self._txn_fields = b""
 
     def rows(self, run: RowRun, first: int, stop: int, bytes_max: int, size_max: int) -> tuple[list[OutMessage], int]:
-        """Events of `run.rows[first:stop]`, none of them its transaction's last: messages as sent, and their size together.
+        """Encode `run.rows[first:stop]`, without their transaction's last event; return messages as sent and their total size.
 
-        Ends after the message that reaches `bytes_max`, and before an event that is larger than `size_max` alone; both are
-        held against the size before compression.
+        Stops after the message that reaches `bytes_max`, and before an event that is larger than `size_max`; both limits
+        apply to the size before compression.
         """
         known, head = self._shared(run.kind, run.txn)
         subject, id_head, id_suffix, event = known.subject, self._id_head, known.id_suffix, self._event
@@ -81,29 +81,29 @@ class EventEncoder(ABC):
         return made, total + HEADER_BYTES * len(made)
 
     def single(self, kind: EventKind, event: OutMessage) -> tuple[OutMessage, int]:
-        """One event as a message of its own: as sent, and its size."""
+        """Return one event as a message of its own, as sent, and its size."""
         compressor = self._compressors.get(kind.table.token)
         message = event if compressor is None else compressed(event, compressor)
         return message, sent_size(message)
 
     def packed(self, kind: EventKind, events: Sequence[OutMessage]) -> tuple[OutMessage, int]:
-        """Events of one kind as one message, with the id of the last: as sent, and its size."""
+        """Return events of one kind as one message with the id of the last, as sent, and its size."""
         return self.single(kind, events[-1]._replace(body=self.pack([event.body for event in events])))
 
     def row(self, change: RowChange, *, last: bool, omitted: tuple[str, ...] = ()) -> OutMessage:
-        """One row event; `last` when it is its transaction's last, `omitted` names columns that were left out."""
+        """Encode one row event; `last` marks its transaction's last event, `omitted` names columns that were left out."""
         kind, txn, seq, data, old, notes = change
         return self._message(kind, txn, seq, data, _extras(old, notes or NO_NOTES, omitted, last))
 
     def truncated(self, event: Truncated, *, last: bool) -> OutMessage:
-        """One table's TRUNCATE."""
+        """Encode one table's TRUNCATE."""
         extras: dict[str, object] = {"cascade": event.cascade, "restart_identity": event.restart_identity}
         if last:
             extras["last"] = True
         return self._message(event.kind, event.txn, event.seq, {}, extras)
 
     def schema(self, change: SchemaChange) -> OutMessage:
-        """A SCHEMA event: what KV `schemas` holds, with its place in the stream."""
+        """Encode a SCHEMA event: the value of KV `schemas` plus its place in the stream."""
         token, position = change.table.token, change.position
         msg_id = message_id(position, token, "schema")
         place = {"operation": "SCHEMA", "msg_id": msg_id, "lsn": position.lsn, "seq": position.seq}
@@ -111,7 +111,7 @@ class EventEncoder(ABC):
         return OutMessage(self._prefix + subject, msg_id.encode(), self.document(change.body | place))
 
     def gap(self, gap: Gap, *, last: bool = False) -> OutMessage:
-        """A gap event, on the one subject that says that changes are lost."""
+        """Encode a gap event, on the one subject for lost changes."""
         msg_id = message_id(gap.position, gap.token, "gap") if gap.token else gap_id(gap.position, gap.number)
         body: dict[str, object] = {
             "operation": "GAP",
@@ -128,42 +128,42 @@ class EventEncoder(ABC):
 
     @abstractmethod
     def document(self, body: Mapping[str, object]) -> bytes:
-        """Any map of plain values, as a schema or a record is published."""
+        """Encode any map of plain values, such as a schema or a snapshot's start."""
 
     @abstractmethod
     def read_document(self, body: bytes) -> object:
-        """What `document` made, or None when it is not in this encoding."""
+        """Decode what `document` returned; None when `body` is not in this encoding."""
 
     @abstractmethod
     def pack(self, bodies: list[bytes]) -> bytes:
-        """Several event bodies as one list."""
+        """Join several event bodies into one list."""
 
     @abstractmethod
     def join_rows(self, parts: Sequence[bytes], count: int) -> bytes:
-        """An array of `count` rows from parts of its inside (see `row_blocks`)."""
+        """Join parts of an array's inside (see `row_blocks`) into an array of `count` rows."""
 
     @abstractmethod
     def with_rows(self, fields: Mapping[str, object], parts: Sequence[bytes], count: int) -> bytes:
-        """A map with these fields and, as `data`, that array."""
+        """Encode a map with these fields and, as `data`, the array of `join_rows`."""
 
     @abstractmethod
     def value_size_bytes(self, value: object) -> int:
-        """How much one column's value adds to a body."""
+        """Return how many bytes one column's value adds to a body."""
 
     @abstractmethod
     def _fields(self, fields: Iterable[tuple[str, object]]) -> bytes: ...
 
     @abstractmethod
     def _head(self, fields: bytes) -> bytes:
-        """An event's beginning, up to where its `msg_id` is written; `fields` are those it shares with others."""
+        """Return an event's beginning, up to the value of `msg_id`; `fields` are the shared fields."""
 
     @abstractmethod
     def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
-        """A whole event that has nothing but what every event has."""
+        """Return a complete event with only the fields that every event has."""
 
     @abstractmethod
     def _with_extras(self, event: bytes, extras: Mapping[str, object]) -> bytes:
-        """An event with more fields at its end."""
+        """Return an event with more fields at its end."""
 
     def _message(
         self, kind: EventKind, txn: Transaction, seq: int, data: Mapping[str, object], extras: Mapping[str, object]
@@ -174,7 +174,7 @@ class EventEncoder(ABC):
         return OutMessage(known.subject, msg_id, self._with_extras(event, extras) if extras else event)
 
     def _shared(self, kind: EventKind, txn: Transaction) -> tuple[_KindBytes, bytes]:
-        """What an event shares with others of its kind, and its beginning, which it shares with those of its transaction."""
+        """Return the parts that an event shares with its kind, and the beginning that it also shares with its transaction."""
         known = self._kinds.get(kind) or self._remember(kind)
         if txn is not self._txn:
             self._begin(txn)
@@ -184,7 +184,7 @@ class EventEncoder(ABC):
         return known, head
 
     def _remember(self, kind: EventKind) -> _KindBytes:
-        # A kind lives as long as its table's shape: ten thousand shapes are more than any publication has at once.
+        # a kind lives as long as its table's shape; no publication has ten thousand shapes at once
         if len(self._kinds) >= 10_000:
             self._kinds.clear()
         table, operation = kind.table, kind.operation
@@ -319,12 +319,12 @@ class JsonEvents(EventEncoder):
 
 
 def sent_size(message: OutMessage) -> int:
-    """Bytes of a message as sent that count against max_payload."""
+    """Return the bytes of a message as sent that count against max_payload."""
     return len(message.body) + len(message.msg_id) + len(message.headers) + HEADER_BYTES
 
 
 def compressed(message: OutMessage, compressor: Compressor) -> OutMessage:
-    """The same message with its body compressed, where that makes it smaller."""
+    """Return the message with its body compressed, if that makes it smaller."""
     packed = compressor.compress(message.body)
     if len(packed) + len(compressor.header_lines) >= len(message.body):
         return message
@@ -334,10 +334,10 @@ def compressed(message: OutMessage, compressor: Compressor) -> OutMessage:
 def event_encoder(
     encoding: str, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None
 ) -> EventEncoder:
-    """The encoder for `msgpack` or `json`."""
+    """Return the encoder for `msgpack` or `json`."""
     return (JsonEvents if encoding == "json" else MsgpackEvents)(publish_prefix, compressors)
 
 
 def read_any_document(body: bytes) -> object:
-    """What an encoder's `document` made, in whichever encoding; None when it is neither."""
+    """Decode what an encoder's `document` returned, in either encoding; None when `body` is neither."""
     return MsgpackEvents().read_document(body) or JsonEvents().read_document(body)

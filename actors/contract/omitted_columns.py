@@ -1,4 +1,4 @@
-"""What an event leaves out when its row is larger than a message may be (contract, section 4: `omitted`)."""
+"""Leaves out columns when an event is too large for a message (contract, section 4: `omitted`)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from actors.wire.jetstream import OutMessage
 
 
 def without_largest_columns(change: RowChange, encoder: EventEncoder, *, last: bool, size_max: int) -> OutMessage | None:
-    """Encode a change without its largest columns, as few as let it fit into `size_max` bytes before compression.
+    """Encode a change without its largest columns, as few as make it fit into `size_max` bytes before compression.
 
-    None if what identifies the row is too large alone.
+    Return None if the columns that identify the row are too large alone.
     """
     protected = change.kind.table.protected
     sizes: dict[str, int] = {}

@@ -67,7 +67,7 @@ class Update(NamedTuple):
     row: Row
     omitted: Sequence[str]
     old: Row | None
-    """The old key if it changed, or the whole old row under REPLICA IDENTITY FULL."""
+    """The old key if it changed, or the complete old row under REPLICA IDENTITY FULL."""
     unchanged: Sequence[str]
 
 
@@ -175,7 +175,7 @@ class ArrayChunk(NamedTuple):
     chunk: int
     rows: list[list[Any]]
     encoding: str
-    """`msgpack` or `json`, the encoding of the bridge's events too."""
+    """`msgpack` or `json`, as for the bridge's events."""
 
 
 class SnapshotMeta(NamedTuple):

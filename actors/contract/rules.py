@@ -24,7 +24,7 @@ def position_of(event: Event) -> Position:
 
 
 def counts(event: Event, snapshot_lsn: int) -> bool:
-    """Whether a snapshot's copy needs the event: the snapshot contains everything that committed below `snapshot_lsn`."""
+    """Return whether a snapshot's copy needs the event: the snapshot contains all commits below `snapshot_lsn`."""
     return event.lsn >= snapshot_lsn
 
 
@@ -42,7 +42,7 @@ class Identity(NamedTuple):
     row: Row
     """The values of `columns` before the change."""
     whole: bool
-    """Whether there is no key, so that any one of the rows that are equal in all these columns is meant."""
+    """Whether there is no key, so that the change means any one of the rows that are equal in all these columns."""
 
 
 def identity_of(change: Update | Delete, pk: Sequence[str], column_count: int) -> Identity:
@@ -88,24 +88,24 @@ def apply_to(rows: MutableMapping[Hashable, Row], change: Change | Truncate, pk:
 def is_out_of_date(
     stream_seq: int, created: str, stream_info: Mapping[str, Any], *, message_id: str = "", found_id: str | None = None
 ) -> str:
-    """Why a copy that contains everything up to `stream_seq` of the stream created at `created` cannot continue; else empty.
+    """Return why a copy that contains everything up to `stream_seq` of the stream created at `created` cannot continue.
 
-    `stream_info` is JetStream's reply to STREAM.INFO asked with `{"deleted_details": true}`; without that, any deleted message
-    counts as one that the copy lacks. An empty `created` is any stream's. `message_id` is the Nats-Msg-Id that the message at
-    `stream_seq` had when the copy read it, `found_id` the one there now, None when there is no message; both matter only if
-    `message_id` is given.
+    Empty when the copy can continue. `stream_info` is JetStream's reply to STREAM.INFO asked with `{"deleted_details": true}`;
+    without that, any deleted message counts as one that the copy lacks. An empty `created` matches any stream. `message_id` is
+    the Nats-Msg-Id that the message at `stream_seq` had when the copy read it, `found_id` the one there now, None when there is
+    no message; both matter only if `message_id` is given.
     """
     read_last = LastMessage(stream_seq if message_id else 0, message_id)
     found = None if found_id is None else FoundMessage(found_id, "")
     return why_out_of_date(Place(stream_seq, created, read_last), StreamView.of(stream_info), found)
 
 
-def is_certain(held: Sequence[Column], told: Sequence[Column]) -> bool:
-    """Whether rows of shape `held` become rows of shape `told` without a look at the source: only if columns were dropped.
+def is_certain(held: Sequence[Column], announced: Sequence[Column]) -> bool:
+    """Return whether rows of shape `held` become rows of shape `announced` without the source: only if columns were dropped.
 
-    No event has the values that a new column, or a column of another type, has in old rows (a default may be gone again).
+    No event has the old rows' values of a new column, or of a column whose type changed (a default may be gone again).
     PostgreSQL never reorders columns: a column that moved is a different column under the same name.
     """
-    kept = {column.name for column in told}
-    same = [column[:2] for column in held if column.name in kept] == [column[:2] for column in told]
+    kept = {column.name for column in announced}
+    same = [column[:2] for column in held if column.name in kept] == [column[:2] for column in announced]
     return same and all(column.name in kept or not column.pk for column in held)

@@ -1,4 +1,4 @@
-"""What a snapshot says on INIT: start, chunks, meta or error (contract, section 5). No I/O."""
+"""Encodes a snapshot's messages on INIT: start, chunks, meta or error (contract, section 5). No I/O."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotHead:
-    """What all messages of one snapshot share."""
+    """The values that all messages of one snapshot share."""
 
     snapshot_id: str
     token: str
@@ -36,27 +36,27 @@ class SnapshotHead:
     data_types: tuple[str, ...]
     pk: frozenset[str]
     snapshot_lsn: Lsn
-    """Events with `lsn >= snapshot_lsn` are not in it, all others are."""
+    """The snapshot contains all events below this LSN and no others."""
     stream_seq: int
-    """Events after this sequence of the CDC stream must be looked at."""
+    """Readers must read the CDC stream's events after this sequence."""
     compressed: bool = False
     dictionary_id: str | None = None
     base_types: Mapping[str, str] = field(default_factory=dict)
 
 
 def new_snapshot_id(unix_s: float) -> str:
-    """`snap-{unix s}-{4 hex}`."""
+    """Make an id: `snap-{unix s}-{4 hex}`."""
     return f"snap-{int(unix_s)}-{secrets.token_hex(2)}"
 
 
 class SnapshotMessages:
-    """Writes the messages of one snapshot, in one encoding and format."""
+    """Makes the messages of one snapshot, in one encoding and format."""
 
     def __init__(self, head: SnapshotHead, encoder: EventEncoder, fmt: SnapshotFormat) -> None:
         self._head, self._encoder, self._format = head, encoder, fmt
 
     def start(self) -> list[Message]:
-        """The start, and with the array format what its rows are made of."""
+        """Make the start and, in the array format, the announcement of the columns."""
         head = self._head
         columns = [
             {"name": column.name, "type": words, "pk": column.name in head.pk} | base_type_field(head.base_types, column.name)
@@ -93,7 +93,7 @@ class SnapshotMessages:
         return messages
 
     def chunk(self, number: int, pieces: Sequence[Piece]) -> Message:
-        """One chunk, not compressed yet."""
+        """Make one chunk, not compressed yet."""
         head = self._head
         parts, rows = [piece.body for piece in pieces], sum(piece.rows for piece in pieces)
         headers = {MSG_ID_HEADER: f"{head.snapshot_id}-{number}", "Snapshot-Id": head.snapshot_id, "Chunk": str(number)}
@@ -118,7 +118,7 @@ class SnapshotMessages:
         return Message(subjects.init_chunk(head.token, head.snapshot_id, number), body, headers)
 
     def meta(self, batch_count: int, row_count: int) -> Message:
-        """The end: without it a snapshot does not count."""
+        """Make the meta: without it a snapshot does not count."""
         head = self._head
         body = {
             "snapshot_id": head.snapshot_id,
@@ -150,7 +150,7 @@ def error_message(
     snapshot_id: str | None = None,
     available_tables: Sequence[str] | None = None,
 ) -> Message:
-    """Why a snapshot ended without a meta, or did not begin."""
+    """Make the message that says why a snapshot ended without a meta, or did not begin."""
     body: dict[str, object] = {"table": table, "error_type": error_type, "error_message": error_message}
     body["timestamp"] = int(time.time())
     if snapshot_id is not None:

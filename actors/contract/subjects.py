@@ -1,6 +1,6 @@
 """The names that the bridge and its readers agree on in NATS: streams, subjects, buckets, keys (contract, sections 2 to 6).
 
-No other module spells one. `parse` reads what the functions write.
+No other module spells such a name. `parse` reads what the functions here write.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 CDC, INIT, REQUESTS = "CDC", "INIT", "REQUESTS"
-"""Streams: of the changes unless `--stream` says otherwise, of the snapshots, and of the requests for them."""
+"""Streams of changes (unless `--stream` says otherwise), of snapshots, and of requests for snapshots."""
 SCHEMAS, BRIDGES, DICTIONARIES = "schemas", "bridges", "dictionaries"
 """Key-value buckets."""
 BRIDGE_TOKEN = "_bridge"
-"""In the place of a table's token where no table is meant; tables' tokens never begin with `_`."""
+"""Stands for a table's token where no table is meant; tables' tokens never begin with `_`."""
 OPERATIONS = ("insert", "update", "delete", "truncate")
 
 # -- stream CDC
@@ -22,26 +22,26 @@ OPERATIONS = ("insert", "update", "delete", "truncate")
 CDC_ALL = "cdc.>"
 CDC_GAP = f"cdc.{BRIDGE_TOKEN}.gap"
 CDC_GAPS = f"cdc.{BRIDGE_TOKEN}.>"
-"""What a reader of some tables filters by too."""
+"""Pattern that readers of some tables must add to their filter."""
 
 
 def cdc_event(token: str, operation: str) -> str:
-    """A change of a table's rows."""
+    """Subject of a change of a table's rows."""
     return f"cdc.{token}.{operation}"
 
 
 def cdc_schema(token: str) -> str:
-    """A table's new shape."""
+    """Subject of a table's new shape."""
     return f"cdc.{token}.schema"
 
 
 def cdc_of_table(token: str) -> str:
-    """Pattern of everything on one table."""
+    """Pattern of all events of one table."""
     return f"cdc.{token}.>"
 
 
 def publish_prefix(stream: str) -> str:
-    """What a bridge puts before each subject on the wire; a stream other than CDC maps it away before it stores."""
+    """Prefix of each subject on the wire; a stream other than CDC removes it before storing."""
     return "" if stream == CDC else f"_{stream}."
 
 
@@ -49,42 +49,42 @@ def publish_prefix(stream: str) -> str:
 
 INIT_ALL = "init.>"
 ARRAY_ALL = ("snapshot.init.>", "snapshot.data.>")
-"""Patterns that INIT takes as well with the array format."""
+"""Patterns that INIT also takes with the array format."""
 INIT_STARTS = "init.start.*"
 
 
 def init_start(token: str) -> str:
-    """A snapshot begins."""
+    """Subject of a snapshot's start."""
     return f"init.start.{token}"
 
 
 def init_chunk(token: str, snapshot_id: str, number: int) -> str:
-    """Rows of a snapshot."""
+    """Subject of a chunk of a snapshot's rows."""
     return f"init.snap.{token}.{snapshot_id}.{number}"
 
 
 def init_meta(token: str) -> str:
-    """A snapshot is complete."""
+    """Subject of the end of a complete snapshot."""
     return f"init.meta.{token}"
 
 
 def init_error(token: str) -> str:
-    """A snapshot failed, or cannot be taken."""
+    """Subject of the error of a snapshot that failed or cannot be taken."""
     return f"init.error.{token}"
 
 
 def init_schema(token: str) -> str:
-    """A table's new shape, also for readers of INIT alone."""
+    """Subject of a table's new shape for readers of INIT alone."""
     return f"init.schema.{token}"
 
 
 def array_start(token: str) -> str:
-    """A snapshot in the array format announces its columns."""
+    """Subject of the columns of a snapshot in the array format."""
     return f"snapshot.init.{token}"
 
 
 def array_chunk(token: str) -> str:
-    """Rows of a snapshot in the array format."""
+    """Subject of a chunk of rows in the array format."""
     return f"snapshot.data.{token}"
 
 
@@ -99,7 +99,7 @@ def arrays_of_table(token: str) -> tuple[str, ...]:
 
 
 def init_of_table(token: str) -> tuple[str, ...]:
-    """Patterns of everything on one table, in whichever format."""
+    """Patterns of all messages of one table in INIT, in either format."""
     return f"init.*.{token}", f"init.snap.{token}.>", f"snapshot.*.{token}"
 
 
@@ -109,7 +109,7 @@ REQUEST_ALL = "snapshot.request.>"
 
 
 def request(token: str) -> str:
-    """Ask for a snapshot of a table."""
+    """Subject of a request for a table's snapshot."""
     return f"snapshot.request.{token}"
 
 
@@ -137,12 +137,12 @@ def schema_key(token: str) -> str:
 
 
 def dictionary_key(token: str, digest: str = "") -> str:
-    """A table's key in bucket `dictionaries`: its newest dictionary's, or with `digest` that of one dictionary."""
+    """A table's key in bucket `dictionaries`: of the newest dictionary, or with `digest` of one version."""
     return f"{token}_dict.{digest}" if digest else f"{token}_dict"
 
 
 def dictionaries_of_table(token: str) -> tuple[str, ...]:
-    """Patterns of the subjects under which bucket `dictionaries` has a table's."""
+    """Patterns of the subjects of a table's keys in bucket `dictionaries`."""
     newest = bucket_key(DICTIONARIES, dictionary_key(token))
     return newest, f"{newest}.>"
 
@@ -157,17 +157,17 @@ Kind = Literal[
 
 
 class Subject(NamedTuple):
-    """What a subject says."""
+    """The parts of a subject."""
 
     kind: Kind
     token: str
-    """A table's; of a request whatever was asked for, of a key the key."""
+    """A table's token; for a request the requested text, for a key the key."""
     operation: str = ""
-    """Of an event."""
+    """For an event."""
     snapshot_id: str = ""
     chunk: int = 0
     bucket: str = ""
-    """Of a key."""
+    """For a key."""
 
 
 _INIT_KINDS: dict[str, Kind] = {"start": "start", "meta": "meta", "error": "error", "schema": "init schema"}
@@ -175,7 +175,7 @@ _ARRAY_KINDS: dict[str, Kind] = {"init": "array start", "data": "array chunk"}
 
 
 def parse(subject: str) -> Subject | None:
-    """Read any subject; None for one that no function here writes."""
+    """Read any subject; return None if no function here writes it."""
     found: Subject | None = None
     match subject.split("."):
         case ["cdc", token, "gap"] if token == BRIDGE_TOKEN:
@@ -198,7 +198,7 @@ def parse(subject: str) -> Subject | None:
 
 
 def _is_number(text: str) -> bool:
-    """A chunk's number as `init_chunk` writes one: `07` would not be written back alike."""
+    """Return whether `init_chunk` writes this number: never `07`."""
     return re.fullmatch("0|[1-9][0-9]{0,17}", text) is not None
 
 
@@ -206,23 +206,23 @@ def _is_number(text: str) -> bool:
 
 
 def cdc_subjects(token: str) -> tuple[str, ...]:
-    """Every subject that stream CDC must take for a table, and the gaps'."""
+    """All subjects that stream CDC must take for a table, and the subject of gaps."""
     return *(cdc_event(token, operation) for operation in OPERATIONS), cdc_schema(token), CDC_GAP
 
 
 def init_subjects(token: str) -> tuple[str, ...]:
-    """Every subject that stream INIT must take for a table."""
+    """All subjects that stream INIT must take for a table."""
     return init_start(token), init_chunk(token, "snap-1-a", 0), init_meta(token), init_error(token), init_schema(token)
 
 
 def covers(patterns: Iterable[str], subjects: Iterable[str]) -> bool:
-    """Whether each of the subjects matches one of the patterns."""
+    """Return whether each of the subjects matches one of the patterns."""
     taken = list(patterns)
     return all(any(matches(pattern, subject) for pattern in taken) for subject in subjects)
 
 
 def matches(pattern: str, subject: str) -> bool:
-    """NATS's rule: `*` stands for one token, `>` for all that follow, one at least."""
+    """Match by NATS's rule: `*` stands for one token, `>` for one or more tokens at the end."""
     wanted, found = pattern.split("."), subject.split(".")
     for i, token in enumerate(wanted):
         if token == ">":

@@ -1,4 +1,4 @@
-"""A table's schema as KV `schemas` and SCHEMA events show it (contract, section 6)."""
+"""Describes a table's schema for KV `schemas` and SCHEMA events (contract, section 6)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from actors.wire.pgoutput import Relation
 
 
 class CatalogColumn(NamedTuple):
-    """A column as pg_attribute has it now."""
+    """A column as pg_attribute describes it now."""
 
     name: str
     type_oid: int
@@ -31,29 +31,29 @@ class CatalogColumn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What the catalog adds to a Relation message."""
+    """The catalog's additions to a Relation message."""
 
     types: Mapping[int, TypeInfo]
-    """The types that are not PostgreSQL's own, by OID."""
+    """Types that are not built in, by OID."""
     data_types: tuple[str, ...]
     """Each column's type in words, as format_type prints it."""
     catalog: tuple[CatalogColumn, ...]
-    """The table's columns now. They describe the relation only if names and types are the same (see `matching_catalog`)."""
+    """The table's present columns. They describe the relation only if names and types match (see `matching_catalog`)."""
     base_types: Mapping[str, str] = field(default_factory=dict)
-    """By column: what its domain, or the array of a domain, is made of, in words."""
+    """By column: the type under its domain, or under an array of a domain, in words."""
 
 
 def schema_id(relation: Relation) -> int:
-    """32 bits that distinguish one shape of a table from another, and from another table that has taken its name."""
+    """Hash a table's shape and OID to 32 bits: another shape, or another table of the same name, has another id."""
     shape = [(c.name.encode("utf-8", "surrogateescape").hex(), c.type_oid, c.typmod) for c in relation.columns]
     return int.from_bytes(hashlib.sha256(orjson.dumps([relation.oid, shape])).digest()[:4], "big")
 
 
 def matching_catalog(relation: Relation, catalog: Sequence[CatalogColumn]) -> dict[str, CatalogColumn] | None:
-    """The catalog's columns by name if they are those of the relation, else None.
+    """Return the catalog's columns by name if they match the relation's, else None.
 
-    Rows are decoded with the catalog of their time; the catalog that a query reads may be later. Published columns may be a
-    part of the table's, so the catalog may have more.
+    PostgreSQL decodes rows with the catalog of their time, but a query may read a later catalog. The catalog may have more
+    columns, since a publication may have only some.
     """
     by_name = {c.name: c for c in catalog}
     for column in relation.columns:
@@ -64,12 +64,12 @@ def matching_catalog(relation: Relation, catalog: Sequence[CatalogColumn]) -> di
 
 
 def base_type_field(base_types: Mapping[str, str], column: str) -> dict[str, object]:
-    """What a column's description has beside its type, if anything."""
+    """Return the `base_type` field of a column's description, if it has one."""
     return {"base_type": base_types[column]} if column in base_types else {}
 
 
 def describe_table(relation: Relation, description: Description) -> SchemaChange:
-    """The table in this shape and the body for KV `schemas`, at no position yet."""
+    """Return the table in this shape with the body for KV `schemas`, without a position yet."""
     catalog = matching_catalog(relation, description.catalog)
     key = tuple(c.name for c in relation.columns if c.is_key)
     pk = frozenset(name for name, c in catalog.items() if c.is_pk) if catalog else frozenset()

@@ -1,4 +1,4 @@
-"""One NATS token per table, the same in subjects, KV keys, message ids and file names (contract, section 3)."""
+"""Table tokens: one NATS token per table, the same in subjects, KV keys, message ids and file names (contract, section 3)."""
 
 import re
 
@@ -7,13 +7,13 @@ _ESCAPED = re.compile(r"=([0-9A-F]{2})")
 
 
 def _escape(name: str) -> str:
-    # surrogateescape: a name that is not UTF-8 (SQL_ASCII databases) still has bytes, and so a token
+    # surrogateescape: a name that is not UTF-8 (SQL_ASCII databases) gets a token too
     raw = name.encode("utf-8", "surrogateescape")
     return _ILLEGAL.sub(lambda m: b"=%02X" % m.group()[0], raw).decode("ascii")
 
 
 def table_token(schema: str, table: str) -> str:
-    """The token of a table: `users` for public.users, `sales/Order=20Lines` for sales."Order Lines".
+    """Return the token of a table: `users` for public.users, `sales/Order=20Lines` for sales."Order Lines".
 
     Injective, and legal in a subject and as a KV key. Tokens that begin with `_` belong to the bridge itself.
     """
@@ -22,7 +22,7 @@ def table_token(schema: str, table: str) -> str:
 
 
 def split_token(token: str) -> tuple[str, str]:
-    """The (schema, table) of a token. Raises ValueError for what `table_token` cannot have made."""
+    """Return the (schema, table) of a token. Raises ValueError for text that `table_token` never returns."""
     schema, slash, table = token.rpartition("/")
 
     def unescape(part: str) -> str:
@@ -36,7 +36,7 @@ def split_token(token: str) -> tuple[str, str]:
 
 
 def as_token(text: str) -> str:
-    """A token as it is; of anything else, the token of the table of that name: `sales.orders` is public."sales.orders"."""
+    """Return a token as it is, and for other text the token of the public table of that name: `sales.orders` is a name."""
     try:
         split_token(text)
     except ValueError:

@@ -182,8 +182,8 @@ def _converter(sample: TableSample, encoding: Encoding) -> Callable[[Row], tuple
             if text is None:
                 data[name] = None
                 continue
-            data[name], stayed = value(text)
-            if stayed:
+            data[name], kept_as_text = value(text)
+            if kept_as_text:
                 raw = (*raw, name)
         return data, Notes((), raw) if raw else None
 

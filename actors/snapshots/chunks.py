@@ -1,4 +1,4 @@
-"""Pieces of a table gathered into chunks of the size that a message may have. No I/O."""
+"""Gathers pieces of a table into chunks that fit into a message. No I/O."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from actors.contract.snapshot_encoder import Message
 from actors.values.row_blocks import Piece
 
 ROWS_MAX = 10_000
-"""Rows of a chunk at most."""
+"""Rows that one chunk may hold."""
 
 
 class ChunkCutter:
     """Gathers pieces until a chunk is full. No I/O.
 
-    `size` tells the bytes that a chunk of these pieces would have as sent; `bytes_max` is what it may have. With compression a
-    chunk holds more: as much as the last one shows to fit, and never more than `gather_bytes_max` before it is compressed.
+    A chunk as sent has at most `bytes_max` bytes. With compression a chunk gathers more: as much as the previous chunk's ratio
+    suggests, and never more than `gather_bytes_max` before compression.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class ChunkCutter:
         self.chunks = self.rows = 0
 
     def add(self, piece: Piece) -> list[Message]:
-        """Take one piece; returns the chunks that are full now. Raises RowTooLarge."""
+        """Add one piece; return the chunks that are full now. Raises RowTooLarge."""
         size = len(piece.body) + 1 + _RAW_BYTES * len(piece.raw)
         if piece.rows > 1 and (self._rows + piece.rows > ROWS_MAX or self._bytes + size > self._target):
             fits_alone = size <= self._target and self._bytes > self._target * 0.9 and piece.rows <= ROWS_MAX
             if not fits_alone:
-                return [message for one in self._split(piece) for message in self.add(one)]
+                return [message for row in self._split(piece) for message in self.add(row)]
         made: list[Message] = []
         if self._pieces and (self._rows + piece.rows > ROWS_MAX or self._bytes + size > self._target):
             made = self._cut()
@@ -51,7 +51,7 @@ class ChunkCutter:
         return made
 
     def finish(self) -> list[Message]:
-        """The rest."""
+        """Return the rest as chunks."""
         return self._cut() if self._pieces else []
 
     def _cut(self) -> list[Message]:
@@ -64,12 +64,12 @@ class ChunkCutter:
             return self._halved(pieces)
         self.chunks += 1
         self.rows += sum(piece.rows for piece in pieces)
-        # what the next one may gather, if it is compressed as well as this one was
+        # what the next chunk may gather if it compresses as well as this one
         self._target = max(self._limit, min(self._gather_max, int(before * self._bytes_max / size * 0.9)))
         return [message]
 
     def _halved(self, pieces: list[Piece]) -> list[Message]:
-        """Too large after all: in two parts, down to a single row."""
+        """Cut a chunk that is too large into two parts, down to single rows."""
         self._target = self._limit
         if len(pieces) == 1:
             if pieces[0].rows == 1:
@@ -86,23 +86,23 @@ class ChunkCutter:
 
 
 class RowTooLarge(ValueError):
-    """One row alone does not fit into a message."""
+    """A single row is too large for a message."""
 
     def __init__(self, size_bytes: int, bytes_max: int) -> None:
-        super().__init__(f"a row of {size_bytes:,} bytes is larger than a message may be ({bytes_max:,} bytes)")
+        super().__init__(f"a row of {size_bytes:,} bytes is too large for a message (limit {bytes_max:,} bytes)")
 
 
 _RAW_BYTES = 80
-"""What naming one raw value takes: a row number and a column's name."""
+"""For naming one raw value: a row number and a column name."""
 _RESERVE_BYTES = 64
 """For numbers that grow: chunk, array head, digits in headers."""
 
 
 def _size(message: Message) -> int:
-    """Headers and body: what counts against max_payload."""
+    """Return the bytes of headers and body, which count against max_payload."""
     return len(message.body) + headers_size(message.headers)
 
 
 def headers_size(headers: Mapping[str, str]) -> int:
-    """Bytes of a header block on the wire."""
+    """Return the bytes of a header block on the wire."""
     return len("NATS/1.0\r\n\r\n") + sum(len(name) + len(value) + 4 for name, value in headers.items())

@@ -1,4 +1,4 @@
-"""How a snapshot fails: the kinds and words of `init.error`, and what is worth another attempt."""
+"""How a snapshot fails: the kinds and words of `init.error`, and the failures that deserve another attempt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from actors.snapshots.chunks import RowTooLarge
 
 
 class SnapshotFailed(Exception):
-    """This snapshot ends here: `kind` and words for init.error."""
+    """The failure of one snapshot, with `kind` and words for init.error."""
 
     def __init__(self, kind: str, words: str) -> None:
         super().__init__(words)
@@ -15,11 +15,11 @@ class SnapshotFailed(Exception):
 
 
 class NoWatermark(Exception):
-    """No LSN divides what the snapshot sees: another one must be taken."""
+    """No LSN divides what the PostgreSQL snapshot sees from the rest: take another snapshot."""
 
 
 class TableChanged(Exception):
-    """The table, or what is published of it, is not what it was when the publication was read: it must be read again."""
+    """The table, or what is published of it, has changed since the publication was read: read the publication again."""
 
 
 def failure_of(exc: Exception) -> SnapshotFailed:
@@ -34,5 +34,5 @@ def failure_of(exc: Exception) -> SnapshotFailed:
             "row_too_large", f"{exc}; raise max_payload of nats-server and max_msg_size of stream INIT, or --zstd"
         )
     if isinstance(exc, UnicodeDecodeError):
-        return SnapshotFailed("unreadable_value", f"a text is no UTF-8: {exc}")
+        return SnapshotFailed("unreadable_value", f"a text is not UTF-8: {exc}")
     return SnapshotFailed("nats_error", str(exc))

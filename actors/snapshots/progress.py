@@ -1,4 +1,4 @@
-"""What people see of snapshots: which tables wait, which one is being taken, and how the last ones ended."""
+"""What users see of snapshots: which tables wait, which snapshot is running, and how the last snapshots ended."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ REMEMBERED_MAX = 200
 
 
 class SnapshotBoard:
-    """Writes all that telemetry has of snapshots. The snapshotter owns it."""
+    """Writes all snapshot fields of telemetry. Owned by the snapshotter."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
 
     def waiting(self, tokens: Sequence[str]) -> None:
-        """Show the tables that wait, the next one first."""
+        """Show the tables that wait, the next table first."""
         snapshots = self._telemetry.snapshots
         self._telemetry.snapshot_requests_waiting = len(tokens)
         for token in [t for t, progress in snapshots.items() if progress.state == "waiting"]:
@@ -33,12 +33,12 @@ class SnapshotBoard:
         return progress
 
     def begins(self, progress: SnapshotProgress, snapshot_id: str, rows_expected: int) -> None:
-        """Show that a snapshot's rows begin; an earlier attempt's do not count."""
+        """Show that a snapshot's rows begin; the rows of an earlier attempt do not count."""
         progress.snapshot_id, progress.rows_expected = snapshot_id, rows_expected
         progress.rows = progress.chunks = progress.bytes = 0
 
     def sent(self, progress: SnapshotProgress, *, chunks: int, rows: int, new_bytes: int) -> None:
-        """Show how many chunks and rows of a snapshot have been sent, and count what is new."""
+        """Show how many chunks and rows of a snapshot were sent, and count the new ones."""
         self._telemetry.snapshot_bytes += new_bytes
         self._telemetry.snapshot_rows += rows - progress.rows
         progress.bytes += new_bytes

@@ -1,4 +1,4 @@
-"""Requests for snapshots: kept by the stream REQUESTS while no bridge runs, heard at once while one does."""
+"""Requests for snapshots: received at once while a bridge runs, kept by the stream REQUESTS while none does."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from actors.wire.nats import Msg
 log = get_logger("snapshotter")
 
 WAITING_MAX = 10_000
-"""Distinct tables: as many as the stream keeps. Beyond it a request is heard when the stream is read again."""
+"""Distinct tables, as many as the stream keeps. Further requests are found when the stream is read again."""
 READ_AGAIN_S = 30.0
 _TOKEN_MAX = 600
 
 
 class SnapshotRequests:
-    """Table tokens that were asked for, each once, in the order of asking.
+    """Requested table tokens, each once, in the order of the requests.
 
-    `known` are the tables that are published: a flood of other words neither keeps them out nor grows memory.
+    `known` are the published tables: a flood of other tokens neither keeps them out nor fills memory.
     """
 
     def __init__(self, js: JetStream, known: Collection[str], *, kept: bool) -> None:
@@ -34,22 +34,22 @@ class SnapshotRequests:
 
     @property
     def waiting(self) -> tuple[str, ...]:
-        """What is to be served, the next one first."""
+        """The tokens to serve, the next first."""
         return tuple(self._waiting)
 
     async def listen(self) -> None:
-        """Begin to hear requests, and take up those that were made before. Raises SinkUnavailable."""
+        """Subscribe to requests, and add the requests made before. Raises SinkUnavailable."""
         await self._js.connection.subscribe(REQUEST_ALL, self._on_message)
         await self._read_stream()
 
     def add(self, token: str) -> None:
-        """Add a request; a second one for the same table is the same."""
+        """Add a request; a second request for a waiting table changes nothing."""
         if 0 < len(token) <= _TOKEN_MAX and (len(self._waiting) < WAITING_MAX or token in self.known):
             self._waiting.setdefault(token)
             self._news.set()
 
     async def wait(self) -> None:
-        """Wait until there is a request. The stream is read again from time to time: a message may have been missed."""
+        """Wait until there is a request. Read the stream again every 30 s, since a message may have been missed."""
         while not self._waiting:
             self._news = trio.Event()
             with trio.move_on_after(READ_AGAIN_S):
@@ -58,7 +58,7 @@ class SnapshotRequests:
                 await self._read_stream()
 
     def leave(self, token: str) -> None:
-        """Remove a request that another bridge answers, or that is being served: one that comes after this is new."""
+        """Remove a request that is being served or that another bridge answers; a later request is a new one."""
         self._waiting.pop(token, None)
 
     async def answered(self, token: str) -> None:
@@ -67,7 +67,7 @@ class SnapshotRequests:
             try:
                 await self._js.purge(REQUESTS, request(token))
             except (JetStreamError, SinkRefused) as exc:
-                log.warning("a request cannot be deleted; it is served again at the next start", table=token, said=exc.said)
+                log.warning("cannot delete a request; it is served again at the next start", table=token, said=exc.said)
 
     def _on_message(self, message: Msg) -> None:
         self._add_subject(message.subject.decode("utf-8", "replace"))

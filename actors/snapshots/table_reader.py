@@ -1,4 +1,4 @@
-"""A whole table as of its watermark: the description, and its rows a block at a time. On connections of its own."""
+"""Reads a table as of its watermark: its description, and its rows block by block. On connections of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOCK_TIMEOUT_S = 30.0
 BLOCK_ROWS_MAX = 300
 BLOCKS_A_CHUNK = 10
 WIDE_BLOCK_BYTES = 8 * 1024 * 1024
-"""Of a table with wide rows so much is held at a time, if each row is as large as a message may be."""
+"""Memory for one block of a table with wide rows, if each row is as large as a message may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class OpenTable:
     description: Description
     watermark: Watermark
     rows_expected: int
-    """By PostgreSQL's statistics."""
+    """From PostgreSQL's statistics."""
     _select: str
     _block_rows: int
 
@@ -50,7 +50,7 @@ class OpenTable:
         return frozenset(name for name, column in catalog.items() if column.is_pk)
 
     def blocks(self) -> AsyncGenerator[pq.abc.PGresult]:
-        """The rows, in libpq's results of some rows each. Raises PostgresError or SourceUnavailable."""
+        """Yield the rows as libpq results of some rows each. Raises PostgresError or SourceUnavailable."""
         return self.connection.blocks(self._select, self._block_rows)
 
 
@@ -58,16 +58,16 @@ class OpenTable:
 async def open_table(
     config: PostgresConfig, publication: str, published: PublishedTable, *, payload_max: int
 ) -> AsyncGenerator[OpenTable]:
-    """Lock a table against changes of its shape, take the watermark and open it for reading; nothing is left afterwards.
+    """Lock a table against changes of its shape, take the watermark and open the table for reading; clean up afterwards.
 
-    The order matters: a rewriting ALTER TABLE between the watermark and the lock would show an empty table, and a description
-    that is older than the snapshot another table. Raises TableChanged when `published` is such a one, PostgresError when the
-    role may not read the table or it is gone, SourceUnavailable when PostgreSQL is away or someone else holds the table.
+    The order matters: after a rewriting ALTER TABLE between watermark and lock the table would look empty, and a description
+    older than the snapshot could describe another shape. Raises TableChanged when `published` is outdated, PostgresError when
+    the role may not read the table or the table is gone, SourceUnavailable when PostgreSQL is away or the lock is not granted.
     """
     connection = await PgConnection.connect(config, application_name="walbridge snapshot")
     finished = False
     try:
-        # libpq's buffer keeps the size of the largest message it met, and a larger one makes fewer, larger reads
+        # libpq's buffer keeps the size of the largest message so far; a larger buffer makes fewer, larger reads
         await connection.query("SELECT repeat('x', 1000000)")
         await connection.query(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off;"
@@ -79,7 +79,7 @@ async def open_table(
             raise TableChanged
         relation = published_relation(published, await describe_columns(connection, published.relation_oid))
         if not relation.columns:
-            raise PostgresError("42P01", f"table {published.schema}.{published.name} was dropped or made anew")
+            raise PostgresError("42P01", f"table {published.schema}.{published.name} was dropped or created again")
         description = await describe_relation(connection, relation)
         ((expected, size),) = await connection.query(
             "SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint, coalesce(sum(relpages), 0)::bigint * 8192 FROM pg_class"
@@ -98,5 +98,5 @@ async def open_table(
     finally:
         if finished:
             connection.close()
-        else:  # a query may still run: the server must not go on with it
+        else:  # a query may still run: stop it on the server
             await connection.abandon()

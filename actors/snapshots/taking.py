@@ -1,4 +1,4 @@
-"""One snapshot of one table: watermark, start, chunks, meta (contract, section 5)."""
+"""Takes one snapshot of one table: watermark, start, chunks, meta (contract, section 5)."""
 
 from __future__ import annotations
 
@@ -36,37 +36,37 @@ from actors.wire.jetstream import MSG_ID_HEADER
 log = get_logger("snapshotter")
 
 GATHER_BYTES_MAX = 8 * 1024 * 1024
-"""What a chunk may hold before it is compressed."""
+"""Bytes that a chunk may hold before compression."""
 STEP_ASIDE_S = 0.001
-"""How long a snapshot rests between two blocks while events are on their way: it must not be felt in their latency."""
+"""Pause between two blocks while events are under way, so that a snapshot does not add to their latency."""
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSetup:
-    """What snapshots of this bridge are made with."""
+    """What all snapshots of one run share."""
 
     config: Config
     stream: StreamSetup
     encoder: EventEncoder
-    """One of its own: an encoder is not for two tasks."""
+    """The snapshotter's own: two tasks cannot share an encoder."""
     transactions: TransactionLog
     compressors: Mapping[str, Compressor]
-    """By table token, with its dictionary; for the others there is one without."""
+    """By table token, for tables with a dictionary; other tables get a compressor without one."""
     events_underway: Callable[[], bool]
-    """Whether events are between PostgreSQL and JetStream's acknowledgement: they go first."""
+    """Returns whether events are between PostgreSQL and JetStream's acknowledgement: events go first."""
 
 
 class SnapshotTaker:
-    """Takes snapshots, one after the other, on PostgreSQL connections that end with each."""
+    """Takes snapshots, one after another, each on PostgreSQL connections of its own."""
 
     def __init__(self, setup: SnapshotSetup, js: JetStream, requests: SnapshotRequests, board: SnapshotBoard) -> None:
         self._setup, self._js, self._requests, self._board = setup, js, requests, board
 
     async def take(self, token: str, published: PublishedTable, progress: SnapshotProgress) -> None:
-        """Take a snapshot and publish it whole.
+        """Take a snapshot and publish it completely.
 
-        Raises NoWatermark or TableChanged when another attempt may do, SourceUnavailable when PostgreSQL is away,
-        SinkUnavailable when NATS is, and what `failure_of` has words for when this snapshot cannot be taken.
+        Raises NoWatermark or TableChanged when another attempt may succeed, SourceUnavailable when PostgreSQL is away,
+        SinkUnavailable when NATS is away, and errors that `failure_of` describes when this snapshot cannot be taken.
         """
         config, js, stream = self._setup.config, self._js, self._setup.stream
         info = await js.stream_info(stream.stream)
@@ -75,7 +75,7 @@ class SnapshotTaker:
         async with open_table(config.postgres, publication, published, payload_max=payload_max) as table:
             lsn = await wait_for_lsn(table.watermark, self._setup.transactions)
             if table.watermark.lsn is None:
-                log.info("watermark found without a slot: transactions that write hold it up", snapshot_lsn=format_lsn(lsn))
+                log.info("watermark found without a slot: writing transactions delay slots", snapshot_lsn=format_lsn(lsn))
                 stream_seq = min(stream_seq, await self._seq_before(lsn))
             compressor = self._compressor(token)
             head = SnapshotHead(
@@ -86,13 +86,13 @@ class SnapshotTaker:
             self._requests.leave(token)
             messages = SnapshotMessages(head, self._setup.encoder, config.snapshots.format)
             starts = [await js.publish(m.subject, m.body, m.headers or None) for m in messages.start()]
-            # only now: a bridge that is killed in between finds the request again, or else the start without an end
+            # only now: a bridge killed in between finds the request again, or a start without an end
             await self._requests.answered(token)
             log.info("snapshot begins", table=token, snapshot_id=head.snapshot_id, snapshot_lsn=format_lsn(lsn))
             await self._send_rows(table, messages, compressor, progress)
         if await js.get_message(INIT, seq=starts[0]) is None:
             raise SnapshotFailed(
-                "start_lost", "stream INIT has dropped the start of this snapshot: it is larger than the stream may be; "
+                "start_lost", "stream INIT has dropped the start of this snapshot: the snapshot exceeds the stream's limit; "
                 "nats stream edit INIT --max-bytes=... "
             )  # fmt: skip
         meta = messages.meta(progress.chunks, progress.rows)

@@ -1,4 +1,4 @@
-"""Which transactions the replication stream has brought, for a snapshot that knows xids only. No I/O."""
+"""Transactions that the replication stream has brought, for a snapshot that knows only xids. No I/O."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ REMEMBERED_MAX = 100_000
 class TransactionLog:
     """The newest transactions of the replication stream, in commit order.
 
-    The decoder writes it, a snapshot's watermark reads it. It lives as long as the process: a run of the pipeline that follows
-    a fault goes on where the stream begins again. Holds at least the last 100,000 transactions, in 2.4 MB at most.
+    Written by the decoder, read by a snapshot's watermark. Lives as long as the process: after a fault the next run continues
+    it from where the stream restarts. Holds at least the last 100,000 transactions, in at most 2.4 MB.
     """
 
     def __init__(self) -> None:
         self.reached = AsyncValue(NO_LSN)
-        """Every commit below has been added. Set once per block, so that the hot path pays nothing."""
+        """Every commit below has been added. Set once per block, to spare the hot path."""
         self._lsns, self._xids = array("Q"), array("I")
 
     def restart(self) -> None:
-        """Note that the stream begins again: transactions that were added before may come a second time."""
+        """Note that the stream restarts: transactions that were added before may come a second time."""
         self.reached.value = NO_LSN
 
     def add(self, commit_lsn: Lsn, xid: int) -> None:
-        """Add the next transaction; after a restart of the stream it replaces those from `commit_lsn` on."""
+        """Add the next transaction; after a restart of the stream this replaces the transactions from `commit_lsn` on."""
         lsns = self._lsns
         while lsns and lsns[-1] >= commit_lsn:
             lsns.pop()

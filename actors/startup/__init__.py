@@ -1,1 +1,1 @@
-"""What happens before the pipeline runs: both sides are checked, the starting position is decided."""
+"""The steps before the pipeline runs: check both sides, decide the starting position."""

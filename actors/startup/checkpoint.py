@@ -1,8 +1,8 @@
-"""Where to go on: the stream's tail is the checkpoint, KV `bridges` and the slot are its witnesses.
+"""Decides where to resume: the stream's tail is the checkpoint, KV `bridges` and the slot are its witnesses.
 
-Everything here decides from values already read; nothing is read or written. What PostgreSQL and NATS do in each of these
-cases was measured: a slot starts again at its confirmed LSN however low the asked one; an LSN above is honoured; after a
-failover LSNs run backwards from the switch point.
+Everything here decides from values already read, without I/O. What PostgreSQL does was measured: a slot starts at its
+confirmed LSN even if a lower LSN is requested; a higher LSN is honoured; after a failover LSNs restart lower, at the switch
+point.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from actors.positions import GAP_RANK, NO_LSN, ROW_RANK, START, Lsn, Position, f
 
 @dataclass(frozen=True, slots=True)
 class StreamTail:
-    """The CDC stream's end."""
+    """The end of the CDC stream."""
 
     stream: str
     last_seq: int
     """0 for a stream that never held a message."""
     msg_id: str | None
-    """Of the last message that is there; None when all have expired or there never was one."""
+    """Id of the last message still stored; None when all have expired or there never was one."""
     foreign: bool = False
-    """The last message is there and has no id."""
+    """The last message has no id."""
     deleted: int = 0
-    """How many sequences up to `last_seq` have no message any more."""
+    """How many sequences up to `last_seq` no longer have a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """PostgreSQL's side."""
+    """The state of PostgreSQL and the slot."""
 
     slot: str
     system_id: str
@@ -46,12 +46,12 @@ class Source:
     lost: str = ""
     """Why the slot can no longer be read; empty when it can."""
     read_before: bool = False
-    """Somebody has read from the slot, as far as PostgreSQL remembers."""
+    """The slot has been read, as far as PostgreSQL remembers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Changes can no longer be read: only a new slot goes on, and only when a person has said so."""
+    """A range of changes that can no longer be read: only a new slot continues, and only with the user's consent."""
 
     code: str
     reason: str
@@ -61,25 +61,25 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How the pipeline begins."""
+    """Where and how the pipeline starts."""
 
     skip: Position
-    """Up to here everything is stored."""
+    """Everything up to this position is stored."""
     start_lsn: Lsn
     """For START_REPLICATION; 0 starts at the slot's confirmed LSN."""
     last_seq: int
     """The stream's last sequence: the next publish expects it."""
     proven_lsn: Lsn
-    """Everything below is stored, or is told as lost by `gap`: what the record may say of this timeline from now on."""
+    """Everything below is stored, or reported as lost by `gap`; the record confirms this LSN from now on."""
     gap: Gap | None = None
-    """To be stored before anything else."""
+    """A gap event to store before anything else."""
     warning: str = ""
 
 
 def tail_position(tail: StreamTail, record: BridgeRecord | None) -> Position | None:
-    """Return the position of the stream's last message; None when nothing shows it.
+    """Return the position of the stream's last message; None when it is unknown.
 
-    Raises ConfigError when the stream belongs to somebody else.
+    Raises ConfigError when something other than a bridge wrote the stream.
     """
     if tail.foreign:
         raise _foreign(tail, "its last message has no Nats-Msg-Id")
@@ -90,7 +90,7 @@ def tail_position(tail: StreamTail, record: BridgeRecord | None) -> Position | N
         except ValueError as exc:
             raise _foreign(tail, f"its last message has the id {tail.msg_id!r}") from exc
     if record is not None and tail.last_seq and tail.last_seq - tail.deleted < record.last_seq <= tail.last_seq:
-        return record.position  # it has seen what was deleted
+        return record.position  # written before the message was deleted
     return found
 
 
@@ -99,18 +99,18 @@ def _foreign(tail: StreamTail, found: str) -> ConfigError:
         "WB241",
         f"stream {tail.stream} holds messages that no bridge wrote: {found}",
         means="one bridge writes one stream: its last message is the checkpoint",
-        fix="give the bridge a stream of its own: --stream NAME; or, if somebody has published it by mistake, take it out:\n"
+        fix="give the bridge a stream of its own: --stream NAME; or, if that message was published by mistake, delete it:\n"
         f"nats stream rmm {tail.stream} {tail.last_seq - tail.deleted}",
     )
 
 
 def check_owner(record: BridgeRecord | None, stream: str, slot: str) -> None:
-    """Raises ConfigError when the stream is another slot's."""
+    """Raise ConfigError when the stream belongs to another slot."""
     if record is not None and record.slot != slot:
         raise ConfigError(
             "WB242",
             f"stream {stream} belongs to slot {record.slot}, not to {slot}",
-            means="two bridges in one stream would take turns refusing each other",
+            means="two bridges that write one stream would fence each other again and again",
             fix=f"give this bridge a stream of its own: --stream NAME; or run it with --slot {record.slot}",
         )
 
@@ -122,8 +122,8 @@ def find_loss(
     history: Sequence[BridgeRecord],
     position: Position | None,
 ) -> Loss | None:
-    """Return what only a new slot can fix. None when the slot can be read on, or when nothing was ever read."""
-    again = "walbridge run --accept-gap   # stores cdc._bridge.gap and goes on; replicas take new snapshots"
+    """Return a loss that only a new slot can fix; None when the slot can still be read, or when nothing was ever read."""
+    again = "walbridge run --accept-gap   # stores cdc._bridge.gap and continues; replicas take new snapshots"
     proven = _proven(source, tail, record, history, position)
     from_lsn = _from(proven, _pending(record, tail))
     if record is not None and record.system_id != source.system_id:
@@ -138,7 +138,7 @@ def find_loss(
         return Loss("WB108", f"slot {source.slot} was dropped", from_lsn, again)
     reached = max(proven, _within(record, source, record.confirmed_lsn) if record else NO_LSN)
     if position is not None and position.rank == ROW_RANK and (record is None or record.timeline == source.timeline):
-        reached = max(reached, Lsn(position.lsn + 1))  # of a row it is where the record of its commit begins
+        reached = max(reached, Lsn(position.lsn + 1))  # a row's LSN is where its commit record begins
     if reached > source.wal_end:
         reason = (
             f"the server is older than the stream: its WAL ends at {format_lsn(source.wal_end)}, the stream reaches "
@@ -149,17 +149,17 @@ def find_loss(
 
 
 def loss_error(loss: Loss) -> Fatal:
-    """The words with which the process ends when nobody has accepted the loss."""
+    """Return the error that ends the process when the user has not accepted the loss."""
     return Fatal(
         loss.code,
         f"{loss.reason}; changes from {format_lsn(loss.from_lsn)} on can no longer be read",
-        means="consumers must be told that changes are missing before the bridge may go on",
+        means="consumers must learn that changes are missing before the bridge may continue",
         fix=loss.fix,
     )
 
 
 def start_after_loss(loss: Loss, source: Source, slot_lsn: Lsn, tail: StreamTail, tables: Sequence[str]) -> Start:
-    """Go on with a slot that begins at `slot_lsn`; the gap event goes first."""
+    """Continue with a slot that begins at `slot_lsn`, after a gap event."""
     gap = Gap(Position(slot_lsn, 0, GAP_RANK), source.slot, loss.reason, loss.from_lsn, slot_lsn, tuple(tables))
     return _after_gap(gap, tail, slot_lsn)
 
@@ -172,16 +172,16 @@ def plan_start(
     position: Position | None,
     tables: Sequence[str],
 ) -> Start:
-    """Go on from the tail, with a gap event first where the stream cannot be whole. The slot can be read.
+    """Continue from the tail, after a gap event if the stream cannot be complete. The slot must be readable.
 
-    `history` are the older versions of the record: of a stream that was cut short one of them may still prove that
-    nothing confirmed is missing.
+    `history` holds the older versions of the record: if the stream was cut short, one of them may still prove that no
+    confirmed change is missing.
     """
     confirmed = source.confirmed_lsn or NO_LSN
     at = position or START
     if record is None:
         if position is None and source.read_before:
-            reason = f"slot {source.slot} was read before, but there is no trace of it in NATS: stream and record are gone"
+            reason = f"slot {source.slot} was read before, but NATS has no trace of it: stream and record are gone"
             gap = Gap(Position(confirmed, 0, GAP_RANK), source.slot, reason, NO_LSN, confirmed, tuple(tables))
             return _after_gap(gap, tail, confirmed)
         warning = ""
@@ -193,7 +193,7 @@ def plan_start(
     pending = _pending(record, tail)
     switch = None if record.timeline == source.timeline else dict(source.switch_points)[record.timeline]
     if switch is not None and (at.lsn >= switch or pending is not None):
-        reason = f"timeline {record.timeline} was left at {format_lsn(switch)}: what was read beyond is void"
+        reason = f"timeline {record.timeline} was left at {format_lsn(switch)}: changes read beyond it are void"
         resume, last = max(switch, confirmed), max(at.lsn, pending.to_lsn if pending else NO_LSN)
         gap = Gap(Position(resume, 0, GAP_RANK), source.slot, reason, _from(switch, pending), max(last, resume), tuple(tables))
         return _after_gap(gap, tail, resume)
@@ -202,7 +202,7 @@ def plan_start(
         if record.last_seq > tail.last_seq:
             reason = f"stream {tail.stream} was cut short: it ends at {tail.last_seq}, {record.last_seq} was stored before"
         else:
-            reason = f"slot {source.slot} was moved or made anew: it is beyond what was ever confirmed"
+            reason = f"slot {source.slot} was moved or created again: it is beyond what was ever confirmed"
         gap = Gap(Position(confirmed, 0, GAP_RANK), source.slot, reason, _from(proven, pending), confirmed, tuple(tables))
         return _after_gap(gap, tail, confirmed)
     if pending is not None:
@@ -211,9 +211,9 @@ def plan_start(
 
 
 def _pending(record: BridgeRecord | None, tail: StreamTail) -> Gap | None:
-    """The gap event that the record announces, unless it is stored: it is the first message after the record.
+    """Return the gap event that the record announces, unless it is stored as the first message after the record.
 
-    Of a stream that has been cut short since, what is missing is decided again.
+    If the stream was cut short since, the gap is decided again instead.
     """
     if record is None or not tail.last_seq - tail.deleted <= record.last_seq <= tail.last_seq:
         return None
@@ -223,9 +223,9 @@ def _pending(record: BridgeRecord | None, tail: StreamTail) -> Gap | None:
 def _proven(
     source: Source, tail: StreamTail, record: BridgeRecord | None, history: Sequence[BridgeRecord], position: Position | None
 ) -> Lsn:
-    """Everything below this LSN of the server's timeline is stored, or is told as lost by the pending gap event.
+    """Return the LSN of the server's timeline below which everything is stored, or reported as lost by the pending gap event.
 
-    The stream may have been cut short: then only those versions of the record count whose messages it still holds.
+    If the stream was cut short, only versions of the record count whose messages the stream still holds.
     """
     at = position or START
     if record is None:
@@ -239,17 +239,17 @@ def _proven(
 
 
 def _after_gap(gap: Gap, tail: StreamTail, proven_lsn: Lsn) -> Start:
-    """Begin with a gap event."""
+    """Start with a gap event."""
     return Start(gap.position, NO_LSN, tail.last_seq, proven_lsn, gap._replace(number=tail.last_seq))
 
 
 def _from(lsn: Lsn, pending: Gap | None) -> Lsn:
-    """Where what is missing begins: a gap that was decided and is not stored yet is part of it."""
+    """Return where the missing range begins: a decided gap that is not stored yet is part of it."""
     return lsn if pending is None else min(lsn, pending.from_lsn)
 
 
 def _within(record: BridgeRecord, source: Source, lsn: Lsn) -> Lsn:
-    """An LSN of the record's time, no further than to where its timeline was left: beyond, it names other WAL."""
+    """Limit an LSN of the record to where its timeline was left: beyond that point the LSN names other WAL."""
     if record.timeline == source.timeline or record.system_id != source.system_id:
         return lsn
     return min(lsn, dict(source.switch_points).get(record.timeline, lsn))

@@ -1,4 +1,4 @@
-"""Looks at PostgreSQL before the stream starts: what cannot work is refused with the statement that fixes it."""
+"""Checks PostgreSQL before the stream starts: refuses what cannot work, with the statement that fixes it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MANAGED_REPLICATION_ROLES = ("rds_replication", "rds_superuser", "cloudsqlsuperu
 
 
 async def check_postgres(connection: PgConnection, *, slot: str, publication: str, temporary: bool = False) -> list[Problem]:
-    """Refuse what cannot work; returns what works now and will hurt later.
+    """Refuse what cannot work; return problems that will matter later.
 
     Raises ConfigError or Fatal with the statement that fixes it, SourceUnavailable when the connection ends.
     """
     if connection.server_version < OLDEST_VERSION:
         raise ConfigError(
-            "WB110", f"PostgreSQL {connection.server_version // 10000} is too old: 14 is the first that the bridge reads",
+            "WB110", f"PostgreSQL {connection.server_version // 10000} is too old: the bridge needs 14 or later",
             fix="upgrade the server",
         )  # fmt: skip
     await _check_wal_level(connection)
@@ -82,7 +82,7 @@ async def _check_role(connection: PgConnection) -> str:
 
 
 async def _tables_with_key(connection: PgConnection) -> list[str]:
-    """Some tables that a publication could hold, for the statement that makes one."""
+    """Return some tables that a publication could hold, for the statement that creates one."""
     rows = await connection.query(
         """
         SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -96,7 +96,7 @@ async def _tables_with_key(connection: PgConnection) -> list[str]:
 
 
 async def _look_between(connection: PgConnection) -> list[Problem]:
-    """A pooler in between, which makes up process ids for its clients; and WAL without a limit."""
+    """Find a pooler in between, which makes up process ids for its clients; and WAL without a limit."""
     ((pid, keep),) = await connection.query("SELECT pg_backend_pid(), current_setting('max_slot_wal_keep_size')")
     problems: list[Problem] = []
     if pid != str(connection.backend_pid):
@@ -104,7 +104,7 @@ async def _look_between(connection: PgConnection) -> list[Problem]:
             Problem(
                 "WB119",
                 f"a connection pooler answers at {connection.address}, not PostgreSQL itself",
-                means="most do not pass replication on",
+                means="most poolers do not pass replication on",
                 fix="give PostgreSQL's own address and port, often 5432, with PG_HOST and PG_PORT or DATABASE_URL",
             )
         )
@@ -113,7 +113,7 @@ async def _look_between(connection: PgConnection) -> list[Problem]:
             Problem(
                 "WB120",
                 "max_slot_wal_keep_size is -1: nothing limits the WAL that PostgreSQL keeps for the slot",
-                means="a bridge that is stopped for long fills PostgreSQL's disk",
+                means="a bridge that is stopped for long lets PostgreSQL's disk fill up",
                 fix="ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();   -- what the disk can spare",
             )
         )
@@ -133,15 +133,15 @@ async def _check_slot(connection: PgConnection, slot: str, *, temporary: bool) -
                 raise ConfigError(
                     "WB113", f"no room for slot {slot}: {used} of {name} = {most} are in use",
                     means="the bridge needs a slot and a walsender of its own",
-                    fix=f"ALTER SYSTEM SET {name} = {int(most or 0) + 10};   -- then restart PostgreSQL; or drop what is "
-                    "left over: SELECT slot_name, active FROM pg_replication_slots",
+                    fix=f"ALTER SYSTEM SET {name} = {int(most or 0) + 10};   -- then restart PostgreSQL; or drop unused "
+                    "slots: SELECT slot_name, active FROM pg_replication_slots",
                 )  # fmt: skip
         return
     if temporary and state.temporary:
         raise SourceUnavailable(
             "WB104", f"temporary slot {slot} is still there",
-            means="its connection has not ended yet, or another bridge has it: waiting for it",
-            fix="to see it: SELECT pid, application_name FROM pg_stat_replication",
+            means="its connection has not ended yet, or another bridge uses it: waiting",
+            fix="to see its reader: SELECT pid, application_name FROM pg_stat_replication",
         )  # fmt: skip
     for wrong, found in (
         (temporary, "is not temporary: leave out --temporary-slot, or drop it"),

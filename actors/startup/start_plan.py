@@ -1,4 +1,4 @@
-"""Opens everything that one run of the pipeline needs: checks both sides, decides where to go on, starts the stream."""
+"""Reads both sides and decides where one run of the pipeline starts, then takes the stream over."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class StartPlan:
 
     start: Start
     confirmed_lsn: Lsn
-    """Of the slot itself: no status says more before the stream holds more."""
+    """The slot's own; no status update reports more before the stream holds more."""
     store: RecordStore
     tables: tuple[PublishedTable, ...]
     wal_end: Lsn
-    """Where PostgreSQL's WAL ended at the start: below it the bridge is catching up."""
+    """Where PostgreSQL's WAL ended at the start; below it the bridge is catching up."""
     slot_connection: PgConnection | None = None
-    """The connection that made a temporary slot, and alone can read it. It belongs to the stream that is opened on it."""
+    """The connection that created a temporary slot and alone can read it; owned by the stream that is opened on it."""
 
     def close(self) -> None:
-        """End the connection when no stream will be opened."""
+        """Close the slot's connection when no stream will be opened."""
         if self.slot_connection is not None:
             self.slot_connection.close()
 
@@ -59,9 +59,10 @@ class StartPlan:
 async def find_start(
     config: Config, postgres: PostgresConfig, connection: PgConnection, js: JetStream, setup: StreamSetup
 ) -> StartPlan:
-    """Read both sides and decide where to go on; makes the slot when there is none yet.
+    """Read both sides and decide where to resume; create the slot if there is none.
 
-    Raises Fatal when changes are lost permanently and the user has not accepted it, ConfigError when the stream is another's.
+    Raises Fatal when changes are permanently lost and the user has not accepted that, ConfigError when the stream belongs to
+    another slot.
     """
     slot, stream, temporary = config.source.slot, config.publish.stream, config.source.temporary
     record, revision, history = await _read_record(js, stream)
@@ -112,10 +113,10 @@ async def find_start(
 
 
 async def take_over(plan: StartPlan, js: JetStream, encoder: EventEncoder) -> StartPlan:
-    """Tie the stream to this slot and server, and store the gap event, if there is one; returns the plan without it.
+    """Tie the stream to this slot and server, and store the gap event, if any; return the plan without the gap.
 
-    The record announces the gap event before it is stored, and drops the announcement afterwards: whatever breaks off in
-    between, the next start neither forgets the gap nor tells it twice. Only the slot's reader may call this. Raises
+    The record announces the gap event before it is stored and drops the announcement afterwards, so that after any
+    interruption the next start neither forgets the gap nor reports it twice. Only the slot's reader may call this. Raises
     SinkUnavailable, and SinkFenced when another bridge has written to the stream or the record.
     """
     await plan.store.update()
@@ -146,7 +147,7 @@ async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None,
 async def _read_tail(js: JetStream, setup: StreamSetup) -> StreamTail:
     if not setup.last_seq:
         return StreamTail(setup.stream, 0, None)
-    # the one at last_seq may have been deleted by hand; and by ">" nats-server 2.15 looks for no other one
+    # the message at last_seq may have been deleted by hand; with ">" nats-server 2.15 finds no earlier message then
     message = await js.get_message(setup.stream, last_by_subj=CDC_ALL)
     if message is None:
         return StreamTail(setup.stream, setup.last_seq, None, deleted=setup.last_seq)

@@ -1,4 +1,4 @@
-"""The streams and buckets of a bridge: made where they are missing, checked where they exist, never altered."""
+"""The streams and buckets of a bridge: created if missing, checked if they exist, never altered."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from actors.wire.jetstream import UNAVAILABLE, ErrCode
 DAY_S = 86_400
 GIB = 1 << 30
 PAYLOAD_MIN_BYTES = 4096
-"""Below it not even a schema event fits."""
+"""A smaller message cannot even hold a schema event."""
 BUCKETS = (SCHEMAS, BRIDGES)
 CDC_SUBJECTS, INIT_SUBJECTS, ARRAY_SUBJECTS = cdc_subjects("x"), init_subjects("x"), arrays_of_table("x")
-"""What the streams must take, of any table: `x` stands for it."""
+"""Subjects that the streams must take for any table; `x` stands for its token."""
 
 
 log = get_logger("startup")
@@ -47,23 +47,23 @@ log = get_logger("startup")
 
 @dataclass(frozen=True, slots=True)
 class StreamSetup:
-    """The CDC stream as it is."""
+    """The present state of the streams, as far as the pipeline needs it."""
 
     stream: str
     publish_prefix: bytes
-    """Before each subject as published; the stream maps it away before it stores."""
+    """Put before each published subject; the stream removes it before storing."""
     mode: Literal["fast", "plain"]
     last_seq: int
     max_payload: int
     """Bytes of one message, headers included: the smaller of the server's limit and the stream's."""
     init_payload_max: int
-    """The same of stream INIT."""
+    """The same for stream INIT."""
     requests_kept: bool
-    """Stream REQUESTS is there; without it a request is heard only while the bridge runs."""
+    """Stream REQUESTS exists; without it a request is received only while the bridge runs."""
 
 
 def cdc_config(stream: str, replicas: int, version: tuple[int, int, int]) -> StreamConfig:
-    """The CDC stream as the bridge creates it."""
+    """Return the configuration with which the bridge creates the CDC stream."""
     prefix = publish_prefix(stream)
     return StreamConfig(
         name=stream,
@@ -83,7 +83,7 @@ def cdc_config(stream: str, replicas: int, version: tuple[int, int, int]) -> Str
 
 
 def init_config(replicas: int, fmt: SnapshotFormat = "map") -> StreamConfig:
-    """The INIT stream as the bridge creates it."""
+    """Return the configuration with which the bridge creates stream INIT."""
     return StreamConfig(
         name=INIT,
         subjects=_init_patterns(fmt),
@@ -102,7 +102,7 @@ def _init_patterns(fmt: SnapshotFormat) -> list[str]:
 
 
 def requests_config(replicas: int) -> StreamConfig:
-    """The stream that keeps requests for snapshots: one for each table, however often it is asked for."""
+    """Return the configuration of stream REQUESTS, which keeps one request per table."""
     return StreamConfig(
         name=REQUESTS,
         subjects=[REQUEST_ALL],
@@ -121,9 +121,9 @@ def requests_config(replicas: int) -> StreamConfig:
 async def prepare_streams(
     js: JetStream, *, stream: str, mode: PublishMode, replicas: int, fmt: SnapshotFormat = "map", zstd: bool = False
 ) -> StreamSetup:
-    """Make what is missing and check what is there.
+    """Create missing streams and buckets, and check existing ones.
 
-    Raises ConfigError, with the command that repairs it, for what cannot work; SinkUnavailable when NATS does not answer.
+    Raises ConfigError, with the command that fixes the cause, for what cannot work; SinkUnavailable when NATS does not answer.
     """
     version = js.connection.version
     info = await _ensure(js, cdc_config(stream, replicas, version))
@@ -172,14 +172,14 @@ def _payload_max(js: JetStream, config: Mapping[str, Any]) -> int:
         name = config["name"]
         raise ConfigError(
             "WB233",
-            f"messages of stream {name} may have only {payload_max} bytes; at least {PAYLOAD_MIN_BYTES} are needed",
+            f"messages of stream {name} may have only {payload_max} bytes; the bridge needs {PAYLOAD_MIN_BYTES}",
             fix=f"raise max_payload of nats-server, or: nats stream edit {name} --max-msg-size=-1",
         )
     return payload_max
 
 
 async def _requests_kept(js: JetStream, replicas: int) -> bool:
-    """Make stream REQUESTS if it may be made; requests are heard without it too, while the bridge runs."""
+    """Create stream REQUESTS if allowed; without it requests are received only while the bridge runs."""
     try:
         info = await _ensure(js, requests_config(replicas))
     except ConfigError as exc:
@@ -189,7 +189,7 @@ async def _requests_kept(js: JetStream, replicas: int) -> bool:
 
 
 async def _ensure(js: JetStream, wanted: StreamConfig) -> dict[str, Any]:
-    """The stream's info; made when it is missing. A fault that passes, and one in looking, stays what it is."""
+    """Return a stream's info; create the stream if missing. Transient errors, and errors of the query, pass through."""
     name = str(wanted.name)
     found = await js.stream_info(name)
     if found is not None:
@@ -224,7 +224,7 @@ def _add_command(wanted: StreamConfig) -> str:
 async def _who_takes(js: JetStream, taken: Sequence[str]) -> str:
     try:
         names = [name for subject in taken for name in await js.streams_taking(subject)]
-    except SinkUnavailable:  # not allowed to ask: the server's own words must do
+    except SinkUnavailable:  # no permission to list streams: the server's own words must do
         return ""
     return f"{' and '.join(names)} takes {', '.join(taken)} or a part of it" if names else ""
 
@@ -249,8 +249,8 @@ def _check_cdc(stream: str, config: Mapping[str, Any]) -> None:
         raise ConfigError(
             "WB235",
             f"stream {stream} has retention {config['retention']}",
-            means="it removes what one consumer has read, or what no consumer has asked for yet",
-            fix=f"a stream with retention limits: nats stream rm {stream}; the bridge makes it again",
+            means="it removes messages that one consumer has read, or that no consumer has asked for",
+            fix=f"nats stream rm {stream}   # the bridge creates it again, with retention limits",
         )
 
 
@@ -258,8 +258,8 @@ def _check_writable(stream: str, config: Mapping[str, Any]) -> None:
     for wrong, means, fix in (
         (config.get("no_ack"), "no_ack: a publish is never acknowledged, so nothing could ever be confirmed", "--ack"),
         (config.get("sealed"), "sealed: nothing can be stored in it any more", ""),
-        (config.get("mirror"), "a mirror of another stream: only that one can be written", ""),
-        (config.get("sources"), "fed from other streams too, which would come between its own messages", ""),
+        (config.get("mirror"), "a mirror of another stream: only the original can be written", ""),
+        (config.get("sources"), "fed from other streams too, whose messages would come between the bridge's", ""),
         (config.get("persist_mode") == "async", "persist_mode async: it acknowledges before it has written anything", ""),
     ):
         if wrong:
@@ -268,7 +268,7 @@ def _check_writable(stream: str, config: Mapping[str, Any]) -> None:
                 f"stream {stream} is {means}" if not fix else f"stream {stream} has {means}",
                 fix=f"nats stream edit {stream} {fix}"
                 if fix
-                else f"nats stream rm {stream}   # the bridge makes it again; or another one: --stream NAME",
+                else f"nats stream rm {stream}   # the bridge creates it again; or use another stream: --stream NAME",
             )
 
 
@@ -283,5 +283,5 @@ def _check_covered(stream: str, config: Mapping[str, Any], patterns: Sequence[st
 
 
 def _takes(config: Mapping[str, Any], published: Sequence[str]) -> bool:
-    """The stream takes every one of these subjects."""
+    """Return whether the stream takes every one of these subjects."""
     return covers(config.get("subjects") or (), published)

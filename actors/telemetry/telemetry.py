@@ -1,6 +1,6 @@
-"""What the running bridge knows of itself: plain numbers for the log line, /status, /metrics and the heartbeat.
+"""The running bridge's figures about itself, for the log line, /status, /metrics and the heartbeat.
 
-An actor writes its own part and reads nobody else's; nothing in the pipeline decides by what is here.
+An actor writes its own fields and reads no others; the pipeline decides nothing from these values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Operation = Literal["insert", "update", "delete", "truncate", "schema"]
 
 
 class Histogram:
-    """Counts by upper bound, as Prometheus wants them. One writer; `observe` costs a bisection."""
+    """Counts by upper bound, as Prometheus expects them. One writer; `observe` costs a bisection."""
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
@@ -43,7 +43,7 @@ class SlotHealth:
     confirmed_lsn: Lsn = NO_LSN
     wal_status: str = ""
     safe_wal_bytes: int | None = None
-    """None when there is no limit, and when the slot is lost."""
+    """None without a limit, and when the slot is lost."""
     wal_limited: bool = False
     """False when max_slot_wal_keep_size is -1: a stopped bridge can then fill PostgreSQL's disk."""
     catalog_xmin_age: int = 0
@@ -58,7 +58,7 @@ class SlotHealth:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something a person should know of, in the four parts of an error."""
+    """Something that the user should know, in the four parts of an error."""
 
     code: str
     what: str
@@ -80,7 +80,7 @@ class StreamHealth:
     last_seq: int = 0
     oldest_unix_s: float = 0.0
     looked_at: float = 0.0
-    """0: not yet, or it may not be looked at."""
+    """0: not yet, or the NATS user may not read the stream's info."""
     deleted: int = 0
     """Messages that somebody deleted between the first and the last one."""
 
@@ -91,10 +91,10 @@ class ConsumerHealth:
 
     name: str
     pending: int
-    """Messages that it has yet to be sent."""
+    """Messages not yet sent to it."""
     unacknowledged: int
     history_used: float
-    """Share of the stream's messages that it has yet to be sent; at 1 the stream removes what it has not read."""
+    """Share of the stream's messages not yet sent to it; at 1 the stream removes messages that it has not read."""
 
 
 SnapshotState = Literal["waiting", "running", "done", "failed"]
@@ -110,7 +110,7 @@ class SnapshotProgress:
     snapshot_id: str = ""
     rows: int = 0
     rows_expected: int = 0
-    """By PostgreSQL's statistics; 0 when it has none."""
+    """From PostgreSQL's statistics; 0 without statistics."""
     chunks: int = 0
     bytes: int = 0
     """As sent."""
@@ -154,13 +154,13 @@ class Telemetry:
     fenced: int = 0
     gaps: int = 0
     problems: dict[str, Problem] = field(default_factory=dict)
-    """By what they say."""
+    """By their `what`, or `wal`."""
     fault: Problem | None = None
-    """Why the pipeline does not run at the moment."""
+    """Why the pipeline is not running now."""
     recent_faults: deque[Problem] = field(default_factory=lambda: deque(maxlen=20))
-    """What ended earlier runs of the pipeline, the newest last."""
+    """Faults that ended earlier runs of the pipeline, the newest last."""
     tables: tuple[str, ...] = ()
-    """Tokens of the published tables, when the pipeline last began."""
+    """Tokens of the published tables when the pipeline last started."""
     errors_by_code: dict[str, int] = field(default_factory=dict)
     publish_mode: str = ""
     # the pipeline
@@ -189,7 +189,7 @@ class Telemetry:
     """Of batches handed to NATS since this run of the pipeline began."""
     # Acknowledgements
     publish_rejected: Counter[int] = field(default_factory=Counter)
-    """By JetStream's code: messages that it did not store."""
+    """Refused messages by JetStream's code."""
     # acker: what JetStream has acknowledged
     events_published: int = 0
     table_events: dict[tuple[str, str, str], int] = field(default_factory=dict)
@@ -203,8 +203,8 @@ class Telemetry:
     waiting_commit_times: deque[tuple[int, float]] = field(default_factory=deque)
     """(stream sequence, commit time in unix seconds) of batches not yet acknowledged, oldest first."""
     stalled_commit_at: float = 0.0
-    """Unix seconds since when changes wait while the pipeline is down: the commit time of the oldest that was read and not
-    stored, or when it broke off; 0 once it stores again."""
+    """Unix seconds since when changes wait while the pipeline is down: the commit time of the oldest change that was read and
+    not stored, or the time of the fault; 0 once the stream stores again."""
     event_latency_s: Histogram = field(
         default_factory=lambda: Histogram((0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300))
     )
@@ -213,7 +213,7 @@ class Telemetry:
     )
     # SnapshotBoard
     snapshots: dict[str, SnapshotProgress] = field(default_factory=dict)
-    """By table token: what waits and runs, and the last ones that ended."""
+    """By table token: waiting and running snapshots, and the last that ended."""
     snapshot_requests_waiting: int = 0
     snapshots_done: int = 0
     snapshots_failed: int = 0
@@ -222,21 +222,21 @@ class Telemetry:
     # stream_monitor
     stream: StreamHealth = field(default_factory=StreamHealth)
     consumers: tuple[ConsumerHealth, ...] = ()
-    """Those that are furthest behind; none when they may not be listed."""
+    """The consumers furthest behind; none when the NATS user may not list them."""
     # wal_monitor
     slot: SlotHealth = field(default_factory=SlotHealth)
 
     def begin_run(self, channels: dict[str, Channel[Any]], last_seq: int) -> None:
-        """Start what counts from the beginning of a run; batches of the run before that were not stored come again."""
+        """Reset the counters of a run; unstored batches of the previous run come again."""
         self.channels = channels
         self.waiting_commit_times.clear()
         self.sent_seq = self.stored_seq = last_seq
         self.sent_bytes = self.stored_bytes = 0
 
     def note_fault(self, fault: Problem) -> None:
-        """Note that the pipeline has ended and will run again; a fault that repeats is kept once, with its first time."""
+        """Note that the pipeline has ended and will restart; a repeated fault is kept once, with its first time."""
         self.errors_by_code[fault.code] = self.errors_by_code.get(fault.code, 0) + 1
-        if not self.stalled_commit_at:  # what commits from now on is not even read: it waits since now
+        if not self.stalled_commit_at:  # changes that commit from now on are not even read: they wait since now
             waiting = self.waiting_commit_times
             self.stalled_commit_at = waiting[0][1] if waiting else time.time()
         if self.fault is None or self.fault.what != fault.what:
@@ -245,22 +245,22 @@ class Telemetry:
 
     @property
     def connected(self) -> bool:
-        """Streaming on both sides."""
+        """Connected on both sides."""
         return self.postgres_connected and self.nats_connected
 
     @property
     def in_flight_messages(self) -> int:
-        """Sent and not yet acknowledged."""
+        """Messages sent and not yet acknowledged."""
         return self.sent_seq - self.stored_seq
 
     @property
     def has_events_on_their_way(self) -> bool:
-        """Somewhere between PostgreSQL and JetStream's acknowledgement."""
+        """Whether events are between PostgreSQL and JetStream's acknowledgement."""
         return self.in_flight_messages > 0 or any(channel.items_waiting for channel in self.channels.values())
 
     @property
     def in_flight_bytes(self) -> int:
-        """Sent and not yet acknowledged."""
+        """Bytes sent and not yet acknowledged."""
         return self.sent_bytes - self.stored_bytes
 
     @property

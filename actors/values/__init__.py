@@ -1,1 +1,1 @@
-"""PostgreSQL's text to values and to bytes, once for events, snapshots and mirrors. No I/O."""
+"""Converts PostgreSQL's text to values and bytes, for events, snapshots and mirrors alike. No I/O."""

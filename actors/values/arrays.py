@@ -1,4 +1,4 @@
-"""PostgreSQL's array literals: https://www.postgresql.org/docs/18/arrays.html#ARRAYS-IO"""
+"""Parses PostgreSQL's array literals: https://www.postgresql.org/docs/18/arrays.html#ARRAYS-IO"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _tokens(delimiter: str) -> re.Pattern[str]:
 
 
 def parse_array(literal: str, delimiter: str, convert: Callable[[str], object]) -> list[object]:
-    """Nested lists from an array literal such as `{{1,NULL},{2,"a b"}}`, each element through `convert`.
+    """Return nested lists for an array literal such as `{{1,NULL},{2,"a b"}}`; `convert` is applied to each element.
 
     Raises ValueError for a malformed literal, and for one with explicit bounds (`[0:1]={1,2}`), which lists cannot keep.
     """

@@ -24,7 +24,7 @@ _T = re.compile(r"^(\d+-\d\d-\d\d)T")
 
 
 def canonical_for(type_oid: int, types: Mapping[int, TypeInfo]) -> Canonical:
-    """The conversion that makes values of a type comparable; `types` are those that are not built into PostgreSQL."""
+    """Return the conversion that makes values of a type comparable; `types` has the types that are not built in."""
     info = base_type(type_oid, types)
     if info is None:
         return str
@@ -46,7 +46,7 @@ def digest(values: Sequence[str | None]) -> bytes:
     return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
-# Anybody may write any value into any column of SQLite. A value that is not of the column's type must equal no value of it.
+# SQLite accepts any value in any column. A value that is not of the column's type must equal no value of that type.
 
 
 def _bool(value: Any) -> str:
@@ -103,7 +103,7 @@ def _written(value: Any) -> str:
 def _array(text: str, delimiter: str, element: Canonical) -> str:
     try:
         return json.dumps(parse_array(text, delimiter, element))
-    except ValueError:  # an array with bounds, which lists do not have
+    except ValueError:  # an array with explicit bounds, which lists do not have
         return text
 
 

@@ -1,4 +1,4 @@
-"""How values and rows can be written: the choices that a bridge has."""
+"""The encodings and formats in which values and rows can be written."""
 
 from __future__ import annotations
 

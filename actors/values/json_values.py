@@ -1,7 +1,7 @@
-"""json and jsonb as nested values, when that changes nothing.
+"""Converts json and jsonb to nested values, when that loses nothing.
 
-A document stays PostgreSQL's text when a reader of the nested form would see something else: a number that a float does not
-give back, a repeated key, the document `null` (which would read as SQL's NULL), nesting deeper than 100.
+A document is kept as PostgreSQL's text when a reader of the nested form would see another document: a number that a float
+cannot reproduce, a repeated key, the document `null` (which would read as SQL's NULL), nesting deeper than 100.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _INT64 = range(-(2**63), 2**64)
 _SAFE_INT = range(-(2**53) + 1, 2**53)
 
 Converted = tuple[object, bool]
-"""A value, and whether it stayed PostgreSQL's text."""
+"""A value, and whether it was kept as PostgreSQL's text."""
 
 
 class _ChangedError(ValueError):
@@ -29,11 +29,11 @@ class _ChangedError(ValueError):
 
 
 def jsonb_converter(encoding: str) -> Callable[[bytes], Converted]:
-    """For jsonb, whose text has no repeated keys and no exponents: one pass of orjson unless a number is long."""
+    """Return the converter for jsonb, whose text has no repeated keys or exponents: one pass of orjson if numbers are short."""
     exact = json_converter(encoding)
 
     def convert(text: bytes) -> Converted:
-        # Fewer than 16 digits and points in a row: every number is exact as a float, every integer below 2^53.
+        # fewer than 16 digits and points in a row: every number is exact as a float, every integer is below 2^53
         if _LONG_NUMBER in text.translate(_DIGITS) or text.count(b"[") + text.count(b"{") > DEPTH_MAX or text == b"null":
             return exact(text)
         return orjson.loads(text), False
@@ -42,7 +42,7 @@ def jsonb_converter(encoding: str) -> Callable[[bytes], Converted]:
 
 
 def json_converter(encoding: str) -> Callable[[bytes], Converted]:
-    """For json, which is whatever text was written: every number and key is looked at."""
+    """Return the converter for json, whose text is as the user wrote it: check every number and key."""
     integers = _SAFE_INT if encoding == "json" else _INT64
 
     def parse_int(text: str) -> int:
@@ -60,7 +60,7 @@ def json_converter(encoding: str) -> Callable[[bytes], Converted]:
             value: Any = loads(document)
             if value is None or not _can_be_nested(value, DEPTH_MAX):
                 return document, True
-            # a lone surrogate is no Unicode text: neither encoding can carry it
+            # a lone surrogate is not Unicode text: neither encoding can carry it
             if "\\u" in document:
                 orjson.dumps(value)
         except (_ChangedError, RecursionError, TypeError):

@@ -1,8 +1,8 @@
-"""Blocks of rows of a snapshot: PostgreSQL's text to the same values as in events, a column at a time, and to bytes.
+"""Converts and encodes blocks of a snapshot's rows: to the same values as in events, column by column.
 
-A value at a time costs what an event costs. Whole columns go through C: libpq's result to Python values (psycopg's
-Transformer), timestamps as one string, rows into MessagePack or JSON (msgspec). `Converter.convert` of `text_values` is the
-rule; whatever the quick way of a type does not cover goes through it.
+Converting each value alone would cost as much as an event. Complete columns go through C: libpq's result to Python values
+(psycopg's Transformer), timestamps as one string, rows into MessagePack or JSON (msgspec). `Converter.convert` of
+`text_values` is the rule, and converts all values that the fast way of a type does not cover.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _BOOL_OID, _BYTEA_OID, _INT_OID, _TEXT_OID, _FLOAT_OID = 16, 17, 20, 25, 701
 _LOADED_AS = {
     BOOL: _BOOL_OID, BYTEA: _BYTEA_OID, INT: _INT_OID, JSON_INT: _INT_OID, FLOAT: _FLOAT_OID, JSON_FLOAT: _FLOAT_OID
 }  # fmt: skip
-"""What psycopg makes of the text while it takes it from libpq; all others come as text."""
+"""Types that psycopg converts while it reads libpq's result; all others arrive as text."""
 _READY = frozenset({BOOL, BYTEA, INT, FLOAT, TEXT})
-"""Nothing is left to do once loaded."""
+"""Converters whose values are final once loaded."""
 _SAFE_INT_MAX = 2**53 - 1
 _PLAIN_NAME = re.compile(r'[^"\\\x00-\x1f\x7f]+')
 
@@ -34,19 +34,19 @@ Column = tuple[Any, ...] | list[Any]
 
 
 class Piece(NamedTuple):
-    """Some rows as the inside of an array, encoded."""
+    """Some encoded rows: the inside of an array."""
 
     body: bytes
     """Without the array's head or brackets."""
     rows: int
     raw: list[tuple[int, int]]
-    """(row, column) of values that stayed PostgreSQL's text although their type has a native form."""
+    """(row, column) of values that were kept as PostgreSQL's text although their type has a native form."""
 
 
 class RowBlocks:
-    """Turns results of one table into pieces of a chunk. Owns nothing that must be closed.
+    """Turns query results of one table into pieces of a chunk. Owns nothing that must be closed.
 
-    `columns` are the result's columns, in order. Raises ValueError for values that cannot be read (text that is no UTF-8).
+    `columns` are the result's columns, in order. Raises ValueError for unreadable values (text that is not UTF-8).
     """
 
     def __init__(self, columns: Sequence[tuple[str, Converter]], encoding: Encoding, fmt: SnapshotFormat) -> None:
@@ -62,7 +62,7 @@ class RowBlocks:
         self._rows = _row_maker([name for name, _ in columns], fmt)
 
     def piece(self, result: pq.abc.PGresult) -> Piece:
-        """All rows of one result, which has some."""
+        """Return all rows of one result, which has at least one."""
         count = result.ntuples
         transformer = Transformer()
         transformer.set_loader_types(self._types, pq.Format.TEXT)
@@ -76,7 +76,7 @@ class RowBlocks:
         return Piece(self._encoded(self._rows(columns, count)), count, sorted(raw))
 
     def split(self, piece: Piece) -> list[Piece]:
-        """The same rows one by one: of a block that is too large for what is left of a message."""
+        """Return one piece per row, for a block that is too large for the rest of a message."""
         return [
             Piece(self._encoded([value]), 1, [(0, column) for at, column in piece.raw if at == row])
             for row, value in enumerate(self._decoded(piece))
@@ -95,18 +95,18 @@ class RowBlocks:
 
 
 def array_head(count: int) -> bytes:
-    """MessagePack's head of an array."""
+    """Return MessagePack's head of an array."""
     if count < 16:
         return bytes([0x90 | count])
     return b"\xdc" + count.to_bytes(2, "big") if count < 65536 else b"\xdd" + count.to_bytes(4, "big")
 
 
 def _row_maker(names: Sequence[str], fmt: SnapshotFormat) -> Callable[[list[Column], int], list[Any]]:
-    """(columns, number of rows) -> rows that msgspec encodes: as arrays, or as maps in the columns' order."""
+    """Return (columns, number of rows) -> rows that msgspec encodes as arrays, or as maps in the columns' order."""
     if fmt == "array":
         return lambda columns, count: list(zip(*columns, strict=True)) if columns else [()] * count
     if names and all(map(_PLAIN_NAME.fullmatch, names)):
-        # a struct is encoded twice as fast as a dict is; msgspec takes no other names for its fields
+        # a struct is encoded twice as fast as a dict, but msgspec accepts only such field names
         fields = [(f"f{i}", Any) for i in range(len(names))]
         row = msgspec.defstruct("Row", fields, rename={f"f{i}": name for i, name in enumerate(names)}, gc=False)
         return lambda columns, _: list(map(row, *columns))
@@ -116,21 +116,21 @@ def _row_maker(names: Sequence[str], fmt: SnapshotFormat) -> Callable[[list[Colu
 
 
 def _one_by_one(column: Column, converter: Converter, loaded_as: int, index: int, raw: list[tuple[int, int]]) -> Column:
-    """A column by the rule itself."""
+    """Convert a column value by value, by the rule itself."""
     values: list[Any] = []
     for row, value in enumerate(column):
         if value is None:
             values.append(None)
             continue
-        converted, stayed = converter.convert(_as_text(value, loaded_as))
+        converted, kept_as_text = converter.convert(_as_text(value, loaded_as))
         values.append(converted)
-        if stayed:
+        if kept_as_text:
             raw.append((row, index))
     return values
 
 
 def _as_text(value: Any, loaded_as: int) -> bytes:
-    """PostgreSQL's text of a loaded value again, as far as the converters of such columns look at it."""
+    """Return PostgreSQL's text of a loaded value, as far as the converters of such columns need it."""
     if loaded_as == _FLOAT_OID:
         names = {math.inf: b"Infinity", -math.inf: b"-Infinity"}
         return b"NaN" if math.isnan(value) else names.get(value) or repr(value).encode()
@@ -183,4 +183,4 @@ _BLOCK_FIXES: dict[Converter, Callable[[Column], Column | None]] = {
     JSON_INT: _fix_json_int,
     JSON_FLOAT: _fix_json_float,
 }
-"""A whole column in one step, or None when it holds what only the rule itself knows."""
+"""Converts a complete column in one step; returns None when only the rule itself can convert its values."""

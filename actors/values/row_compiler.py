@@ -1,7 +1,7 @@
-"""A decoder of tuples compiled for one relation: straight-line Python instead of a loop that asks each column what it is.
+"""Compiles a tuple decoder for one relation: straight-line Python instead of a loop over column types.
 
-A six-column row takes about 1.4 us instead of 10. The source is generated from numbers and from expressions that stand in
-`text_values`; no string that came from a server is ever in it: column names reach the code as constants of a closure.
+A six-column row takes about 1.4 us instead of 10. The source is generated from numbers and from expressions in `text_values`;
+it never contains a string from a server: column names reach the code as constants of a closure.
 
 TupleData: https://www.postgresql.org/docs/18/protocol-logicalrep-message-formats.html
 """
@@ -17,10 +17,10 @@ from actors.messages import Notes
 from actors.values.text_values import Converter
 
 RowDecoder = Callable[[bytes, int], tuple[dict[str, object], int, Notes | None]]
-"""(message, offset of the tuple) -> (row, offset behind the tuple, what is to be noted).
+"""(message, offset of the tuple) -> (row, offset after the tuple, notes).
 
-Lengths are read unsigned, so offsets only grow: a caller who finds the last tuple ending at the message's end knows that
-every value was inside of it. Raises MalformedMessage.
+Lengths are read unsigned, so offsets only grow: if the last tuple ends at the message's end, every value was inside the
+message. Raises MalformedMessage.
 """
 
 _u2 = struct.Struct(">H").unpack_from
@@ -29,7 +29,7 @@ _NULL, _UNCHANGED, _TEXT = b"nut"
 
 
 def compile_row_decoder(columns: Sequence[tuple[str, Converter]]) -> RowDecoder:
-    """The decoder for a relation's columns (name, converter), in their order."""
+    """Return the decoder for a relation's columns (name, converter), in order."""
     count = range(len(columns))
     lines = ["def make(names, calls):"]
     if columns:
@@ -70,7 +70,7 @@ def compile_row_decoder(columns: Sequence[tuple[str, Converter]]) -> RowDecoder:
 
 
 def _column_source(i: int, converter: Converter) -> list[str]:
-    call = [f"v{i}, stayed = c{i}(m[a:p])", f"if stayed: raw = (*(raw or ()), n{i})"]
+    call = [f"v{i}, kept_as_text = c{i}(m[a:p])", f"if kept_as_text: raw = (*(raw or ()), n{i})"]
     if converter.inline and converter.guard:
         value = [f"if {converter.guard}: v{i} = {converter.inline}", "else:", *(f"  {line}" for line in call)]
     elif converter.inline:
@@ -91,7 +91,7 @@ def _column_source(i: int, converter: Converter) -> list[str]:
 
 
 def plain_row_decoder(columns: Sequence[tuple[str, Converter]]) -> RowDecoder:
-    """The same as a loop: what the compiled one is held against in tests."""
+    """Return the same decoder as a loop: the oracle of the compiled decoder in tests."""
 
     def decode_row(message: bytes, offset: int) -> tuple[dict[str, object], int, Notes | None]:
         row: dict[str, object] = {}
@@ -107,8 +107,8 @@ def plain_row_decoder(columns: Sequence[tuple[str, Converter]]) -> RowDecoder:
                 if kind == _TEXT:
                     start = offset + 5
                     offset = start + _u4(message, offset + 1)[0]
-                    row[name], stayed = converter.convert(message[start:offset])
-                    if stayed:
+                    row[name], kept_as_text = converter.convert(message[start:offset])
+                    if kept_as_text:
                         raw = (*(raw or ()), name)
                 else:
                     offset += 1

@@ -1,7 +1,7 @@
-"""PostgreSQL's text output to native values, by type: the value rules of the contract, section 4.
+"""Converts PostgreSQL's text output to native values, by type: the value rules of the contract, section 4.
 
-One converter serves events and snapshots, so that a row reads alike from both. A converter is a function of a value's bytes;
-for the types that rows are full of it also carries a Python expression that the row compiler puts in line.
+One converter serves events and snapshots, so that a row has the same values in both. A converter is a function of a value's
+bytes; for common types it also has a Python expression that the row compiler inlines.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from actors.values.json_values import Converted, json_converter, jsonb_converter
 
 
 class TypeInfo(NamedTuple):
-    """What must be known of a type to convert its values."""
+    """The facts about a type that converting its values needs."""
 
     oid: int
     kind: Literal["base", "array", "domain", "other"]
     base_oid: int = 0
     """An array's element type, a domain's base type."""
     delimiter: str = ","
-    """Between an array's elements."""
+    """Separates an array's elements."""
 
 
 BUILTIN_TYPES: dict[int, TypeInfo] = {}
-"""PostgreSQL's own types by OID; psycopg's registry was made from pg_type."""
+"""PostgreSQL's built-in types by OID, from psycopg's registry, which was generated from pg_type."""
 for _info in psycopg.postgres.types:
     BUILTIN_TYPES[_info.oid] = TypeInfo(_info.oid, "base")
     if _info.array_oid:
@@ -39,11 +39,11 @@ for _info in psycopg.postgres.types:
 
 @dataclass(frozen=True, slots=True)
 class Converter:
-    """How the text of one type becomes a value.
+    """Converts the text of one type to a value.
 
-    `convert` takes a value's bytes and returns the value and whether it stayed PostgreSQL's text although the type has a
-    native form. `inline`, where there is one, is the same as an expression over the message `m` from `a` to `p`; it holds
-    while `guard` does (always when empty).
+    `convert` takes a value's bytes and returns the value and whether it was kept as PostgreSQL's text although the type has a
+    native form. `inline`, if not empty, is the same conversion as an expression over the message `m` from `a` to `p`; it is
+    valid when `guard` is true (always if `guard` is empty).
     """
 
     convert: Callable[[bytes], Converted]
@@ -73,12 +73,12 @@ def _float(text: bytes) -> Converted:
 
 
 def _json_float(text: bytes) -> Converted:
-    # JSON has no NaN and no infinities: their names
+    # JSON has no NaN and no infinities: write their names
     return (float(text) if text[-1:].isdigit() else text.decode()), False
 
 
 def _timestamp(text: bytes) -> Converted:
-    # "infinity" and BC dates stay as PostgreSQL prints them
+    # "infinity" and BC dates are kept as PostgreSQL prints them
     value = text.decode()
     return (value.replace(" ", "T", 1) if value[-1:].isdigit() else value), False
 
@@ -135,7 +135,7 @@ _SCALARS: dict[str, dict[int, Converter]] = {
 
 
 def without_domains(oid: int, types: Mapping[int, TypeInfo]) -> tuple[int, str]:
-    """What a type is made of: the OID behind its domains, and `[]` for each array around it that is of a domain."""
+    """Return the OID of the type under all domains, and `[]` for each array of a domain around it."""
     info = types.get(oid)
     if info is not None and info.kind == "domain":
         return without_domains(info.base_oid, types)
@@ -146,7 +146,7 @@ def without_domains(oid: int, types: Mapping[int, TypeInfo]) -> tuple[int, str]:
 
 
 def base_type(type_oid: int, types: Mapping[int, TypeInfo]) -> TypeInfo | None:
-    """What a type is beneath its domains; None when it is unknown."""
+    """Return the type under a type's domains; None when it is unknown."""
     seen: set[int] = set()
     info = BUILTIN_TYPES.get(type_oid) or types.get(type_oid)
     while info is not None and info.kind == "domain" and info.oid not in seen:
@@ -156,7 +156,7 @@ def base_type(type_oid: int, types: Mapping[int, TypeInfo]) -> TypeInfo | None:
 
 
 def converter_for(type_oid: int, types: Mapping[int, TypeInfo], encoding: Encoding, arrays: Arrays) -> Converter:
-    """The converter of a type. `types` describes those that are not PostgreSQL's own; an unknown type stays text."""
+    """Return the converter of a type. `types` describes types that are not built in; an unknown type stays text."""
     info = base_type(type_oid, types)
     if info is None:
         return TEXT
@@ -168,7 +168,7 @@ def converter_for(type_oid: int, types: Mapping[int, TypeInfo], encoding: Encodi
 
 
 class _RawElementError(ValueError):
-    """An element has no native form, so the whole array keeps its text."""
+    """An element has no native form, so the complete array is kept as text."""
 
 
 def _array_converter(element: Converter, delimiter: str) -> Converter:
@@ -182,7 +182,7 @@ def _array_converter(element: Converter, delimiter: str) -> Converter:
         literal = text.decode()
         try:
             return parse_array(literal, delimiter, element_value), False
-        except ValueError:  # bounds that lists cannot keep, or an element that stays text
+        except ValueError:  # explicit bounds, which lists cannot keep, or an element that is kept as text
             return literal, True
 
     return Converter(convert)

@@ -1,1 +1,1 @@
-"""Bytes to values and back, no I/O: pgoutput and the replication protocol on one side, NATS and JetStream on the other."""
+"""Converts bytes to values and back, without I/O: pgoutput and the replication protocol, NATS and JetStream."""

@@ -1,8 +1,8 @@
-"""JetStream on the wire: publishing with a place in the stream, and the replies to it.
+"""JetStream on the wire: publishing at an expected sequence, and the replies.
 
 Fast-ingest batches (nats-server 2.14+) carry their control in the reply subject,
-`<prefix>.<batch id>.<flow>.<gap>.<batch seq>.<op>.$FI`: op 0 starts, 1 appends, 2 stores and commits. Each flush of ours is a
-batch of its own, committed by its last message, whose acknowledgement is prompt and final. Headers as in
+`<prefix>.<batch id>.<flow>.<gap>.<batch seq>.<op>.$FI`: op 0 starts, 1 appends, 2 stores and commits. Each of the
+bridge's batches is one such batch, committed by its last message, whose acknowledgement is prompt and final. Headers as in
 https://docs.nats.io/nats-concepts/jetstream/headers, error codes as in nats-server's `server/errors.json`.
 """
 
@@ -20,16 +20,16 @@ MSG_ID_HEADER = "Nats-Msg-Id"
 EXPECTED_LAST_SEQUENCE_HEADER = "Nats-Expected-Last-Sequence"
 EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER = "Nats-Expected-Last-Subject-Sequence"
 LAST_CONSUMER_HEADER, PENDING_MESSAGES_HEADER = "Nats-Last-Consumer", "Nats-Pending-Messages"
-"""Of a heartbeat: the consumer's last message; of a pull's end: how many it has not brought."""
+"""In a heartbeat: the consumer's last message. At a pull's end: how many messages it did not bring."""
 KV_OPERATION_HEADER = "KV-Operation"
 """Only on the marker of a key's deletion."""
 
 UNAVAILABLE = 503
-"""JetStream's status, and that of a request without a listener: no leader, no stream, or no JetStream."""
+"""Status of JetStream, and of a request without responders: no leader, no stream, or no JetStream."""
 
 
 class ErrCode(IntEnum):
-    """JetStream's `err_code`s that are asked for or counted by name. `nats errors lookup CODE` explains each."""
+    """The `err_code`s of JetStream that code checks or metrics name. `nats errors lookup CODE` explains each."""
 
     CLUSTER_NOT_AVAILABLE = 10008
     INSUFFICIENT_RESOURCES = 10023
@@ -48,18 +48,18 @@ class ErrCode(IntEnum):
 
 
 WRONG_LAST_SEQUENCE = frozenset({ErrCode.WRONG_LAST_SEQUENCE, ErrCode.WRONG_LAST_SEQUENCE_CONSTANT})
-"""The expected last sequence, of a stream or of a subject, is another one. A replicated stream answers with the second code
-while messages are on their way through it."""
+"""The last sequence of a stream or subject is not the expected one. A replicated stream answers with the second code while
+messages are being replicated."""
 
 _HEADERS = f"NATS/1.0\r\n{EXPECTED_LAST_SEQUENCE_HEADER}: %d\r\n{MSG_ID_HEADER}: %b\r\n%b\r\n".encode()
 _HEADERS_BYTES = len(_HEADERS % (0, b"", b"")) - 1
-"""Without the sequence, the id and further lines."""
+"""Without the sequence, the id and more header lines."""
 _FAST_FRAME = b"HPUB %b %b%d.%d.$FI %d %d\r\n" + _HEADERS + b"%b\r\n"
 _PLAIN_FRAME = b"HPUB %b %b.%d %d %d\r\n" + _HEADERS + b"%b\r\n"
 
 
 class OutMessage(NamedTuple):
-    """One message for the stream, encoded."""
+    """One encoded message for the stream."""
 
     subject: bytes
     msg_id: bytes
@@ -69,18 +69,18 @@ class OutMessage(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """The stream holds everything up to `seq`; `expected_seq` is where the publish should have brought it."""
+    """The stream holds everything up to `seq`; the publish should have reached `expected_seq`."""
 
     seq: int
     expected_seq: int
 
 
 class Progress(NamedTuple):
-    """An acknowledgement within a batch: its final one is still to come."""
+    """An acknowledgement within a batch; the final one is still to come."""
 
 
 class Refused(NamedTuple):
-    """The server did not store a message, or gave a batch up."""
+    """The server did not store a message, or abandoned a batch."""
 
     code: int
     err_code: int
@@ -91,10 +91,10 @@ PublishReply = Stored | Progress | Refused
 
 
 def frame_fast_batch(messages: Sequence[OutMessage], reply_prefix: bytes, batch_id: bytes, flow: int, last_seq: int) -> bytes:
-    """Frames that publish `messages` right after stream sequence `last_seq`, as one fast-ingest batch.
+    """Return frames that publish `messages` right after stream sequence `last_seq`, as one fast-ingest batch.
 
-    The batch id is its last sequence, a dash and something unique: `parse_publish_reply` holds the acknowledgement against
-    the sequence.
+    The batch id is the batch's last sequence, a dash and a unique text; `parse_publish_reply` reads the expected sequence from
+    it.
     """
     frames: list[bytes] = []
     commit = len(messages)
@@ -111,7 +111,7 @@ def frame_fast_batch(messages: Sequence[OutMessage], reply_prefix: bytes, batch_
 
 
 def frame_plain(messages: Sequence[OutMessage], reply_prefix: bytes, last_seq: int) -> bytes:
-    """Frames that publish `messages` right after `last_seq`, one acknowledgement each, to `<prefix>.<its sequence>`."""
+    """Return frames that publish `messages` right after `last_seq`, each acknowledged on `<prefix>.<its sequence>`."""
     frames: list[bytes] = []
     digits, longer_from = _digits(last_seq)
     for subject, msg_id, body, more in messages:
@@ -126,15 +126,15 @@ def frame_plain(messages: Sequence[OutMessage], reply_prefix: bytes, last_seq: i
 
 
 def _digits(number: int) -> tuple[int, int]:
-    """How many digits a number has, and the first number that has more."""
+    """Return how many digits a number has, and the smallest number with more."""
     digits = len(b"%d" % number)
     return digits, 10**digits
 
 
 def parse_publish_reply(message: Msg, reply_prefix: bytes) -> PublishReply:
-    """What the server says of a publish: to a plain one, or within or at the end of a fast batch.
+    """Read the reply to a plain publish, or a reply within or at the end of a fast batch.
 
-    Whatever cannot be understood is a refusal: only a clear "stored" counts.
+    An unreadable reply is a refusal: only a clear "stored" counts.
     """
     if message.status and not message.payload:
         return Refused(message.status, 0, "no stream takes this subject, or its leader is away")
@@ -151,4 +151,4 @@ def parse_publish_reply(message: Msg, reply_prefix: bytes) -> PublishReply:
         expected = int(message.subject[len(reply_prefix) + 1 :].split(b".", 1)[0].split(b"-", 1)[0])
         return Stored(int(reply["seq"]), expected)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        return Refused(0, 0, f"a reply that is no acknowledgement: {message.payload[:200]!r} ({exc!r})")
+        return Refused(0, 0, f"the reply is not an acknowledgement: {message.payload[:200]!r} ({exc!r})")

@@ -11,14 +11,14 @@ import orjson
 from actors.errors import MalformedMessage
 
 CONTROL_LINE_MAX = 65_536
-"""INFO of a large cluster is the longest line; the server's own limit for what clients send is 4,096."""
+"""INFO of a large cluster is the longest line; the server's limit for lines from clients is 4,096."""
 PAYLOAD_MAX = 64 * 1024 * 1024 + 65_536
 """nats-server refuses a max_payload above 64 MB; headers come on top."""
 HEADER_VERSION = b"NATS/1.0"
 
 
 class Info(NamedTuple):
-    """What the server says of itself, at the start and whenever the cluster changes."""
+    """The server's description of itself, sent at the start and whenever the cluster changes."""
 
     fields: dict[str, Any]
 
@@ -35,7 +35,7 @@ class Msg(NamedTuple):
 
     @property
     def status(self) -> int:
-        """The status on the header's first line (503: nobody listens), 0 when there is none."""
+        """The status in the header's first line (503: no responders); 0 when there is none."""
         if not self.headers.startswith(HEADER_VERSION + b" "):
             return 0
         code = self.headers[9:12]
@@ -43,19 +43,19 @@ class Msg(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """The server asks whether we are alive."""
+    """The server checks that the client is alive."""
 
 
 class Pong(NamedTuple):
-    """Everything sent before our PING has been read."""
+    """The server has read everything sent before the PING."""
 
 
 class Ok(NamedTuple):
-    """Only in verbose mode."""
+    """The server accepted a line; only in verbose mode."""
 
 
 class Err(NamedTuple):
-    """The server complains; most complaints are followed by the end of the connection."""
+    """An error from the server, which usually ends the connection afterwards."""
 
     text: str
 
@@ -66,7 +66,7 @@ _HMSG = re.compile(rb"HMSG ([^ \t]+)[ \t]+(\d{1,18})(?:[ \t]+([^ \t]+))?[ \t]+(\
 
 
 class NatsParser:
-    """Turns received bytes into events, however they are split. Holds at most one frame that is not complete.
+    """Turns received bytes into events, however they are split. Holds at most one incomplete frame.
 
     `feed` raises MalformedMessage when the peer does not speak NATS or announces more than `payload_max` bytes.
     """
@@ -76,7 +76,7 @@ class NatsParser:
         self._payload_max = payload_max
 
     def feed(self, data: bytes) -> list[Event]:
-        """Take bytes as they were received; returns the events that are complete now."""
+        """Add received bytes; return the events that are complete now."""
         buffer = self._buffer + data if self._buffer else data
         events: list[Event] = []
         offset, end = 0, len(buffer)
@@ -99,7 +99,7 @@ class NatsParser:
         return events
 
     def _message(self, buffer: bytes, offset: int, line_end: int, end: int, events: list[Event]) -> int:
-        """One MSG or HMSG: adds it and returns where it ends, or -1 while it is not complete."""
+        """Parse one MSG or HMSG into `events`; return where it ends, or -1 while it is incomplete."""
         with_headers = buffer[offset] in b"Hh"
         line = buffer[offset:line_end]
         match = (_HMSG if with_headers else _MSG).fullmatch(line)
@@ -135,7 +135,7 @@ def _control(line: bytes) -> Event:
         try:
             fields = orjson.loads(rest)
         except orjson.JSONDecodeError as exc:
-            raise MalformedMessage(f"NATS: INFO is no JSON: {rest[:128]!r}") from exc
+            raise MalformedMessage(f"NATS: INFO is not JSON: {rest[:128]!r}") from exc
         if isinstance(fields, dict):
             return Info(fields)
     raise MalformedMessage(f"NATS: cannot read {line[:128]!r}")
@@ -145,7 +145,7 @@ _ILLEGAL_SUBJECT = re.compile(rb"[\x00-\x20\x7f]|^$|^\.|\.$|\.\.")
 
 
 def checked_subject(subject: str) -> bytes:
-    """A subject as bytes. Raises ValueError for what would break the frame or have empty tokens."""
+    """Return a subject as bytes. Raises ValueError if it would break the frame or has empty tokens."""
     raw = subject.encode()
     if _ILLEGAL_SUBJECT.search(raw):
         raise ValueError(f"{subject!r} is not a legal subject")
@@ -153,7 +153,7 @@ def checked_subject(subject: str) -> bytes:
 
 
 def encode_headers(headers: Mapping[str, str]) -> bytes:
-    """A header block. Raises ValueError for a name or value that would break it."""
+    """Return a header block. Raises ValueError for a name or value that would break it."""
     lines = [HEADER_VERSION]
     for name, value in headers.items():
         if not name or re.search(r"[\r\n: ]", name) or re.search(r"[\r\n]", value):
@@ -163,7 +163,7 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
 
 
 def decode_headers(block: bytes) -> dict[str, str]:
-    """Names and values of a header block; of a repeated name the first value."""
+    """Return the names and values of a header block; for a repeated name the first value."""
     found: dict[str, str] = {}
     for line in block.split(b"\r\n")[1:]:
         name, colon, value = line.partition(b":")
@@ -173,7 +173,7 @@ def decode_headers(block: bytes) -> dict[str, str]:
 
 
 def encode_pub(subject: bytes, reply: bytes, payload: bytes, headers: Mapping[str, str] | None = None) -> bytes:
-    """A PUB or HPUB frame; `reply` may be empty."""
+    """Return a PUB or HPUB frame; `reply` may be empty."""
     target = subject + (b" " + reply if reply else b"")
     if not headers:
         return b"PUB %b %d\r\n%b\r\n" % (target, len(payload), payload)
@@ -182,12 +182,12 @@ def encode_pub(subject: bytes, reply: bytes, payload: bytes, headers: Mapping[st
 
 
 def encode_connect(options: Mapping[str, object]) -> bytes:
-    """CONNECT and a PING, whose PONG says that the server took it."""
+    """Return CONNECT and a PING, whose PONG says that the server accepted CONNECT."""
     return b"CONNECT %b\r\nPING\r\n" % orjson.dumps(options)
 
 
 def encode_sub(subject: bytes, sid: int) -> bytes:
-    """SUB: messages on `subject` come with `sid`."""
+    """Return a SUB frame: messages on `subject` will carry `sid`."""
     return b"SUB %b %d\r\n" % (subject, sid)
 
 

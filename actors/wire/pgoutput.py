@@ -1,8 +1,8 @@
-"""pgoutput, protocol version 1: one logical replication message to one value.
+"""Decodes pgoutput, protocol version 1: one logical replication message to one value.
 
 https://www.postgresql.org/docs/18/protocol-logicalrep-message-formats.html. The decoder actor reads rows with code compiled
-for each relation (`row_compiler`); this plain decoder reads everything, is what the rare messages go through, and is the
-oracle of the compiled one in tests.
+for each relation (`row_compiler`); this plain decoder reads every message, serves for the rare ones, and is the oracle of the
+compiled code in tests.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Insert(NamedTuple):
 class Update(NamedTuple):
     relation_oid: int
     old_kind: str
-    """`K` the old key, `O` the whole old row, empty when neither was sent."""
+    """`K` the old key, `O` the complete old row, empty when neither was sent."""
     old: tuple[TupleValue, ...]
     new: tuple[TupleValue, ...]
 
@@ -114,7 +114,7 @@ Decoded = Begin | Commit | Origin | Relation | Type | Insert | Update | Delete |
 
 
 class _Reader:
-    """Reads fields one after the other; every read checks that the field is there."""
+    """Reads fields one after another; every read checks that the field is present."""
 
     def __init__(self, message: bytes, offset: int) -> None:
         self.message, self.offset = message, offset
@@ -234,7 +234,7 @@ def _delete(r: _Reader) -> Delete:
 
 def _truncate(r: _Reader) -> Truncate:
     count, flags = r.u4(), r.u1()
-    # the relations' ids end the message: a hostile count cannot ask for more than is there
+    # the relations' ids end the message, so a hostile count cannot exceed the bytes present
     if len(r.message) - r.offset != 4 * count:
         raise ValueError(f"Truncate of {count} relations with {len(r.message) - r.offset} bytes of ids")
     return Truncate(tuple(r.u4() for _ in range(count)), bool(flags & 1), bool(flags & 2))

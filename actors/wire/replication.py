@@ -1,4 +1,4 @@
-"""What a reader of a replication stream sends and asks; what comes is read by the decoder, which copies nothing.
+"""Encodes what the reader of a replication stream sends. The decoder reads the stream itself, without copies.
 
 https://www.postgresql.org/docs/18/protocol-replication.html (standby status update, TIMELINE_HISTORY).
 """
@@ -17,12 +17,12 @@ _STATUS = struct.Struct(">cqqqqb")
 
 
 def encode_status(received: Lsn, flushed: Lsn, applied: Lsn, now_us: int, *, reply_wanted: bool = False) -> bytes:
-    """A standby status update. `flushed` is what lets PostgreSQL remove WAL; `now_us` counts since 1970 UTC."""
+    """Return a standby status update. `flushed` lets PostgreSQL remove WAL; `now_us` counts since 1970 UTC."""
     return _STATUS.pack(b"r", received, flushed, applied, now_us - POSTGRES_EPOCH_US, reply_wanted)
 
 
 def parse_timeline_history(text: str) -> list[tuple[int, Lsn]]:
-    """The (timeline, where it was left) pairs of a timeline history file, oldest first. Raises MalformedMessage."""
+    """Return the (timeline, LSN where it was left) pairs of a history file, oldest first. Raises MalformedMessage."""
     switches: list[tuple[int, Lsn]] = []
     for line in text.splitlines():
         fields = line.split("#", 1)[0].split()

@@ -1,6 +1,6 @@
-"""Names in SQL: https://www.postgresql.org/docs/18/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS; SQLite reads them alike."""
+"""SQL names: https://www.postgresql.org/docs/18/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS; SQLite reads them alike."""
 
 
 def quoted(name: str) -> str:
-    """An identifier as it is, whatever its letters."""
+    """Quote an identifier, so that any characters are safe."""
     return '"' + name.replace('"', '""') + '"'

@@ -9,20 +9,10 @@ from pathlib import Path
 import pytest
 
 from actors.embedded.process import free_port
+from tests.command_line import run_here
 from tests.servers import CLEAN, ROOT
 
 USER = {"POSTGRES_BRIDGE_USER": "bridge"}
-
-
-def walbridge(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "actors.main", *arguments],
-        cwd=ROOT,
-        env=CLEAN | (env or {}),
-        text=True,
-        capture_output=True,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +50,7 @@ def walbridge(*arguments: str, env: dict[str, str] | None = None) -> subprocess.
 def test_what_is_wrong_is_one_line_naming_setting_value_and_fix_and_exit_2(
     arguments: list[str], env: dict[str, str], words: list[str]
 ) -> None:
-    done = walbridge(*arguments, env={**USER, **env})
+    done = run_here(*arguments, env={**USER, **env})
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -69,19 +59,29 @@ def test_what_is_wrong_is_one_line_naming_setting_value_and_fix_and_exit_2(
         assert word in line
 
 
+def test_the_process_exits_with_the_code_of_the_command() -> None:
+    for arguments, code in (["--version"], 0), (["--prot", "1"], 2), (["health", "--port", str(free_port())], 1):
+        done = subprocess.run(
+            [sys.executable, "-m", "actors.main", *arguments], cwd=ROOT, env=CLEAN, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == code
+        assert bool(done.stdout) == (code == 0)
+        assert bool(done.stderr) == (code != 0)
+
+
 def test_help_and_version_say_what_there_is() -> None:
-    shown = walbridge("--help")
+    shown = run_here("--help")
     assert shown.returncode == 0
     for flag in ("--slot", "--pub", "--port", "--json", "--publish", "--pack", "--stream", "--accept-gap", "--embedded"):
         assert flag in shown.stdout
-    assert walbridge("-h").stdout == shown.stdout
-    assert walbridge("--version").stdout.strip().count(".") == 2
-    assert "DATABASE_URL" in walbridge("help", "env").stdout
+    assert run_here("-h").stdout == shown.stdout
+    assert run_here("--version").stdout.strip().count(".") == 2
+    assert "DATABASE_URL" in run_here("help", "env").stdout
 
 
 def test_help_explains_a_code_and_refuses_an_unknown_one() -> None:
-    assert "slot" in walbridge("help", "WB107").stdout
-    unknown = walbridge("help", "WB999")
+    assert "slot" in run_here("help", "WB107").stdout
+    unknown = run_here("help", "WB999")
     assert unknown.returncode == 2
     assert "WB999" in unknown.stderr
 
@@ -91,7 +91,7 @@ def test_print_config_shows_value_and_origin_and_no_secret(tmp_path: Path) -> No
     secret.write_text("hunter2-from-file\n")
     env_file = tmp_path / "env"
     env_file.write_text("# comment\nexport NATS_TOKEN='hunter2-token'\nLOG_LEVEL=debug\nPG_HOST=ignored\n")
-    done = walbridge(
+    done = run_here(
         "--port", "9191", "--env-file", str(env_file), "--print-config",
         env={**USER, "POSTGRES_BRIDGE_PASSWORD_FILE": str(secret), "PG_HOST": "db.example",
              "NATS_URL": "nats://u:hunter2-url@a:1,tls://b:2"},
@@ -122,10 +122,10 @@ def test_nothing_at_hand_ends_with_words_not_with_a_trace(tmp_path: Path) -> Non
 
 
 def test_health_tells_ready_from_not_ready() -> None:
-    done = walbridge("health", "--port", str(free_port()))
+    done = run_here("health", "--port", str(free_port()))
     assert done.returncode == 1
     assert "not ready" in done.stderr
-    assert walbridge("health", "--port", "x").returncode == 2
+    assert run_here("health", "--port", "x").returncode == 2
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["health", "--port", "1"]])

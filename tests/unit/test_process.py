@@ -8,7 +8,7 @@ from actors.errors import ConfigError, SinkUnavailable
 from actors.process import causes, leaves_of, most_telling
 
 DOWN, WRONG, BUG = SinkUnavailable("WB200", "away"), ConfigError("WB005", "taken"), KeyError("x")
-FOLLOWS = trio.BrokenResourceError("nobody receives any more")
+FOLLOWS = trio.BrokenResourceError("its receiver is closed")
 
 
 def test_groups_are_taken_apart_however_deep_they_are() -> None:

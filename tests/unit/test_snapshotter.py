@@ -62,7 +62,7 @@ def test_the_board_forgets_the_oldest() -> None:
         (PostgresError("42501", "permission denied", hint="GRANT it"), "permission_denied", "GRANT it"),
         (PostgresError("42P01", "no such table"), "postgres_error", "no such table"),
         (RowTooLarge(5000, 4096), "row_too_large", "5,000 bytes"),
-        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), "unreadable_value", "no UTF-8"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), "unreadable_value", "not UTF-8"),
     ],
 )
 def test_every_failure_has_a_kind_and_words(error: Exception, kind: str, words: str) -> None:

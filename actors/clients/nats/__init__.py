@@ -1,1 +1,1 @@
-"""One connection to NATS, and what is asked of JetStream over it."""
+"""One connection to NATS, and JetStream's API over it."""

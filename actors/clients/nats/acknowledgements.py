@@ -1,4 +1,4 @@
-"""How far the stream has stored what was sent, from the replies to publishes."""
+"""Tracks from the replies to publishes how far the stream has stored what was sent."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from actors.wire.nats import Msg
 
 
 class Acknowledgements:
-    """How far the stream has stored what we sent.
+    """The highest sequence of this run that the stream has stored.
 
     Written by the NATS connection's reader through `on_reply`, read by the publisher and the acker. Every publish expects
-    the sequence before it, so an acknowledgement of one message is one of all before it.
+    the sequence before it, so the acknowledgement of one message covers all earlier messages.
     """
 
     def __init__(self, last_seq: int, rejected: Counter[int] | None = None) -> None:
@@ -26,7 +26,7 @@ class Acknowledgements:
         self.failure: SinkUnavailable | None = None
 
     def on_reply(self, message: Msg) -> None:
-        """Take one reply to a publish."""
+        """Handle one reply to a publish."""
         reply = parse_publish_reply(message, self.reply_prefix)
         if isinstance(reply, Stored):
             if reply.seq != reply.expected_seq:
@@ -43,7 +43,7 @@ class Acknowledgements:
             self.stored_seq.value = -1  # wakes every task that waits
 
     async def beyond(self, seq: int) -> int:
-        """Wait until more than `seq` is stored; returns how far. Raises SinkUnavailable or SinkFenced."""
+        """Wait until more than `seq` is stored; return the stored sequence. Raises SinkUnavailable or SinkFenced."""
         await self.stored_seq.wait_value(lambda stored: stored > seq or stored < 0)
         if self.failure is not None:
             raise self.failure
@@ -60,7 +60,7 @@ def _refused(reply: Refused) -> SinkUnavailable:
         "WB221",
         "JetStream refused a message",
         said=said,
-        means="nothing is confirmed to PostgreSQL; trying again from the stream's tail",
+        means="nothing is confirmed to PostgreSQL; retrying from the stream's tail",
         fix="a full stream or account: nats stream info; nats account info",
     )
 
@@ -73,5 +73,5 @@ def _not_at_its_place(reply: Stored) -> SinkUnavailable:
 
 
 def not_where_left(said: str, means: str) -> SinkFenced:
-    """The stream's last sequence is another than the one that this bridge expected."""
+    """Return the error for a stream whose last sequence is not the one that this bridge expected."""
     return SinkFenced("WB220", "the stream is not where this bridge left it", said=said, means=means)

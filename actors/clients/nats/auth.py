@@ -1,4 +1,4 @@
-"""How a connection to NATS is opened: addresses, credentials, TLS. No I/O but reading the files that settings name."""
+"""Addresses, credentials and TLS for a connection to NATS. The only I/O is reading the files that settings name."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class ServerAddress:
     password: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
     tls_name: str = ""
-    """Whose certificate to expect; empty: the host's own."""
+    """The name to expect in the certificate; empty for `host`."""
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
 
 def parse_url(url: str) -> ServerAddress:
-    """`nats://`, `tls://` or a bare host:port, with user:password@ or token@. Raises ValueError."""
+    """Read `nats://`, `tls://` or a bare host:port, with user:password@ or token@. Raises ValueError."""
     parts = urlsplit(url if "://" in url else f"nats://{url}")
     if parts.scheme not in ("nats", "tls") or not parts.hostname:
         raise ValueError("not a NATS address: give nats://host:4222 or tls://host:4222")
@@ -50,10 +50,10 @@ def parse_url(url: str) -> ServerAddress:
 
 
 def servers_of(urls: Sequence[str], known: Iterable[str]) -> list[ServerAddress]:
-    """The configured servers, and those that the cluster has announced; `known` has bare host:port.
+    """Return the configured servers and those that the cluster has announced, `known`, each a bare host:port.
 
-    An announced server has no scheme and no credentials: the first configured server's apply. A bare IP address is seldom in a
-    certificate, so that server's name is expected of it too.
+    An announced server has no scheme and no credentials, so the first configured server's apply. A bare IP address is seldom
+    in a certificate, so the first server's name is expected there too.
     """
     configured = [parse_url(url) for url in urls]
     first, servers = configured[0], list(configured)
@@ -62,7 +62,7 @@ def servers_of(urls: Sequence[str], known: Iterable[str]) -> list[ServerAddress]
         try:
             address = parse_url(announced)
         except ValueError:
-            continue  # not worth a stop: the configured ones are there
+            continue  # no reason to stop: the configured servers remain
         if (address.host, address.port) not in taken:
             name = first.host if _is_ip(address.host) and not _is_ip(first.host) else ""
             servers.append(replace(first, host=address.host, port=address.port, tls_name=name))
@@ -78,7 +78,7 @@ def _is_ip(host: str) -> bool:
 
 
 def connect_options(config: NatsConfig, server: ServerAddress, info: Mapping[str, Any], version: str) -> dict[str, object]:
-    """The CONNECT options for a server that sent `info`: https://docs.nats.io/reference/reference-protocols/nats-protocol
+    """Return the CONNECT options for a server that sent `info`: https://docs.nats.io/reference/reference-protocols/nats-protocol
 
     Raises ConfigError for a seed or credentials file that cannot be used.
     """
@@ -119,7 +119,7 @@ def connect_options(config: NatsConfig, server: ServerAddress, info: Mapping[str
 
 
 def _read_creds(path: Path) -> tuple[str, str]:
-    """The user JWT and seed of a `.creds` file."""
+    """Return the user JWT and seed of a `.creds` file."""
     try:
         text = path.read_text()
     except OSError as exc:
@@ -133,7 +133,7 @@ def _read_creds(path: Path) -> tuple[str, str]:
 
 
 def tls_context(config: NatsConfig) -> ssl.SSLContext:
-    """The context for TLS to NATS: the system's authorities or NATS_CA, with a client certificate where one is set."""
+    """Return the context for TLS to NATS: the system's authorities or NATS_CA, and a client certificate if one is set."""
     try:
         context = ssl.create_default_context(cafile=config.ca)
         if config.cert:

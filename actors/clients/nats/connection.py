@@ -1,4 +1,4 @@
-"""One connection to NATS, on trio. The protocol is in `wire.nats`; only the supervisor retries."""
+"""One connection to NATS on trio. `wire.nats` has the protocol; only the supervisor retries."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ RECEIVE_BYTES = 256 * 1024
 
 
 class SinkRefused(SinkUnavailable):
-    """NATS does not let this user in, or refuses a request. Fatal until something has worked, transient afterwards."""
+    """NATS does not let this user in, or refuses a request. Fatal before the first success, transient afterwards."""
 
 
 class NatsConnection:
-    """An open connection, from `open_nats`. Frames of several tasks never mix: each send is complete.
+    """An open connection, from `open_nats`. Each send is complete, so frames of several tasks never mix.
 
     Callbacks of subscriptions run in the reading task: they must not block and must not raise.
     """
@@ -68,7 +68,7 @@ class NatsConnection:
 
     @property
     def max_payload(self) -> int:
-        """Bytes of one message, headers included, that this server takes."""
+        """Bytes of the largest message, headers included, that this server takes."""
         return int(self.info.get("max_payload", 1024 * 1024))
 
     @property
@@ -79,7 +79,7 @@ class NatsConnection:
         return major, minor, patch
 
     async def send(self, frames: bytes) -> None:
-        """Send complete frames. Raises SinkUnavailable; a cancelled send leaves half a frame, so it ends the connection."""
+        """Send complete frames. Raises SinkUnavailable. A cancelled send may leave half a frame, so it ends the connection."""
         async with self._sending:
             if self._broken:
                 raise SinkUnavailable("WB201", f"connection to NATS {self.server} lost", said=self._broken)
@@ -98,7 +98,7 @@ class NatsConnection:
         await self.send(encode_sub(checked_subject(subject), self._last_sid))
 
     async def inbox(self, callback: Callable[[Msg], None]) -> bytes:
-        """A prefix of reply subjects of our own; what comes below it goes to `callback`."""
+        """Return a new prefix for reply subjects; messages on subjects below it go to `callback`."""
         prefix = b"_INBOX." + secrets.token_hex(8).encode()
         await self.subscribe(prefix.decode() + ".>", callback)
         return prefix
@@ -106,14 +106,14 @@ class NatsConnection:
     async def request(
         self, subject: str, payload: bytes = b"", *, timeout_s: float, headers: Mapping[str, str] | None = None
     ) -> Msg:
-        """Publish and wait for one reply. Raises SinkUnavailable when none comes in time, SinkRefused when not allowed."""
+        """Publish and wait for one reply. Raises SinkUnavailable when none comes in time, SinkRefused without permission."""
         if not self._reply_prefix:
             self._reply_prefix = await self.inbox(self._on_reply)
         self._requests += 1
         target = b"%b.%d" % (self._reply_prefix, self._requests)
         reply = self._replies[target] = _Reply(subject)
         try:
-            with trio.move_on_after(timeout_s):  # around the send too: a server that reads nothing answers nothing
+            with trio.move_on_after(timeout_s):  # includes the send: a server that reads nothing answers nothing
                 await self.send(encode_pub(checked_subject(subject), target, payload, headers))
                 await reply.came.wait()
         finally:
@@ -162,7 +162,7 @@ class NatsConnection:
             self._take_info(event.fields)
             if event.fields.get("ldm"):
                 raise SinkUnavailable(
-                    "WB206", f"NATS {self.server} is going away (lame duck)", means="moving to another server of the cluster"
+                    "WB206", f"NATS {self.server} is shutting down (lame duck)", means="moving to another server of the cluster"
                 )
         elif isinstance(event, Err):
             self._on_error(event.text)
@@ -174,7 +174,7 @@ class NatsConnection:
     def _on_error(self, text: str) -> None:
         if "permissions violation" in text.lower():
             for reply in self._replies.values():
-                if f'"{reply.subject}"' in text and not reply.refused:  # equal requests get one complaint each
+                if f'"{reply.subject}"' in text and not reply.refused:  # one complaint per request, even if requests are equal
                     reply.refused = text
                     reply.came.set()
                     return
@@ -182,7 +182,7 @@ class NatsConnection:
         raise SinkUnavailable("WB203", f"NATS {self.server} ended the connection", said=text)
 
     async def _keep_alive(self) -> None:
-        """Ask for a sign of life; a peer that is gone without a word is noticed within half a minute."""
+        """Send PINGs, so that a peer that vanished is noticed within half a minute."""
         while True:
             await trio.sleep(PING_EVERY_S)
             self._pong = trio.Event()
@@ -190,11 +190,11 @@ class NatsConnection:
                 await self.send(PING)
                 await self._pong.wait()
             if deadline.cancelled_caught:
-                raise SinkUnavailable("WB201", f"NATS {self.server} gave no sign of life for {PONG_WITHIN_S:g} s")
+                raise SinkUnavailable("WB201", f"NATS {self.server} did not answer a PING within {PONG_WITHIN_S:g} s")
 
 
 class _Reply:
-    """A request that waits."""
+    """A request that waits for its reply."""
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
@@ -205,10 +205,11 @@ class _Reply:
 
 @asynccontextmanager
 async def open_nats(config: NatsConfig, known: set[str]) -> AsyncGenerator[NatsConnection]:
-    """Connect to one of the servers, in random order; `known` collects further ones that the cluster announces.
+    """Connect to one of the servers, in random order; `known` collects the servers that the cluster announces.
 
-    Owns the connection and its tasks. When the connection ends the body is cancelled and SinkUnavailable raised.
-    Raises SinkUnavailable when no server can be reached, SinkRefused when one refuses the credentials and no other takes them.
+    Owns the connection and its tasks. When the connection ends, the body is cancelled and SinkUnavailable raised.
+    Raises SinkUnavailable when no server can be reached, SinkRefused when a server refuses the credentials and no other accepts
+    them.
     """
     connection, parser = await _connect_any(config, known)
     try:
@@ -232,7 +233,7 @@ async def _connect_any(config: NatsConfig, known: set[str]) -> tuple[NatsConnect
             with trio.fail_after(CONNECT_TIMEOUT_S):
                 return await _connect(config, server, known)
         except SinkRefused as exc:
-            refusal = exc  # another server may know us
+            refusal = exc  # another server may accept the credentials
         except (OSError, UnicodeError, trio.BrokenResourceError, ssl.SSLError, MalformedMessage, SinkUnavailable) as exc:
             failures.append(f"{server}: {_reason(exc)}")
         except trio.TooSlowError:
@@ -256,14 +257,14 @@ async def _connect(config: NatsConfig, server: ServerAddress, known: set[str]) -
         info = (await _expect(stream, parser, Info))[0].fields
         if not config.tls_first and (server.tls or config.ca or config.cert or info.get("tls_required")):
             stream = await _start_tls(config, server, stream)
-            parser = NatsParser()  # what came in the clear after INFO need not be from the server
+            parser = NatsParser()  # plain text after INFO need not be from the server
         if not info.get("headers", False):
             raise ConfigError("WB207", f"NATS {server} has no headers", said=f"version {info.get('version')}",
                               fix="the bridge needs nats-server 2.10 or later")  # fmt: skip
         await stream.send_all(encode_connect(connect_options(config, server, info, __version__)))
         _, rest = await _expect(stream, parser, Pong)
         connection = NatsConnection(stream, server, info, known)
-        for event in rest:  # a second INFO has the limits of our account
+        for event in rest:  # a second INFO has the limits of this account
             await connection._on_control(event)
         return connection, parser  # noqa: TRY300
     except BaseException:
@@ -278,16 +279,18 @@ async def _start_tls(config: NatsConfig, server: ServerAddress, stream: trio.abc
     except trio.BrokenResourceError as exc:
         cause = exc.__cause__
         if config.tls_first and isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
-            # Not a matter of trust: the server greeted in the clear, as one with handshake_first: auto does with a client
-            # that is 50 ms late. The next attempt may be in time.
-            raise ConnectionError("it did not wait for TLS: NATS_TLS_FIRST is for servers with handshake_first") from None
+            # Not a matter of trust: the server sent INFO in plain text, as handshake_first: auto does when the client is
+            # 50 ms late. The next attempt may be in time.
+            raise ConnectionError(
+                "the server did not wait for TLS: NATS_TLS_FIRST is for servers with handshake_first"
+            ) from None
         if isinstance(cause, ssl.SSLError):
             raise SinkRefused(
                 "WB208",
                 f"no trusted TLS connection to NATS at {server}",
                 said=_reason(exc),
-                means="nothing is sent to a server that is not the one it should be",
-                fix="NATS_CA: the authority that signed the server's certificate; NATS_URL: a host name in it",
+                means="nothing is sent to a server whose identity is not proven",
+                fix="NATS_CA: the authority that signed the server's certificate; NATS_URL: a host name in that certificate",
             ) from exc
         raise
     return tls
@@ -297,9 +300,9 @@ _E = TypeVar("_E", Info, Pong)
 
 
 async def _expect(stream: trio.abc.Stream, parser: NatsParser, kind: type[_E]) -> tuple[_E, list[Event]]:
-    """Read until an event of this kind comes; returns it and what came after it.
+    """Read until an event of this kind comes; return the event and those after it.
 
-    During the opening nothing but INFO, PING and errors may come before.
+    While the connection opens, only INFO, PING and errors may come before.
     """
     while True:
         data = await stream.receive_some(RECEIVE_BYTES)
@@ -322,10 +325,10 @@ async def _expect(stream: trio.abc.Stream, parser: NatsParser, kind: type[_E]) -
 
 
 def _reason(exc: BaseException) -> str:
-    """The system's own words, one of each: below trio's there may be a failure per address of the host."""
+    """Return the system's own words, each once: trio's error may wrap one failure per address of the host."""
     cause = exc.__cause__ or exc
     if isinstance(cause, BaseExceptionGroup):
-        return ", ".join(dict.fromkeys(_reason(one) for one in cause.exceptions))
+        return ", ".join(dict.fromkeys(map(_reason, cause.exceptions)))
     if isinstance(cause, ConnectionError) and cause.errno:
         return os.strerror(cause.errno)
     return str(cause) or type(cause).__name__

@@ -1,4 +1,4 @@
-"""zstd dictionaries: files of a folder, and KV `dictionaries`, where consumers find them (contract, section 5)."""
+"""zstd dictionaries: reads them from a folder, and puts them into KV `dictionaries` for consumers (contract, section 5)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ log = get_logger("dictionaries")
 
 SUFFIX = ".zstd.dict"
 BYTES_MAX = 1024 * 1024
-"""Larger ones help nobody, and may not fit into a message."""
+"""A larger dictionary saves no more, and may not fit into a message."""
 
 
 def read_dictionaries(folder: Path) -> dict[str, bytes]:
-    """Dictionaries by table token, from `{token}.zstd.dict` files; what cannot be used is said and left out.
+    """Return dictionaries by table token, from `{token}.zstd.dict` files; log and leave out unusable files.
 
-    The `/` of a schema's table is a folder. A folder that is not there has none.
+    The `/` in a token is a folder. A missing folder has no dictionaries.
     """
     found: dict[str, bytes] = {}
     try:
@@ -34,7 +34,7 @@ def read_dictionaries(folder: Path) -> dict[str, bytes]:
         token = file.relative_to(folder).as_posix().removesuffix(SUFFIX)
         try:
             if "" in split_token(token):
-                raise ValueError("its name names no table")
+                raise ValueError("the file name is not a table's token")
             if not file.is_file():
                 raise ValueError("not a file")
             if file.stat().st_size > BYTES_MAX:
@@ -43,29 +43,29 @@ def read_dictionaries(folder: Path) -> dict[str, bytes]:
             Compressor(token, content)
             found[token] = content
         except (OSError, ValueError) as exc:
-            log.warning("going on without a dictionary", file=str(file), reason=str(exc))
+            log.warning("continuing without a dictionary", file=str(file), reason=str(exc))
     return found
 
 
 async def publish_dictionaries(js: JetStream, dictionaries: Mapping[str, bytes]) -> dict[str, Compressor]:
-    """Put what the bucket does not have yet; returns a compressor for each table whose dictionary consumers can find.
+    """Put dictionaries into the bucket unless they are there; return a compressor per table whose dictionary is there.
 
-    A dictionary that cannot be put is said and left out. Raises SinkUnavailable when NATS is away.
+    A dictionary that cannot be put is logged and left out. Raises SinkUnavailable when NATS is away.
     """
     ready: dict[str, Compressor] = {}
     for token, content in dictionaries.items():
         if len(content) > js.connection.max_payload:  # the server would end the connection
             reason = f"{len(content):,} bytes are more than max_payload"
-            log.warning("going on without a dictionary: it cannot be put into the bucket", table=token, reason=reason)
+            log.warning("continuing without a dictionary: cannot put it into the bucket", table=token, reason=reason)
             continue
         try:
-            # first the key that stays, which messages name
+            # first the permanent key, which messages name
             for key in (dictionary_id(token, content), dictionary_key(token)):
                 held = await js.kv_get(DICTIONARIES, key)
                 if held is None or held.data != content:
                     await js.kv_put(DICTIONARIES, key, content)
         except (JetStreamError, SinkRefused) as exc:
-            log.warning("going on without a dictionary: it cannot be put into the bucket", table=token, reason=str(exc))
+            log.warning("continuing without a dictionary: cannot put it into the bucket", table=token, reason=str(exc))
             continue
         ready[token] = Compressor(token, content)
     return ready

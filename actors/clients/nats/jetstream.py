@@ -1,7 +1,7 @@
 """JetStream's API over one connection: streams, single messages, and key-value buckets, which are streams too.
 
-Requests and replies are JSON: https://docs.nats.io/reference/reference-protocols/nats_api_reference. Configurations stay plain
-dicts, so that a field of a newer server survives.
+Requests and replies are JSON: https://docs.nats.io/reference/reference-protocols/nats_api_reference. Replies stay plain dicts,
+so that the fields of a newer server survive.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ API_TIMEOUT_S = 5.0
 
 
 class JetStreamError(SinkUnavailable):
-    """JetStream understood and refused: its own status (as in HTTP), code and words."""
+    """A refusal by JetStream: its own status (as in HTTP), code and words."""
 
     def __init__(self, doing: str, status: int, err_code: int, description: str) -> None:
         super().__init__("WB210", f"JetStream refused to {doing}", said=f"{status} {err_code} {description}")
@@ -49,14 +49,17 @@ class KvEntry(NamedTuple):
 
 
 class JetStream:
-    """The API as seen by one account. Every method raises SinkUnavailable when no reply comes, JetStreamError when refused."""
+    """JetStream's API for one account. Every method raises SinkUnavailable without a reply, JetStreamError when refused."""
 
     def __init__(self, connection: NatsConnection) -> None:
         self.connection = connection
         self._may_delete_consumers = True
 
     async def stream_info(self, name: str, *, deleted_details: bool = False) -> dict[str, Any] | None:
-        """Configuration and state of a stream, None when there is none. `deleted_details`: with all deleted sequences."""
+        """Return a stream's configuration and state; None when there is no such stream.
+
+        `deleted_details`: with the sequences of all deleted messages.
+        """
         query = {"deleted_details": True} if deleted_details else {}
         try:
             return await self._api(f"STREAM.INFO.{name}", query, f"describe stream {name}")
@@ -66,12 +69,12 @@ class JetStream:
             raise
 
     async def consumers(self, stream: str) -> list[dict[str, Any]]:
-        """The consumers of a stream, the first few hundred."""
+        """Return the consumers of a stream, at most the first few hundred."""
         reply = await self._api(f"CONSUMER.LIST.{stream}", {"offset": 0}, f"list the consumers of stream {stream}")
         return list(reply["consumers"] or ())
 
     async def delete_stream(self, name: str) -> None:
-        """Delete a stream with all it holds; one that is not there is no error."""
+        """Delete a stream and its messages; a missing stream is not an error."""
         try:
             await self._api(f"STREAM.DELETE.{name}", {}, f"delete stream {name}")
         except JetStreamError as exc:
@@ -79,15 +82,15 @@ class JetStream:
                 raise
 
     async def create_stream(self, config: Mapping[str, object]) -> dict[str, Any]:
-        """Create a stream; equal to an existing one is no error."""
+        """Create a stream; an existing stream with the same configuration is not an error."""
         return await self._api(f"STREAM.CREATE.{config['name']}", config, f"create stream {config['name']}")
 
     async def streams_taking(self, subject: str) -> list[str]:
-        """Names of the streams that take a subject; with wildcards, some part of it."""
+        """Return the names of the streams that take a subject, or a part of it if it has wildcards."""
         return list(map(str, (await self._api("STREAM.NAMES", {"subject": subject}, "list streams")).get("streams") or ()))
 
     async def get_message(self, stream: str, **query: object) -> StoredMessage | None:
-        """One message by `seq=n`, `last_by_subj=subject`, or `seq=n, next_by_subj=subject`; None when there is none."""
+        """Return a message by `seq=n`, `last_by_subj=subject` or `seq=n, next_by_subj=subject`; None when there is none."""
         try:
             reply = await self._api(f"STREAM.MSG.GET.{stream}", query, f"read a message of stream {stream}")
         except JetStreamError as exc:
@@ -101,17 +104,17 @@ class JetStream:
         )
 
     async def create_consumer(self, stream: str, config: Mapping[str, object]) -> dict[str, Any]:
-        """Create a consumer by its `name`; returns what STREAM.CONSUMER.INFO would."""
+        """Create a consumer by its `name`; return its info."""
         request = {"stream_name": stream, "config": config, "action": "create"}
         return await self._api(f"CONSUMER.CREATE.{stream}.{config['name']}", request, f"create a consumer of stream {stream}")
 
     async def delete_consumer(self, stream: str, name: str) -> None:
-        """Delete a consumer, if the user may: it ends by itself when it is not read any more."""
+        """Delete a consumer if the user may; otherwise it ends by itself some time after its last read."""
         if not self._may_delete_consumers:
             return
         try:
             await self._api(f"CONSUMER.DELETE.{stream}.{name}", {}, f"delete a consumer of stream {stream}")
-        except SinkRefused:  # a user who may delete its own may delete others' too: many readers may not
+        except SinkRefused:  # many readers may not: permission to delete one's own consumers includes all others
             self._may_delete_consumers = False
 
     async def purge(self, stream: str, subject: str) -> None:
@@ -119,7 +122,7 @@ class JetStream:
         await self._api(f"STREAM.PURGE.{stream}", {"filter": subject}, f"delete messages on {subject}")
 
     async def subjects_of(self, stream: str, pattern: str) -> list[str]:
-        """The subjects that a stream has messages on; none when there is no stream."""
+        """Return the subjects that a stream has messages on; none when there is no such stream."""
         found: list[str] = []
         while True:
             query = {"subjects_filter": pattern, "offset": len(found)}
@@ -135,14 +138,14 @@ class JetStream:
                 return found
 
     async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> int:
-        """Publish and wait until it is stored; returns its sequence."""
+        """Publish a message and wait until it is stored; return its sequence."""
         reply = await self.connection.request(subject, payload, timeout_s=API_TIMEOUT_S, headers=headers)
         return int(_checked(reply, f"store a message on {subject}")["seq"])
 
     # -- key-value buckets: https://docs.nats.io/nats-concepts/jetstream/key-value-store (ADR-8)
 
     async def ensure_bucket(self, name: str, *, history: int, replicas: int) -> None:
-        """Create a bucket unless it is there, as the nats command line would."""
+        """Create a bucket unless it exists, as the nats command line would."""
         if await self.stream_info(bucket_stream(name)) is None:
             config = StreamConfig(
                 name=bucket_stream(name),
@@ -159,19 +162,19 @@ class JetStream:
             await self.create_stream(config.as_dict())
 
     async def kv_get(self, bucket: str, key: str) -> KvEntry | None:
-        """The newest version of a key, None when it is missing or deleted. Read from the bucket's leader."""
+        """Return a key's newest version from the bucket's leader; None when the key is missing or deleted."""
         message = await self.get_message(bucket_stream(bucket), last_by_subj=bucket_key(bucket, key))
         if message is None or KV_OPERATION_HEADER in message.headers:
             return None
         return KvEntry(message.data, message.seq)
 
     async def keys_of(self, bucket: str) -> list[str]:
-        """The keys of a bucket, deleted ones too; none when there is no bucket."""
+        """Return the keys of a bucket, deleted keys included; none when there is no such bucket."""
         found = map(parse, await self.subjects_of(bucket_stream(bucket), bucket_keys(bucket)))
         return [subject.token for subject in found if subject is not None]
 
     async def kv_put(self, bucket: str, key: str, value: bytes, expected_revision: int | None = None) -> int:
-        """Write a key; returns the new revision. With `expected_revision` (0: must not exist) refused if it is another."""
+        """Write a key; return the new revision. Refused if the key is not at `expected_revision` (0: must not exist)."""
         subject = bucket_key(bucket, key)
         if expected_revision is None:
             return await self.publish(subject, value)
@@ -183,11 +186,11 @@ class JetStream:
             last = await self.get_message(bucket_stream(bucket), last_by_subj=subject)
             if last is None or KV_OPERATION_HEADER not in last.headers:
                 raise
-        # the key does not exist, and the mark of its deletion is the subject's last message
+        # the key was deleted: the deletion marker is the subject's last message
         return await self.publish(subject, value, {EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER: str(last.seq)})
 
     async def kv_history(self, bucket: str, key: str) -> list[KvEntry]:
-        """The versions of a key that the bucket still has, oldest first."""
+        """Return the versions of a key that the bucket still has, oldest first."""
         found: list[KvEntry] = []
         seq = 1
         while True:
@@ -210,7 +213,7 @@ def _checked(message: Msg, doing: str) -> dict[str, Any]:
         reply = orjson.loads(message.payload)
         error = reply.get("error")
     except (orjson.JSONDecodeError, AttributeError) as exc:
-        raise SinkUnavailable("WB212", f"a reply that is no JSON when asked to {doing}", said=repr(exc)) from exc
+        raise SinkUnavailable("WB212", f"the reply to a request to {doing} is not JSON", said=repr(exc)) from exc
     if not error:
         return dict(reply)
     refusal = JetStreamError(doing, int(error.get("code", 0)), int(error.get("err_code", 0)), str(error.get("description", "")))
@@ -220,8 +223,8 @@ def _checked(message: Msg, doing: str) -> dict[str, Any]:
 def _nobody(doing: str, said: str) -> SinkUnavailable:
     return SinkUnavailable(
         "WB211",
-        f"no one in NATS could {doing}",
+        f"nothing in NATS answers a request to {doing}",
         said=said,
         means="JetStream is off for this account, has no leader yet, or no stream takes the subject",
-        fix="start the server with JetStream: nats-server -js; or look: nats account info",
+        fix="start the server with JetStream: nats-server -js; or check: nats account info",
     )

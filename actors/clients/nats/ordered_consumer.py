@@ -1,7 +1,7 @@
-"""Messages of a stream from a sequence on, in the stream's order, each once, as fast as they are taken and not faster.
+"""Reads a stream's messages from a sequence on, in order, each once, no faster than the reader takes them.
 
-An ordered consumer as in ADR-17 of nats-architecture-and-design, but by pulling: the reader's own pace is the flow control. It
-keeps no position: its reader remembers the sequence, and makes a new consumer from there after any fault.
+An ordered consumer as in ADR-17 of nats-architecture-and-design, but pulling: the reader's own pace is the flow control. The
+consumer keeps no position: the reader remembers the sequence, and creates a new consumer from there after any fault.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from actors.wire.jetstream import LAST_CONSUMER_HEADER, PENDING_MESSAGES_HEADER
 from actors.wire.nats import Msg, decode_headers, encode_pub
 
 BATCH = 2_000
-"""Messages asked for at a time; twice as many wait here at most."""
+"""Messages requested at a time; at most twice as many wait here."""
 BATCH_BYTES = 8 * 1024 * 1024
 EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
 SILENCE_S = 3 * HEARTBEAT_S
 INACTIVE_S = 300.0
 _ENDS_OF_PULLS = (b"axBytes", b"Batch Completed")
-"""A pull has ended: the next message would be too many bytes, or it has brought what it was for."""
+"""The end of a pull: the next message would exceed the byte limit, or the pull is complete."""
 
 
 class Delivered(NamedTuple):
@@ -38,12 +38,12 @@ class Delivered(NamedTuple):
     seq: int
     """The stream's sequence."""
     headers: bytes
-    """The raw block."""
+    """The raw header block."""
     payload: bytes
 
 
 class OrderedConsumer:
-    """A consumer, from `open_consumer`. For one task."""
+    """An open consumer, from `open_consumer`. For one task."""
 
     def __init__(self, js: JetStream, stream: str, name: str, bytes_max: int) -> None:
         self._js, self._stream, self._name = js, stream, name
@@ -51,7 +51,7 @@ class OrderedConsumer:
         self._inbox = b""
         self._waiting: list[Delivered] = []
         self._news = trio.Event()
-        self._asked = 0  # messages that the server may still send us
+        self._asked = 0  # messages that the server may still send
         self._consumer_seq = 0
         self._pending = b""
         self._fault = ""
@@ -61,11 +61,11 @@ class OrderedConsumer:
 
     @property
     def is_at_end(self) -> bool:
-        """All messages that the stream had for us, when it sent the last one, were taken."""
+        """Whether every message was taken that the stream had when it sent the last one."""
         return not self._waiting and self._pending == b"0"
 
     async def receive(self, within_s: float) -> list[Delivered]:
-        """All messages that wait, in order; none if there are none within the time. Raises SinkUnavailable when it is lost."""
+        """Return all waiting messages in order; none after `within_s`. Raises SinkUnavailable when the consumer is lost."""
         if not self._waiting:
             await self._pull()
             with trio.move_on_after(within_s):
@@ -79,7 +79,7 @@ class OrderedConsumer:
         if self._fault:
             raise self._lost(self._fault)
         if not self._waiting and self._asked and trio.current_time() - self._heard > SILENCE_S:
-            raise self._lost(f"no sign of life for {SILENCE_S:g} s")
+            raise self._lost(f"no message and no heartbeat for {SILENCE_S:g} s")
         taken, self._waiting = self._waiting, []
         if taken:
             self._heard = trio.current_time()
@@ -87,7 +87,7 @@ class OrderedConsumer:
         return taken
 
     async def _pull(self) -> None:
-        """Ask for more once less than half of a batch is on its way. What waits here was taken before: it bounds itself."""
+        """Request more once less than half of a batch is to come. Called only when no messages wait, which bounds memory."""
         if self._asked > BATCH // 2 or self._fault:
             return
         self._asked += BATCH
@@ -98,13 +98,13 @@ class OrderedConsumer:
             "expires": int(EXPIRES_S * 1e9),
             "idle_heartbeat": int(HEARTBEAT_S * 1e9),
         }
-        if self._asked == BATCH:  # nothing was on its way: silence begins to count now
+        if self._asked == BATCH:  # nothing was to come: silence counts from now on
             self._heard = trio.current_time()
         frame = encode_pub(self._next, b"%b.%d" % (self._inbox, self._pulls), orjson.dumps(request), None)
         await self._js.connection.send(frame)
 
     def _on_message(self, message: Msg) -> None:
-        """In the connection's reading task."""
+        """Handle a message, in the connection's reading task."""
         if message.reply.startswith(b"$JS.ACK."):
             # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>; newer servers may put
             # <domain>.<account> before the stream and something after the rest
@@ -112,7 +112,7 @@ class OrderedConsumer:
             place = 5 if len(parts) == 9 else 7
             consumer_seq = int(parts[place + 1])
             if consumer_seq != self._consumer_seq + 1:
-                self._fault = f"message {self._consumer_seq + 1} did not come, {consumer_seq} did"
+                self._fault = f"message {self._consumer_seq + 1} is missing before {consumer_seq}"
             else:
                 self._consumer_seq = consumer_seq
                 self._asked -= 1
@@ -127,7 +127,7 @@ class OrderedConsumer:
         status, headers = message.status, decode_headers(message.headers)
         if status == 100:
             if int(headers.get(LAST_CONSUMER_HEADER, self._consumer_seq)) > self._consumer_seq:
-                self._fault = f"messages up to {headers[LAST_CONSUMER_HEADER]} were sent and did not come"
+                self._fault = f"messages up to {headers[LAST_CONSUMER_HEADER]} were sent but did not arrive"
         elif status in (404, 408) or (status == 409 and any(words in message.headers for words in _ENDS_OF_PULLS)):
             self._asked = max(0, self._asked - int(headers.get(PENDING_MESSAGES_HEADER, self._asked)))
         else:
@@ -135,7 +135,10 @@ class OrderedConsumer:
 
     def _lost(self, said: str) -> SinkUnavailable:
         return SinkUnavailable(
-            "WB214", f"the consumer of stream {self._stream} is lost", said=said, means="making a new one from the same place"
+            "WB214",
+            f"the consumer of stream {self._stream} is lost",
+            said=said,
+            means="creating a new consumer from the same sequence",
         )
 
 
@@ -143,7 +146,7 @@ class OrderedConsumer:
 async def open_consumer(js: JetStream, stream: str, filters: Sequence[str], start_seq: int) -> AsyncGenerator[OrderedConsumer]:
     """Read the messages on `filters` (subjects with wildcards) from `start_seq` on. The consumer ends with the body.
 
-    Raises SinkUnavailable when it cannot be made.
+    Raises SinkUnavailable when the consumer cannot be created.
     """
     name = "walbridge-" + secrets.token_hex(8)
     consumer = OrderedConsumer(js, stream, name, max(BATCH_BYTES, 2 * js.connection.max_payload))
@@ -163,7 +166,7 @@ async def open_consumer(js: JetStream, stream: str, filters: Sequence[str], star
     try:
         yield consumer
     finally:
-        # it would end by itself in some minutes
+        # otherwise the consumer ends by itself after some minutes
         with trio.move_on_after(1) as ending:
             ending.shield = True
             try:

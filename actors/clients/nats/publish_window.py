@@ -1,4 +1,4 @@
-"""Publishes to a stream, some ahead of their acknowledgements, in order. For what needs no place in the stream."""
+"""Publishes messages in order, a few ahead of their acknowledgements. For messages that need no fixed sequence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACK_TIMEOUT_S = 10.0
 
 
 class PublishWindow:
-    """Up to four messages on their way. One task sends; replies come through the connection's reader."""
+    """A window of up to four unacknowledged messages. One task sends; the connection's reader handles replies."""
 
     def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
@@ -27,7 +27,7 @@ class PublishWindow:
         self._failure: SinkUnavailable | None = None
 
     async def send(self, subject: str, body: bytes, headers: dict[str, str]) -> None:
-        """Send one message once there is room. Raises JetStreamError for a refusal of this or an earlier one."""
+        """Send one message once there is room. Raises JetStreamError when this or an earlier message was refused."""
         if not self._prefix:
             self._prefix = await self._connection.inbox(self._on_reply)
         await self._until(AHEAD_MAX - 1)
@@ -38,7 +38,7 @@ class PublishWindow:
         await self._connection.send(encode_pub(subject.encode(), target, body, headers))
 
     async def drain(self) -> None:
-        """Wait until everything is stored. Raises as `send` does."""
+        """Wait until every message is stored. Raises as `send` does."""
         await self._until(0)
 
     async def _until(self, most: int) -> None:
@@ -55,7 +55,7 @@ class PublishWindow:
             reply = orjson.loads(message.payload) if message.payload else {"error": {"code": message.status}}
             error = reply.get("error")
             if error is not None or "seq" not in reply:
-                error = error or {"description": "a reply that is no acknowledgement"}
+                error = error or {"description": "the reply is not an acknowledgement"}
                 self._failure = JetStreamError(
                     "store a message",
                     int(error.get("code", 0)),
@@ -63,5 +63,5 @@ class PublishWindow:
                     str(error.get("description", "")),
                 )
         except (ValueError, AttributeError, TypeError) as exc:
-            self._failure = SinkUnavailable("WB212", "a reply that is no JSON when asked to store a message", said=repr(exc))
+            self._failure = SinkUnavailable("WB212", "the reply to a request to store a message is not JSON", said=repr(exc))
         self._outstanding.value = len(self._waiting) if self._failure is None else -1

@@ -1,4 +1,4 @@
-"""The record of one stream in KV `bridges`, and how it is written."""
+"""Writes the record of one stream in KV `bridges`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from actors.wire.jetstream import WRONG_LAST_SEQUENCE
 
 
 class RecordStore:
-    """The current record of one stream, and its place in the bucket.
+    """The current record of one stream and its revision.
 
-    One bridge writes it: each write expects the revision of the last, so that of two bridges one is refused. The batcher
-    (suspensions) and the acker (positions) both change it, one after the other.
+    Each write expects the revision of the previous write, so that one of two bridges is refused. The batcher, the snapshotter
+    (suspensions) and the acker (positions) change the record, one at a time.
     """
 
     def __init__(self, js: JetStream, stream: str, record: BridgeRecord, revision: int) -> None:
@@ -27,10 +27,10 @@ class RecordStore:
         self.record, self._revision = record, revision
 
     async def update(self, **changes: Any) -> None:
-        """Write the record with these fields changed; returns once JetStream has stored it.
+        """Write the record with these fields changed; return once JetStream has stored it.
 
-        Not interrupted by a cancellation, for as long as one request may take: the revision would be unknown afterwards.
-        Raises SinkFenced when another bridge has written it since, SinkUnavailable when NATS does not answer.
+        Shielded from cancellation for the time of one request, since the revision would be unknown afterwards. Raises
+        SinkFenced when another bridge has written the record since, SinkUnavailable when NATS does not answer.
         """
         async with self._lock:
             record = replace(self.record, **changes)
@@ -44,6 +44,6 @@ class RecordStore:
                     "WB223",
                     f"another bridge has written the record of stream {self._stream}",
                     said=str(exc),
-                    means="this one stands back and reads the stream's tail again",
+                    means="this bridge stops writing and reads the stream's tail again",
                 ) from exc
             self.record = record

@@ -1,1 +1,1 @@
-"""One connection to PostgreSQL, the replication stream, and what the catalog says."""
+"""Connections to PostgreSQL, the replication stream, slots and catalog queries."""

@@ -1,7 +1,7 @@
-"""What PostgreSQL's catalog says of publications, tables and types. On ordinary connections.
+"""Queries of PostgreSQL's catalog for publications, tables and types. On ordinary connections.
 
-A session finds names in pg_catalog alone. What is printed for people is printed as `public` sees it (`mood`, not
-`public.mood`): those statements write out what they call, so that nothing planted there is called instead.
+A session finds names in pg_catalog alone. Names for users are printed as `public` sees them (`mood`, not `public.mood`): those
+statements qualify every function, so that no function planted in `public` is called instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _AS_PUBLIC_SEES_IT = "SET LOCAL search_path = pg_catalog, public; "
 
 
 class PublicationFacts(NamedTuple):
-    """What a publication publishes."""
+    """The operations that a publication publishes."""
 
     inserts: bool
     updates: bool
@@ -38,36 +38,36 @@ class PublishedTable(NamedTuple):
     relation_oid: int
     replica_identity: str
     has_key: bool
-    """Updates and deletes can be published: there is a primary key, an index or FULL."""
+    """Updates and deletes can be published: the replica identity is a primary key, an index or FULL."""
     readable: bool
-    """The role may SELECT it, which snapshots need."""
+    """The role may SELECT from the table, which snapshots need."""
     columns: tuple[str, ...]
-    """What is published of it: the publication's column list, or all but generated ones."""
+    """The published columns: the publication's column list, or all but generated columns."""
     row_filter: str = ""
     """The publication's WHERE for this table, as SQL; empty when all rows are published."""
     is_partitioned: bool = False
     has_toast: bool = False
-    """Some of its rows are, or were, wider than a page."""
+    """Some rows are, or were, wider than a page."""
     version: str = ""
-    """Another one as soon as its columns or the publication are others."""
+    """Changes whenever the table's columns or the publication change."""
 
     @property
     def qualified(self) -> str:
-        """Its name in SQL."""
+        """The table's name in SQL."""
         return f"{quoted(self.schema)}.{quoted(self.name)}"
 
     @property
     def own(self) -> str:
-        """What its rows are read from, in SQL: children by inheritance are tables of their own."""
+        """The FROM item for the table's own rows: inheritance children are tables of their own."""
         return self.qualified if self.is_partitioned else f"ONLY {self.qualified}"
 
     @property
     def where(self) -> str:
-        """The publication's row filter as a clause after that; empty when all rows are published."""
+        """The publication's row filter as a WHERE clause; empty when all rows are published."""
         return f" WHERE {self.row_filter}" if self.row_filter else ""
 
 
-# of `c`, a row of pg_class
+# `c` is a row of pg_class
 _COLUMNS_VERSION = (
     "(SELECT coalesce(string_agg(a.attnum || ' ' || a.attname, ' ' ORDER BY a.attnum), '') FROM pg_attribute a"
     " WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)"
@@ -80,7 +80,7 @@ _PUBLICATION_VERSION = (
 
 
 async def publication_facts(connection: PgConnection, publication: str) -> PublicationFacts | None:
-    """The publication's options, None when there is none."""
+    """Return the publication's options; None when there is no such publication."""
     rows = await connection.query(
         "SELECT pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication WHERE pubname = $1", (publication,)
     )
@@ -88,9 +88,9 @@ async def publication_facts(connection: PgConnection, publication: str) -> Publi
 
 
 async def published_tables(connection: PgConnection, publication: str) -> list[PublishedTable]:
-    """The tables of a publication, however it names them, in the order of their names."""
-    # attnames exists since PostgreSQL 15 and is right for column lists and roots of partitions. Before 18 it tells generated
-    # columns too, which are never sent then.
+    """Return the tables of a publication, by whichever clause it includes them, ordered by name."""
+    # attnames exists since PostgreSQL 15 and is right for column lists and roots of partitions. Before 18 it includes
+    # generated columns, which are never sent then.
     generated = "" if connection.server_version >= 180000 else "AND a.attgenerated = ''"
     names = (
         "(SELECT to_json(array_agg(a.attname ORDER BY a.attnum)) FROM pg_attribute a"
@@ -141,7 +141,7 @@ async def published_tables(connection: PgConnection, publication: str) -> list[P
 
 
 async def table_version(connection: PgConnection, publication: str, relation_oid: int) -> str:
-    """What `PublishedTable.version` is in this transaction's snapshot; takes no lock. Empty when the table is gone."""
+    """Return `PublishedTable.version` as of this transaction's snapshot, without a lock. Empty when the table is gone."""
     rows = await connection.query(
         f"SELECT {_COLUMNS_VERSION} || (SELECT version FROM ({_PUBLICATION_VERSION}) p) FROM pg_class c WHERE c.oid = $2::oid",
         (publication, relation_oid),
@@ -150,7 +150,7 @@ async def table_version(connection: PgConnection, publication: str, relation_oid
 
 
 async def describe_columns(connection: PgConnection, relation_oid: int) -> list[CatalogColumn]:
-    """A table's columns now, in order; none when it is gone."""
+    """Return a table's present columns in order; none when the table is gone."""
     rows = await connection.query(
         f"""
         {_AS_PUBLIC_SEES_IT}
@@ -171,7 +171,7 @@ async def describe_columns(connection: PgConnection, relation_oid: int) -> list[
 
 
 async def format_types(connection: PgConnection, types: Sequence[tuple[int, int]]) -> list[str]:
-    """Each (type OID, typmod) in words, as psql's \\d shows it."""
+    """Return each (type OID, typmod) in words, as psql's \\d shows them."""
     if not types:
         return []
     values = ", ".join(f"({i}, {int(oid)}::pg_catalog.oid, {int(typmod)})" for i, (oid, typmod) in enumerate(types))
@@ -183,7 +183,7 @@ async def format_types(connection: PgConnection, types: Sequence[tuple[int, int]
 
 
 async def describe_types(connection: PgConnection, oids: Sequence[int]) -> dict[int, TypeInfo]:
-    """Types that are not PostgreSQL's own, and those they are made of; what is gone from the catalog is left out."""
+    """Return types that are not built in, and the types they are made of, without those gone from the catalog."""
     found: dict[int, TypeInfo] = {}
     wanted = set(oids)
     while wanted:
@@ -209,7 +209,7 @@ async def describe_types(connection: PgConnection, oids: Sequence[int]) -> dict[
 
 
 async def describe_relation(connection: PgConnection, relation: Relation) -> Description:
-    """What the catalog adds to a Relation message."""
+    """Return what the catalog adds to a Relation message."""
     unknown = sorted({c.type_oid for c in relation.columns} - BUILTIN_TYPES.keys())
     types = await describe_types(connection, unknown) if unknown else {}
     data_types = await format_types(connection, [(c.type_oid, c.typmod) for c in relation.columns])
@@ -224,7 +224,7 @@ async def describe_relation(connection: PgConnection, relation: Relation) -> Des
 def published_relation(published: PublishedTable, columns: Sequence[CatalogColumn]) -> Relation:
     """Return the relation as a Relation message will describe it. Before PostgreSQL 15 a publication has no column lists."""
     wanted = set(published.columns)
-    told = tuple(
+    columns_sent = tuple(
         Column(c.name, c.type_oid, c.typmod, False) for c in columns if (c.name in wanted if wanted else not c.is_generated)
     )
-    return Relation(published.relation_oid, published.schema, published.name, published.replica_identity, told)
+    return Relation(published.relation_oid, published.schema, published.name, published.replica_identity, columns_sent)

@@ -1,4 +1,4 @@
-"""One connection to PostgreSQL, on trio: psycopg's I/O-free generators and libpq, driven by trio. TLS is libpq's."""
+"""One connection to PostgreSQL: psycopg's I/O-free generators and libpq, driven by trio. TLS is libpq's."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ CANCEL_TIMEOUT_S = 1.0
 SESSION = " ".join(
     f"-c {setting}"
     for setting in (
-        # what the text of values depends on
+        # settings that the text of values depends on
         *("datestyle=ISO", "intervalstyle=postgres", "timezone=UTC", "bytea_output=hex", "extra_float_digits=1"),
-        "search_path=pg_catalog",  # nobody's functions are called but PostgreSQL's own
-        *("statement_timeout=0", "lock_timeout=0"),  # a slot takes as long as the transactions that it waits for
-        "client_min_messages=warning",  # PostgreSQL 18 tells of a missing publication by a warning alone
+        "search_path=pg_catalog",  # only PostgreSQL's own functions are called
+        *("statement_timeout=0", "lock_timeout=0"),  # creating a slot takes as long as the transactions that it waits for
+        "client_min_messages=warning",  # PostgreSQL 18 reports a missing publication only by a warning
     )
 )
-"""Pinned, whatever the server, the database or the role has set."""
+"""Settings of every session, whatever the server, the database or the role has set."""
 _DEFAULTS = {
     "client_encoding": "UTF8",
-    # a peer that is gone without a word is noticed in half a minute: when all is quiet, and when what was sent is not taken
+    # notice within half a minute a peer that vanished: while idle, and while sent data is not acknowledged
     "keepalives_idle": "15",
     "keepalives_interval": "5",
     "keepalives_count": "3",
@@ -40,7 +40,7 @@ _DEFAULTS = {
 }
 _ENDING = ("08", "57P")
 _PASSING = ("40", "53000", "53100", "53200", "53300", "55P03", "57")
-"""SQLSTATEs of what may succeed later: retry, resources, locks, operators. 53400, a limit in the settings, does not.
+"""SQLSTATEs of statements that may succeed later: conflicts, resources, locks, operators. Not 53400, a configured limit.
 
 https://www.postgresql.org/docs/18/errcodes-appendix.html
 """
@@ -55,7 +55,7 @@ class Notice(NamedTuple):
 
 
 class PostgresError(Fatal):
-    """PostgreSQL refused a statement. The caller knows what it means; if no caller does, it ends the process."""
+    """PostgreSQL refused a statement. The caller interprets the error; if none does, it ends the process."""
 
     def __init__(self, sqlstate: str, message: str, detail: str = "", hint: str = "") -> None:
         said = f"{sqlstate} {message}" + (f": {detail}" if detail else "")
@@ -64,14 +64,14 @@ class PostgresError(Fatal):
 
 
 class SourceRefused(SourceUnavailable):
-    """PostgreSQL does not let this role in. Fatal at the start; later it is waited for until it is fixed."""
+    """PostgreSQL does not let this role in. Fatal at the start; later the bridge waits until this is fixed."""
 
 
 class PgConnection:
     """An open connection for one task at a time.
 
-    A query that is cancelled or takes too long is cancelled on the server and ends the connection: its reply would be read
-    as the next one's.
+    A query that is cancelled or takes too long is cancelled on the server and ends the connection, since the late reply would
+    be read as the next query's.
     """
 
     def __init__(self, connection: pq.abc.PGconn, address: str, config: PostgresConfig) -> None:
@@ -106,21 +106,22 @@ class PgConnection:
 
     @property
     def server_version(self) -> int:
-        """As libpq reports it: 180006 for 18.6."""
+        """The version as libpq reports it: 180006 for 18.6."""
         return self.pgconn.server_version
 
     @property
     def backend_pid(self) -> int:
-        """The server's process, unless a pooler in between has made up a number."""
+        """The server's process id, unless a pooler in between has made up a number."""
         return self.pgconn.backend_pid
 
     async def query(
         self, sql: str, params: Sequence[str | int | None] = (), *, timeout_s: float = QUERY_TIMEOUT_S
     ) -> list[tuple[str | None, ...]]:
-        """Rows of the last statement, every value as text. `$1` and so on stand for `params`, not on replication connections.
+        """Return the rows of the last statement, every value as text.
 
-        Several statements, only without params, are one transaction. Raises PostgresError when one is refused,
-        SourceUnavailable when the connection ends or nothing comes within `timeout_s`.
+        `$1` and so on stand for `params`, which replication connections do not support. Several statements, only without
+        params, are one transaction. Raises PostgresError when a statement is refused, SourceUnavailable when the connection
+        ends or no reply comes within `timeout_s`.
         """
         try:
             with trio.fail_after(timeout_s):
@@ -147,7 +148,7 @@ class PgConnection:
         return [tuple(_decoded(last.get_value(row, column)) for column in range(last.nfields)) for row in range(last.ntuples)]
 
     async def blocks(self, sql: str, rows_max: int) -> AsyncGenerator[pq.abc.PGresult]:
-        """A query's rows, in libpq's results of up to `rows_max` each. Raises PostgresError or SourceUnavailable."""
+        """Yield a query's rows as libpq results of up to `rows_max` each. Raises PostgresError or SourceUnavailable."""
         pgconn = self.pgconn
         try:
             pgconn.send_query(sql.encode("utf-8", "surrogateescape"))
@@ -164,13 +165,13 @@ class PgConnection:
                     return
                 self.check(result)
                 if result.ntuples:
-                    await trio.lowlevel.checkpoint()  # rows may come faster than they are taken: others run too
+                    await trio.lowlevel.checkpoint()  # rows may come faster than they are used: let other tasks run
                     yield result
         except (psycopg.Error, trio.ClosedResourceError) as exc:
             raise self.lost(exc) from exc
 
     def check(self, result: pq.abc.PGresult) -> None:
-        """Raise for a result that is an error: SourceUnavailable if it may pass by itself, else PostgresError."""
+        """Raise if a result is an error: SourceUnavailable if the error may pass by itself, else PostgresError."""
         if result.status != pq.ExecStatus.FATAL_ERROR:
             return
         field: Callable[[int], str] = lambda code: _decoded(result.error_field(code)) or ""  # noqa: E731
@@ -180,25 +181,25 @@ class PgConnection:
             self.close()
             raise SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=said)
         if sqlstate.startswith(_PASSING):
-            raise SourceUnavailable("WB118", f"PostgreSQL {self.address} cannot do it now", said=said)
+            raise SourceUnavailable("WB118", f"PostgreSQL {self.address} cannot do this now", said=said)
         raise PostgresError(sqlstate, message, field(pq.DiagnosticField.MESSAGE_DETAIL), field(pq.DiagnosticField.MESSAGE_HINT))
 
     def lost(self, exc: BaseException | None = None) -> SourceUnavailable:
-        """End the connection and return the error that says so."""
+        """Close the connection and return the error that says so."""
         said = str(exc) if exc else (_decoded(self.pgconn.error_message) or "")
         self.close()
         return SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=" ".join(said.split()))
 
     def close(self) -> None:
-        """End the connection; safe to call again, and after a cancelled query. A waiting task gets SourceUnavailable."""
+        """Close the connection; safe to call twice and after a cancelled query. A waiting task gets SourceUnavailable."""
         if not self._closed:
             self._closed = True
-            # also when libpq has closed its socket already: nothing else would wake the tasks that wait for it
+            # even if libpq has closed the socket already: nothing else would wake the tasks that wait for it
             trio.lowlevel.notify_closing(self.socket)
             self.pgconn.finish()
 
     async def abandon(self) -> None:
-        """Close amid a query, and cancel it: the server would go on with it otherwise, also while it waits for others."""
+        """Cancel the query and close the connection: otherwise the server continues, even while waiting for a lock."""
         with trio.move_on_after(CANCEL_TIMEOUT_S) as deadline:
             deadline.shield = True
             try:
@@ -206,7 +207,7 @@ class PgConnection:
                 cancelling.start()
                 await drive_connect(generators.cancel(cancelling))
             except psycopg.Error:
-                pass  # then the connection ends all the same
+                pass  # the connection is closed in any case
         self.close()
 
     def _on_notice(self, result: pq.abc.PGresult) -> None:
@@ -221,7 +222,7 @@ class PgConnection:
 
 
 async def drive_connect(generator: Generator[tuple[int, Wait], Ready, T]) -> T:
-    """Run one of psycopg's connecting generators: it says on which socket it waits for what, trio does the waiting."""
+    """Run one of psycopg's connecting generators: it yields the socket and what to wait for, and trio waits."""
     try:
         sock, wanted = next(generator)
         while True:
@@ -231,7 +232,7 @@ async def drive_connect(generator: Generator[tuple[int, Wait], Ready, T]) -> T:
 
 
 async def drive(generator: Generator[Wait, Ready, T], sock: int) -> T:
-    """Run one of psycopg's other generators, on a socket that does not change."""
+    """Run one of psycopg's other generators, whose socket does not change."""
     await trio.lowlevel.checkpoint()
     try:
         wanted = next(generator)
@@ -248,27 +249,27 @@ async def _wait(sock: int, wanted: Wait) -> Ready:
     if wanted == Wait.W:
         await trio.lowlevel.wait_writable(sock)
         return Ready.W
-    # a query larger than the socket's buffer; PostgreSQL may want to send before it has read it all
+    # a query larger than the socket buffer: PostgreSQL may send before it has read all of it
     with trio.move_on_after(0.05):
         await trio.lowlevel.wait_writable(sock)
     return Ready.RW
 
 
 async def _attempts(words: dict[str, Any], address: str) -> list[dict[str, Any]]:
-    """One set of words for each host and address to try, in order: libpq would block while it resolves names."""
+    """Return one set of words per host address to try, in order: libpq itself would block while resolving names."""
     hosts = str(words.get("host") or "").split(",")
     ports = str(words.get("port") or "").split(",")
     if words.get("hostaddr"):
         return [words]
     prefer_standby = words.get("target_session_attrs") == "prefer-standby"
-    if prefer_standby:  # libpq would be content with the first host, having only one at a time
+    if prefer_standby:  # given one host at a time, libpq would accept the first
         words = {**words, "target_session_attrs": "any"}
     found: list[dict[str, Any]] = []
     failures: list[str] = []
     for i, host in enumerate(hosts):
         port = ports[i] if i < len(ports) else ports[-1]
         attempt = {**words, "host": host, "port": port}
-        if not host or host.startswith(("/", "@")):  # a socket's folder
+        if not host or host.startswith(("/", "@")):  # a folder of Unix sockets
             found.append(attempt)
             continue
         try:
@@ -277,12 +278,12 @@ async def _attempts(words: dict[str, Any], address: str) -> list[dict[str, Any]]
             failures.append(f"{host}: {exc.strerror or exc}")
             continue
         addresses = dict.fromkeys(str(entry[4][0]) for entry in resolved)
-        found += [{**attempt, "hostaddr": one} for one in addresses]
+        found += [{**attempt, "hostaddr": found_address} for found_address in addresses]
     if not found:
         raise SourceUnavailable("WB101", f"PostgreSQL at {address} cannot be found", said="; ".join(failures))
     if words.get("load_balance_hosts") == "random":
         random.shuffle(found)
-    return [{**one, "target_session_attrs": "standby"} for one in found] + found if prefer_standby else found
+    return [{**attempt, "target_session_attrs": "standby"} for attempt in found] + found if prefer_standby else found
 
 
 def _address(words: dict[str, Any]) -> str:
@@ -296,7 +297,7 @@ _REFUSALS = (
     ("certificate authentication failed", "sslcert, sslkey: a certificate whose common name is the role's"),
     ("pg_hba.conf rejects", "change the reject line for this host, database and user in pg_hba.conf, or use TLS: sslmode"),
     ("no pg_hba.conf entry", "add a line for this host, database and user to pg_hba.conf, then SELECT pg_reload_conf()"),
-    ("does not exist", "set PG_DB and POSTGRES_BRIDGE_USER, or DATABASE_URL, to what is there"),
+    ("does not exist", "set PG_DB and POSTGRES_BRIDGE_USER, or DATABASE_URL, to what exists"),
     ("wal sender", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
     ("walsender", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
     ("replication role", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
@@ -306,7 +307,7 @@ _REFUSALS = (
 
 
 def connect_error(exc: BaseException, address: str, password: str) -> SourceUnavailable:
-    """What libpq said of a connection that was not made."""
+    """Return the error for what libpq said about a failed connection."""
     said = " ".join(str(exc).split())
     if password:
         said = said.replace(password, "********")
@@ -317,9 +318,9 @@ def connect_error(exc: BaseException, address: str, password: str) -> SourceUnav
     if re.search(r"certificate|SSL error|does not support SSL|private key", said):
         return SourceRefused(
             "WB122", f"no trusted TLS connection to PostgreSQL at {address}", said=said,
-            means="nothing is sent to a server that is not the one it should be",
-            fix="sslrootcert: the authority that signed the server's certificate; the host: a name in it; sslcert and sslkey: "
-            "ours, where the server asks for one",
+            means="nothing is sent to a server whose identity is not proven",
+            fix="sslrootcert: the authority that signed the server's certificate; the host: a name in that certificate; "
+            "sslcert and sslkey: the bridge's certificate, if the server asks for one",
         )  # fmt: skip
     return SourceUnavailable(
         "WB101", f"cannot connect to PostgreSQL at {address}", said=said,

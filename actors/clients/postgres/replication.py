@@ -1,4 +1,4 @@
-"""The replication stream: COPY BOTH on libpq, and what a replication connection answers before it.
+"""The replication stream, COPY BOTH on libpq, and the queries of a replication connection.
 
 https://www.postgresql.org/docs/18/protocol-replication.html
 """
@@ -28,7 +28,7 @@ CLOSE_TIMEOUT_S = 2.0
 
 
 class SystemIdentity(NamedTuple):
-    """IDENTIFY_SYSTEM: which cluster this is, on which timeline, and where its WAL ends."""
+    """The reply to IDENTIFY_SYSTEM: the cluster, its timeline, and where its WAL ends."""
 
     system_id: str
     timeline: int
@@ -42,15 +42,15 @@ async def identify_system(connection: PgConnection) -> SystemIdentity:
 
 
 async def timeline_history(connection: PgConnection, timeline: int) -> list[tuple[int, Lsn]]:
-    """(timeline, where it was left) of every ancestor of `timeline`, oldest first."""
+    """Return (timeline, LSN where it was left) for every ancestor of `timeline`, oldest first."""
     ((_, content),) = await connection.query(f"TIMELINE_HISTORY {timeline}")
     return parse_timeline_history(content or "")
 
 
 class ReplicationStream:
-    """A slot being read, from `open_replication_stream`. One task reads; another may send status meanwhile.
+    """A slot that is being read, from `open_replication_stream`. One task reads; another may send status meanwhile.
 
-    Not reading is how to hold PostgreSQL back: its socket fills, its WAL stays. Status must still be sent.
+    To hold PostgreSQL back, stop reading: the socket fills and the WAL is kept. Status must still be sent.
     """
 
     def __init__(self, connection: PgConnection, slot: str, publication: str) -> None:
@@ -63,11 +63,12 @@ class ReplicationStream:
         self._end: WalbridgeError | None = None
 
     async def read_block(self, messages_max: int, bytes_max: int) -> list[bytes]:
-        """At least one CopyData payload (`w` or `k`), and as many more as are here already, up to the limits.
+        """Return at least one CopyData payload (`w` or `k`), and all that have arrived already, up to the limits.
 
-        A cancelled call has taken nothing. Raises SourceUnavailable when the connection ends, Fatal when it can't go on.
+        A cancelled call takes nothing. Raises SourceUnavailable when the connection ends, Fatal when the slot can no longer
+        be read.
         """
-        await trio.lowlevel.checkpoint()  # before anything is taken: what has been taken is returned
+        await trio.lowlevel.checkpoint()  # before anything is taken: a cancellation later would lose messages
         get_copy_data = self._pgconn.get_copy_data
         block: list[bytes] = []
         room = bytes_max
@@ -88,7 +89,7 @@ class ReplicationStream:
         if self._connection.notices:
             self._check_notices()
         if self._end is not None and not block:
-            raise self._end  # what came before the end was returned first: a stream that fails at one place gets there
+            raise self._end  # messages before the end were returned first, so a stream that fails at one message gets up to it
         return block
 
     async def _more(self) -> None:
@@ -100,7 +101,7 @@ class ReplicationStream:
         self._pgconn.consume_input()
 
     async def send_status(self, received: Lsn, flushed: Lsn, applied: Lsn, *, reply_wanted: bool = False) -> None:
-        """Report to PostgreSQL how far we are, and ask for a keepalive if wanted. Raises SourceUnavailable when it is lost."""
+        """Report positions to PostgreSQL, and request a keepalive if wanted. Raises SourceUnavailable once the stream ended."""
         status = encode_status(received, flushed, applied, time.time_ns() // 1000, reply_wanted=reply_wanted)
         async with self._flushing:
             if self._end is not None:
@@ -126,23 +127,23 @@ class ReplicationStream:
             deadline.shield = True
             try:
                 if self._end is None and not self._reading:
-                    await self._say_good_bye()
+                    await self._end_copy()
             except (psycopg.Error, trio.ClosedResourceError):
-                pass  # it has ended already
+                pass  # the stream has ended already
         self._end = self._end or self._connection.lost()
         self._connection.close()
 
-    async def _say_good_bye(self) -> None:
+    async def _end_copy(self) -> None:
         async with self._flushing:
             self._pgconn.put_copy_end()
             await self._flush()
         while (size := self._pgconn.get_copy_data(1)[0]) >= 0:
             if size == 0:
                 await self._more()
-        await drive(generators.fetch_many(self._pgconn), self._socket)  # the slot is released before its last word
+        await drive(generators.fetch_many(self._pgconn), self._socket)  # PostgreSQL releases the slot before its last reply
 
     async def _ended(self) -> WalbridgeError:
-        """PostgreSQL has ended the COPY: what it says about it."""
+        """Return the error with which PostgreSQL has ended the COPY."""
         with trio.move_on_after(CLOSE_TIMEOUT_S) as deadline:
             deadline.shield = True
             for result in await drive(generators.fetch_many(self._pgconn), self._socket):
@@ -157,24 +158,24 @@ class ReplicationStream:
     def _check_notices(self) -> None:
         notices, self._connection.notices = self._connection.notices, []
         for notice in notices:
-            # PostgreSQL 18 says "skipped loading publication", in its own language, goes on and drops the changes
+            # PostgreSQL 18 warns "skipped loading publication", in the server's language, continues and drops the changes
             if notice.severity == "WARNING" and notice.sqlstate == "55000" and self._publication in notice.message:
                 self._end = publication_missing(self._publication, f"{notice.sqlstate} {notice.message}")
-                raise self._end  # without the block, in which changes may be missing already
+                raise self._end  # and drop the block, in which changes may be missing already
 
 
 async def open_replication_stream(
     config: PostgresConfig, *, slot: str, publication: str, start_lsn: Lsn, connection: PgConnection | None = None
 ) -> ReplicationStream:
-    """Start reading a slot at `start_lsn` (0: at its confirmed LSN). Owns `connection`, which made a temporary slot, or one of
-    its own; end it with `close`.
+    """Start reading a slot at `start_lsn` (0: at its confirmed LSN); end the stream with `close`.
 
-    Raises SourceUnavailable when the slot is taken, Fatal when it is lost or the publication is missing.
+    The stream owns `connection`, which created a temporary slot; without one it opens its own. Raises SourceUnavailable when
+    the slot is in use, Fatal when the slot is lost or the publication is missing.
     """
     if connection is None:
         connection = await PgConnection.connect(config, application_name="walbridge", replication=True)
     try:
-        # libpq's buffer keeps the size of the largest message it met, and a larger one makes larger blocks
+        # libpq's buffer keeps the size of the largest message so far; a larger buffer makes larger blocks
         await connection.query("SELECT repeat('x', 1000000)")
         options = f"proto_version '1', publication_names {_literal(quoted(publication))}"
         start = f"START_REPLICATION SLOT {quoted(slot)} LOGICAL {format_lsn(start_lsn)} ({options})"
@@ -196,7 +197,7 @@ async def open_replication_stream(
 
 
 async def _refusal(config: PostgresConfig, error: PostgresError, slot: str, publication: str) -> SourceUnavailable | Fatal:
-    """What a refused START_REPLICATION means. 55000 has several causes; of a lost slot its state tells."""
+    """Return the error for a refused START_REPLICATION. 55000 has several causes; the slot's state shows whether it is lost."""
     if error.sqlstate == "55000":
         connection = await PgConnection.connect(config, application_name="walbridge startup")
         try:
@@ -211,25 +212,25 @@ async def _refusal(config: PostgresConfig, error: PostgresError, slot: str, publ
 def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
     error: PostgresError, slot: str, publication: str, *, streaming: bool = False
 ) -> SourceUnavailable | Fatal:
-    """What a refusal or an end of the stream means: https://www.postgresql.org/docs/18/errcodes-appendix.html"""
+    """Return the error for a refusal or end of the stream: https://www.postgresql.org/docs/18/errcodes-appendix.html"""
     if error.sqlstate == "55006":
         return SourceUnavailable(
             "WB104", f"slot {slot} is read by another process", said=error.said,
-            means="another bridge works, or a dead one's connection is not noticed yet: waiting for it",
-            fix="to see it: SELECT pid, application_name FROM pg_stat_replication",
+            means="another bridge runs, or PostgreSQL has not yet noticed that a bridge is gone: waiting",
+            fix="to see the reader: SELECT pid, application_name FROM pg_stat_replication",
         )  # fmt: skip
-    if error.sqlstate == "42704":  # the slot when starting, the publication once changes are decoded
+    if error.sqlstate == "42704":  # at the start the slot is missing, later the publication
         if streaming:
             return publication_missing(publication, error.said)
         return SourceUnavailable("WB108", f"slot {slot} does not exist", said=error.said)
-    if error.sqlstate.startswith("58"):  # system errors; 58P01 is a file that is not there
+    if error.sqlstate.startswith("58"):  # system errors; 58P01 is a missing file
         if error.sqlstate == "58P01":
             return slot_lost(slot, error.said)
         return SourceUnavailable("WB118", f"PostgreSQL cannot read slot {slot} now", said=error.said)
     if error.sqlstate == "54000":
         return Fatal(
-            "WB109", f"slot {slot} stands at a row that PostgreSQL cannot send as text", said=error.said,
-            means="a row of more than 1 GiB in text form; what was committed from it on until now must be given up",
+            "WB109", f"slot {slot} is stuck at a row that PostgreSQL cannot send as text", said=error.said,
+            means="the row has more than 1 GiB as text; all changes committed from that row until now must be given up",
             fix=f"SELECT pg_replication_slot_advance({_literal(slot)}, pg_current_wal_lsn());\n"
             "then start the bridge: it stores a gap event, and consumers copy their tables again",
         )  # fmt: skip
@@ -237,22 +238,22 @@ def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
 
 
 def slot_lost(slot: str, said: str) -> Fatal:
-    """The slot can never be read again."""
+    """Return the error for a slot that can never be read again."""
     return Fatal(
         "WB107", f"slot {slot} can no longer be read", said=said,
-        means="PostgreSQL removed WAL that the slot still needed: changes are lost for good",
-        fix="walbridge run --accept-gap   # stores cdc._bridge.gap and goes on; replicas take new snapshots",
+        means="PostgreSQL removed WAL that the slot still needed: changes are permanently lost",
+        fix="walbridge run --accept-gap   # stores cdc._bridge.gap and continues; replicas take new snapshots",
     )  # fmt: skip
 
 
 def publication_missing(publication: str, said: str, tables: Sequence[str] = ()) -> Fatal:
-    """The publication is not there (any more): nothing may be read past it."""
+    """Return the error for a missing publication: reading on would lose changes."""
     return Fatal(
         "WB106",
         f"publication {publication} does not exist",
         said=said,
         means="without it PostgreSQL drops the changes instead of sending them; before version 18 it must also have existed "
-        "at the place in the WAL that is being read; made anew while rows changed, those changes are lost",
+        "at the LSN that is being read; changes made before it was created again are lost",
         fix=f"CREATE PUBLICATION {quoted(publication)} FOR TABLE {', '.join(tables) or 'users, orders'};   -- your tables",
     )
 

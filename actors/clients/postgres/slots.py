@@ -1,4 +1,4 @@
-"""Replication slots: made, looked at, dropped. Not read: `replication` does that.
+"""Creates, inspects and drops replication slots. `replication` reads them.
 
 https://www.postgresql.org/docs/18/protocol-replication.html
 """
@@ -36,11 +36,11 @@ class SlotState(NamedTuple):
     wal_status: str
     invalidation_reason: str
     transactions_read: int
-    """As far as PostgreSQL's statistics remember (not over a crash): 0 does not prove that nobody has read."""
+    """From PostgreSQL's statistics, which a crash resets: 0 does not prove that the slot was never read."""
 
 
 async def slot_state(connection: PgConnection, slot: str) -> SlotState | None:
-    """The slot as PostgreSQL has it, None when there is none. On an ordinary connection."""
+    """Return a slot's state; None when there is no such slot. On an ordinary connection."""
     reason = "coalesce(invalidation_reason, '')" if connection.server_version >= 170000 else "''"
     rows = await connection.query(
         "SELECT coalesce(plugin, ''), slot_type, coalesce(database, ''), temporary, active, active_pid, restart_lsn,"
@@ -60,11 +60,11 @@ async def slot_state(connection: PgConnection, slot: str) -> SlotState | None:
 
 
 async def export_snapshot(connection: PgConnection, name: str, *, timeout_s: float) -> tuple[Lsn, str]:
-    """Make a temporary slot and export the snapshot of its consistent point: returns both.
+    """Create a temporary slot and export the snapshot of its consistent point; return both.
 
-    What commits at that LSN or later is not in the snapshot, everything before is, whatever else happens at the time. The slot
-    ends with `connection`, a replication connection; the snapshot can be imported only until then. Waits for all transactions
-    that write at this moment. Raises PostgresError or SourceUnavailable when it cannot be made, or not within `timeout_s`.
+    The snapshot contains exactly the transactions that commit below that LSN, whatever else happens meanwhile. The slot ends
+    with `connection`, a replication connection; the snapshot can be imported only until then. Waits for all transactions that
+    are writing now. Raises PostgresError or SourceUnavailable when the slot cannot be created within `timeout_s`.
     """
     options = "(SNAPSHOT 'export')" if connection.server_version >= 150000 else "EXPORT_SNAPSHOT"
     ((_, point, snapshot, *_),) = await connection.query(
@@ -74,12 +74,12 @@ async def export_snapshot(connection: PgConnection, name: str, *, timeout_s: flo
 
 
 async def create_slot(connection: PgConnection, slot: str, *, temporary: bool = False) -> Lsn:
-    """Make the slot, to be synchronized to standbys where the server can; returns its consistent point.
+    """Create the slot, synchronized to standbys if the server supports that; return its consistent point.
 
-    A temporary one ends with `connection`, and only it can read the slot.
+    A temporary slot ends with `connection`, which alone can read it.
 
-    Waits for transactions that write at this moment, however long; after 5 s the log says for which. Cancelled, it leaves no
-    slot and ends the connection. On a replication connection. Raises ConfigError when no slot is free.
+    Waits for all transactions that are writing now, however long; after 5 s the log names them. A cancelled call leaves no slot
+    and ends the connection. On a replication connection. Raises ConfigError when no slot is free.
     """
     ((standby,),) = await connection.query("SELECT pg_is_in_recovery()")
     if connection.server_version >= 170000 and standby == "f" and not temporary:
@@ -97,13 +97,13 @@ async def create_slot(connection: PgConnection, slot: str, *, temporary: bool = 
                 timeout_s=float("inf"),
             )
             consistent_point = point or "0/0"
-        except WalbridgeError as exc:  # raised inside, it would come out in a group
+        except WalbridgeError as exc:  # raised in the nursery, the error would be wrapped in a group
             refused = exc
         nursery.cancel_scope.cancel()
     if isinstance(refused, PostgresError) and refused.sqlstate == "53400":
         raise ConfigError(
             "WB113", "PostgreSQL has no free replication slot", said=refused.said,
-            fix="ALTER SYSTEM SET max_replication_slots = 20;   -- then restart PostgreSQL; or drop what is left over: "
+            fix="ALTER SYSTEM SET max_replication_slots = 20;   -- then restart PostgreSQL; or drop unused slots: "
             "SELECT slot_name, active FROM pg_replication_slots",
         ) from refused  # fmt: skip
     if refused is not None:
@@ -140,7 +140,7 @@ async def drop_slot(connection: PgConnection, slot: str) -> None:
 
 
 async def slot_health(connection: PgConnection, slot: str) -> SlotHealth | None:
-    """How much WAL is held for the slot and how safe it is; None when there is no slot."""
+    """Return how much WAL is held for the slot and how safe the slot is; None when there is no such slot."""
     rows = await connection.query(
         """
         SELECT s.active, CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,

@@ -1,4 +1,4 @@
-"""Some rows of a published table, taken at random and in bounded memory: what a compression dictionary is trained on."""
+"""Samples rows of a published table at random and in bounded memory, to train a compression dictionary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from actors.wire.pgoutput import Relation
 from actors.wire.sql_names import quoted
 
 PAGES_MAX = 4_000
-"""Of 8 kB: how much of a large table is looked at."""
+"""Pages of 8 kB that are read of a large table."""
 BLOCK_BYTES = 256 * 1024
 BLOCK_ROWS_MAX = 500
 
@@ -21,28 +21,28 @@ Row = tuple[bytes | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class TableSample:
-    """Rows of a table as its events would carry them: the publication's columns, and only rows that its filter lets through."""
+    """Rows of a table as its events would carry them: the publication's columns, filtered by its row filter."""
 
     relation: Relation
     """With the columns of the replica identity marked, as a Relation message has them."""
     description: Description
     rows: list[Row]
     rows_expected: int
-    """Of the whole table, by PostgreSQL's statistics; 0 when it has none."""
+    """Of the complete table, from PostgreSQL's statistics; 0 without statistics."""
     wal_lsn: int
-    """Where the WAL ends, and the next transaction's id: numbers of the size that events will have."""
+    """Where the WAL ends; like `next_xid`, a number of the size that events will have."""
     next_xid: int
 
 
 async def sample_table(connection: PgConnection, published: PublishedTable, *, rows_max: int, bytes_max: int) -> TableSample:
-    """Take up to so many rows and so many bytes of text. Raises PostgresError when the table may not be read.
+    """Take up to `rows_max` rows and `bytes_max` bytes of text. Raises PostgresError when the table may not be read.
 
-    Of a large table some blocks are read, chosen by TABLESAMPLE, and of their rows some at random: neither the server nor we
-    hold more than what is taken.
+    TABLESAMPLE chooses some blocks of a large table, and a random order some of their rows: neither side holds more in memory
+    than the sample.
     """
     relation = published_relation(published, await describe_columns(connection, published.relation_oid))
     if not relation.columns:
-        raise PostgresError("42P01", f"table {published.schema}.{published.name} was dropped or made anew")
+        raise PostgresError("42P01", f"table {published.schema}.{published.name} was dropped or created again")
     relation = await _with_key(connection, relation)
     description = await describe_relation(connection, relation)
     ((tuples, pages),) = await connection.query(
@@ -71,7 +71,7 @@ def _cursor(published: PublishedTable, relation: Relation, pages: int, rows_max:
 
 
 async def _fetch(connection: PgConnection, rows_max: int, bytes_max: int) -> list[Row]:
-    """By blocks that hold little, whatever the width of a row: libpq keeps a whole block."""
+    """Fetch in blocks that stay small whatever the width of a row, since libpq holds a complete block."""
     found: list[Row] = []
     size, block = 0, 10
     while len(found) < rows_max and size < bytes_max:
@@ -87,7 +87,7 @@ async def _fetch(connection: PgConnection, rows_max: int, bytes_max: int) -> lis
 
 
 async def _with_key(connection: PgConnection, relation: Relation) -> Relation:
-    """The columns of the replica identity marked."""
+    """Return the relation with the columns of the replica identity marked."""
     identity = relation.replica_identity
     if identity == "f":
         keys = {column.name for column in relation.columns}
