@@ -1,18 +1,22 @@
-"""stream_monitor: watches how full the CDC stream is, and which of its consumers risk missing messages."""
+"""stream_monitor: watches how full the CDC stream is, which of its consumers risk missing messages, and whether somebody
+deletes messages from it.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import trio
 
 from actors.clients.nats.connection import SinkRefused
+from actors.contract.stream_view import StreamView
 from actors.errors import SinkUnavailable
 from actors.telemetry.log import get_logger
-from actors.telemetry.telemetry import ConsumerHealth, StreamHealth, Telemetry
+from actors.telemetry.telemetry import ConsumerHealth, Problem, StreamHealth, Telemetry
 
 log = get_logger("stream_monitor")
 
@@ -20,6 +24,8 @@ LOOK_EVERY_S = 10.0
 LOOK_AGAIN_S = 1.0
 """While NATS is away or not up yet."""
 SHOWN_MAX = 20
+DELETED = "deleted messages"
+"""Key of the problem."""
 
 StreamInfo = Callable[[str], Awaitable[dict[str, Any] | None]]
 Consumers = Callable[[str], Awaitable[Sequence[Mapping[str, Any]]]]
@@ -37,6 +43,7 @@ def stream_health(info: Mapping[str, Any], now_unix_s: float) -> StreamHealth:
         last_seq=int(state["last_seq"]),
         oldest_unix_s=_unix_s(oldest) if state["messages"] else 0.0,
         looked_at=now_unix_s,
+        deleted=StreamView.of(info).deleted_count,
     )
 
 
@@ -54,6 +61,24 @@ def furthest_behind(listed: Sequence[Mapping[str, Any]], messages: int) -> tuple
     return tuple(sorted(health, key=lambda one: -one.history_used)[:SHOWN_MAX])
 
 
+def note_deleted(telemetry: Telemetry, stream: str, count_before: int) -> None:
+    """Show how many messages were deleted in the middle of the stream, and log it when there are more than before."""
+    known, count = telemetry.problems.get(DELETED), telemetry.stream.deleted
+    if not count:
+        telemetry.problems.pop(DELETED, None)
+        return
+    what = f"{count:,} {'message was' if count == 1 else 'messages were'} deleted in the middle of stream {stream}"
+    problem = Problem(
+        "WB224", what,
+        means="consumers that had not read them have lost changes: mirrors copy their tables again by themselves",
+        fix="other consumers whose place was before them take a snapshot; nobody may delete or purge messages of the stream, "
+        "and it may have no limit per subject: walbridge export nats-permissions",
+    )  # fmt: skip
+    if count > count_before:  # it shrinks when the stream's first sequence moves beyond deleted messages
+        log.warning(what, code=problem.code, fix=problem.fix)
+    telemetry.problems[DELETED] = problem if known is None else replace(problem, since_unix_s=known.since_unix_s)
+
+
 def _unix_s(text: str) -> float:
     """Convert RFC 3339 with nanoseconds, as NATS writes it."""
     seconds, _, _ = text.partition(".")
@@ -67,7 +92,9 @@ async def watch_stream(info: StreamInfo, consumers: Consumers, stream: str, tele
         try:
             found = await info(stream)
             if found is not None:
+                deleted_before = telemetry.stream.deleted
                 telemetry.stream = stream_health(found, time.time())
+                note_deleted(telemetry, stream, deleted_before)
                 if may_list:
                     try:
                         listed = await consumers(stream)

@@ -12,8 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from nats.aio.client import Client
 
 from actors.commands.export import DEFAULT, render
 from actors.commands.help import explain
@@ -29,7 +31,7 @@ from actors.web.bridge_app import PATHS
 from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.documents import OPERATIONS, section
-from tests.servers import HANG_S, ROOT, Database, wait_for_events
+from tests.servers import HANG_S, ROOT, Database, wait_for_events, with_nats
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONSUMERS = (ROOT / "docs/consumers.md").read_text(encoding="utf-8")
@@ -218,6 +220,28 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if done.returncode != 0:
         pytest.skip(f"npm install: {done.stderr.strip().splitlines()[-1:]}")
     return folder
+
+
+def test_the_rule_for_places_finds_what_was_deleted(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats)
+    for i in range(3):
+        database.execute("INSERT INTO users VALUES (%s)", [i])
+    events = wait_for_events(nats.url, 3)
+    ids = [event.headers["Nats-Msg-Id"] for event in events]
+    (program,) = blocks(section(CONSUMERS, "Does your place still fit?"), "python")
+    names: dict[str, Any] = {}
+    exec(program, names)
+
+    async def ask(client: Client) -> list[str]:
+        js, why = client.jetstream(), names["why_out_of_date"]
+        created = json.loads((await client.request("$JS.API.STREAM.INFO.CDC", b"")).data)["created"]
+        said = [await why(client, 1, created, ids[0])]
+        await js.delete_msg("CDC", 2)
+        return [*said, *[await why(client, seq, created, ids[seq - 1]) for seq in (1, 2, 3)]]
+
+    said = with_nats(nats.url, ask)
+    assert [bool(reason) for reason in said] == [False, True, True, False], said
 
 
 @pytest.mark.parametrize("language", ["python", "js"])

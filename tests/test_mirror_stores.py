@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.records import Column, Delete, Insert, Raw, Row, Update
 from actors.contract.rules import identity_of, written_columns
+from actors.contract.stream_view import LastMessage
 from actors.errors import ConfigError
 from actors.mirror.state import LIVE, STALE, Checkpoint, TableRecord, load_checkpoint, load_tables, load_verdicts, saved_verdict
 from actors.mirror.stores import postgres, sqlite
@@ -403,8 +404,9 @@ def test_state_comes_back_and_only_its_owner_moves_it(url: str) -> None:
         assert await load_tables(store) == {"t": live, "u": stale}
         assert stale.state == STALE
         assert await load_checkpoint(store) == checkpoint
-        await store.run([checkpoint.moved(store.dialect, later)], commit=True)
-        assert await load_checkpoint(store) == replace(checkpoint, cursor=later)
+        read_last = LastMessage(9, "20000000000-0-t-insert")
+        await store.run([checkpoint.moved(store.dialect, later, read_last)], commit=True)
+        assert await load_checkpoint(store) == replace(checkpoint, cursor=later, last_message=read_last)
         with pytest.raises(ReplicaRefused, match="another mirror"):
             await store.run([checkpoint.moved(store.dialect, later)], commit=True)
         await store.rollback()
@@ -413,3 +415,21 @@ def test_state_comes_back_and_only_its_owner_moves_it(url: str) -> None:
         assert await load_verdicts(store) == {"t": (100, 3)}, "it was equal last at 100"
 
     with_store(url, body)
+
+
+def test_a_replica_of_an_earlier_version_keeps_its_checkpoint(url: str) -> None:
+    checkpoint = Checkpoint("CDC", "now", Cursor(5, Position(Lsn(2**40), 3, 1)))
+
+    async def body(store: Store) -> None:
+        await store.claim(BRIDGE)
+        await store.run([checkpoint.first(store.dialect)], commit=True)
+        for column in ("message_seq", "message_id"):
+            sql = f"ALTER TABLE {store.dialect.own('position')} DROP COLUMN {column}"
+            await store.run([Statement(sql, [()])], commit=True)
+
+    async def later(store: Store) -> None:
+        await store.claim(BRIDGE)
+        assert await load_checkpoint(store) == checkpoint
+
+    for step in (body, later, later):
+        with_store(url, step)

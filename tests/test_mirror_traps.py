@@ -291,6 +291,10 @@ def test_a_table_that_was_refused_is_taken_up_again_where_it_is(
     mirror.assert_equal(database.dsn)
 
 
+async def last_sequence(client: Client) -> int:
+    return (await client.jetstream().stream_info("CDC")).state.last_seq
+
+
 async def purge_snapshots(client: Client) -> None:
     await client.jetstream().purge_stream("INIT")
 
@@ -371,6 +375,8 @@ def test_what_others_have_put_into_the_streams_is_passed_over(
         mirror.assert_equal(database.dsn)
     bridge.kill()
     with_nats(nats.url, publish)
+    last = with_nats(nats.url, last_sequence)
+    mirror.wait_for(f"SELECT stream_seq FROM {mirror.own('position')}", [(last,)])  # else what is taken out comes next
     mirror.stop()
     mirror.start()
     assert mirror.query("SELECT count(*) FROM users") == [(203,)]

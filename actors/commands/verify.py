@@ -51,7 +51,7 @@ def run_verify(
     config = resolve(flags, os.environ, env_file)
     set_up_logging("WARNING", config.log.format, config.secrets + secrets_of(to))
     try:
-        lsn, reports = trio.run(prove, Request(config, to, names_of(tables), keys_max, timeout_s, _tell))
+        lsn, reports, deleted = trio.run(prove, Request(config, to, names_of(tables), keys_max, timeout_s, _tell))
     except BaseExceptionGroup as group:
         raise _final(most_telling(group)) from group
     except WalbridgeError as exc:
@@ -61,7 +61,7 @@ def run_verify(
         body = {"equal": equal, "lsn": format_lsn(lsn), "tables": [asdict(r) | {"equal": r.is_equal} for r in reports]}
         print(orjson.dumps(body).decode())
     else:
-        show(lsn, reports)
+        show(lsn, reports, deleted)
     return 0 if equal else 1
 
 
@@ -72,8 +72,8 @@ def _final(error: BaseException) -> BaseException:
     return error
 
 
-def show(lsn: Lsn, reports: Sequence[TableReport]) -> None:
-    """Print a line per table, and a line per row that differs."""
+def show(lsn: Lsn, reports: Sequence[TableReport], deleted: int = 0) -> None:
+    """Print a line per table, and a line per row that differs. `deleted`: messages deleted in the middle of the stream."""
     print(f"compared at LSN {format_lsn(lsn)}")
     width = max(len(report.table) for report in reports)
     for report in reports:
@@ -91,7 +91,11 @@ def show(lsn: Lsn, reports: Sequence[TableReport]) -> None:
             print(f"  ... and {'' if report.all_counted else 'at least '}{more:,} more (--limit shows more)")
     different = [report.table for report in reports if not report.is_equal and not report.problem]
     if different:
-        print(f"fix: start the mirror once with --again {','.join(different)}; nobody else may write to a replica")
+        cause = "nobody else may write to a replica"
+        if deleted:
+            holes = f"{deleted:,} {'message was' if deleted == 1 else 'messages were'} deleted in the middle of the stream"
+            cause = f"{holes} (WB224), which a replica may lack; else somebody has written to the replica"
+        print(f"fix: start the mirror once with --again {','.join(different)}; {cause}")
 
 
 def _tell(words: str) -> None:

@@ -7,9 +7,10 @@ events it contains; it is stored together with the rows, and an event that is no
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from actors.contract.records import Change, Column, Delete, Event, Gap, Insert, Row, SchemaChange, Truncate, Update
+from actors.contract.stream_view import FoundMessage, LastMessage, Place, StreamView, why_out_of_date
 from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK, Lsn, Position
 
 
@@ -84,20 +85,19 @@ def apply_to(rows: MutableMapping[Hashable, Row], change: Change | Truncate, pk:
         rows[tuple(row[name] for name in pk)] = row
 
 
-def is_out_of_date(stream_seq: int, created: str, stream_info: Mapping[str, object]) -> str:
+def is_out_of_date(
+    stream_seq: int, created: str, stream_info: Mapping[str, Any], *, message_id: str = "", found_id: str | None = None
+) -> str:
     """Return why a copy that contains everything up to `stream_seq` of the stream created at `created` cannot continue.
 
-    Empty when the copy can continue. `stream_info` is JetStream's reply to STREAM.INFO; an empty `created` matches any stream.
+    Empty when the copy can continue. `stream_info` is JetStream's reply to STREAM.INFO asked with `{"deleted_details": true}`;
+    without that, any deleted message counts as one that the copy lacks. An empty `created` matches any stream. `message_id` is
+    the Nats-Msg-Id that the message at `stream_seq` had when the copy read it, `found_id` the one there now, None when there is
+    no message; both matter only if `message_id` is given.
     """
-    state = stream_info["state"]
-    assert isinstance(state, dict), "state is a map"
-    if created and stream_info["created"] != created:
-        return "the stream was created again"
-    if int(state["last_seq"]) < stream_seq:
-        return "the stream was cut short"
-    if int(state["first_seq"]) > stream_seq + 1:
-        return "the stream no longer holds what comes next"
-    return ""
+    read_last = LastMessage(stream_seq if message_id else 0, message_id)
+    found = None if found_id is None else FoundMessage(found_id, "")
+    return why_out_of_date(Place(stream_seq, created, read_last), StreamView.of(stream_info), found)
 
 
 def is_certain(held: Sequence[Column], announced: Sequence[Column]) -> bool:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import trio
 
-from actors.clients.nats.ordered_consumer import OrderedConsumer, open_consumer
+from actors.clients.nats.ordered_consumer import Delivered, OrderedConsumer, open_consumer
 from actors.contract.records import Event, Gap
+from actors.contract.stream_view import UNKNOWN_MESSAGE
 from actors.contract.subjects import CDC_ALL, CDC_GAPS, cdc_of_table
 from actors.mirror.boundaries import Boundaries, Incomplete
 from actors.mirror.holding import Hold, Holds
@@ -57,6 +58,8 @@ class Follower:
         self._void_lsn = -1
         self._stale_from: dict[str, tuple[int, Stale]] = {}
         self._scanned_at = 0.0
+        self._seen_seq = 0
+        """Sequence of the last message received, foreign ones included: deleting it afterwards harms nothing."""
 
     @property
     def is_held(self) -> bool:
@@ -81,14 +84,15 @@ class Follower:
                 continue
             filters = [CDC_ALL] if self._everything else [*(cdc_of_table(token) for token in replica.shapes), CDC_GAPS]
             track = Track(
-                replica.dialect, checkpoint.cursor, replica.followed(), void_lsn=self._void_lsn, stale_from=self._stale_from
-            )
+                replica.dialect, checkpoint.cursor, replica.followed(), void_lsn=self._void_lsn, stale_from=self._stale_from,
+                last_message=checkpoint.last_message,
+            )  # fmt: skip
             # filters, track and local transactions are of one generation: a copy may go live before the consumer is open
             run = _Run(track, replica.begin(track), Boundaries(self._source, filters), checkpoint.created, generation)
             seq = checkpoint.cursor.stream_seq
             try:
                 async with open_consumer(self._source.js, self._source.name, filters, seq + 1) as consumer:
-                    await self._source.check_holds(seq, checkpoint.created)
+                    await self._source.check_place(checkpoint.place)
                     await self._apply(consumer, run)
             except Changed:
                 continue
@@ -105,18 +109,19 @@ class Follower:
                 await replica.forget(str(exc))
 
     async def _apply(self, consumer: OrderedConsumer, run: _Run) -> None:
-        replica, track, seen = self._replica, run.track, run.track.head_seq
+        replica, track = self._replica, run.track
+        self._seen_seq = track.head_seq
         try:
             while True:
                 messages = await consumer.receive(IDLE_S)
                 if messages:
                     replica.counts.is_behind = True
-                    await self._source.check_jumps(seen, messages, run.created)
+                    await self._source.check_jumps(self._seen_seq, messages, run.created)
                     for message in messages:
                         events = await self._source.decode(message)
                         if events:
-                            await self._take(message.seq, events, run)
-                    seen = messages[-1].seq
+                            await self._take(message, events, run)
+                    self._seen_seq = messages[-1].seq
                 if (
                     track.open_lsn is not None
                     and (consumer.is_at_end or not messages)
@@ -130,9 +135,9 @@ class Follower:
         finally:
             await run.local.roll_back()
 
-    async def _take(self, seq: int, events: Sequence[Event], run: _Run) -> None:
+    async def _take(self, message: Delivered, events: Sequence[Event], run: _Run) -> None:
         """Take one message. Local transactions end, and verifications are answered, before a transaction's first message."""
-        track, first = run.track, events[0]
+        track, first, seq = run.track, events[0], message.seq
         if track.open_lsn != first.lsn:
             await run.boundaries.close_before(track, seq, events)
             if track.gathered >= ROWS_MAX:
@@ -141,7 +146,7 @@ class Follower:
                 await self._pause_before(first.lsn, run)
         if isinstance(first, Gap) and not first.of_table:
             self.proven_lsn, self._gap_seq = 0, seq
-        track.take(seq, events)
+        track.take(seq, events, message.headers)
         if track.open_lsn is not None and track.gathered >= FLUSH_ROWS:
             await run.local.flush()
 
@@ -161,7 +166,7 @@ class Follower:
         self._replica.counts.is_behind |= hold is not None  # nobody knows what comes while the mirror is held
         if hold is not None and not hold.lsn:
             await self._holds.stay(hold, "held")
-        elif hold is not None or self.joiners or now - self._scanned_at >= SCAN_EVERY_S:
+        elif hold is not None or self.joiners or self._seen_seq > run.track.head_seq or now - self._scanned_at >= SCAN_EVERY_S:
             self._scanned_at = now
             if await self._scan(run) and hold is not None and self.has_reached(hold.lsn):
                 await self._stay(hold)
@@ -170,12 +175,14 @@ class Follower:
         """Move the checkpoint to the stream's end unless events of the live tables come before it. True if it is there."""
         source, seq = self._source, run.track.closed.stream_seq
         record = await source.record()  # must be read before the stream's end
-        await source.check_holds(seq, run.created)
+        await source.check_holds(max(seq, self._seen_seq), run.created)
         last = await run.boundaries.end_without_more(seq)
         if last is None:
             return False
-        if last > seq:
-            run.track.advance(last)
+        last_message = await source.last_message_at(last, run.track.last_message)
+        is_new = UNKNOWN_MESSAGE in (last_message, run.track.last_message) and last_message != run.track.last_message
+        if last > seq or is_new:  # at the same sequence nothing but its end by age, or the first look, changes what is kept
+            run.track.advance(last, last_message)
             await run.local.commit()
         if record is not None and self._gap_seq <= record.last_seq <= last and record.confirmed_lsn > self.proven_lsn:
             self.proven_lsn = record.confirmed_lsn

@@ -96,14 +96,15 @@ class _Joiner:
         async with self._replica.still() as checkpoint:
             if checkpoint is not None:
                 return False
-            await self._go_live(Checkpoint(self._source.name, self._gathered.created, self._track.closed))
+            first = Checkpoint(self._source.name, self._gathered.created, self._track.closed, self._track.last_message)
+            await self._go_live(first)
         return True
 
     async def _skip_to_the_end(self) -> bool:
         """Skip to the stream's end if the bridge's record proves that the snapshot's LSN is passed there; no event does."""
         source, track, boundaries = self._source, self._track, self._events.boundaries
         record = await source.record()  # must be read before the stream's end
-        await source.check_holds(track.head_seq, self._gathered.created)
+        await source.check_holds(max(track.head_seq, self._events.seen_seq), self._gathered.created)
         last = await boundaries.end_without_more(track.head_seq)
         if last is None or not (await boundaries.is_whole_at(last))[0]:
             return False
@@ -111,7 +112,7 @@ class _Joiner:
         if max(track.closed.position.lsn, proven) < self._gathered.start.snapshot_lsn:
             return False
         track.close()
-        track.advance(last)
+        track.advance(last, await source.last_message_at(last, track.last_message))
         return True
 
     async def _is_near(self, checkpoint: Checkpoint) -> bool:
@@ -138,6 +139,7 @@ class _Joiner:
             if not is_whole:
                 return False
             await self._events.take_through(seq, lsn)
+            await source.check_holds(self._events.seen_seq, self._gathered.created)
             track.close()
             await self._go_live(replace(checkpoint, cursor=Cursor(seq, max(position, track.closed.position))))
         return True
@@ -177,7 +179,8 @@ class _Events:
         self._source, self._consumer = source, consumer
         self._created, self._snapshot_lsn = gathered.created, start.snapshot_lsn
         self._waiting: list[Delivered] = []
-        self._seen = start.stream_seq
+        self.seen_seq = start.stream_seq
+        """Sequence of the last message received."""
 
     @property
     def is_consistent(self) -> bool:
@@ -189,8 +192,8 @@ class _Events:
         if not self._waiting:
             self._waiting = await self._consumer.receive(within_s)
             if self._waiting:
-                await self._source.check_jumps(self._seen, self._waiting, self._created)
-                self._seen = self._waiting[-1].seq
+                await self._source.check_jumps(self.seen_seq, self._waiting, self._created)
+                self.seen_seq = self._waiting[-1].seq
 
     async def take(self, limit: int | None) -> int:
         """Take messages up to sequence `limit`, or without one until the copy is consistent; return how many were taken."""
@@ -228,6 +231,6 @@ class _Events:
                     self._take(message, events)
 
     def _take(self, message: Delivered, events: Sequence[Event]) -> None:
-        self.track.take(message.seq, events)
+        self.track.take(message.seq, events, message.headers)
         for stale in self.track.stale.values():
             raise SnapshotUnusable(stale.reason, stale.needed_seq)

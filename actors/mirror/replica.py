@@ -186,7 +186,7 @@ class Replica:
         if self.checkpoint is None:
             moved = checkpoint.first(self.dialect)
         else:
-            moved = self.checkpoint.moved(self.dialect, checkpoint.cursor)
+            moved = self.checkpoint.moved(self.dialect, checkpoint.cursor, checkpoint.last_message)
         await self._run([moved, *statements, record.saved(self.dialect)])
         self.checkpoint = checkpoint
         self.tables[record.token], self.shapes[record.token] = record, shape
@@ -224,9 +224,9 @@ class LocalTransaction:
         track.reshaped = set()
         statements += [record.saved(replica.dialect) for record in records.values()]
         # before any row: another mirror of this replica would have applied the same rows already
-        statements[:0] = [replica.still_ours(), replica.checkpoint.moved(replica.dialect, track.closed)]
+        statements[:0] = [replica.still_ours(), replica.checkpoint.moved(replica.dialect, track.closed, track.last_message)]
         await replica.store.run(statements, commit=True)
-        replica.checkpoint = replace(replica.checkpoint, cursor=track.closed)
+        replica.checkpoint = replace(replica.checkpoint, cursor=track.closed, last_message=track.last_message)
         self._count()
         for token, table in track.tables.items():
             replica.shapes[token] = table.shape

@@ -35,7 +35,9 @@ async def find_usable_start(replica: Replica, source: SourceStream, token: str) 
     has_failed = error is not None and error.seq > message.seq
     if start is None or has_failed or not await source.look() or message.time < source.created:
         return None
-    return message if why_unusable(replica, source, start) == "" else None
+    if why_unusable(replica, source, start) or not await source.has_kept(start.stream_seq, message.time):
+        return None
+    return message
 
 
 def why_unusable(replica: Replica, source: SourceStream, start: SnapshotStart) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from actors.clients.nats.jetstream import JetStream, StoredMessage
 from actors.clients.nats.ordered_consumer import Delivered
@@ -12,7 +11,15 @@ from actors.contract.compression import ENCODING_HEADER, Decompressors
 from actors.contract.decoding import decode_events
 from actors.contract.message_ids import position_of as position_of_id
 from actors.contract.records import Event
-from actors.contract.rules import is_out_of_date
+from actors.contract.stream_view import (
+    DELETED_MAX,
+    UNKNOWN_MESSAGE,
+    FoundMessage,
+    LastMessage,
+    Place,
+    StreamView,
+    why_out_of_date,
+)
 from actors.contract.subjects import BRIDGES, DICTIONARIES
 from actors.errors import Fatal, MalformedMessage, SinkUnavailable
 from actors.positions import Position
@@ -35,7 +42,7 @@ class SourceStream:
 
     def __init__(self, js: JetStream, name: str) -> None:
         self.js, self.name = js, name
-        self._info: Mapping[str, Any] = {"created": "", "state": {"first_seq": 0, "last_seq": 0}}
+        self._view = StreamView()
         self._decompressors = Decompressors()
 
     # -- its state, as of the last look
@@ -43,23 +50,30 @@ class SourceStream:
     @property
     def created(self) -> str:
         """When the stream was created, as JetStream writes it."""
-        return str(self._info["created"])
+        return self._view.created
 
     @property
     def last_seq(self) -> int:
         """The sequence of the stream's last message."""
-        return int(self._info["state"]["last_seq"])
+        return self._view.last_seq
 
     def why_out_of_date(self, seq: int, created: str = "") -> str:
-        """Why a reader of everything up to `seq` cannot continue (see `rules.is_out_of_date`); empty when it can."""
-        return is_out_of_date(seq, created, self._info)
+        """Why a reader of everything up to `seq` cannot continue (see `why_out_of_date`); empty when it can."""
+        return why_out_of_date(Place(seq, created), self._view)
 
     async def look(self) -> bool:
         """Ask for the stream's state; False when there is no stream."""
-        info: dict[str, Any] | None = await self.js.stream_info(self.name)
+        info = await self.js.stream_info(self.name)
         if info is None:
             return False
-        self._info = info
+        view = StreamView.of(info)
+        explained = view.explained_by(self._view)
+        if explained is None and view.deleted_count <= DELETED_MAX:
+            info = await self.js.stream_info(self.name, deleted_details=True)
+            if info is None:
+                return False
+            explained = StreamView.of(info)
+        self._view = view if explained is None else explained
         return True
 
     async def require(self) -> None:
@@ -72,10 +86,28 @@ class SourceStream:
 
     async def check_holds(self, seq: int, created: str) -> None:
         """Raise OutOfDate unless this is the stream created at `created` and it still holds everything after `seq`."""
+        await self.check_place(Place(seq, created))
+
+    async def check_place(self, place: Place) -> None:
+        """Raise OutOfDate unless a reader can continue from `place`. A message to compare is needed once per connection."""
         await self.require()
-        reason = self.why_out_of_date(seq, created)
+        reason = why_out_of_date(place, self._view, await self._found(place))
         if reason:
             raise OutOfDate(reason)
+
+    async def has_kept(self, stream_seq: int, stored_at: str) -> bool:
+        """Whether the stream has what it had when a snapshot with this `stream_seq` began, at the time `stored_at`.
+
+        For snapshots of earlier connections. The stream must have been looked at.
+        """
+        place = Place(stream_seq, stored_by=stored_at)
+        return why_out_of_date(place, self._view, await self._found(place)) == ""
+
+    async def _found(self, place: Place) -> FoundMessage | None:
+        if not place.needs_message:
+            return None
+        message = await self.js.get_message(self.name, seq=place.needs_message)
+        return None if message is None else FoundMessage(message.headers.get(MSG_ID_HEADER, ""), message.time)
 
     async def check_jumps(self, seen: int, messages: Sequence[Delivered], created: str) -> None:
         """Check, if sequences are missing, that other subjects have them, and not that the stream has deleted them."""
@@ -106,6 +138,13 @@ class SourceStream:
                 return message
             seq -= 1
         return None
+
+    async def last_message_at(self, seq: int, known: LastMessage) -> LastMessage:
+        """What the stream has at `seq` for a later comparison; `known`, of an earlier place, if `seq` itself was deleted."""
+        message = await self.message_of_a_bridge(seq)
+        if message is not None:
+            return LastMessage(message.seq, message.headers[MSG_ID_HEADER])
+        return known if known.seq >= self._view.first_seq else UNKNOWN_MESSAGE
 
     async def ends_its_transaction(self, message: StoredMessage) -> bool:
         """Whether a stored message contains the last event of its transaction."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from actors.contract.records import Column
+from actors.contract.stream_view import UNKNOWN_MESSAGE, LastMessage, Place
 from actors.mirror.stores.dialect import Dialect, Statement
 from actors.mirror.stores.shapes import TableShape, decode_columns, encode_columns
 from actors.mirror.stores.store import Store
@@ -93,28 +94,40 @@ class Checkpoint:
     stream: str
     created: str
     cursor: Cursor
+    last_message: LastMessage = UNKNOWN_MESSAGE
+
+    @property
+    def place(self) -> Place:
+        """The place that the stream must still fit."""
+        return Place(self.cursor.stream_seq, self.created, self.last_message)
 
     def first(self, dialect: Dialect) -> Statement:
         """The statement that stores the first checkpoint."""
         return dialect.save("position", "id", self._values())
 
-    def moved(self, dialect: Dialect, cursor: Cursor) -> Statement:
-        """The statement that moves the checkpoint to `cursor`. It fails unless the stored checkpoint is this one."""
+    def moved(self, dialect: Dialect, cursor: Cursor, last_message: LastMessage = UNKNOWN_MESSAGE) -> Statement:
+        """The statement that moves the checkpoint to `cursor`, where `last_message` is.
+
+        It fails unless the stored checkpoint is this one.
+        """
         mark = dialect.parameter
         sql = (
-            f"UPDATE {dialect.own('position')} SET stream_seq = {mark(1)}, lsn = {mark(2)}, seq = {mark(3)}, place = {mark(4)}"
-            f" WHERE id = 1 AND stream_seq = {mark(5)} AND lsn = {mark(6)} AND seq = {mark(7)}"
+            f"UPDATE {dialect.own('position')} SET stream_seq = {mark(1)}, lsn = {mark(2)}, seq = {mark(3)}, place = {mark(4)},"
+            f" message_seq = {mark(5)}, message_id = {mark(6)}"
+            f" WHERE id = 1 AND stream_seq = {mark(7)} AND lsn = {mark(8)} AND seq = {mark(9)}"
         )
         position, old = cursor.position, self.cursor
         return Statement(
-            sql, [(cursor.stream_seq, *position, old.stream_seq, old.position.lsn, old.position.seq)], counted=True
-        )
+            sql, [(cursor.stream_seq, *position, *last_message, old.stream_seq, old.position.lsn, old.position.seq)],
+            counted=True,
+        )  # fmt: skip
 
     def _values(self) -> dict[str, Any]:
         position = self.cursor.position
         return {
             "id": 1, "stream": self.stream, "created": self.created, "stream_seq": self.cursor.stream_seq, "lsn": position.lsn,
-            "seq": position.seq, "place": position.rank,
+            "seq": position.seq, "place": position.rank, "message_seq": self.last_message.seq,
+            "message_id": self.last_message.message_id,
         }  # fmt: skip
 
 
@@ -125,11 +138,14 @@ def forget_checkpoint(dialect: Dialect) -> Statement:
 
 async def load_checkpoint(store: Store) -> Checkpoint | None:
     """Read the checkpoint; None when no table is live."""
-    rows = await store.query(f"SELECT stream, created, stream_seq, lsn, seq, place FROM {store.dialect.own('position')}")
+    rows = await store.query(
+        f"SELECT stream, created, stream_seq, lsn, seq, place, message_seq, message_id FROM {store.dialect.own('position')}"
+    )
     if not rows:
         return None
-    stream, created, stream_seq, lsn, seq, rank = rows[0]
-    return Checkpoint(stream, created, Cursor(int(stream_seq), Position(Lsn(int(lsn)), int(seq), int(rank))))
+    stream, created, stream_seq, lsn, seq, rank, message_seq, message_id = rows[0]
+    cursor = Cursor(int(stream_seq), Position(Lsn(int(lsn)), int(seq), int(rank)))
+    return Checkpoint(stream, created, cursor, LastMessage(int(message_seq), message_id))
 
 
 async def load_tables(store: Store) -> dict[str, TableRecord]:

@@ -8,10 +8,13 @@ from typing import Literal, NamedTuple, get_args
 
 from actors.contract.records import Change, Delete, Event, Gap, Insert, SchemaChange, Truncate, Update
 from actors.contract.rules import NamesNoRow, counts, identity_of, is_certain, written_columns
+from actors.contract.stream_view import UNKNOWN_MESSAGE, LastMessage
 from actors.mirror.stores.dialect import Dialect, Params, Statement
 from actors.mirror.stores.row_statements import RowStatements, UnknownColumn
 from actors.mirror.stores.shapes import TableShape
 from actors.positions import ROW_RANK, SCHEMA_RANK, START, Lsn, Position
+from actors.wire.jetstream import MSG_ID_HEADER
+from actors.wire.nats import decode_headers
 
 
 class Cursor(NamedTuple):
@@ -64,8 +67,12 @@ class Track:
     def __init__(
         self, dialect: Dialect, cursor: Cursor, tables: Mapping[str, FollowedTable], *,
         void_lsn: int = -1, stale_from: Mapping[str, tuple[int, Stale]] | None = None,
+        last_message: LastMessage = UNKNOWN_MESSAGE,
     ) -> None:  # fmt: skip
-        """`void_lsn` is a transaction that a gap has cut off. Events of a table in `stale_from` count below that LSN only."""
+        """`last_message` is the one at the cursor, `void_lsn` a transaction that a gap has cut off.
+
+        Events of a table in `stale_from` count below that LSN only.
+        """
         self._dialect = dialect
         self.tables = dict(tables)
         self.closed = cursor
@@ -85,6 +92,8 @@ class Track:
         """Commit time of the newest change that was taken."""
         self._void_lsn, self._stale_from = void_lsn, dict(stale_from or {})
         self._seq = cursor.stream_seq
+        self._headers = b""
+        self._last_message, self._closed_by = last_message, (0, b"")
         self._position: tuple[int, int, int] = cursor.position  # a plain tuple: building a Position per event is slower
         self._dirty = False
         self._runs: dict[str, list[Statement]] = {}
@@ -100,9 +109,20 @@ class Track:
         """Whether anything was taken since the last `drain`."""
         return self._dirty
 
-    def take(self, stream_seq: int, events: Sequence[Event]) -> None:
-        """Take the events of one message. Raises CutOff when a table must keep the rows from before the open transaction."""
-        self._seq, self._dirty = stream_seq, True
+    @property
+    def last_message(self) -> LastMessage:
+        """The message at `closed`."""
+        seq, headers = self._closed_by
+        if headers:  # read when a local transaction ends, not per message
+            self._last_message, self._closed_by = LastMessage(seq, decode_headers(headers).get(MSG_ID_HEADER, "")), (0, b"")
+        return self._last_message
+
+    def take(self, stream_seq: int, events: Sequence[Event], headers: bytes = b"") -> None:
+        """Take the events of one message with its raw headers.
+
+        Raises CutOff when a table must keep the rows from before the open transaction.
+        """
+        self._seq, self._headers, self._dirty = stream_seq, headers, True
         for event in events:
             kind = type(event)
             if kind is Gap and not event.of_table:  # type: ignore[union-attr]
@@ -123,12 +143,14 @@ class Track:
         self.open_lsn = None
         lsn, seq, rank = self._position
         self.closed = Cursor(self._seq, Position(Lsn(lsn), seq, rank))
+        self._closed_by = self._seq, self._headers
 
-    def advance(self, stream_seq: int) -> None:
-        """Move on to `stream_seq`; nothing up to there concerns these tables."""
+    def advance(self, stream_seq: int, last_message: LastMessage = UNKNOWN_MESSAGE) -> None:
+        """Move on to `stream_seq`, where `last_message` is; nothing up to there concerns these tables."""
         assert self.open_lsn is None, "only between transactions"
-        self._seq, self._dirty = stream_seq, True
+        self._seq, self._headers, self._dirty = stream_seq, b"", True
         self.close()
+        self._last_message = last_message
 
     def drain(self) -> list[Statement]:
         """Hand over the gathered statements, which must run in this order."""

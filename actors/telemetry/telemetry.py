@@ -81,6 +81,8 @@ class StreamHealth:
     oldest_unix_s: float = 0.0
     looked_at: float = 0.0
     """0: not yet, or the NATS user may not read the stream's info."""
+    deleted: int = 0
+    """Messages that somebody deleted between the first and the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class Telemetry:
     | fields | written by |
     |---|---|
     | state, faults, connections, tables, `publish_mode` | the supervisor |
-    | `problems` | the supervisor (what preflight found, by its words) and the wal_monitor (key `wal`) |
+    | `problems` | the supervisor (what preflight found, by its words), the wal_monitor (key `wal`) and the stream_monitor |
     | `channels`; the start of `sent_*`, `stored_*` and `waiting_commit_times` | the pipeline, once per run: `begin_run` |
     | `received_*`, `wal_*`, `last_received_at` | the replication_reader |
     | `decoded_lsn`, `transactions`, `last_commit_at` and the like | the decoder |

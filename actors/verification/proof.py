@@ -15,6 +15,7 @@ import trio
 from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.contract.bridge_record import BridgeRecord
+from actors.contract.stream_view import StreamView
 from actors.contract.subjects import BRIDGES
 from actors.errors import ConfigError
 from actors.mirror.state import LIVE, REFUSED, STALE, WAITING, TableRecord, load_tables
@@ -50,13 +51,17 @@ class Request:
     """Shows the user a sentence about what verify is waiting for."""
 
 
-async def verify(request: Request) -> tuple[Lsn, list[TableReport]]:
-    """Compare the tables; return the LSN and a report per table. Raises Fatal when they cannot be compared, or Transient."""
+async def verify(request: Request) -> tuple[Lsn, list[TableReport], int]:
+    """Compare the tables; return the LSN, a report per table, and how many messages were deleted in the middle of the stream.
+
+    Raises Fatal when the tables cannot be compared, or Transient.
+    """
     store = await open_store(request.to, create=False)
     try:
         async with open_nats(request.config.nats, set()) as connection:
             js, stream = JetStream(connection), request.config.publish.stream
             entry = await js.kv_get(BRIDGES, stream)
+            info = None if entry is None else await js.stream_info(stream)
         if entry is None:
             raise ConfigError("WB510", f"no bridge has written stream {stream}", fix="give its name with --stream")
         record = BridgeRecord.decode(entry.data, stream)
@@ -64,7 +69,8 @@ async def verify(request: Request) -> tuple[Lsn, list[TableReport]]:
         chosen = choose_tables(request.tables, record) if request.tables else tuple(tables)
         if not chosen:
             raise ConfigError("WB511", "the replica has no tables", fix="walbridge mirror --to ... creates them")
-        return await _Verification(request, store, record.publication, chosen).run()
+        lsn, reports = await _Verification(request, store, record.publication, chosen).run()
+        return lsn, reports, 0 if info is None else StreamView.of(info).deleted_count
     finally:
         await store.close()
 

@@ -33,6 +33,8 @@ class FakeJetStream:
     streams: dict[str, list[tuple[str, str, bytes] | None]] = field(default_factory=dict)
     first_seq: int = 1
     created: str = "2026-01-01T00:00:00Z"
+    stored_at: dict[str, str] = field(default_factory=dict)
+    """By stream, when its messages were stored."""
     asked: int = 0
     sent: list[bytes] = field(default_factory=list)
 
@@ -43,10 +45,14 @@ class FakeJetStream:
     async def send(self, frame: bytes) -> None:
         self.sent.append(frame)
 
-    async def stream_info(self, stream: str) -> dict[str, Any] | None:
+    async def stream_info(self, stream: str, *, deleted_details: bool = False) -> dict[str, Any] | None:
         if stream not in self.streams:
             return None
-        state = {"first_seq": self.first_seq, "last_seq": len(self.streams[stream])}
+        messages = enumerate(self.streams[stream], 1)
+        deleted = [seq for seq, message in messages if message is None and seq > self.first_seq]
+        state: dict[str, Any] = {"first_seq": self.first_seq, "last_seq": len(self.streams[stream])}
+        if deleted:
+            state |= {"num_deleted": len(deleted)} | ({"deleted": deleted} if deleted_details else {})
         return {"created": self.created, "state": state}
 
     async def get_message(
@@ -64,8 +70,9 @@ class FakeJetStream:
             found = [one for one in found if one == seq]
         if not found:
             return None
+        stored_at = self.stored_at.get(stream, "2026-06-01T00:00:00Z")
         subject, msg_id, body = cast(tuple[str, str, bytes], self.streams[stream][found[0] - 1])
-        return StoredMessage(subject, found[0], {"Nats-Msg-Id": msg_id} if msg_id else {}, body, "2026-06-01T00:00:00Z")
+        return StoredMessage(subject, found[0], {"Nats-Msg-Id": msg_id} if msg_id else {}, body, stored_at)
 
     async def kv_get(self, bucket: str, key: str) -> None:
         return None

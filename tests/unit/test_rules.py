@@ -21,6 +21,7 @@ from actors.contract.rules import (
     position_of,
     written_columns,
 )
+from actors.contract.stream_view import FoundMessage, Place, StreamView, why_out_of_date
 from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK
 
 
@@ -103,6 +104,25 @@ def test_a_copy_continues_exactly_when_the_stream_holds_the_next_message(first: 
 def test_why_a_copy_cannot_continue() -> None:
     assert is_out_of_date(9, "now", info(1, 8)) == "the stream was cut short"
     assert is_out_of_date(9, "now", info(11, 20)) == "the stream no longer holds what comes next"
+
+
+def test_deleted_messages_and_another_message_at_the_place() -> None:
+    deleted = {"created": "now", "state": {"first_seq": 1, "last_seq": 20, "num_deleted": 2, "deleted": [7, 12]}}
+    assert is_out_of_date(11, "now", deleted) == "messages that come next were deleted from the stream"
+    assert is_out_of_date(12, "now", deleted) == ""
+    unsaid = {"created": "now", "state": {"first_seq": 1, "last_seq": 20, "num_deleted": 2}}
+    assert is_out_of_date(19, "now", unsaid) != "", "asked without deleted_details, nobody can tell"
+    assert is_out_of_date(9, "now", info(1, 20), message_id="a-0-t-insert", found_id="a-0-t-insert") == ""
+    assert "cut short and has grown again" in is_out_of_date(9, "now", info(1, 20), message_id="a-0-t-insert", found_id="b")
+    assert "no longer holds" in is_out_of_date(9, "now", info(1, 20), message_id="a-0-t-insert")
+
+
+def test_a_snapshot_is_from_before_what_the_stream_holds_now() -> None:
+    view, place = StreamView.of(info(1, 20)), Place(9, stored_by="2026-01-01T00:00:00.5Z")
+    assert why_out_of_date(place, view, FoundMessage("id", "2026-01-01T00:00:00.5Z")) == ""
+    assert why_out_of_date(place, view, FoundMessage("id", "2026-01-01T00:00:00Z")) == ""
+    assert "since the snapshot began" in why_out_of_date(place, view, FoundMessage("id", "2026-01-01T00:00:00.50001Z"))
+    assert why_out_of_date(place, view, None) == "", "removed by age: what comes next is there"
 
 
 A, B, C = Column("a", "integer", True), Column("b", "text", False), Column("c", "text", False)

@@ -37,10 +37,17 @@ def error(snapshot_id: str = "s1") -> tuple[str, str, bytes]:
 
 
 def asked(
-    init: list[tuple[str, str, bytes] | None], *, since_seq: int, needed_seq: int = 0, init_seq: int = 0
+    init: list[tuple[str, str, bytes] | None],
+    *,
+    since_seq: int,
+    needed_seq: int = 0,
+    init_seq: int = 0,
+    deleted_seq: int = 0,
+    stored_at: str = "2026-06-01T00:00:00Z",
 ) -> tuple[int | None, bool]:
     """The usable start's sequence, and whether a request is answered, of a stale table."""
-    js = FakeJetStream({"INIT": init, "CDC": [event("users", 16 * i, 0, last=True) for i in range(1, 11)]})
+    events = [None if i == deleted_seq else event("users", 16 * i, 0, last=True) for i in range(1, 11)]
+    js = FakeJetStream({"INIT": init, "CDC": events}, stored_at={"CDC": stored_at})
     replica = Replica(cast(Store, NoStore()), "CDC", MirrorCounts())
     replica.tables["users"] = TableRecord("users", "", "users", STALE, needed_seq=needed_seq, init_seq=init_seq)
     source = source_of(js)
@@ -73,3 +80,14 @@ def test_a_snapshot_is_used_once_and_must_be_of_this_stream() -> None:
     assert asked([start(10)], since_seq=1) == (1, True)
     assert asked([], since_seq=0) == (None, False)
     assert asked([("init.start.users", "", b"garbage")], since_seq=1) == (None, False)
+
+
+@pytest.mark.parametrize("deleted_seq", [4, 5, 6, 9])
+def test_a_snapshot_from_before_a_deleted_message_is_not_used(deleted_seq: int) -> None:
+    usable = deleted_seq <= 5
+    assert asked([start(5)], since_seq=1, deleted_seq=deleted_seq) == (1 if usable else None, usable)
+
+
+def test_a_snapshot_is_not_used_when_the_stream_has_grown_to_its_place_again() -> None:
+    assert asked([start(5)], since_seq=1, stored_at="2026-05-31T23:59:59.9Z") == (1, True)
+    assert asked([start(5)], since_seq=1, stored_at="2026-06-01T00:00:00.1Z") == (None, False)

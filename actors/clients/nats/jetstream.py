@@ -55,10 +55,14 @@ class JetStream:
         self.connection = connection
         self._may_delete_consumers = True
 
-    async def stream_info(self, name: str) -> dict[str, Any] | None:
-        """Return a stream's configuration and state; None when there is no such stream."""
+    async def stream_info(self, name: str, *, deleted_details: bool = False) -> dict[str, Any] | None:
+        """Return a stream's configuration and state; None when there is no such stream.
+
+        `deleted_details`: with the sequences of all deleted messages.
+        """
+        query = {"deleted_details": True} if deleted_details else {}
         try:
-            return await self._api(f"STREAM.INFO.{name}", {}, f"describe stream {name}")
+            return await self._api(f"STREAM.INFO.{name}", query, f"describe stream {name}")
         except JetStreamError as exc:
             if exc.err_code == ErrCode.STREAM_NOT_FOUND:
                 return None

@@ -17,6 +17,12 @@ from actors.wire.sql_names import quoted
 
 Params = Sequence[Any]
 
+LATER_COLUMNS = (
+    ("position", "message_seq", "bigint NOT NULL DEFAULT 0"),
+    ("position", "message_id", "text NOT NULL DEFAULT ''"),
+)
+"""Columns of the mirror's own tables (table, column, type) that replicas made by earlier versions get when they are claimed."""
+
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
@@ -73,6 +79,10 @@ class Dialect(ABC):
     @abstractmethod
     def schema_statements(self) -> Iterable[str]:
         """The statements that create the mirror's own tables where they are missing."""
+
+    def add_own_column(self, table: str, name: str, kind: str) -> str:
+        """Add a column to one of the mirror's own tables."""
+        return f"ALTER TABLE {self.own(table)} ADD COLUMN {name} {kind}"
 
     def staging_name(self, local: tuple[str, str], token: str) -> tuple[str, str]:
         """The schema and name of the table in which a snapshot is gathered."""

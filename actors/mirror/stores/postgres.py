@@ -19,7 +19,7 @@ from actors.contract.bridge_record import BridgeRecord
 from actors.contract.records import Column
 from actors.errors import ConfigError, SourceUnavailable
 from actors.mirror.stores.copy_text import copy_lines, copy_of
-from actors.mirror.stores.dialect import Params, PostgresDialect, Statement
+from actors.mirror.stores.dialect import LATER_COLUMNS, Params, PostgresDialect, Statement
 from actors.mirror.stores.store import CLAIM_WITHIN_S, ApplyConflict, ReplicaRefused, ReplicaUnavailable, in_use, no_replica
 from actors.settings.config import PostgresConfig
 from actors.wire.sql_names import quoted
@@ -94,6 +94,11 @@ class PostgresStore:
                 raise in_use()
             await trio.sleep(0.25)
         await self.run([Statement(sql, [()]) for sql in self.dialect.schema_statements()], commit=True)
+        for table, name, kind in LATER_COLUMNS:  # IF NOT EXISTS would wait for readers of the table, such as a dump
+            own = self.dialect.own(table)
+            has = "SELECT 1 FROM pg_attribute WHERE attrelid = $1::regclass AND attname = $2 AND NOT attisdropped"
+            if not await self.query(has, (own, name)):
+                await self.run([Statement(self.dialect.add_own_column(table, name, kind), [()])], commit=True)
 
     async def run(self, statements: Sequence[Statement], *, commit: bool) -> None:
         commands: list[_Command] = []

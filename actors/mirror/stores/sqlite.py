@@ -18,7 +18,7 @@ from actors.contract.bridge_record import BridgeRecord
 from actors.contract.records import Column
 from actors.errors import ConfigError
 from actors.mirror.stores.binding import sqlite_type
-from actors.mirror.stores.dialect import Params, SqliteDialect, Statement
+from actors.mirror.stores.dialect import LATER_COLUMNS, Params, SqliteDialect, Statement
 from actors.mirror.stores.store import CLAIM_WITHIN_S, ApplyConflict, ReplicaRefused, ReplicaUnavailable, in_use, no_replica
 
 BUSY_TIMEOUT_S = 30.0
@@ -75,6 +75,9 @@ class SqliteStore:
                     raise in_use() from exc
             await trio.sleep(0.25)
         await self.run([Statement(sql, [()]) for sql in self.dialect.schema_statements()], commit=True)
+        for table, name, kind in LATER_COLUMNS:
+            if not await self.query("SELECT 1 FROM pragma_table_info(?) WHERE name = ?", (self.dialect.own(table), name)):
+                await self.run([Statement(self.dialect.add_own_column(table, name, kind), [()])], commit=True)
 
     async def run(self, statements: Sequence[Statement], *, commit: bool) -> None:
         await trio.to_thread.run_sync(self._run, statements, commit)
