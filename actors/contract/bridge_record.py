@@ -45,6 +45,8 @@ class BridgeRecord:
     """Tables whose events are left out, and from which change on."""
     pending_gap: Gap | None = None
     """A gap event that is decided, and is the next message after `last_seq`; None after it is stored."""
+    database: str = ""
+    """PostgreSQL's database; empty in records of bridges that did not write it yet."""
 
     def encode(self) -> bytes:
         """The entry's bytes: JSON, in whichever encoding the events are."""
@@ -54,6 +56,7 @@ class BridgeRecord:
                 "publication": self.publication,
                 "tables": self.tables,
                 "system_id": self.system_id,
+                "database": self.database,
                 "timeline": self.timeline,
                 "switch_points": self.switch_points,
                 "last_seq": self.last_seq,
@@ -87,6 +90,7 @@ class BridgeRecord:
                     str(k): Suspended(Position(Lsn(int(v[0])), int(v[1])), Lsn(int(v[2]))) for k, v in raw["suspended"].items()
                 },
                 pending_gap=_decode_gap(raw.get("pending_gap")),
+                database=str(raw.get("database", "")),
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise ConfigError(

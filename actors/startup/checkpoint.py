@@ -47,6 +47,7 @@ class Source:
     """Why the slot can no longer be read; empty when it can."""
     read_before: bool = False
     """Somebody has read from the slot, as far as PostgreSQL remembers."""
+    database: str = ""
 
 
 @dataclass(frozen=True, slots=True)
