@@ -160,8 +160,8 @@ class Snapshotter:
             start = parse(subject)
             token = start.token if start is not None else ""
             if token in self._tables:
-                ids = [await self._last_id(of(token)) for of in (init_start, init_meta, init_error)]
-                if ids[0] and ids[0] not in ids[1:]:
+                begun = await self._last_id(init_start(token))
+                if begun and begun not in [await self._last_id(of(token)) for of in (init_meta, init_error)]:
                     found.append(token)
         return found
 

@@ -100,7 +100,8 @@ class SnapshotMessages:
         """One chunk, not compressed yet."""
         head = self._head
         parts, rows = [piece.body for piece in pieces], sum(piece.rows for piece in pieces)
-        headers = {MSG_ID_HEADER: f"{head.snapshot_id}-{number}", "Snapshot-Id": head.snapshot_id, "Chunk": str(number)}
+        msg_id = f"{head.stream}-{head.token}-{head.snapshot_id}-{number}"  # bridges that share INIT may draw one snapshot id
+        headers = {MSG_ID_HEADER: msg_id, "Snapshot-Id": head.snapshot_id, "Chunk": str(number)}
         if self._format == "array":
             return Message(subjects.array_chunk(head.token), self._encoder.join_rows(parts, rows), headers)
         fields: dict[str, object] = {

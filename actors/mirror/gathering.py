@@ -95,6 +95,8 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
             if not messages and reader.start is None:
                 await ask_for_snapshot(source, token)  # no bridge may have been there to receive it
             for message in messages:
+                if reader.passes_over(message):
+                    continue
                 try:
                     record = await _decode(source, message)
                 except MalformedMessage as exc:  # foreign; had a bridge written it, a chunk will be missing
@@ -124,6 +126,15 @@ class _SnapshotReader:
         self._init_seq, self._created = 0, ""
         self._table: FollowedTable | None = None
         self._chunks = self._rows = 0
+
+    def passes_over(self, message: Delivered) -> bool:
+        """Whether a message has rows of another snapshot than this one: an older one, or another bridge's."""
+        found = subjects.parse(message.subject)
+        if found is None or found.kind not in ("chunk", "array chunk"):
+            return False
+        return self.start is None or self.start.snapshot_id != (
+            found.snapshot_id or decode_headers(message.headers).get("Snapshot-Id")
+        )
 
     async def take(self, message: Delivered, record: Record) -> Gathered | None:
         """Take one message. Returns the snapshot when it is complete."""
