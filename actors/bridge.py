@@ -27,6 +27,7 @@ from actors.process import causes, freeze_loaded_objects, most_telling, stop_on_
 from actors.session import Session, open_session
 from actors.settings.config import Config
 from actors.snapshots.transaction_log import TransactionLog
+from actors.startup.other_bridges import read_other_bridges, same_tables_elsewhere
 from actors.startup.postgres_preflight import check_postgres
 from actors.startup.start_plan import StartPlan, take_over
 from actors.startup.streams import prepare_streams
@@ -95,8 +96,9 @@ class JetStreamLink:
     Every method raises SinkUnavailable while NATS is away.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stream: str) -> None:
         self.js: JetStream | None = None
+        self._stream = stream
 
     def _connected(self) -> JetStream:
         if self.js is None:
@@ -113,7 +115,7 @@ class JetStreamLink:
 
     async def request_snapshot(self, token: str) -> None:
         """Publish a request for a table's snapshot, as any client may."""
-        await self._connected().connection.send(encode_pub(request(token).encode(), b"", b""))
+        await self._connected().connection.send(encode_pub(request(token, self._stream).encode(), b"", b""))
 
 
 class Supervisor:
@@ -123,12 +125,12 @@ class Supervisor:
     """
 
     def __init__(self, config: Config, telemetry: Telemetry, stop: trio.Event) -> None:
-        self.link = JetStreamLink()
+        self.link = JetStreamLink(config.publish.stream)
         self._config, self._telemetry, self._stop = config, telemetry, stop
         self._live: LiveStream | None = None
         self._opening: trio.CancelScope | None = None  # cancelled by a stop: there is nothing to drain yet
         self._known_servers: set[str] = set()
-        self._preflight: tuple[Problem, ...] = ()
+        self._preflight: dict[str, tuple[Problem, ...]] = {}  # by which check has found them
         self._down_since: float | None = None
         self._has_streamed = self._history_diverged = False
         self._transactions = TransactionLog()
@@ -181,9 +183,10 @@ class Supervisor:
         catalog = await PgConnection.connect(config.postgres, application_name="walbridge catalog")
         with closing(catalog):
             self._show_problems(
+                "source",
                 await check_postgres(
                     catalog, slot=source.slot, publication=source.publication, temporary=source.temporary
-                )
+                ),
             )  # fmt: skip
             async with open_nats(config.nats, self._known_servers) as nats:
                 js = JetStream(nats)
@@ -197,6 +200,8 @@ class Supervisor:
                     config, catalog, js, setup, self._transactions, telemetry, history_diverged=self._history_diverged
                 )
                 self._history_diverged = False
+                others = await read_other_bridges(js, publishing.stream)
+                self._show_problems("other bridges", same_tables_elsewhere(session.store.record, others))
                 live = await self._start_stream(session.plan, statuses)
                 # Only the slot's reader writes the record: a bridge that waits for the slot must not disturb its reader.
                 telemetry.gaps += session.start.gap is not None
@@ -275,16 +280,16 @@ class Supervisor:
             tables=len(telemetry.tables),
         )  # fmt: skip
 
-    def _show_problems(self, found: Sequence[Problem]) -> None:
+    def _show_problems(self, check: str, found: Sequence[Problem]) -> None:
         known = self._telemetry.problems
         for problem in found:
             if problem.what not in known:
                 log.warning(problem.what, code=problem.code, fix=problem.fix)
-        gone = {problem.what for problem in self._preflight} - {problem.what for problem in found}
+        gone = {problem.what for problem in self._preflight.get(check, ())} - {problem.what for problem in found}
         for what in gone:
             known.pop(what, None)
         known.update((problem.what, problem) for problem in found)
-        self._preflight = tuple(found)
+        self._preflight[check] = tuple(found)
 
 
 async def _log_metrics(telemetry: Telemetry) -> None:

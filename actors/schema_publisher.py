@@ -10,7 +10,7 @@ from actors.clients.nats.jetstream import JetStream
 from actors.clients.postgres.catalog import PublishedTable, describe_columns, describe_relation, published_relation
 from actors.clients.postgres.connection import PgConnection
 from actors.contract.event_encoder import EventEncoder
-from actors.contract.subjects import SCHEMAS, init_schema, schema_key
+from actors.contract.subjects import CDC, SCHEMAS, init_schema, schema_key
 from actors.contract.table_schema import Description, describe_table
 from actors.messages import SchemaChange
 from actors.wire.pgoutput import Relation
@@ -22,8 +22,8 @@ class SchemaPublisher:
     A changed schema is written to KV after its SCHEMA event is stored, so that KV never has a shape before the stream does.
     """
 
-    def __init__(self, connection: PgConnection, js: JetStream, encoder: EventEncoder) -> None:
-        self._connection, self._js, self._encoder = connection, js, encoder
+    def __init__(self, connection: PgConnection, js: JetStream, encoder: EventEncoder, stream: str = CDC) -> None:
+        self._connection, self._js, self._encoder, self._stream = connection, js, encoder, stream
         self._published: dict[str, dict[str, object]] = {}
         self._pending: dict[str, SchemaChange] = {}  # the newest per table, so bounded by the number of tables
         self._news = trio.Event()
@@ -78,11 +78,12 @@ class SchemaPublisher:
     async def _put(self, token: str, body: dict[str, object]) -> bool:
         """Put a schema into KV unless it is there already; return whether it was written."""
         document = self._encoder.document({**body, "timestamp": 0})
-        held = await self._js.kv_get(SCHEMAS, schema_key(token))
+        key = schema_key(token, self._stream)
+        held = await self._js.kv_get(SCHEMAS, key)
         self._published[token] = body
         if held is not None and _same_document(self._encoder, held[0], document):
             return False
-        await self._js.kv_put(SCHEMAS, schema_key(token), self._encoder.document(body))
+        await self._js.kv_put(SCHEMAS, key, self._encoder.document(body))
         return True
 
 

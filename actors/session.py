@@ -66,10 +66,10 @@ async def open_session(
     """
     compressors: Mapping[str, Compressor] = {}
     if config.snapshots.zstd or config.snapshots.zstd_events:
-        compressors = await publish_dictionaries(js, read_dictionaries(config.snapshots.dictionaries))
+        compressors = await publish_dictionaries(js, read_dictionaries(config.snapshots.dictionaries), setup.stream)
     of_events = compressors if config.snapshots.zstd_events else None
     encoder = event_encoder(config.publish.encoding, setup.publish_prefix, of_events)
-    schemas = SchemaPublisher(catalog, js, encoder)
+    schemas = SchemaPublisher(catalog, js, encoder, setup.stream)
     plan = await find_start(config, catalog, js, setup, history_diverged=history_diverged)
     try:
         current = await schemas.publish_current(plan.tables)

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import trio
 
 from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
+from actors.clients.nats.snapshot_answers import newest_answer
 from actors.clients.postgres.catalog import PublishedTable, published_tables
 from actors.clients.postgres.connection import PgConnection, PostgresError
-from actors.contract.bridge_record import BridgeRecord
 from actors.contract.event_encoder import read_any_document
+from actors.contract.records import AMBIGUOUS
 from actors.contract.snapshot_encoder import Message, error_message
-from actors.contract.subjects import BRIDGES, CDC, INIT, INIT_STARTS, init_error, init_meta, init_start, parse
+from actors.contract.subjects import CDC, INIT, INIT_STARTS, init_error, init_meta, init_start, parse, request
 from actors.contract.table_token import table_token
-from actors.errors import ConfigError, SourceUnavailable
+from actors.errors import SourceUnavailable
 from actors.positions import Lsn, parse_lsn
 from actors.settings.config import PostgresConfig
 from actors.snapshots.chunks import RowTooLarge
 from actors.snapshots.failures import NoWatermark, SnapshotFailed, TableChanged, failure_of
 from actors.snapshots.progress import SnapshotBoard
-from actors.snapshots.requests import SnapshotRequests
+from actors.snapshots.requests import Asked, SnapshotRequests, verdict_on
 from actors.snapshots.taking import SnapshotSetup, SnapshotTaker
+from actors.startup.other_bridges import read_other_bridges
 from actors.suspensions import Suspensions
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import SnapshotProgress, Telemetry
@@ -62,8 +64,9 @@ class Snapshotter:
     ) -> None:
         self._setup, self._js, self._suspensions = setup, js, suspensions
         self._config = setup.config
+        self._stream = setup.stream.stream
         self._tables = tables
-        self._requests = SnapshotRequests(js, tables, kept=setup.stream.requests_kept)
+        self._requests = SnapshotRequests(js, tables, stream=self._stream, kept=setup.stream.requests_kept)
         self._board = SnapshotBoard(telemetry)
         self._taker = SnapshotTaker(setup, js, self._requests, self._board)
         self._unknown = UnknownTables()
@@ -76,35 +79,54 @@ class Snapshotter:
         await self._requests.listen()
         for token in await self._unfinished():
             log.info("a snapshot was interrupted: taking it again", table=token)
-            self._requests.add(token)
+            self._requests.add(Asked(token, self._stream))
         while True:
             await self._requests.wait()
-            self._board.waiting(self._requests.waiting)
+            self._board.waiting(self._requests.tables)
             await self._serve_some()
-            self._board.waiting(self._requests.waiting)
+            self._board.waiting(self._requests.tables)
 
     # -- which requests are ours
 
     async def _serve_some(self) -> None:
-        """Serve the first request for a published table; if there is none, answer requests for unknown tables."""
+        """Serve the first request for a published table; if there is none, answer those that no snapshot can serve."""
         waiting = self._requests.waiting
         try:
             published = await self._published()
         except (SourceUnavailable, PostgresError) as exc:
-            log.warning("cannot take a snapshot yet: waiting for PostgreSQL", table=waiting[0], reason=str(exc))
+            log.warning("cannot take a snapshot yet: waiting for PostgreSQL", table=waiting[0].token, reason=str(exc))
             await trio.sleep(SourceUnavailable.retry_s)
             return
         self._requests.known = published.keys()
-        token = next((token for token in waiting if token in published), None)
-        if token is not None:
-            await self._serve(token, published[token])
-            return
-        elsewhere = await self._tables_of_other_bridges()
-        for token in waiting[:UNKNOWN_AT_ONCE]:
-            self._requests.leave(token)
-            if self._config.publish.stream == CDC and token not in elsewhere:
-                await self._answer_unknown(token, sorted(published))
-                await self._requests.answered(token)
+        own = self._stream
+        served = next((asked for asked in waiting if asked.token in published and (asked.stream or own == CDC)), None)
+        if served is None:
+            served = await self._answer_the_rest(waiting[:UNKNOWN_AT_ONCE], published)
+        if served is not None:
+            token = served.token
+            alike = [asked for asked in waiting if asked.token == token and (asked.stream or asked == served or own == CDC)]
+            await self._serve(token, published[token], alike)
+
+    async def _answer_the_rest(self, waiting: Sequence[Asked], published: Collection[str]) -> Asked | None:
+        """Answer, or leave to others, what no snapshot of this bridge can serve; returns the first request that one can."""
+        own, first = self._stream, None
+        others = await read_other_bridges(self._js, own)
+        tables: dict[str, Collection[str]] = {own: published, **{stream: record.tables for stream, record in others.items()}}
+        for asked in waiting:
+            publishing = sorted(stream for stream, listed in tables.items() if asked.token in listed)
+            verdict = verdict_on(asked, own, publishing)
+            if verdict == "snapshot":
+                first = first or asked
+                continue
+            self._requests.leave(asked)
+            if verdict == "ambiguous":
+                await self._answer_ambiguous(asked.token, publishing)
+            elif verdict == "unknown table":
+                await self._answer_unknown(asked.token, sorted(published))
+            else:
+                continue
+            await self._requests.answered(asked)
+        return first
 
     async def _published(self) -> dict[str, PublishedTable]:
         """Return the publication's present tables by token."""
@@ -115,44 +137,42 @@ class Snapshotter:
         finally:
             connection.close()
 
-    async def _tables_of_other_bridges(self) -> set[str]:
-        """Return the tables in other bridges' records: those bridges answer the requests, now or when they run again."""
-        found: set[str] = set()
-        for stream in await self._js.keys_of(BRIDGES):
-            entry = None if stream == self._config.publish.stream else await self._js.kv_get(BRIDGES, stream)
-            try:
-                found.update(BridgeRecord.decode(entry.data, stream).tables if entry is not None else ())
-            except ConfigError:  # no bridge wrote the record, so none will answer
-                continue
-        return found
-
     async def _answer_unknown(self, token: str, available: list[str]) -> None:
         if self._unknown.may_answer(token, time.monotonic()):
             log.warning("a snapshot of an unknown table was requested", table=token)
             words = f"no table {token} in publication {self._config.source.publication}"
             encoder = self._setup.encoder
-            await self._publish(error_message(encoder, token, token, "unknown_table", words, available_tables=available))
+            await self._publish(
+                error_message(encoder, token, token, "unknown_table", words, stream=self._stream, available_tables=available)
+            )
+
+    async def _answer_ambiguous(self, token: str, streams: Sequence[str]) -> None:
+        if self._unknown.may_answer(token, time.monotonic()):
+            words = f"several bridges publish {token}: name the stream of one, as in {request(token, streams[0])}"
+            log.warning("a snapshot was asked for of no bridge by name, and several publish the table", table=token)
+            encoder = self._setup.encoder
+            await self._publish(error_message(encoder, token, token, AMBIGUOUS, words, stream=self._stream, streams=streams))
 
     async def _unfinished(self) -> list[str]:
-        """Return the tables whose last snapshot has a start but neither meta nor error."""
+        """Return the tables whose last snapshot by this bridge has a start but neither meta nor error."""
         found: list[str] = []
         for subject in await self._js.subjects_of(INIT, INIT_STARTS):
             start = parse(subject)
             token = start.token if start is not None else ""
             if token in self._tables:
-                ids = [await self._last_id(of(token)) for of in (init_start, init_meta, init_error)]
-                if ids[0] and ids[0] not in ids[1:]:
+                begun = await self._last_id(init_start(token))
+                if begun and begun not in [await self._last_id(of(token)) for of in (init_meta, init_error)]:
                     found.append(token)
         return found
 
     async def _last_id(self, subject: str) -> str:
-        message = await self._js.get_message(INIT, last_by_subj=subject)
+        message = await newest_answer(self._js, subject, self._stream)
         body = read_any_document(message.data) if message is not None else None
         return str(body.get("snapshot_id", "")) if isinstance(body, dict) else ""
 
     # -- one request
 
-    async def _serve(self, token: str, published: PublishedTable) -> None:
+    async def _serve(self, token: str, published: PublishedTable, served: Sequence[Asked]) -> None:
         """Take a table's snapshot in at most five attempts; a failure is reported and ends this snapshot only."""
         progress = self._board.running(token)
         failure = SnapshotFailed(
@@ -163,7 +183,7 @@ class Snapshotter:
                 if attempt > 1:
                     published = await self._look_again(token)
                 await self._suspensions.resume(token, partial(_wal_end, self._config.postgres))
-                await self._taker.take(token, published, progress)
+                await self._taker.take(token, published, progress, served)
             except NoWatermark:
                 continue
             except TableChanged:
@@ -180,7 +200,7 @@ class Snapshotter:
                 break
             else:
                 return
-        await self._fail(token, published, progress, failure)
+        await self._fail(served, published, progress, failure)
 
     async def _look_again(self, token: str) -> PublishedTable:
         published = (await self._published()).get(token)
@@ -189,16 +209,20 @@ class Snapshotter:
             raise SnapshotFailed("unknown_table", f"no table {token} in publication {publication} any more")
         return published
 
-    async def _fail(self, token: str, published: PublishedTable, progress: SnapshotProgress, failure: SnapshotFailed) -> None:
-        self._requests.leave(token)
+    async def _fail(
+        self, served: Sequence[Asked], published: PublishedTable, progress: SnapshotProgress, failure: SnapshotFailed
+    ) -> None:
+        token = served[0].token
+        self._requests.leave(*served)
         self._board.failed(progress, f"{failure.kind}: {failure}")
         log.error("snapshot failed", table=token, kind=failure.kind, reason=str(failure), snapshot_id=progress.snapshot_id)
         await self._publish(
             error_message(
-                self._setup.encoder, token, published.name, failure.kind, str(failure), snapshot_id=progress.snapshot_id or None
+                self._setup.encoder, token, published.name, failure.kind, str(failure), stream=self._stream,
+                snapshot_id=progress.snapshot_id or None,
             )
-        )
-        await self._requests.answered(token)
+        )  # fmt: skip
+        await self._requests.answered(*served)
 
     async def _publish(self, message: Message) -> None:
         try:

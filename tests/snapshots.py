@@ -42,31 +42,37 @@ def ask(url: str, token: str) -> None:
 
 
 def snapshots(url: str, token: str, dictionaries: dict[str, bytes] | None = None) -> list[Snapshot]:
-    """The snapshots of a table that INIT holds, in order; checks that their messages come in order."""
+    """The snapshots of a table that INIT holds, in order; checks that the messages of each come in order."""
     found: list[Snapshot] = []
+    by_id: dict[str, Snapshot] = {}  # those of several bridges may mix
     for message in read_messages(url, "INIT"):
         parts = message.subject.split(".")
         if token not in parts[2:3]:
             continue
         if parts[:2] == ["init", "start"]:
             found.append(Snapshot(decode_body(message.data)[0]))
+            assert found[-1].start["snapshot_id"] not in by_id
+            by_id[found[-1].start["snapshot_id"]] = found[-1]
         elif parts[:2] == ["snapshot", "init"]:
-            found[-1].announced = decode_body(message.data)[0]
+            announced = decode_body(message.data)[0]
+            by_id[announced["snapshot_id"]].announced = announced
         elif parts[:2] in (["init", "snap"], ["snapshot", "data"]):
             body = decode_body(unpacked(message, dictionaries))
-            assert int(message.headers["Chunk"]) == len(found[-1].chunks), "chunks come in order, from 0"
-            assert message.headers["Snapshot-Id"] == found[-1].start["snapshot_id"]
-            found[-1].chunks.append(message)
-            found[-1].bodies.append(body[0] if parts[0] == "init" else body)
+            snapshot = by_id[message.headers["Snapshot-Id"]]
+            assert int(message.headers["Chunk"]) == len(snapshot.chunks), "chunks come in order, from 0"
+            snapshot.chunks.append(message)
+            snapshot.bodies.append(body[0] if parts[0] == "init" else body)
         elif parts[:2] == ["init", "meta"]:
-            assert found[-1].meta is None
-            found[-1].meta = decode_body(message.data)[0]
-            assert found[-1].meta["snapshot_id"] == found[-1].start["snapshot_id"]
+            meta = decode_body(message.data)[0]
+            snapshot = by_id[meta["snapshot_id"]]
+            assert snapshot.meta is None
+            assert meta["stream"] == snapshot.start["stream"]
+            snapshot.meta = meta
         elif parts[:2] == ["init", "error"]:
             body = decode_body(message.data)[0]
-            if not found or "snapshot_id" not in body:
+            if body.get("snapshot_id") not in by_id:
                 found.append(Snapshot({}))
-            found[-1].error = body
+            by_id.get(body.get("snapshot_id"), found[-1]).error = body
     return found
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
 from tests.conftest import MakeBridge, MakeNats
 from tests.load import Load, ledger
+from tests.mirrors import MirrorProcess
 from tests.oracle import WalOracle, assert_exact
 from tests.servers import HANG_S, ROOT, Bridge, Database, StoredEvent, read_stream, wait_until_drained, with_nats
 
@@ -194,9 +199,101 @@ def test_row_filters_split_a_hot_table_and_the_parts_make_the_whole(
     assert replica["EVEN"] | replica["ODD"] == dict(database.execute("SELECT id, v FROM hot"))
     moved = {name: {e.body["lsn"] for e in events[-20:]} for name, events in streams.items()}
     assert moved["EVEN"] & moved["ODD"], "a row that moves is in both streams, with the same lsn"
-    with_nats(nats.url, partial(ask_for, "hot"))
+    for name in streams:
+        with_nats(nats.url, partial(ask_for, f"hot@{name}"))
     metas = wait_for_init(nats, {"init.meta.hot"}, count=2)["init.meta.hot"]
-    assert sorted(meta["row_count"] for meta in metas) == sorted(map(len, replica.values()))
+    assert {meta["stream"]: meta["row_count"] for meta in metas} == {name: len(rows) for name, rows in replica.items()}
+
+
+@pytest.fixture
+def halves(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> dict[str, Bridge]:
+    """The bridges of "One hot table", by stream, on a table of 1,001 rows."""
+    database.execute("CREATE TABLE hot (id int PRIMARY KEY, v int)")
+    (statements,) = blocks("One hot table", "sql")
+    database.execute(statements)
+    database.execute("INSERT INTO hot SELECT g, 0 FROM generate_series(0, 1000) g")
+    return bridges_of("One hot table", database, nats, make_bridge)
+
+
+ROWS = {"EVEN": 501, "ODD": 500}
+
+
+def test_mirrors_of_both_halves_begun_together_hold_their_own(
+    halves: dict[str, Bridge], nats: NatsServer, tmp_path: Path
+) -> None:
+    for round_ in range(8):
+        if round_ % 2:  # in every other round they find no snapshot to begin with, and ask
+            with_nats(nats.url, lambda client: client.jetstream().purge_stream("INIT"))
+        mirrors = {
+            stream: MirrorProcess(nats, f"sqlite:///{tmp_path}/{stream}-{round_}.db", tmp_path, "--stream", stream)
+            for stream in halves
+        }
+        with ExitStack() as running:
+            for mirror in mirrors.values():
+                running.enter_context(mirror.running())
+            for mirror in mirrors.values():
+                mirror.wait_live(1)
+        held = {
+            stream: mirror.query("SELECT count(*), min(id % 2), max(id % 2) FROM hot") for stream, mirror in mirrors.items()
+        }
+        assert held == {"EVEN": [(501, 0, 0)], "ODD": [(500, 1, 1)]}, f"round {round_}"
+
+
+def test_a_request_is_served_by_the_bridge_that_it_names_and_removed_by_no_other(
+    halves: dict[str, Bridge], nats: NatsServer
+) -> None:
+    async def waiting(client: Client) -> set[str]:
+        info = await client.jetstream().stream_info("REQUESTS", subjects_filter=">")
+        return {subject.removeprefix("snapshot.request.") for subject in info.state.subjects or ()}
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "actors.main", "snapshot", "hot", *words]
+        return subprocess.run(argv, env={**os.environ, "NATS_URL": nats.url}, capture_output=True, text=True, check=False)
+
+    assert halves["ODD"].stop() == 0
+    for request in ("hot@ODD", "hot+ranges", "hot~acme@EVEN", "hot@NONE"):
+        with_nats(nats.url, partial(ask_for, request))
+    assert json.loads(command("--stream", "EVEN", "--json").stdout)["row_count"] == ROWS["EVEN"]
+    assert halves["EVEN"].post("/snapshot/hot")[0] == 202
+    metas = wait_for_init(nats, {"init.meta.hot"}, count=2)["init.meta.hot"]
+    assert [meta["stream"] for meta in metas] == ["EVEN", "EVEN"]
+    left = {"hot@ODD", "hot+ranges", "hot~acme@EVEN", "hot@NONE"}
+    assert with_nats(nats.url, waiting) == left
+    halves["ODD"].start()
+    found = wait_for_init(nats, {"init.start.hot", "init.meta.hot"}, count=3)
+    assert [(meta["stream"], meta["row_count"]) for meta in found["init.meta.hot"]][2:] == [("ODD", ROWS["ODD"])]
+    assert {start["snapshot_id"]: start["stream"] for start in found["init.start.hot"]} == {
+        meta["snapshot_id"]: meta["stream"] for meta in found["init.meta.hot"]
+    }
+    assert with_nats(nats.url, waiting) == left - {"hot@ODD"}
+    with_nats(nats.url, partial(ask_for, "hot"))
+    with_nats(nats.url, partial(ask_for, "hot@EVEN"))  # the answer to the other one does not concern it
+    found = wait_for_init(nats, {"init.error.hot", "init.meta.hot"})
+    (error,) = found["init.error.hot"]
+    assert (error["error_type"], error["streams"], error["stream"]) == ("ambiguous", ["EVEN", "ODD"], "EVEN")
+    assert "snapshot.request.hot@EVEN" in error["error_message"]
+    assert json.loads(command("--stream", "ODD", "--json").stdout)["row_count"] == ROWS["ODD"]
+    assert with_nats(nats.url, waiting) == left - {"hot@ODD"}
+
+
+def test_a_broken_off_snapshot_is_taken_again_by_its_own_bridge(halves: dict[str, Bridge], nats: NatsServer) -> None:
+    """What another bridge has told of the table since hides neither its start nor that it never ended."""
+    assert halves["EVEN"].stop() == 0
+
+    async def start(client: Client) -> None:
+        body = {"stream": "EVEN", "snapshot_id": "snap-1-aaaa", "table": "hot"}
+        await client.jetstream().publish("init.start.hot", msgpack.packb(body))
+
+    with_nats(nats.url, start)
+    with_nats(nats.url, partial(ask_for, "hot@ODD"))
+    wait_for_init(nats, {"init.meta.hot"})
+    halves["EVEN"].start()
+    metas = wait_for_init(nats, {"init.meta.hot"}, count=2)["init.meta.hot"]
+    assert [meta["stream"] for meta in metas] == ["ODD", "EVEN"]
+    for bridge in halves.values():
+        assert bridge.stop() == 0
+        bridge.start()
+    assert len(wait_for_init(nats, {"init.meta.hot"}, count=2)["init.meta.hot"]) == 2, "both have ended"
 
 
 def test_partitions_keep_each_table_whole_and_in_order(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
@@ -18,6 +18,7 @@ import trio
 
 from actors.clients.nats.connection import SinkRefused, open_nats
 from actors.clients.nats.jetstream import JetStream, JetStreamError
+from actors.clients.nats.snapshot_answers import snapshots_of
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.slots import drop_slot, slot_health, slot_state
 from actors.commands.status import printable
@@ -30,8 +31,9 @@ from actors.contract.subjects import (
     SCHEMAS,
     bucket_key,
     bucket_stream,
-    dictionaries_of_table,
+    init_chunks,
     init_of_table,
+    is_dictionary_of,
     request,
     schema_key,
 )
@@ -203,8 +205,6 @@ async def _plan_nats(js: JetStream, config: Config, system_id: str, plan: Plan) 
     if own is not None and own.system_id != system_id:
         plan.objections.append(f"stream {stream} was written from another PostgreSQL (system id {own.system_id})")
     await _plan_stream(js, stream, plan)
-    theirs = {token for record in records.values() for token in record.tables}
-    tokens = sorted(set(own.tables if own else ()) - theirs)
     if not records:
         for name in SHARED_STREAMS:
             await _plan_stream(js, name, plan)
@@ -215,21 +215,32 @@ async def _plan_nats(js: JetStream, config: Config, system_id: str, plan: Plan) 
                 plan.removals.append(Removal("bucket", bucket, "1 entry" if entries == 1 else f"{entries:,} entries"))
         return
     plan.left.append(f"what is shared with the bridges of streams {', '.join(sorted(records))}")
-    shared: tuple[tuple[str, Callable[[str], tuple[str, ...]]], ...] = (
-        (INIT, init_of_table),
-        (REQUESTS, lambda token: (request(token),)),
-        (bucket_stream(SCHEMAS), lambda token: (bucket_key(SCHEMAS, schema_key(token)),)),
-        (bucket_stream(DICTIONARIES), dictionaries_of_table),
-    )
-    for name, patterns_of in shared:
-        if tokens and await js.stream_info(name) is not None:
-            for token in tokens:
-                for pattern in patterns_of(token):
-                    await _plan_messages(js, name, pattern, plan)
+    theirs = {token for record in records.values() for token in record.tables}
+    for name, pattern in await _own_messages(js, stream, sorted(own.tables) if own else [], theirs):
+        await _plan_messages(js, name, pattern, plan)
     if own is not None:
         plan.removals.append(
             Removal("messages", bucket_stream(BRIDGES), f"the record of stream {stream}", bucket_key(BRIDGES, stream))
         )
+
+
+async def _own_messages(js: JetStream, stream: str, tokens: Sequence[str], theirs: Collection[str]) -> list[tuple[str, str]]:
+    """(stream, pattern) of what the bridge of `stream` alone has in the shared streams; `theirs` are other bridges' tables.
+
+    Of a table that another bridge publishes too, the starts and ends of snapshots stay: they are few, and age out.
+    """
+    found: list[tuple[str, str]] = []
+    for token in tokens:
+        if token not in theirs:
+            found += [(INIT, pattern) for pattern in init_of_table(token)]
+        else:
+            found += [(INIT, init_chunks(token, snapshot_id)) for snapshot_id in await snapshots_of(js, token, stream)]
+    for token in tokens:
+        found += [(REQUESTS, request(token, asked)) for asked in (stream, *(() if token in theirs else ("",)))]
+    found += [(bucket_stream(SCHEMAS), bucket_key(SCHEMAS, schema_key(token, stream))) for token in tokens]
+    keys = sorted(await js.keys_of(DICTIONARIES))
+    own_keys = (key for token in tokens for key in keys if is_dictionary_of(key, token, stream))
+    return [*found, *((bucket_stream(DICTIONARIES), bucket_key(DICTIONARIES, key)) for key in own_keys)]
 
 
 async def _plan_stream(js: JetStream, name: str, plan: Plan) -> None:

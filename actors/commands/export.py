@@ -22,7 +22,7 @@ from typing import Annotated, Literal, cast, get_args
 
 from cyclopts import Parameter
 
-from actors.contract.subjects import publish_prefix
+from actors.contract.subjects import key_prefix, publish_prefix
 from actors.errors import ConfigError
 from actors.settings.config import Config
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
@@ -64,7 +64,7 @@ PLACES: Mapping[str, Sequence[str]] = {
     "nats/nats-permissions.conf": [
         "user: @nats_user|json@\n        password: $NATS_BRIDGE_PASSWORD",
         '"@prefix@cdc.>"',
-        '"$KV.bridges.@stream@"',
+        '"$KV.schemas.@keys@*", "$KV.dictionaries.@keys@*", "$KV.dictionaries.@keys@*.*", "$KV.bridges.@stream@"',
         '"$JS.API.STREAM.CREATE.@stream@"',
         '"$JS.API.CONSUMER.LIST.@stream@"',
     ],
@@ -267,6 +267,7 @@ def _words(setup: Setup) -> dict[str, str]:
         "publication": setup.publication,
         "stream": setup.stream,
         "prefix": publish_prefix(setup.stream),
+        "keys": key_prefix(setup.stream),
         "port": str(setup.port),
         "role": setup.role,
         "nats_user": setup.nats_user,

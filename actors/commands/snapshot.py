@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream
+from actors.clients.nats.snapshot_answers import newest_answer
 from actors.contract.event_encoder import read_any_document
 from actors.contract.subjects import INIT, init_error, init_meta, request
 from actors.contract.table_token import as_token
@@ -28,7 +29,7 @@ LOOK_EVERY_S = 0.2
 WAITING_AFTER_S = 15.0
 
 
-@takes_settings("nats_context")
+@takes_settings("nats_context", stream="CDC stream of the bridge that is asked")
 def snapshot(
     flags: Flags,
     table: Annotated[str, Parameter(help="a table of schema public, or a token such as sales/orders")],
@@ -39,12 +40,13 @@ def snapshot(
     env_file: EnvFile = None,
 ) -> int:
     """Request a snapshot and follow it."""
-    return ask_for_snapshot(resolve_client(flags, os.environ, env_file).nats, table, wait=wait, as_json=json)
+    client = resolve_client(flags, os.environ, env_file)
+    return ask_for_snapshot(client.nats, table, client.stream, wait=wait, as_json=json)
 
 
-def ask_for_snapshot(config: NatsConfig, table: str, *, wait: bool, as_json: bool) -> int:
+def ask_for_snapshot(config: NatsConfig, table: str, stream: str, *, wait: bool, as_json: bool) -> int:
     """0 when the snapshot is complete (without `wait`: requested), 1 when it failed. Raises ConfigError without NATS."""
-    outcome: dict[str, Any] = trio.run(_ask, config, as_token(table), wait)
+    outcome: dict[str, Any] = trio.run(_ask, config, as_token(table), stream, wait)
     if as_json:
         print(json.dumps(outcome))
     elif "error_type" in outcome:
@@ -61,15 +63,16 @@ def ask_for_snapshot(config: NatsConfig, table: str, *, wait: bool, as_json: boo
     return 1 if "error_type" in outcome else 0
 
 
-async def _ask(config: NatsConfig, token: str, wait: bool) -> dict[str, Any]:
+async def _ask(config: NatsConfig, token: str, stream: str, wait: bool) -> dict[str, Any]:
     try:
         async with open_nats(config, set()) as nats:
             js = JetStream(nats)
-            before = [await _last(js, of(token)) for of in (init_meta, init_error)]
-            await nats.send(encode_pub(request(token).encode(), b"", b""))
+            info = await js.stream_info(INIT)
+            since_seq = int(info["state"]["last_seq"]) if info is not None else 0
+            await nats.send(encode_pub(request(token, stream).encode(), b"", b""))
             if not wait:
                 return {"table": token}
-            return await _follow(js, token, before)
+            return await _follow(js, token, stream, since_seq)
     except* SinkUnavailable as group:
         cause = most_telling(group)
         assert isinstance(cause, SinkUnavailable)
@@ -77,24 +80,25 @@ async def _ask(config: NatsConfig, token: str, wait: bool) -> dict[str, Any]:
     raise AssertionError("the body returns or raises")
 
 
-async def _follow(js: JetStream, token: str, before: list[dict[str, Any]]) -> dict[str, Any]:
+async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dict[str, Any]:
     started = trio.current_time()
     reported = False
     while True:
         await trio.sleep(LOOK_EVERY_S)
-        for of, old in zip((init_meta, init_error), before, strict=True):
-            found = await _last(js, of(token))
-            if found and found != old:
+        for of in (init_meta, init_error):
+            found = await _last(js, of(token), stream, since_seq)
+            if found:
                 return found
         if not reported and trio.current_time() - started > WAITING_AFTER_S:
             reported = True
-            print("waiting: other snapshots may run first, or no bridge runs; the request is kept (Ctrl-C ends only the wait)",
+            print(f"waiting: other snapshots may run first, or no bridge of stream {stream} runs (another one: --stream NAME); "
+                  "the request is kept (Ctrl-C ends only the wait)",
                   file=sys.stderr)  # fmt: skip
 
 
-async def _last(js: JetStream, subject: str) -> dict[str, Any]:
+async def _last(js: JetStream, subject: str, stream: str, since_seq: int) -> dict[str, Any]:
     if await js.stream_info(INIT) is None:
         return {}
-    message = await js.get_message(INIT, last_by_subj=subject)
+    message = await newest_answer(js, subject, stream, since_seq)
     body = read_any_document(message.data) if message is not None else None
     return {**body, "_seq": message.seq} if isinstance(body, dict) and message is not None else {}

@@ -40,6 +40,7 @@ SAMPLE_BYTES_MAX = 24 * 1024 * 1024
 @takes_settings(
     pub="the table's publication", dictionaries="folder in which the dictionary is written",
     nats_context="for --upload: context of the nats command line, by name or file",
+    stream="CDC stream of the bridge that will use it",
 )  # fmt: skip
 def train(
     flags: Flags,
@@ -83,7 +84,11 @@ def train_table(config: Config, table: str, size: str, *, upload: bool, as_json:
             trio.run(_upload, config, trained)
     except (WalbridgeError, BaseExceptionGroup) as exc:
         raise as_fatal(exc) from exc
-    print(json.dumps(_as_json(trained, file, uploaded=upload)) if as_json else _report(trained, sample, file, uploaded=upload))
+    key = dictionary_id(trained.token, trained.dictionary, config.publish.stream)
+    if as_json:
+        print(json.dumps(_as_json(trained, file, key, uploaded=upload)))
+    else:
+        print(_report(trained, sample, file, key, uploaded=upload))
     return 0
 
 
@@ -145,7 +150,7 @@ async def _upload(config: Config, trained: Trained) -> None:
         js = JetStream(nats)
         try:
             await js.ensure_bucket(DICTIONARIES, history=10, replicas=config.nats.replicas)
-            ready = await publish_dictionaries(js, {trained.token: trained.dictionary})
+            ready = await publish_dictionaries(js, {trained.token: trained.dictionary}, config.publish.stream)
         except (JetStreamError, SinkRefused) as exc:
             raise _not_uploaded(exc.said) from exc
     if not ready:
@@ -173,7 +178,7 @@ def as_fatal(exc: BaseException) -> BaseException:
 _NAMES = {"msgpack": "MessagePack", "json": "JSON"}
 
 
-def _report(trained: Trained, sample: TableSample, file: Path, *, uploaded: bool) -> str:
+def _report(trained: Trained, sample: TableSample, file: Path, key: str, *, uploaded: bool) -> str:
     of = f" of about {sample.rows_expected:,}" if sample.rows_expected > len(sample.rows) else ""
     lines = [
         f"{trained.token}: trained on {trained.rows_trained:,} rows{of}, tested on {trained.rows_tested:,} others",
@@ -190,7 +195,7 @@ def _report(trained: Trained, sample: TableSample, file: Path, *, uploaded: bool
     event = trained.figures[0]
     lines += ["", f"{len(trained.dictionary):,} bytes written to {file}"]
     if uploaded:
-        lines.append(f"uploaded to KV {DICTIONARIES} as {dictionary_id(trained.token, trained.dictionary)}")
+        lines.append(f"uploaded to KV {DICTIONARIES} as {key}")
     if event.sent_bytes >= event.plain_bytes:
         lines.append("the dictionary saves nothing on events: do not use it")
     else:
@@ -205,12 +210,12 @@ def _folder_flag(file: Path, token: str) -> str:
     return "" if folder == "dictionaries" else f" --dictionaries {shlex.quote(folder)}"
 
 
-def _as_json(trained: Trained, file: Path, *, uploaded: bool) -> Mapping[str, object]:
+def _as_json(trained: Trained, file: Path, key: str, *, uploaded: bool) -> Mapping[str, object]:
     return {
         "table": trained.token,
         "file": str(file),
         "bytes": len(trained.dictionary),
-        "dictionary_id": dictionary_id(trained.token, trained.dictionary),
+        "dictionary_id": key,
         "uploaded": uploaded,
         "rows_trained": trained.rows_trained,
         "rows_tested": trained.rows_tested,

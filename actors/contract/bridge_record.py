@@ -45,6 +45,8 @@ class BridgeRecord:
     """Table token -> the range of events left out."""
     pending_gap: Gap | None = None
     """A decided gap event, the next message after `last_seq`; None once it is stored."""
+    database: str = ""
+    """PostgreSQL's database; empty in records of bridges that did not write it yet."""
 
     def encode(self) -> bytes:
         """Return the entry's bytes: JSON, whatever the encoding of the events."""
@@ -54,6 +56,7 @@ class BridgeRecord:
                 "publication": self.publication,
                 "tables": self.tables,
                 "system_id": self.system_id,
+                "database": self.database,
                 "timeline": self.timeline,
                 "switch_points": self.switch_points,
                 "last_seq": self.last_seq,
@@ -91,6 +94,7 @@ class BridgeRecord:
                     str(k): Suspended(Position(Lsn(int(v[0])), int(v[1])), Lsn(int(v[2]))) for k, v in raw["suspended"].items()
                 },
                 pending_gap=_decode_gap(raw.get("pending_gap")),
+                database=str(raw.get("database", "")),
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise ConfigError(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import zstandard
 
-from actors.contract.subjects import dictionary_key
+from actors.contract.subjects import CDC, dictionary_key
 from actors.errors import MalformedMessage
 
 LEVEL = 1
@@ -21,9 +21,9 @@ UNPACKED_BYTES_MAX = 256 * 1024 * 1024
 """The largest body that readers unpack; a bridge's bodies have at most a few megabytes."""
 
 
-def dictionary_id(token: str, dictionary: bytes) -> str:
+def dictionary_id(token: str, dictionary: bytes, stream: str = CDC) -> str:
     """Return the key under which KV `dictionaries` holds this version of the dictionary permanently."""
-    return dictionary_key(token, hashlib.sha256(dictionary).hexdigest()[:8])
+    return dictionary_key(token, hashlib.sha256(dictionary).hexdigest()[:8], stream)
 
 
 class Compressor:
@@ -32,12 +32,12 @@ class Compressor:
     Raises ValueError when zstd cannot use `dictionary`.
     """
 
-    def __init__(self, token: str = "", dictionary: bytes | None = None) -> None:
+    def __init__(self, token: str = "", dictionary: bytes | None = None, stream: str = CDC) -> None:
         self.headers = {ENCODING_HEADER: "zstd"}
         self.dictionary_id: str | None = None
         data = None
         if dictionary is not None:
-            self.dictionary_id = self.headers[DICTIONARY_HEADER] = dictionary_id(token, dictionary)
+            self.dictionary_id = self.headers[DICTIONARY_HEADER] = dictionary_id(token, dictionary, stream)
             try:
                 data = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_FULLDICT)
                 data.precompute_compress(level=LEVEL)

@@ -11,6 +11,7 @@ import orjson
 
 from actors.contract.compression import Decompressors
 from actors.contract.records import (
+    AMBIGUOUS,
     ArrayChunk,
     Body,
     Column,
@@ -30,7 +31,7 @@ from actors.contract.records import (
     Truncate,
     Update,
 )
-from actors.contract.subjects import BRIDGE_TOKEN, CDC_ALL, Kind, matches, parse
+from actors.contract.subjects import BRIDGE_TOKEN, CDC, CDC_ALL, Kind, matches, parse
 from actors.errors import MalformedMessage
 from actors.values.json_values import json_converter, jsonb_converter
 
@@ -178,11 +179,21 @@ def decode_schema(token: str, body: Body) -> Schema:
     return Schema(token, schema, body["table"], body["schema_id"], _columns(body))
 
 
+def stream_of(body: Body) -> str:
+    """The CDC stream of a snapshot's start, meta or error; that of a bridge which did not write `stream` yet is CDC."""
+    return str(body.get("stream", CDC))
+
+
+def answers(body: Body, stream: str) -> bool:
+    """Whether a snapshot's start, meta or error is for those who asked the bridge of `stream` by name."""
+    return stream_of(body) == stream and body.get("error_type") != AMBIGUOUS
+
+
 def _start(token: str, body: Any) -> SnapshotStart:
     columns = tuple(Column(c["name"], c["type"], c["pk"], c.get("base_type", "")) for c in body["columns"])
     return SnapshotStart(
         token, body.get("schema", ""), body["table"], body["snapshot_id"], body["snapshot_lsn"], body["stream_seq"],
-        body.get("relation_id", 0), columns, body["format"],
+        body.get("relation_id", 0), columns, body["format"], stream_of(body),
     )  # fmt: skip
 
 
@@ -195,14 +206,16 @@ def _chunk(token: str, body: Any) -> SnapshotChunk:
 
 def _meta(token: str, body: Any) -> SnapshotMeta:
     return SnapshotMeta(
-        token, body["snapshot_id"], body["snapshot_lsn"], body["stream_seq"], body["batch_count"], body["row_count"]
-    )
+        token, body["snapshot_id"], body["snapshot_lsn"], body["stream_seq"], body["batch_count"], body["row_count"],
+        stream_of(body),
+    )  # fmt: skip
 
 
 def _error(token: str, body: Any) -> SnapshotError:
     return SnapshotError(
-        token, body.get("snapshot_id", ""), body["error_type"], body["error_message"], tuple(body.get("available_tables", ()))
-    )
+        token, body.get("snapshot_id", ""), body["error_type"], body["error_message"], tuple(body.get("available_tables", ())),
+        stream_of(body), tuple(body.get("streams", ())),
+    )  # fmt: skip
 
 
 _INIT: dict[Kind, Callable[[str, Any], Record]] = {

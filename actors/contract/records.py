@@ -9,6 +9,10 @@ Row = dict[str, Any]
 """Maps columns to values, as docs/consumers.md lists them."""
 
 
+AMBIGUOUS = "ambiguous"
+"""The `error_type` that answers a request which named no bridge although several publish the table, and no other request."""
+
+
 class Raw(str):
     """A value that was kept as PostgreSQL's text although its type has a native form."""
 
@@ -156,6 +160,8 @@ class SnapshotStart(NamedTuple):
     """The table's OID."""
     columns: tuple[Column, ...]
     format: str
+    stream: str
+    """The CDC stream whose bridge took the snapshot, and that `stream_seq` is a sequence of: pass over other streams'."""
 
 
 class SnapshotChunk(NamedTuple):
@@ -187,6 +193,7 @@ class SnapshotMeta(NamedTuple):
     stream_seq: int
     batch_count: int
     row_count: int
+    stream: str
 
 
 class SnapshotError(NamedTuple):
@@ -197,6 +204,9 @@ class SnapshotError(NamedTuple):
     error_type: str
     error_message: str
     available_tables: tuple[str, ...]
+    stream: str
+    streams: tuple[str, ...]
+    """Of `ambiguous`, which answers a request that named no bridge: the streams to choose from."""
 
 
 Change = Insert | Update | Delete

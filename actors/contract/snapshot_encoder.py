@@ -42,6 +42,8 @@ class SnapshotHead:
     compressed: bool = False
     dictionary_id: str | None = None
     base_types: Mapping[str, str] = field(default_factory=dict)
+    stream: str = subjects.CDC
+    """The CDC stream that the snapshot joins."""
 
 
 def new_snapshot_id(unix_s: float) -> str:
@@ -64,6 +66,7 @@ class SnapshotMessages:
         ]
         shape = schema_id(head.relation)
         body: dict[str, object] = {
+            "stream": head.stream,
             "snapshot_id": head.snapshot_id,
             "table": head.relation.name,
             "schema": head.relation.schema,
@@ -81,6 +84,7 @@ class SnapshotMessages:
         messages = [Message(subjects.init_start(head.token), self._encoder.document(body), {})]
         if self._format == "array":
             announced = {
+                "stream": head.stream,
                 "schema_id": shape,
                 "table": head.relation.name,
                 "columns": columns,
@@ -96,7 +100,8 @@ class SnapshotMessages:
         """Make one chunk, not compressed yet."""
         head = self._head
         parts, rows = [piece.body for piece in pieces], sum(piece.rows for piece in pieces)
-        headers = {MSG_ID_HEADER: f"{head.snapshot_id}-{number}", "Snapshot-Id": head.snapshot_id, "Chunk": str(number)}
+        msg_id = f"{head.stream}-{head.token}-{head.snapshot_id}-{number}"  # bridges that share INIT may draw one snapshot id
+        headers = {MSG_ID_HEADER: msg_id, "Snapshot-Id": head.snapshot_id, "Chunk": str(number)}
         if self._format == "array":
             return Message(subjects.array_chunk(head.token), self._encoder.join_rows(parts, rows), headers)
         fields: dict[str, object] = {
@@ -121,6 +126,7 @@ class SnapshotMessages:
         """Make the meta: without it a snapshot does not count."""
         head = self._head
         body = {
+            "stream": head.stream,
             "snapshot_id": head.snapshot_id,
             "table": head.relation.name,
             "lsn": format_lsn(head.snapshot_lsn),
@@ -147,14 +153,21 @@ def error_message(
     error_type: str,
     error_message: str,
     *,
+    stream: str,
     snapshot_id: str | None = None,
     available_tables: Sequence[str] | None = None,
+    streams: Sequence[str] | None = None,
 ) -> Message:
-    """Make the message that says why a snapshot ended without a meta, or did not begin."""
-    body: dict[str, object] = {"table": table, "error_type": error_type, "error_message": error_message}
+    """Make the message that says why a snapshot ended without a meta, or did not begin.
+
+    `streams` are those to choose from when the request is ambiguous.
+    """
+    body: dict[str, object] = {"stream": stream, "table": table, "error_type": error_type, "error_message": error_message}
     body["timestamp"] = int(time.time())
     if snapshot_id is not None:
         body["snapshot_id"] = snapshot_id
     if available_tables is not None:
         body["available_tables"] = list(available_tables)
+    if streams is not None:
+        body["streams"] = list(streams)
     return Message(subjects.init_error(token), encoder.document(body), {})

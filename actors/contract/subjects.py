@@ -63,6 +63,11 @@ def init_chunk(token: str, snapshot_id: str, number: int) -> str:
     return f"init.snap.{token}.{snapshot_id}.{number}"
 
 
+def init_chunks(token: str, snapshot_id: str) -> str:
+    """Pattern of the rows of one snapshot."""
+    return f"init.snap.{token}.{snapshot_id}.>"
+
+
 def init_meta(token: str) -> str:
     """Subject of the end of a complete snapshot."""
     return f"init.meta.{token}"
@@ -108,9 +113,12 @@ def init_of_table(token: str) -> tuple[str, ...]:
 REQUEST_ALL = "snapshot.request.>"
 
 
-def request(token: str) -> str:
-    """Subject of a request for a table's snapshot."""
-    return f"snapshot.request.{token}"
+def request(token: str, stream: str = "") -> str:
+    """Subject of a request for a snapshot, to the bridge of `stream`; if none is named, to the one that serves the table.
+
+    No token and no stream's name has an `@`.
+    """
+    return f"snapshot.request.{token}@{stream}" if stream else f"snapshot.request.{token}"
 
 
 # -- key-value buckets: streams whose subjects are the keys
@@ -131,20 +139,26 @@ def bucket_key(bucket: str, key: str) -> str:
     return f"$KV.{bucket}.{key}"
 
 
-def schema_key(token: str) -> str:
-    """A table's key in bucket `schemas`."""
-    return token
+def key_prefix(stream: str) -> str:
+    """What keys of buckets `schemas` and `dictionaries` begin with: two bridges may have different shapes of one table."""
+    return "" if stream == CDC else f"{stream}."
 
 
-def dictionary_key(token: str, digest: str = "") -> str:
-    """A table's key in bucket `dictionaries`: of the newest dictionary, or with `digest` of one version."""
-    return f"{token}_dict.{digest}" if digest else f"{token}_dict"
+def schema_key(token: str, stream: str = CDC) -> str:
+    """The key of a table in bucket `schemas`, as the bridge of `stream` publishes the table."""
+    return key_prefix(stream) + token
 
 
-def dictionaries_of_table(token: str) -> tuple[str, ...]:
-    """Patterns of the subjects of a table's keys in bucket `dictionaries`."""
-    newest = bucket_key(DICTIONARIES, dictionary_key(token))
-    return newest, f"{newest}.>"
+def dictionary_key(token: str, digest: str = "", stream: str = CDC) -> str:
+    """The key of a table in bucket `dictionaries`: its newest dictionary's, or with `digest` that of one dictionary."""
+    newest = f"{key_prefix(stream)}{token}_dict"
+    return f"{newest}.{digest}" if digest else newest
+
+
+def is_dictionary_of(key: str, token: str, stream: str = CDC) -> bool:
+    """Whether a key of bucket `dictionaries` holds a dictionary of this table and bridge."""
+    newest = dictionary_key(token, stream=stream)
+    return re.fullmatch(rf"{re.escape(newest)}(\.[0-9a-f]{{8}})?", key) is not None
 
 
 # -- reading
@@ -168,6 +182,11 @@ class Subject(NamedTuple):
     chunk: int = 0
     bucket: str = ""
     """For a key."""
+    """Of a key."""
+    stream: str = ""
+    """For a request: the stream whose bridge is asked; empty when none is named."""
+    suffix: str = ""
+    """For a request: from `+` or `~` on, which no token has. Something else than the complete table is asked for."""
 
 
 _INIT_KINDS: dict[str, Kind] = {"start": "start", "meta": "meta", "error": "error", "schema": "init schema"}
@@ -189,12 +208,22 @@ def parse(subject: str) -> Subject | None:
         case ["init", kind, token] if token and kind in _INIT_KINDS:
             found = Subject(_INIT_KINDS[kind], token)
         case ["snapshot", "request", *asked] if any(asked):
-            found = Subject("request", ".".join(asked))
+            found = _request(".".join(asked))
         case ["snapshot", kind, token] if token and kind in _ARRAY_KINDS:
             found = Subject(_ARRAY_KINDS[kind], token)
         case ["$KV", bucket, *key] if bucket and any(key):
             found = Subject("key", ".".join(key), bucket=bucket)
     return found
+
+
+def _request(asked: str) -> Subject:
+    """A request for a token as `request` writes it, with or without a suffix; what is neither is taken whole."""
+    found = _ASKED.fullmatch(asked)
+    token, suffix, stream = (asked, "", "") if found is None else found.groups("")
+    return Subject("request", token, stream=stream, suffix=suffix)
+
+
+_ASKED = re.compile(r"([^@+~]+)([+~][^@]*)?(?:@([A-Za-z0-9_-]+))?")
 
 
 def _is_number(text: str) -> bool:

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from actors.clients.nats.ordered_consumer import Delivered, open_consumer
 from actors.contract import subjects
 from actors.contract.decoding import array_rows, decode_message
-from actors.contract.records import ArrayChunk, Record, Row, SnapshotChunk, SnapshotError, SnapshotMeta, SnapshotStart
+from actors.contract.records import (
+    AMBIGUOUS,
+    ArrayChunk,
+    Record,
+    Row,
+    SnapshotChunk,
+    SnapshotError,
+    SnapshotMeta,
+    SnapshotStart,
+)
 from actors.contract.subjects import INIT
 from actors.errors import MalformedMessage, SinkUnavailable
 from actors.mirror.replica import Replica
@@ -73,7 +82,7 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
     started = await find_usable_start(replica, source, token)
     if started is None:
         log.info("asking for a snapshot", table=token)
-        await ask_for_snapshot(js, token)
+        await ask_for_snapshot(source, token)
     start_seq = started.seq if started is not None else int(info["state"]["last_seq"]) + 1
     filters = [*subjects.snapshot_of_table(token)]
     arrays = subjects.arrays_of_table(token)
@@ -84,8 +93,10 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
         while True:
             messages = await consumer.receive(ASK_AGAIN_S)
             if not messages and reader.start is None:
-                await ask_for_snapshot(js, token)  # no bridge may have been there to receive it
+                await ask_for_snapshot(source, token)  # no bridge may have been there to receive it
             for message in messages:
+                if reader.passes_over(message):
+                    continue
                 try:
                     record = await _decode(source, message)
                 except MalformedMessage as exc:  # foreign; had a bridge written it, a chunk will be missing
@@ -116,13 +127,26 @@ class _SnapshotReader:
         self._table: FollowedTable | None = None
         self._chunks = self._rows = 0
 
+    def passes_over(self, message: Delivered) -> bool:
+        """Whether a message has rows of another snapshot than this one: an older one, or another bridge's."""
+        found = subjects.parse(message.subject)
+        if found is None or found.kind not in ("chunk", "array chunk"):
+            return False
+        return self.start is None or self.start.snapshot_id != (
+            found.snapshot_id or decode_headers(message.headers).get("Snapshot-Id")
+        )
+
     async def take(self, message: Delivered, record: Record) -> Gathered | None:
         """Take one message. Returns the snapshot when it is complete."""
         start = self.start
+        if isinstance(record, SnapshotStart | SnapshotMeta | SnapshotError) and record.stream != self._source.name:
+            return None  # of another bridge that publishes a table of this name
         if isinstance(record, SnapshotStart):
             if start is None or record.snapshot_id != start.snapshot_id:
                 await self._begin(record, message.seq)
         elif isinstance(record, SnapshotError):
+            if record.error_type == AMBIGUOUS:
+                return None  # somebody else's request named no bridge
             if not record.snapshot_id or start is None or record.snapshot_id == start.snapshot_id:
                 raise SnapshotRefused(f"{record.error_type}: {record.error_message}")
         elif start is None or self._table is None:

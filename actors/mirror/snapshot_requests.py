@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from actors.clients.nats.jetstream import JetStream, StoredMessage
+from actors.clients.nats.jetstream import StoredMessage
+from actors.clients.nats.snapshot_answers import newest_answer
 from actors.contract.decoding import decode_message
 from actors.contract.records import SnapshotStart
 from actors.contract.subjects import INIT, init_error, init_start, request
@@ -20,19 +21,19 @@ log = get_logger("mirror")
 UNANSWERED_AFTER_S = 10.0
 
 
-async def ask_for_snapshot(js: JetStream, token: str) -> None:
-    """Ask for a snapshot of a table. Repeated requests have the effect of one."""
-    await js.connection.send(encode_pub(request(token).encode(), b"", b"", None))
+async def ask_for_snapshot(source: SourceStream, token: str) -> None:
+    """Ask the stream's bridge for a snapshot of a table. Repeated requests have the effect of one."""
+    await source.js.connection.send(encode_pub(request(token, source.name).encode(), b"", b"", None))
 
 
 async def find_usable_start(replica: Replica, source: SourceStream, token: str) -> StoredMessage | None:
     """The start of the table's newest snapshot, if the replica can use that snapshot."""
-    message = await source.js.get_message(INIT, last_by_subj=init_start(token))
-    if message is None or message.seq <= replica.tables[token].init_seq:
+    used_seq = replica.tables[token].init_seq
+    message = await newest_answer(source.js, init_start(token), source.name, used_seq)
+    if message is None:
         return None
     start = _start_in(message)
-    error = await source.js.get_message(INIT, last_by_subj=init_error(token))
-    has_failed = error is not None and error.seq > message.seq
+    has_failed = await newest_answer(source.js, init_error(token), source.name, message.seq) is not None
     if start is None or has_failed or not await source.look() or message.time < source.created:
         return None
     if why_unusable(replica, source, start) or not await source.has_kept(start.stream_seq, message.time):
@@ -48,11 +49,10 @@ def why_unusable(replica: Replica, source: SourceStream, start: SnapshotStart) -
 
 
 async def is_answered(replica: Replica, source: SourceStream, token: str, since_seq: int) -> bool:
-    """Whether a bridge began or refused a snapshot after INIT's `since_seq`, or an older snapshot can be used."""
+    """Whether the bridge began or refused a snapshot after INIT's `since_seq`, or an older snapshot can be used."""
     newest = max(since_seq, replica.tables[token].init_seq)
     for subject in (init_start(token), init_error(token)):
-        message = await source.js.get_message(INIT, last_by_subj=subject)
-        if message is not None and message.seq > newest:
+        if await newest_answer(source.js, subject, source.name, newest) is not None:
             return True
     return await find_usable_start(replica, source, token) is not None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Literal, NamedTuple
 
 import trio
 
 from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
-from actors.contract.subjects import REQUEST_ALL, REQUESTS, parse, request
+from actors.contract.subjects import CDC, REQUEST_ALL, REQUESTS, parse, request
 from actors.telemetry.log import get_logger
 from actors.wire.nats import Msg
 
@@ -20,32 +21,63 @@ READ_AGAIN_S = 30.0
 _TOKEN_MAX = 600
 
 
-class SnapshotRequests:
-    """Requested table tokens, each once, in the order of the requests.
+class Asked(NamedTuple):
+    """One request: for a table, of this bridge by name or of whichever bridge answers for the table."""
 
-    `known` are the published tables: a flood of other tokens neither keeps them out nor fills memory.
+    token: str
+    stream: str = ""
+    """This bridge's stream; empty when the request names none."""
+
+
+Verdict = Literal["snapshot", "unknown table", "ambiguous", "another bridge's"]
+
+
+def verdict_on(asked: Asked, own: str, publishing: Collection[str]) -> Verdict:
+    """What the bridge of stream `own` does with a request; `publishing` are the streams whose bridges publish the table.
+
+    A request that names no bridge is for CDC's, if that publishes the table or no bridge does; else for the only one that
+    does. Of several the first answers that they are several.
+    """
+    if not asked.stream:
+        if own != (CDC if CDC in publishing or not publishing else min(publishing)):
+            return "another bridge's"
+        if own != CDC and len(publishing) > 1:
+            return "ambiguous"
+    return "snapshot" if own in publishing else "unknown table"
+
+
+class SnapshotRequests:
+    """The requests that this bridge may have to serve, each once, in the order of asking.
+
+    Requests that name another bridge are left to that bridge, and those with a suffix to a version that knows it: both stay in
+    stream REQUESTS. `known` are the tables that are published: a flood of other tokens neither keeps them out nor fills memory.
     """
 
-    def __init__(self, js: JetStream, known: Collection[str], *, kept: bool) -> None:
+    def __init__(self, js: JetStream, known: Collection[str], *, stream: str, kept: bool) -> None:
         self.known = known
-        self._js, self._kept = js, kept
-        self._waiting: dict[str, None] = {}
+        self._js, self._stream, self._kept = js, stream, kept
+        self._waiting: dict[Asked, None] = {}
         self._news = trio.Event()
 
     @property
-    def waiting(self) -> tuple[str, ...]:
-        """The tokens to serve, the next first."""
+    def waiting(self) -> tuple[Asked, ...]:
+        """The requests to serve, the next first."""
         return tuple(self._waiting)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables of the requests, each once, in the same order."""
+        return tuple(dict.fromkeys(asked.token for asked in self._waiting))
 
     async def listen(self) -> None:
         """Subscribe to requests, and add the requests made before. Raises SinkUnavailable."""
         await self._js.connection.subscribe(REQUEST_ALL, self._on_message)
         await self._read_stream()
 
-    def add(self, token: str) -> None:
-        """Add a request; a second request for a waiting table changes nothing."""
-        if 0 < len(token) <= _TOKEN_MAX and (len(self._waiting) < WAITING_MAX or token in self.known):
-            self._waiting.setdefault(token)
+    def add(self, asked: Asked) -> None:
+        """Add a request; an equal one changes nothing."""
+        if 0 < len(asked.token) <= _TOKEN_MAX and (len(self._waiting) < WAITING_MAX or asked.token in self.known):
+            self._waiting.setdefault(asked)
             self._news.set()
 
     async def wait(self) -> None:
@@ -57,17 +89,18 @@ class SnapshotRequests:
             if not self._waiting:
                 await self._read_stream()
 
-    def leave(self, token: str) -> None:
-        """Remove a request that is being served or that another bridge answers; a later request is a new one."""
-        self._waiting.pop(token, None)
+    def leave(self, *asked: Asked) -> None:
+        """Remove requests that are being served or that another bridge answers; a later request is a new one."""
+        for one in asked:
+            self._waiting.pop(one, None)
 
-    async def answered(self, token: str) -> None:
-        """Delete a request whose answer is in the stream. Raises SinkUnavailable."""
-        if self._kept:
+    async def answered(self, *asked: Asked) -> None:
+        """Delete requests whose answer is in the stream. Raises SinkUnavailable."""
+        for one in asked if self._kept else ():
             try:
-                await self._js.purge(REQUESTS, request(token))
+                await self._js.purge(REQUESTS, request(*one))
             except (JetStreamError, SinkRefused) as exc:
-                log.warning("cannot delete a request; it is served again at the next start", table=token, said=exc.said)
+                log.warning("cannot delete a request; it is served again at the next start", table=one.token, said=exc.said)
 
     def _on_message(self, message: Msg) -> None:
         self._add_subject(message.subject.decode("utf-8", "replace"))
@@ -78,6 +111,6 @@ class SnapshotRequests:
                 self._add_subject(subject)
 
     def _add_subject(self, subject: str) -> None:
-        asked = parse(subject)
-        if asked is not None:
-            self.add(asked.token)
+        found = parse(subject)
+        if found is not None and not found.suffix and found.stream in ("", self._stream):
+            self.add(Asked(found.token, found.stream))

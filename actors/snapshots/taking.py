@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ from actors.settings.config import Config
 from actors.snapshots.chunks import ChunkCutter
 from actors.snapshots.failures import SnapshotFailed
 from actors.snapshots.progress import SnapshotBoard
-from actors.snapshots.requests import SnapshotRequests
+from actors.snapshots.requests import Asked, SnapshotRequests
 from actors.snapshots.table_reader import OpenTable, open_table
 from actors.snapshots.transaction_log import TransactionLog
 from actors.snapshots.watermark import Stored, sequence_before, wait_for_lsn
@@ -62,8 +62,8 @@ class SnapshotTaker:
     def __init__(self, setup: SnapshotSetup, js: JetStream, requests: SnapshotRequests, board: SnapshotBoard) -> None:
         self._setup, self._js, self._requests, self._board = setup, js, requests, board
 
-    async def take(self, token: str, published: PublishedTable, progress: SnapshotProgress) -> None:
-        """Take a snapshot and publish it completely.
+    async def take(self, token: str, published: PublishedTable, progress: SnapshotProgress, served: Sequence[Asked]) -> None:
+        """Take a snapshot and publish it completely. It serves the requests `served`.
 
         Raises NoWatermark or TableChanged when another attempt may succeed, SourceUnavailable when PostgreSQL is away,
         SinkUnavailable when NATS is away, and errors that `failure_of` describes when this snapshot cannot be taken.
@@ -81,13 +81,14 @@ class SnapshotTaker:
             head = SnapshotHead(
                 new_snapshot_id(time.time()), token, table.relation, table.description.data_types, table.pk, lsn, stream_seq,
                 compressor is not None, compressor.dictionary_id if compressor else None, table.description.base_types,
+                stream.stream,
             )  # fmt: skip
             self._board.begins(progress, head.snapshot_id, table.rows_expected)
-            self._requests.leave(token)
+            self._requests.leave(*served)
             messages = SnapshotMessages(head, self._setup.encoder, config.snapshots.format)
             starts = [await js.publish(m.subject, m.body, m.headers or None) for m in messages.start()]
             # only now: a bridge killed in between finds the request again, or a start without an end
-            await self._requests.answered(token)
+            await self._requests.answered(*served)
             log.info("snapshot begins", table=token, snapshot_id=head.snapshot_id, snapshot_lsn=format_lsn(lsn))
             await self._send_rows(table, messages, compressor, progress)
         if await js.get_message(INIT, seq=starts[0]) is None:

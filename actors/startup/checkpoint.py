@@ -51,6 +51,7 @@ class Source:
     """Why the slot can no longer be read; empty when it can."""
     read_before: bool = False
     """The slot has been read, as far as PostgreSQL remembers."""
+    database: str = ""
 
 
 @dataclass(frozen=True, slots=True)

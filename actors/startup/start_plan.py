@@ -112,6 +112,7 @@ async def find_start(
     record = BridgeRecord(
         slot, config.source.publication, source.system_id, source.timeline, source.switch_points, start.skip, start.last_seq,
         start.proven_lsn, record.schemas if record else {}, tuple(tokens), record.suspended if record else {}, start.gap,
+        source.database,
     )  # fmt: skip
     return StartPlan(
         start, confirmed_lsn, RecordStore(js, stream, record, revision), tables, source.wal_end,
@@ -198,6 +199,7 @@ async def _read_source(connection: PgConnection, replication: PgConnection, slot
         None if state is None else state.confirmed_flush_lsn or NO_LSN,
         lost,
         state is not None and state.transactions_read > 0,
+        identity.database,
     )
 
 

@@ -72,7 +72,7 @@ def test_a_message_deleted_during_the_join(is_deleted: bool, tmp_path: Path, mon
         replica.tables["a"] = TableRecord("a", "", "a", WAITING)
         source = source_of(js)
         follower = Follower(replica, source, Holds(replica), everything=True)
-        gathered = Gathered(SnapshotStart("a", "public", "a", "s", 32, 2, 1, COLUMNS, "map"), js.created, 1, staging, 0)
+        gathered = Gathered(SnapshotStart("a", "public", "a", "s", 32, 2, 1, COLUMNS, "map", "CDC"), js.created, 1, staging, 0)
         try:
             with trio.fail_after(10):
                 await join(replica, source, follower, gathered)

@@ -25,14 +25,14 @@ class NoStore:
     dialect = SqliteDialect()
 
 
-def start(stream_seq: int, snapshot_id: str = "s1") -> tuple[str, str, bytes]:
+def start(stream_seq: int, snapshot_id: str = "s1", **more: str) -> tuple[str, str, bytes]:
     body = {"snapshot_id": snapshot_id, "table": "users", "schema": "public", "snapshot_lsn": 1, "stream_seq": stream_seq,
-            "format": "map", "columns": COLUMNS}  # fmt: skip
+            "format": "map", "columns": COLUMNS, **more}  # fmt: skip
     return "init.start.users", "", json.dumps(body).encode()
 
 
-def error(snapshot_id: str = "s1") -> tuple[str, str, bytes]:
-    body = {"snapshot_id": snapshot_id, "table": "users", "error_type": "row_too_large", "error_message": "too large"}
+def error(snapshot_id: str = "s1", **more: str) -> tuple[str, str, bytes]:
+    body = {"snapshot_id": snapshot_id, "table": "users", "error_type": "row_too_large", "error_message": "too large", **more}
     return "init.error.users", "", json.dumps(body).encode()
 
 
@@ -91,3 +91,21 @@ def test_a_snapshot_from_before_a_deleted_message_is_not_used(deleted_seq: int) 
 def test_a_snapshot_is_not_used_when_the_stream_has_grown_to_its_place_again() -> None:
     assert asked([start(5)], since_seq=1, stored_at="2026-05-31T23:59:59.9Z") == (1, True)
     assert asked([start(5)], since_seq=1, stored_at="2026-06-01T00:00:00.1Z") == (None, False)
+
+
+@pytest.mark.parametrize("others", [1, 2, 9, 33])
+def test_another_bridges_answers_hide_none_and_count_for_nothing(others: int) -> None:
+    """A start without `stream` is of CDC: older bridges wrote none."""
+    foreign = [start(5, f"o{n}", stream="OTHER") for n in range(others)]
+    errors = [error(f"o{n}", stream="OTHER") for n in range(others)]
+    assert asked([*foreign, *errors], since_seq=0) == (None, False)
+    assert asked([start(5), *foreign, *errors], since_seq=1) == (1, True)
+    assert asked([*foreign, start(5, stream="CDC"), *foreign, *errors], since_seq=others) == (others + 1, True)
+    assert asked([start(5), error(stream="CDC"), *foreign, *errors], since_seq=2) == (None, False)
+    assert asked([start(5), None, error(stream="CDC"), *foreign], since_seq=1) == (None, True)
+
+
+def test_that_a_request_without_a_name_is_ambiguous_answers_no_request_with_one() -> None:
+    ambiguous = error("", stream="CDC", error_type="ambiguous")
+    assert asked([ambiguous], since_seq=0) == (None, False)
+    assert asked([start(5), ambiguous], since_seq=1) == (1, True)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from typing import cast
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.clients.nats.jetstream import JetStream
 from actors.clients.postgres.connection import PostgresError
+from actors.contract.bridge_record import BridgeRecord
 from actors.snapshots.chunks import RowTooLarge
 from actors.snapshots.failures import SnapshotFailed, failure_of
 from actors.snapshots.progress import REMEMBERED_MAX, SnapshotBoard
+from actors.snapshots.requests import Asked, SnapshotRequests, verdict_on
 from actors.snapshotter import UNKNOWN_AT_ONCE, UNKNOWN_EVERY_S, UnknownTables
+from actors.startup.other_bridges import same_tables_elsewhere
 from actors.telemetry.telemetry import Telemetry
+from actors.wire.nats import Msg
 
 
 def test_an_unknown_table_is_answered_once_per_minute() -> None:
@@ -69,3 +79,62 @@ def test_every_failure_has_a_kind_and_words(error: Exception, kind: str, words: 
     failure = failure_of(error)
     assert failure.kind == kind
     assert words in str(failure)
+
+
+STREAMS = st.sets(st.sampled_from(["CDC", "ALL", "EVEN", "ODD", "Z"]))
+
+
+@given(STREAMS, STREAMS)
+def test_exactly_one_bridge_answers_a_request_that_names_none(running: set[str], publishing: set[str]) -> None:
+    """Whichever bridges there are: at most one answers, and one does unless the one that would is not there."""
+    verdicts = {own: verdict_on(Asked("users"), own, publishing) for own in running | publishing | {"CDC"}}
+    (answering,) = [own for own, verdict in verdicts.items() if verdict != "another bridge's"]
+    expected = "snapshot" if "CDC" in publishing or len(publishing) == 1 else "ambiguous" if publishing else "unknown table"
+    assert verdicts[answering] == expected
+    assert answering == ("CDC" if "CDC" in publishing or not publishing else min(publishing))
+
+
+@given(st.sampled_from(["CDC", "EVEN", "ODD"]), STREAMS)
+def test_the_bridge_that_is_named_answers(own: str, publishing: set[str]) -> None:
+    assert verdict_on(Asked("users", own), own, publishing) == ("snapshot" if own in publishing else "unknown table")
+
+
+def asking(*subjects: str, stream: str = "EVEN") -> SnapshotRequests:
+    """Requests that a bridge hears."""
+    requests = SnapshotRequests(cast(JetStream, None), (), stream=stream, kept=False)
+    for subject in subjects:
+        requests._on_message(Msg(f"snapshot.request.{subject}".encode(), 1, b"", b"", b""))
+    return requests
+
+
+def test_a_bridge_hears_what_names_it_or_none_and_asks_for_a_whole_table() -> None:
+    heard = asking("users@EVEN", "users", "users", "users@ODD", "users+ranges", "users~acme@EVEN", "users@EVEN", "orders@EVEN")
+    assert heard.waiting == (Asked("users", "EVEN"), Asked("users"), Asked("orders", "EVEN"))
+    assert heard.tables == ("users", "orders")
+    heard.leave(Asked("users", "EVEN"), Asked("orders", "EVEN"))
+    assert heard.waiting == (Asked("users"),)
+
+
+def record(system_id: str, database: str, *tables: str) -> BridgeRecord:
+    return BridgeRecord("slot", "pub", system_id, 1, tables=tables, database=database)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (record("1", "app", "users"), None), (record("1", "", "users"), None), (record("1", "shop", "orders"), None),
+        (record("1", "shop", "orders", "users"), "publishes users from database shop"),
+        (record("2", "app", "users"), "publishes users from another PostgreSQL"),
+        (record("2", "", "users"), "publishes users from another PostgreSQL"),
+    ],
+)  # fmt: skip
+def test_one_name_in_two_databases_is_a_problem(other: BridgeRecord, words: str | None) -> None:
+    found = same_tables_elsewhere(record("1", "app", "users"), {"OTHER": BridgeRecord.decode(other.encode(), "OTHER")})
+    assert [problem.code for problem in found] == ([] if words is None else ["WB243"])
+    assert words is None or words in found[0].what
+
+
+def test_a_record_of_an_older_bridge_names_no_database() -> None:
+    body = json.loads(record("1", "app", "users").encode())
+    del body["database"]
+    assert BridgeRecord.decode(json.dumps(body).encode(), "CDC").database == ""

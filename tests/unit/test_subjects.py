@@ -34,7 +34,12 @@ BUILT: list[tuple[Callable[[str], str], Callable[[str], Subject]]] = [
     (subjects.array_start, lambda t: Subject("array start", t)),
     (subjects.array_chunk, lambda t: Subject("array chunk", t)),
     (subjects.request, lambda t: Subject("request", t)),
+    (lambda t: subjects.request(t, "EVEN"), lambda t: Subject("request", t, stream="EVEN")),
     (lambda t: subjects.bucket_key("schemas", subjects.schema_key(t)), lambda t: Subject("key", t, bucket="schemas")),
+    (
+        lambda t: subjects.bucket_key("schemas", subjects.schema_key(t, "EVEN")),
+        lambda t: Subject("key", f"EVEN.{t}", bucket="schemas"),
+    ),
     (
         lambda t: subjects.bucket_key("dictionaries", subjects.dictionary_key(t, "0a1b2c3d")),
         lambda t: Subject("key", f"{t}_dict.0a1b2c3d", bucket="dictionaries"),
@@ -62,7 +67,8 @@ def test_no_pattern_of_one_table_matches_anothers_subject(one: str, other: str) 
     theirs = [build(other) for build, _ in BUILT]
     patterns = [
         subjects.cdc_of_table(one), *subjects.snapshot_of_table(one), *subjects.arrays_of_table(one),
-        *subjects.init_of_table(one), subjects.request(one), *subjects.dictionaries_of_table(one),
+        *subjects.init_of_table(one), subjects.init_chunks(one, "snap-1764115200-ab12"), subjects.request(one),
+        subjects.request(one, "EVEN"),
     ]  # fmt: skip
     assert not [(pattern, subject) for pattern in patterns for subject in theirs if matches(pattern, subject)]
 
@@ -73,8 +79,38 @@ def test_a_tables_patterns_match_all_of_its_own(token: str) -> None:
     of_snapshots = [s for s in subjects.init_subjects(token) if s != subjects.init_schema(token)]
     assert subjects.covers(subjects.snapshot_of_table(token), of_snapshots)
     assert subjects.covers(subjects.init_of_table(token), [*subjects.init_subjects(token), *subjects.arrays_of_table(token)])
-    held = [subjects.bucket_key("dictionaries", subjects.dictionary_key(token, digest)) for digest in ("", "0a1b2c3d")]
-    assert subjects.covers(subjects.dictionaries_of_table(token), held)
+
+
+STREAMS = st.one_of(st.just("CDC"), st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True))
+
+
+@given(TOKENS, STREAMS)
+def test_a_request_names_a_bridge_or_none(token: str, stream: str) -> None:
+    assert parse(subjects.request(token, stream)) == Subject("request", token, stream=stream)
+    assert parse(subjects.request(token)) == Subject("request", token)
+    assert matches("snapshot.request.*", subjects.request(token, stream)), "one token: one message is kept of each"
+    assert checked_subject(subjects.request(token, stream))
+
+
+@given(TOKENS, STREAMS, st.from_regex(r"[+~][A-Za-z0-9=+~_/-]{0,20}", fullmatch=True))
+def test_a_suffix_asks_for_something_else_than_the_table(token: str, stream: str, suffix: str) -> None:
+    assert parse(f"{subjects.request(token)}{suffix}") == Subject("request", token, suffix=suffix)
+    assert parse(subjects.request(token + suffix, stream)) == Subject("request", token, suffix=suffix, stream=stream)
+
+
+@given(TOKENS, STREAMS, TOKENS, STREAMS, st.sampled_from(["", "0a1b2c3d"]))
+def test_no_two_bridges_and_tables_share_a_key(one: str, here: str, other: str, there: str, digest: str) -> None:
+    key = subjects.dictionary_key(one, digest, here)
+    assert subjects.is_dictionary_of(key, one, here)
+    assume((one, here) != (other, there))
+    assert subjects.schema_key(one, here) != subjects.schema_key(other, there)
+    assert not subjects.is_dictionary_of(key, other, there)
+
+
+def test_a_stream_named_like_a_dictionary_shares_no_key_with_it() -> None:
+    theirs = [subjects.dictionary_key("0a1b2c3d", digest, "users_dict") for digest in ("", "0a1b2c3d")]
+    assert theirs == ["users_dict.0a1b2c3d_dict", "users_dict.0a1b2c3d_dict.0a1b2c3d"]
+    assert not [key for key in theirs if subjects.is_dictionary_of(key, "users")]
 
 
 def test_the_streams_take_all_of_theirs() -> None:
@@ -92,6 +128,11 @@ def test_the_names_are_those_of_the_documents() -> None:
     ]  # fmt: skip
     assert subjects.init_chunk("users", "snap-1764115200-ab12", 0) == "init.snap.users.snap-1764115200-ab12.0"
     assert [*subjects.arrays_of_table("users")] == ["snapshot.init.users", "snapshot.data.users"]
+    assert subjects.request("users", "EVEN") == "snapshot.request.users@EVEN"
+    assert (subjects.schema_key("users", "EVEN"), subjects.dictionary_key("users", "0a1b2c3d", "EVEN")) == (
+        "EVEN.users",
+        "EVEN.users_dict.0a1b2c3d",
+    )
     assert (subjects.request("users"), subjects.INIT_STARTS) == ("snapshot.request.users", "init.start.*")
     assert [subjects.publish_prefix(stream) for stream in ("CDC", "EVEN")] == ["", "_EVEN."]
     assert (subjects.bucket_stream("schemas"), subjects.bucket_key("schemas", "users")) == ("KV_schemas", "$KV.schemas.users")
@@ -123,6 +164,9 @@ def test_what_no_bridge_publishes_is_nothing(foreign: str) -> None:
 def test_whatever_is_asked_for_is_a_request() -> None:
     """It is answered: nobody waits for a table of that name in vain."""
     assert parse("snapshot.request.sales.orders") == Subject("request", "sales.orders")
+    assert parse("snapshot.request.sales.orders@EVEN") == Subject("request", "sales.orders", stream="EVEN")
+    for neither in ("users@", "@EVEN", "users@no stream", "users@a@b", "users@a.b", "+all", "~"):
+        assert parse(f"snapshot.request.{neither}") == Subject("request", neither)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.contract.compression import Compressor, dictionary_id
-from actors.contract.subjects import DICTIONARIES, dictionary_key
+from actors.contract.subjects import CDC, DICTIONARIES, dictionary_key
 from actors.contract.table_token import split_token
 from actors.telemetry.log import get_logger
 
@@ -47,7 +47,7 @@ def read_dictionaries(folder: Path) -> dict[str, bytes]:
     return found
 
 
-async def publish_dictionaries(js: JetStream, dictionaries: Mapping[str, bytes]) -> dict[str, Compressor]:
+async def publish_dictionaries(js: JetStream, dictionaries: Mapping[str, bytes], stream: str = CDC) -> dict[str, Compressor]:
     """Put dictionaries into the bucket unless they are there; return a compressor per table whose dictionary is there.
 
     A dictionary that cannot be put is logged and left out. Raises SinkUnavailable when NATS is away.
@@ -60,12 +60,12 @@ async def publish_dictionaries(js: JetStream, dictionaries: Mapping[str, bytes])
             continue
         try:
             # first the permanent key, which messages name
-            for key in (dictionary_id(token, content), dictionary_key(token)):
+            for key in (dictionary_id(token, content, stream), dictionary_key(token, stream=stream)):
                 held = await js.kv_get(DICTIONARIES, key)
                 if held is None or held.data != content:
                     await js.kv_put(DICTIONARIES, key, content)
         except (JetStreamError, SinkRefused) as exc:
             log.warning("continuing without a dictionary: cannot put it into the bucket", table=token, reason=str(exc))
             continue
-        ready[token] = Compressor(token, content)
+        ready[token] = Compressor(token, content, stream)
     return ready

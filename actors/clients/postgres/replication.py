@@ -33,12 +33,13 @@ class SystemIdentity(NamedTuple):
     system_id: str
     timeline: int
     wal_end: Lsn
+    database: str = ""
 
 
 async def identify_system(connection: PgConnection) -> SystemIdentity:
     """Ask a replication connection which server it is."""
-    ((system_id, timeline, wal_end, *_),) = await connection.query("IDENTIFY_SYSTEM")
-    return SystemIdentity(str(system_id), int(timeline or 0), parse_lsn(wal_end or "0/0"))
+    ((system_id, timeline, wal_end, database),) = await connection.query("IDENTIFY_SYSTEM")
+    return SystemIdentity(str(system_id), int(timeline or 0), parse_lsn(wal_end or "0/0"), database or "")
 
 
 async def timeline_history(connection: PgConnection, timeline: int) -> list[tuple[int, Lsn]]:

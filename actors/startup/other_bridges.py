@@ -1,0 +1,53 @@
+"""The other bridges of the account, as KV `bridges` lists them: which tables they publish, and from which database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from actors.clients.nats.jetstream import JetStream
+from actors.contract.bridge_record import BridgeRecord
+from actors.contract.subjects import BRIDGES
+from actors.errors import ConfigError
+from actors.telemetry.telemetry import Problem
+
+SHOWN_MAX = 10
+"""Tables that a problem names."""
+
+
+async def read_other_bridges(js: JetStream, stream: str) -> dict[str, BridgeRecord]:
+    """The records of all bridges but that of `stream`, by stream. An entry that no bridge can have written is left out."""
+    found: dict[str, BridgeRecord] = {}
+    for other in sorted(await js.keys_of(BRIDGES)):
+        entry = None if other == stream else await js.kv_get(BRIDGES, other)
+        try:
+            if entry is not None:
+                found[other] = BridgeRecord.decode(entry.data, other)
+        except ConfigError:
+            continue
+    return found
+
+
+def same_tables_elsewhere(own: BridgeRecord, others: Mapping[str, BridgeRecord]) -> list[Problem]:
+    """A problem for each bridge that publishes tables of the same names from another database."""
+    problems: list[Problem] = []
+    for stream, other in others.items():
+        common = sorted(set(own.tables) & set(other.tables))
+        if not common or _one_database(own, other):
+            continue
+        more = f" and {len(common) - SHOWN_MAX} more" if len(common) > SHOWN_MAX else ""
+        where = f"database {other.database}" if other.system_id == own.system_id else "another PostgreSQL"
+        problems.append(
+            Problem(
+                "WB243",
+                f"the bridge of stream {stream} publishes {', '.join(common[:SHOWN_MAX])}{more} from {where}",
+                means="their snapshots stand on the same subjects: consumers that do not look at `stream` mix them up",
+                fix="see that every consumer compares `stream` and asks by name (snapshot.request.TABLE@STREAM); "
+                "or give each database a NATS account of its own",
+            )
+        )
+    return problems
+
+
+def _one_database(one: BridgeRecord, other: BridgeRecord) -> bool:
+    """Whether two bridges read the same database. A record that does not name its database may be of any in its cluster."""
+    return one.system_id == other.system_id and (one.database == other.database or not (one.database and other.database))
