@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -46,8 +47,8 @@ def sent(
 class Acking:
     """An acker at work on a record in a fake NATS."""
 
-    def __init__(self) -> None:
-        self.nats, self.telemetry = FakeNats(), Telemetry()
+    def __init__(self, record: BridgeRecord = RECORD) -> None:
+        self.nats, self.telemetry, self.record = FakeNats(), Telemetry(), record
         self.acks = Acknowledgements(0, Counter())
         self.acks.reply_prefix = b"_INBOX.x"
         self.stored_schemas: list[SchemaChange] = []
@@ -60,7 +61,7 @@ class Acking:
         self.feedback.received = Lsn(1 << 40)
 
         async def confirm(js: JetStream) -> None:
-            self.store = RecordStore(js, "CDC", RECORD, len(self.nats.streams["KV_bridges"]))
+            self.store = RecordStore(js, "CDC", self.record, len(self.nats.streams["KV_bridges"]))
             await confirm_stored(
                 self._channel.receiver(), self.acks, AckLedger(0, START), self.store, self.feedback, self.stored_schemas.append,
                 self.telemetry, ack_deadline_s=ack_deadline_s,
@@ -142,6 +143,18 @@ async def test_the_record_says_it_before_postgresql_hears_of_it() -> None:
     assert all(recorded >= confirmed for confirmed, recorded in heard)
     last = acking.records()[-1]
     assert (last.last_seq, last.position, last.confirmed_lsn) == (3, Position(Lsn(3000), 0), 3008)
+
+
+@on_mock_clock
+async def test_the_records_confirmed_lsn_never_falls_while_changes_below_it_are_stored() -> None:
+    acking = Acking(replace(RECORD, confirmed_lsn=Lsn(5000)))
+    async with acking.running() as published:
+        for number, lsn in enumerate((1000, 6000), 1):
+            await published.send(sent(number, lsn), 1)
+            acking.acknowledge(number)
+            await trio.sleep(1.5)
+        acking.finish()
+    assert [(record.last_seq, record.confirmed_lsn) for record in acking.records()] == [(1, 5000), (2, 6008)]
 
 
 @on_mock_clock

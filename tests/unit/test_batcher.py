@@ -230,6 +230,20 @@ def test_a_packed_message_is_never_larger_than_a_message_may_be() -> None:
             assert all(sent_size(message) <= 4096 for message in batch.messages)
 
 
+@pytest.mark.parametrize("encoding", ["msgpack", "json"])
+def test_a_list_of_one_event_that_alone_would_fill_a_message_is_not_larger_than_a_message_may_be(encoding: str) -> None:
+    def message_with(length: int, limits: Limits) -> OutMessage:
+        change = change_of({"id": 1, "big": "x" * length})
+        (batch,) = fed(batcher_of(limits, encoding=encoding), change, COMMIT)
+        (message,) = batch.messages
+        return message
+
+    overhead = sent_size(message_with(1000, Limits())) - 1000
+    for length in range(4096 - overhead - 8, 4096 - overhead + 1):
+        assert sent_size(message_with(length, Limits())) == length + overhead, "alone the event fits"
+        assert sent_size(message_with(length, Limits(pack=10, payload_max=4096))) <= 4096
+
+
 def test_the_events_of_a_table_with_a_dictionary_are_compressed_and_the_others_are_not() -> None:
     text = "the same words again " * 20
     items = [change_of({"id": 1, "big": text}), change_of({"id": 2, "big": text}, kind=INSERT_B, seq=1), COMMIT]

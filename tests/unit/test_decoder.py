@@ -9,7 +9,8 @@ from actors.channels import Channel
 from actors.decoder import Decoder, decode_blocks
 from actors.errors import MalformedMessage
 from actors.messages import Block, Committed, IdleMark, Item, RowChange, RowRun, SchemaChange, Truncated
-from actors.positions import ROW_RANK, SCHEMA_RANK, START, Lsn, Position
+from actors.positions import NO_LSN, ROW_RANK, SCHEMA_RANK, START, Lsn, Position
+from actors.snapshots.transaction_log import TransactionLog
 from actors.telemetry.telemetry import Telemetry
 from actors.wire import pgoutput
 from tests import pgoutput_bytes as pg
@@ -143,3 +144,21 @@ async def test_blocks_become_items_in_order_and_the_end_is_handed_on() -> None:
     assert [[type(item) for item in items] for items in handed] == [[SchemaChange, RowRun, Committed], [RowRun, Committed]]
     assert [change.table.token for change in announced] == ["users"]
     assert (telemetry.transactions, telemetry.largest_transaction_events, telemetry.decoded_lsn) == (2, 2, 2008)
+
+
+@on_mock_clock
+async def test_a_snapshot_that_waits_for_a_place_in_the_wal_is_answered_once_its_block_is_decoded() -> None:
+    blocks, items = Channel[Block]("blocks", 10, 10_000), Channel[list[Item]]("items", 10, 10_000)
+    log = TransactionLog()
+    logging = Decoder(START, {}, encoding="msgpack", arrays="literal", log=log)
+    assert log.reached.value == NO_LSN
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(decode_blocks, blocks.receiver(), items.sender(), logging, describe, lambda _: None, Telemetry())
+        with trio.fail_after(1), items.receiver() as handed:
+            with blocks.sender() as sender:
+                for lsn, transactions in ((1000, [(1000, 7)]), (2000, [(1000, 7), (2000, 7)])):
+                    await sender.send(Block([relation(), *transaction(lsn, 1)], 100, Lsn(lsn + 50)), 100)
+                    await log.reached.wait_value(lambda reached, end=lsn + 50: reached >= end)
+                    assert log.reached.value == lsn + 50
+                    assert list(log) == transactions, "by then they are in the log"
+            assert len([item async for item in handed]) == 2

@@ -87,6 +87,19 @@ def test_a_resumed_table_is_no_problem_any_more_and_resuming_another_changes_not
     trio.run(main)
 
 
+def test_a_table_that_is_resumed_before_its_new_suspension_is_recorded_is_not_recorded_as_suspended_again() -> None:
+    async def main() -> None:
+        store, telemetry = FakeStore({"a": Suspended(at(7))}), Telemetry()
+        suspensions = made(store, telemetry)
+        suspensions.suspend("a", at(40), "too large")
+        await suspensions.resume("a", ends_at(50))
+        await suspensions.record()
+        assert store.record.suspended == {"a": Suspended(at(7), Lsn(50))}
+        assert telemetry.suspended_tables == {}
+
+    trio.run(main)
+
+
 def test_the_reason_survives_a_new_run_of_the_pipeline() -> None:
     async def main() -> None:
         store, telemetry = FakeStore(), Telemetry()
