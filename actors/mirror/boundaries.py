@@ -71,13 +71,14 @@ class Boundaries:
     async def close_before(self, track: Track, seq: int, events: Sequence[Event]) -> None:
         """Close the track's open transaction if the events of the message at `seq` do not belong to it.
 
-        Raises Incomplete when they are a gap and the transaction has not ended before it.
+        Raises Incomplete when they are a gap, the transaction has not ended before it and the track does not leave it out yet.
         """
         first, open_lsn = events[0], track.open_lsn
         is_bridges_gap = isinstance(first, Gap) and not first.of_table  # it is part of no transaction, whatever its LSN
         if open_lsn is None or (open_lsn == first.lsn and not is_bridges_gap):
             return
-        if isinstance(first, Gap) and not await self._has_ended(open_lsn, before_seq=seq):
+        is_cut_off = isinstance(first, Gap) and not await self._has_ended(open_lsn, before_seq=seq)
+        if is_cut_off and not track.leaves_out(open_lsn, seq - 1):
             raise Incomplete(open_lsn, seq)
         track.close()
 

@@ -55,7 +55,8 @@ class Follower:
         """Copies that wait for the checkpoint to move."""
         self._gap_seq = 0
         """Sequence of the newest gap. What the bridge's record proved before it concerns other LSNs."""
-        self._void_lsn = -1
+        self._voids: dict[int, int] = {}
+        """Transactions that a gap has cut off, and the gap's sequence; several may come before the checkpoint moves."""
         self._stale_from: dict[str, tuple[int, Stale]] = {}
         self._scanned_at = 0.0
         self._seen_seq = 0
@@ -84,7 +85,7 @@ class Follower:
                 continue
             filters = [CDC_ALL] if self._everything else [*(cdc_of_table(token) for token in replica.shapes), CDC_GAPS]
             track = Track(
-                replica.dialect, checkpoint.cursor, replica.followed(), void_lsn=self._void_lsn, stale_from=self._stale_from,
+                replica.dialect, checkpoint.cursor, replica.followed(), voids=self._voids, stale_from=self._stale_from,
                 last_message=checkpoint.last_message,
             )  # fmt: skip
             # filters, track and local transactions are of one generation: a copy may go live before the consumer is open
@@ -97,7 +98,7 @@ class Follower:
             except Changed:
                 continue
             except Incomplete as exc:
-                self._void_lsn = exc.lsn
+                self._voids[exc.lsn] = exc.seq
             except CutOff as exc:
                 self._stale_from[exc.token] = exc.lsn, exc.stale
             except ApplyConflict as exc:
@@ -138,13 +139,14 @@ class Follower:
     async def _take(self, message: Delivered, events: Sequence[Event], run: _Run) -> None:
         """Take one message. Local transactions end, and verifications are answered, before a transaction's first message."""
         track, first, seq = run.track, events[0], message.seq
-        if track.open_lsn != first.lsn:
+        is_bridges_gap = isinstance(first, Gap) and not first.of_table
+        if track.open_lsn != first.lsn or is_bridges_gap:
             await run.boundaries.close_before(track, seq, events)
             if track.gathered >= ROWS_MAX:
                 await run.local.commit()
             if self._holds.wanted is not None:
                 await self._pause_before(first.lsn, run)
-        if isinstance(first, Gap) and not first.of_table:
+        if is_bridges_gap:
             self.proven_lsn, self._gap_seq = 0, seq
         track.take(seq, events, message.headers)
         if track.open_lsn is not None and track.gathered >= FLUSH_ROWS:

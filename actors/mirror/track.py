@@ -66,10 +66,10 @@ class Track:
 
     def __init__(
         self, dialect: Dialect, cursor: Cursor, tables: Mapping[str, FollowedTable], *,
-        void_lsn: int = -1, stale_from: Mapping[str, tuple[int, Stale]] | None = None,
+        voids: Mapping[int, int] | None = None, stale_from: Mapping[str, tuple[int, Stale]] | None = None,
         last_message: LastMessage = UNKNOWN_MESSAGE,
     ) -> None:  # fmt: skip
-        """`last_message` is the one at the cursor, `void_lsn` a transaction that a gap has cut off.
+        """`last_message` is at the cursor; `voids` are transactions that a gap has cut off, each with the sequence of that gap.
 
         Events of a table in `stale_from` count below that LSN only.
         """
@@ -90,7 +90,7 @@ class Track:
         """Changes that were drained, by table and operation."""
         self.commit_us = 0
         """Commit time of the newest change that was taken."""
-        self._void_lsn, self._stale_from = void_lsn, dict(stale_from or {})
+        self._voids, self._stale_from = dict(voids or {}), dict(stale_from or {})
         self._seq = cursor.stream_seq
         self._headers = b""
         self._last_message, self._closed_by = last_message, (0, b"")
@@ -117,6 +117,10 @@ class Track:
             self._last_message, self._closed_by = LastMessage(seq, decode_headers(headers).get(MSG_ID_HEADER, "")), (0, b"")
         return self._last_message
 
+    def leaves_out(self, lsn: int, stream_seq: int) -> bool:
+        """Whether the message at `stream_seq` belongs to a transaction of `lsn` that a gap after it has cut off."""
+        return stream_seq < self._voids.get(lsn, 0)
+
     def take(self, stream_seq: int, events: Sequence[Event], headers: bytes = b"") -> None:
         """Take the events of one message with its raw headers.
 
@@ -129,8 +133,8 @@ class Track:
                 self._gap(event)  # type: ignore[arg-type]
                 continue
             position = (event.lsn, event.seq, SCHEMA_RANK if kind is SchemaChange else ROW_RANK)
-            if (
-                position > self._position and event.lsn != self._void_lsn
+            if position > self._position and not self.leaves_out(
+                event.lsn, stream_seq
             ):  # else it was applied already, or will never be complete
                 self._position = position
                 self._apply(event)
