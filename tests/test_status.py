@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from actors.commands.status import _wal, describe, printable
+from actors.demo import run
 from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
 from actors.settings.resolve import resolve
@@ -18,6 +20,7 @@ from actors.telemetry.history import History
 from actors.telemetry.quantities import counted, span
 from actors.telemetry.telemetry import Problem, SnapshotProgress, Telemetry
 from actors.web.status import status_document
+from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.http_api import streaming
 from tests.servers import HANG_S, ROOT, Database, wait_for_events
@@ -129,3 +132,17 @@ def test_every_part_is_shown_and_no_name_steers_the_terminal() -> None:
     assert "\x1b" not in text
     assert "\x1b[33m" in "\n".join(describe(document, time.time(), colour=True))
     assert printable("é\u202e\n") == "é?\n"
+
+
+def test_what_is_not_a_bridge_is_called_so_and_not_taken_for_a_bug(nats: NatsServer) -> None:
+    for arguments in (["status", "--url", f"http://127.0.0.1:{nats.port}"], ["health", "--port", str(nats.port)]):
+        done = run_here(*arguments)
+        assert done.returncode == 1
+        assert "is not a bridge" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_demo_may_be_kept_in_a_folder_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with run._folder(Path("kept")) as folder:
+        assert folder == tmp_path / "kept"

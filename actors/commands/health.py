@@ -27,7 +27,10 @@ def check_health(host: str, port: int) -> int:
         connection.request("GET", "/ready", headers={"Host": "localhost"})
         reply = connection.getresponse()
         body = json.loads(reply.read())
-    except (OSError, HTTPException, ValueError) as exc:
+    except HTTPException:
+        print(f"not ready: what answers at {host}:{port} is not a bridge", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as exc:
         print(f"not ready: nothing answers at {host}:{port} ({exc})", file=sys.stderr)
         return 1
     finally:

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from http.client import HTTPException
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -89,6 +90,8 @@ def _ask(url: str) -> dict[str, Any]:
     except urllib.error.HTTPError as exc:
         with exc:
             raise NoAnswer(f"{url} answers {exc.code} {exc.reason}") from exc
+    except HTTPException as exc:
+        raise NoAnswer(f"what answers at {url} is not a bridge") from exc
     except (OSError, ValueError) as exc:
         reason = getattr(exc, "reason", None) or exc
         raise NoAnswer(f"no bridge answers at {url} ({reason})") from exc

@@ -78,7 +78,7 @@ def run_demo(*, seconds: float | None, keep: Path | None, rate: int, as_json: bo
 @contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
     if keep is not None:
-        yield keep
+        yield keep.absolute()  # the demo's processes run in other folders
         return
     # PostgreSQL does not run as root: another user must get in
     base = Path("/var/tmp") if unprivileged_account() else None
