@@ -15,7 +15,8 @@ from actors.telemetry.telemetry import Telemetry
 from actors.wire.jetstream import frame_fast_batch, frame_plain
 
 FLOW = 500
-"""How often the server may acknowledge within a fast batch; the batch's own acknowledgement is the one that counts."""
+"""Within a fast batch the server is asked to acknowledge every so many messages, 500 at most. It need not follow a batch's size:
+the last message of each batch commits it, and the answer to that is the acknowledgement that counts."""
 
 
 class Window(NamedTuple):
