@@ -15,8 +15,8 @@ from actors.telemetry.telemetry import Telemetry
 from actors.wire.jetstream import frame_fast_batch, frame_plain
 
 FLOW = 500
-"""Within a fast batch the server is asked to acknowledge every so many messages, 500 at most. It need not follow a batch's size:
-the last message of each batch commits it, and the answer to that is the acknowledgement that counts."""
+"""The server is asked to acknowledge every so many messages of a fast batch, 500 at most. It need not follow a batch's size:
+the last message of each batch commits it, and the acknowledgement of that one counts for all before it."""
 
 
 class Window(NamedTuple):
