@@ -42,10 +42,15 @@ WITHOUT_IO = ("wire", "values", "contract", "messages", "positions", "errors")
 
 
 @cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(path: Path, *, for_types: bool = False) -> frozenset[str]:
     """The modules that a module imports when it runs; with `for_types` also those that only the type checker reads."""
     found: set[str] = set()
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     left_out = {
         inner
         for node in ast.walk(tree)
@@ -134,7 +139,7 @@ SPELLED = re.compile(r"(^|\.)(cdc|init|snapshot)\.|^KV_|^\$KV\.")
 
 @pytest.mark.parametrize("path", [path for path in MODULES if room_of(path) != "contract"], ids=ids)
 def test_no_module_outside_of_the_contract_spells_a_subject(path: Path) -> None:
-    strings = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+    strings = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Constant)]
     words = [(node.lineno, node.value) for node in strings if isinstance(node.value, str) and " " not in node.value]
     assert not [(line, word) for line, word in words if SPELLED.search(word)]
 
