@@ -20,7 +20,7 @@ SERVER_FIXTURES = frozenset(
     "pg18 pg15 database database15 make_postgres nats215 make_nats nats make_bridge make_mirror browser".split()
 )  # fmt: skip
 
-settings.register_profile("fast", max_examples=20)
+settings.register_profile("fast", max_examples=10)
 
 
 def pytest_configure(config: pytest.Config) -> None:

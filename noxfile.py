@@ -1,4 +1,4 @@
-"""Tasks for development: `nox -s quick`. They use the environment that nox itself is in and make none of their own."""
+"""Tasks for development: `nox -s quick`. Activate the virtual environment first: they make none of their own."""
 
 import nox
 
@@ -8,7 +8,7 @@ nox.options.sessions = ["quick"]
 
 @nox.session
 def quick(session: nox.Session) -> None:
-    """Lint, then every test that needs no server. Takes under half a minute."""
+    """Lint, then every test that needs no server: the fast loop of CONTRIBUTING.md."""
     session.run("ruff", "check", ".")
     session.run("pytest", "-q", "-m", "not servers", *session.posargs)
 

@@ -20,7 +20,7 @@ _LIST_HEAD_BYTES = 5
 class Limits(NamedTuple):
     """Upper limits of a batch; a smaller batch goes out when no more items wait."""
 
-    events_max: int = 500
+    messages_max: int = 500
     bytes_max: int = 256 * 1024
     pack: int = 1
     """Consecutive events of one transaction and subject that one message may hold."""
@@ -100,7 +100,7 @@ class Batcher:
             elif self._held is not None:
                 self._release(last=False)  # this may suspend the run's own table
             else:
-                stop = min(last, index + limits.events_max - len(self._messages))
+                stop = min(last, index + limits.messages_max - len(self._messages))
                 room = limits.bytes_max - self._bytes
                 made, size = self._encoder.rows(run, index, stop, room, limits.payload_max)
                 if made:
@@ -218,7 +218,7 @@ class Batcher:
             self._newest_us = newest.txn.commit_us
 
     def _is_full(self) -> bool:
-        return len(self._messages) >= self._limits.events_max or self._bytes >= self._limits.bytes_max
+        return len(self._messages) >= self._limits.messages_max or self._bytes >= self._limits.bytes_max
 
     def _cut(self) -> Batch:
         self._close_group()

@@ -15,7 +15,8 @@ from actors.telemetry.telemetry import Telemetry
 from actors.wire.jetstream import frame_fast_batch, frame_plain
 
 FLOW = 500
-"""Messages between the server's acknowledgements within a fast batch; only the acknowledgement of the complete batch counts."""
+"""The server is asked to acknowledge every so many messages of a fast batch, 500 at most. It need not follow a batch's size:
+the last message of each batch commits it, and the acknowledgement of that one counts for all before it."""
 
 
 class Window(NamedTuple):

@@ -55,7 +55,7 @@ def wire(script: Sequence[Sequence[tuple[str, int, int, int]]]) -> list[bytes]:
 def run(messages: list[bytes], skip: Position, known: dict[str, int], block: int = 7) -> list[OutMessage]:
     """Through decoder and batcher, as the pipeline does."""
     decoder = Decoder(skip, known, encoding="msgpack", arrays="literal")
-    batcher = Batcher(event_encoder("msgpack"), Limits(events_max=5), "slot", suspensions_of())
+    batcher = Batcher(event_encoder("msgpack"), Limits(messages_max=5), "slot", suspensions_of())
     stored: list[OutMessage] = []
     for start in range(0, len(messages), block):
         items: list[Item] = []

@@ -6,5 +6,5 @@ from hypothesis import settings
 
 
 def examples(count: int) -> int:
-    """`count` in a complete run, a fifth of it in the fast loop: see `conftest.py` beside the packages."""
+    """`count` in a complete run, a tenth of it in the fast loop: see `conftest.py` beside the packages."""
     return max(1, count * settings().max_examples // 100)

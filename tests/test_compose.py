@@ -43,6 +43,7 @@ from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
 from tests.compose_files import COMPOSE, MAIN, healthy, read_compose, run_init_scripts, with_secrets
 from tests.conftest import PASSWORD, MakeBridge, MakeNats, MakePostgres
+from tests.schemas import departure_from
 from tests.servers import HANG_S, ROOT, Database, read_stream, wait_for_events
 
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
@@ -56,12 +57,10 @@ DASHBOARD: dict[str, Any] = json.loads((COMPOSE / "grafana/dashboards/walbridge.
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.cluster.yaml"])
 def test_the_compose_files_keep_to_the_compose_specification(name: str, tmp_path: Path) -> None:
-    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    done = subprocess.run([*check, str(COMPOSE / name)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    assert departure_from("vendor.compose-spec", COMPOSE / name) == ""
     wrong = tmp_path / "compose.yaml"
     wrong.write_text((COMPOSE / name).read_text().replace("stop_grace_period", "stop_grace_perod"))
-    assert subprocess.run([*check, str(wrong)], capture_output=True, check=False).returncode != 0
+    assert "stop_grace_perod" in departure_from("vendor.compose-spec", wrong)
 
 
 @pytest.mark.skipif(

@@ -22,6 +22,7 @@ from bench.bridge import DrainRun
 from bench.history import record
 from bench.recvlogical import ReaderRun
 from bench.run import DrainResults, Plan, Results
+from tests.schemas import departure_from
 from tests.servers import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -35,12 +36,10 @@ WORKFLOW = ".github/workflows/ci.yml"
      (".github/ISSUE_TEMPLATE/bug.yml", "vendor.github-issue-forms", "validations")],
 )  # fmt: skip
 def test_the_public_hosts_files_keep_to_their_schemas(path: str, schema: str, word: str, tmp_path: Path) -> None:
-    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema]
-    done = subprocess.run([*check, str(ROOT / path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    assert departure_from(schema, ROOT / path) == ""
     wrong = tmp_path / "wrong.yml"
     wrong.write_text((ROOT / path).read_text().replace(word, f"{word}x"))
-    assert subprocess.run([*check, str(wrong)], capture_output=True, check=False).returncode != 0
+    assert "wrong.yml" in departure_from(schema, wrong)
 
 
 def test_ci_runs_the_script_on_every_python_that_is_supported() -> None:

@@ -272,7 +272,7 @@ def test_the_charts_answer_to_pointer_and_keyboard(page: Page, server: Server) -
 def test_nothing_is_cut_off_and_all_of_it_can_be_read(page: Page, server: Server, telemetry: Telemetry) -> None:
     store(telemetry, "a_schema_with_a_long_name", "x" * 63, count=123_456_789)
     telemetry.problems["x"] = Problem("WB117", "y" * 200, fix="z" * 300)
-    telemetry.suspended_tables["table_0001"] = Problem("WB221", "table table_0001 is suspended")
+    telemetry.suspended_tables["table_0001"] = Problem("WB301", "table table_0001 is suspended")
     show(page, server)
     page.wait_for_selector("#table-rows tr")
     assert page.evaluate("document.documentElement.scrollWidth") == page.evaluate("document.documentElement.clientWidth")

@@ -15,19 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from nats.aio.client import Client
 
 from actors.commands.export import DEFAULT, render
 from actors.commands.help import explain
 from actors.embedded.nats import NatsServer
+from actors.main import COMMANDS
 from actors.mirror.metrics import MirrorMetrics
 from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.view import View
 from actors.settings.config import SETTINGS
 from actors.settings.resolve import resolve
+from actors.telemetry.history import History
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
-from actors.web.bridge_app import PATHS
+from actors.web.bridge_app import PATHS, make_app
+from actors.web.feed import Feed
 from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.documents import OPERATIONS, section
@@ -101,14 +105,40 @@ def test_the_readme_has_every_variable_with_its_default_and_no_other() -> None:
         if setting.default not in ("", "no"):
             assert f"`{setting.default}`" in "|".join(row), setting
     known = {s.variable for s in SETTINGS.values() if s.variable}
-    named = set(re.findall(r"`((?:PG|NATS|POSTGRES|BRIDGE|LOG|DATABASE)_[A-Z_]+)`", README))
+    named = set(re.findall(r"`([A-Z][A-Z0-9_]*)`", " ".join(cells[2] for cells in rows.values())))
     assert named == known
 
 
 def test_the_readme_has_every_http_path_and_no_other() -> None:
     rows = re.findall(r"^\| `(GET|POST) (/[^`?]*)", section(README, "HTTP"), re.MULTILINE)
-    served = {("POST", path[5:]) if path.startswith("POST ") else ("GET", path.partition("?")[0]) for path in PATHS}
-    assert set(rows) == served
+    listed = [("POST", path[5:]) if path.startswith("POST ") else ("GET", path.partition("?")[0]) for path in PATHS]
+    assert sorted(rows) == sorted(listed)
+
+
+def test_the_paths_are_the_applications_routes() -> None:
+    config = resolve({}, {"DATABASE_URL": "postgresql://someone@localhost/app"})
+    telemetry = Telemetry()
+    app = make_app(
+        config,
+        telemetry,
+        Feed(config, telemetry, History(telemetry)),
+        stop=trio.Event(),
+        stream_info=_never,
+        request_snapshot=_never,
+    )
+    routes = app.url_map.bind("localhost")
+    listed = [path.partition("?")[0].rpartition(" ") for path in PATHS]
+    shown = [routes.match(path, method or "GET")[0] for method, _, path in listed]
+    assert sorted(shown) == sorted(rule.endpoint for rule in app.url_map.iter_rules() if rule.endpoint != "static")
+
+
+async def _never(_: str) -> None:
+    raise AssertionError("no request is made")
+
+
+def test_the_readme_has_every_command_once_and_no_other() -> None:
+    documented = re.findall(r"^\| `walbridge ([a-z]+)", README, re.MULTILINE)
+    assert sorted(documented) == sorted(["run", *(command.partition(":")[2] for command in COMMANDS)])
 
 
 def test_the_metrics_tables_have_every_metric_with_its_type_and_no_other() -> None:
@@ -116,7 +146,10 @@ def test_the_metrics_tables_have_every_metric_with_its_type_and_no_other() -> No
     shown = (Metrics(Telemetry(), config).render() + MirrorMetrics(View("CDC", "sqlite", MirrorCounts())).render()).decode()
     types = re.findall(r"^# TYPE ((?:bridge|mirror)_\w+) (\w+)$", shown, re.MULTILINE)
     rows = re.findall(r"^\| `((?:bridge|mirror)_\w+)` \| (\w+)", section(OPERATIONS, "Metrics"), re.MULTILINE)
-    assert rows == types
+    missing, extra = sorted(set(types) - set(rows)), sorted(set(rows) - set(types))
+    assert not missing, f"docs/operations.md lacks these metrics, or has them with another type: {missing}"
+    assert not extra, f"docs/operations.md has metrics that /metrics does not show: {extra}"
+    assert rows == types, "the rows of docs/operations.md are to stand in the order of /metrics, each once"
 
 
 def test_operations_lists_the_rights_of_the_exported_nats_user_and_no_other() -> None:

@@ -6,6 +6,7 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -41,25 +42,44 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 WITHOUT_IO = ("wire", "values", "contract", "messages", "positions", "errors")
 
 
+class Facts(NamedTuple):
+    """What the tests ask of a module; the parsed module itself is large."""
+
+    imports: frozenset[str]
+    """When it runs."""
+    imports_for_types: frozenset[str]
+    """Also those that only the type checker reads."""
+    strings: tuple[tuple[int, str], ...]
+    """By line."""
+
+
 @cache
-def imports(path: Path, *, for_types: bool = False) -> frozenset[str]:
-    """The modules that a module imports when it runs; with `for_types` also those that only the type checker reads."""
-    found: set[str] = set()
-    tree = ast.parse(path.read_text())
+def facts(path: Path) -> Facts:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     left_out = {
         inner
-        for node in ast.walk(tree)
-        if not for_types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for node in nodes
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
         for inner in ast.walk(node)
     }
-    for node in ast.walk(tree):
-        if node in left_out:
-            continue
+    running: set[str] = set()
+    for_types: set[str] = set()
+    for node in nodes:
+        found: set[str] = set()
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found = {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return frozenset(found)
+            found = {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        for_types |= found
+        if node not in left_out:
+            running |= found
+    strings = [(n.lineno, n.value) for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return Facts(frozenset(running), frozenset(for_types), tuple(strings))
+
+
+def imports(path: Path, *, for_types: bool = False) -> frozenset[str]:
+    """The modules that a module imports when it runs; with `for_types` also those that only the type checker reads."""
+    return facts(path).imports_for_types if for_types else facts(path).imports
 
 
 def room_of(path: Path) -> str:
@@ -134,8 +154,7 @@ SPELLED = re.compile(r"(^|\.)(cdc|init|snapshot)\.|^KV_|^\$KV\.")
 
 @pytest.mark.parametrize("path", [path for path in MODULES if room_of(path) != "contract"], ids=ids)
 def test_no_module_outside_of_the_contract_spells_a_subject(path: Path) -> None:
-    strings = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
-    words = [(node.lineno, node.value) for node in strings if isinstance(node.value, str) and " " not in node.value]
+    words = [(line, word) for line, word in facts(path).strings if " " not in word]
     assert not [(line, word) for line, word in words if SPELLED.search(word)]
 
 

@@ -16,6 +16,7 @@ from actors.embedded.nats import NatsServer
 from actors.embedded.servers import _SAMPLE
 from actors.sample.mixed_load import Counts, MixedLoad
 from actors.sample.rows import COLUMNS, SampleRows
+from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.documents import OPERATIONS, section
 from tests.servers import CLEAN, HANG_S, ROOT, Database, read_stream, wait_for
@@ -218,7 +219,7 @@ def test_ctrl_c_waits_for_the_transaction_and_the_second_one_does_not(samples: D
     ids=" ".join,
 )
 def test_a_bad_value_is_one_line_and_exit_2(arguments: list[str], words: list[str]) -> None:
-    done = produce("postgresql://u@127.0.0.1:1/d", *arguments)
+    done = run_here("produce", *arguments, env={"DATABASE_URL": "postgresql://u@127.0.0.1:1/d"})
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert all(word in line for word in words), line

@@ -122,7 +122,7 @@ def test_an_event_is_held_back_until_it_is_known_whether_its_transaction_goes_on
 
 
 def test_a_batch_is_cut_at_its_number_of_events_and_at_its_bytes() -> None:
-    batches = fed(batcher_of(Limits(events_max=4)), run_of(*range(10)), COMMIT)
+    batches = fed(batcher_of(Limits(messages_max=4)), run_of(*range(10)), COMMIT)
     assert [len(batch.messages) for batch in batches] == [4, 4, 2]
     assert [batch.end_lsn for batch in batches] == [0, 0, 110], "confirmed with the last event, not before"
     wide = [change_of({"id": n, "big": "x" * 1000}, seq=n) for n in range(10)]
@@ -183,12 +183,12 @@ def test_every_event_goes_out_once_in_order_and_only_the_last_of_a_transaction_s
     script: list[list[tuple[str, EventKind, int]]], events: int, size: int, pack: int, zstd: bool, encoding: str, block: int
 ) -> None:
     items = list(items_of(script))
-    batcher = batcher_of(Limits(events_max=events, bytes_max=size, pack=pack), encoding=encoding, zstd=zstd)
+    batcher = batcher_of(Limits(messages_max=events, bytes_max=size, pack=pack), encoding=encoding, zstd=zstd)
     batches: list[Batch] = []
     for start in range(0, len(items), block):
         batches += fed(batcher, *items[start : start + block])
     found = bodies(batches, encoding=encoding)
-    expected = bodies(fed(batcher_of(Limits(events_max=10**6, bytes_max=10**9)), *items))
+    expected = bodies(fed(batcher_of(Limits(messages_max=10**6, bytes_max=10**9)), *items))
     assert [e["msg_id"] for e in found] == [e["msg_id"] for e in expected]
     assert [e.get("data") for e in found] == [e.get("data") for e in expected]
     places = [position_of(str(e["msg_id"])) for e in found]

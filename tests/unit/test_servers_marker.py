@@ -13,10 +13,15 @@ from actors.embedded.postgres import find_postgres_bin_dir
 from tests.servers import ROOT
 
 
-def collected(*words: str) -> tuple[int, str]:
-    done = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *words],
-                          cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
-    return done.returncode, done.stdout
+class Collected:
+    """A plugin that keeps which modules have tests that need servers, and which have others."""
+
+    def __init__(self) -> None:
+        self.modules: dict[bool, set[str]] = {True: set(), False: set()}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            self.modules[item.get_closest_marker("servers") is not None].add(item.nodeid.partition("::")[0])
 
 
 def test_a_test_is_marked_by_the_fixtures_that_it_requests_names_or_inherits() -> None:
@@ -24,9 +29,11 @@ def test_a_test_is_marked_by_the_fixtures_that_it_requests_names_or_inherits() -
     named = "tests/test_postgres_preflight.py"  # by request.getfixturevalue
     inherited = "tests/test_temporary_slot.py"  # through a fixture of its own
     own = "tests/unit/test_servers_marker.py"
-    code, words = collected("-m", "not servers", requested, named, inherited, own)
-    assert code == 0, words
-    assert {line.partition("::")[0] for line in words.splitlines() if "::" in line} == {own}
+    found = Collected()
+    files = [str(ROOT / path) for path in (requested, named, inherited, own)]
+    quiet = ["--collect-only", "-q", f"--rootdir={ROOT}", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "no:xdist"]
+    assert pytest.main([*quiet, *files], plugins=[found]) == 0
+    assert found.modules == {True: {requested, named, inherited, own}, False: {own}}
 
 
 PROGRAMS = [find_nats_server(), find_postgres_bin_dir() / "postgres", find_postgres_bin_dir() / "initdb"]

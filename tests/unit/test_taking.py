@@ -64,8 +64,8 @@ def start_of(
     stream = StreamSetup("CDC", b"", "plain", 0, 1 << 20, 1 << 20, requests_kept=False)
     setup = SnapshotSetup(CONFIG, stream, event_encoder("json"), log, {}, lambda: False)
     client, board = cast(JetStream, js), SnapshotBoard(Telemetry())
-    taker = SnapshotTaker(setup, client, SnapshotRequests(client, {"users"}, kept=False), board)
-    trio.run(taker.take, "users", PUBLISHED, board.running("users"))
+    taker = SnapshotTaker(setup, client, SnapshotRequests(client, {"users"}, stream="CDC", kept=False), board)
+    trio.run(taker.take, "users", PUBLISHED, board.running("users"), [])
     start = next(message for message in js.streams[INIT] if message is not None and message[0] == init_start("users"))
     return cast(dict[str, Any], json.loads(start[2]))
 
