@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import trio
 
-from actors.clients.nats.ordered_consumer import Delivered, OrderedConsumer, open_consumer
+from actors.clients.nats.ordered_consumer import OrderedConsumer, open_consumer
 from actors.contract.records import Event, Gap
 from actors.contract.stream_view import UNKNOWN_MESSAGE
 from actors.contract.subjects import CDC_ALL, CDC_GAPS, cdc_of_table
@@ -121,7 +121,11 @@ class Follower:
                     for message in messages:
                         events = await self._source.decode(message)
                         if events:
-                            await self._take(message, events, run)
+                            if track.open_lsn != events[0].lsn or type(events[0]) is Gap:
+                                await self._take_boundary(message.seq, events, run)
+                            track.take(message.seq, events, message.headers)
+                            if track.gathered >= FLUSH_ROWS and track.open_lsn is not None:
+                                await run.local.flush()
                     self._seen_seq = messages[-1].seq
                 if (
                     track.open_lsn is not None
@@ -136,9 +140,9 @@ class Follower:
         finally:
             await run.local.roll_back()
 
-    async def _take(self, message: Delivered, events: Sequence[Event], run: _Run) -> None:
-        """Take one message. Local transactions end, and verifications are answered, before a transaction's first message."""
-        track, first, seq = run.track, events[0], message.seq
+    async def _take_boundary(self, seq: int, events: Sequence[Event], run: _Run) -> None:
+        """End local transactions, and answer verifications, before the first event of a transaction, or before a gap."""
+        track, first = run.track, events[0]
         is_bridges_gap = isinstance(first, Gap) and not first.of_table
         if track.open_lsn != first.lsn or is_bridges_gap:
             await run.boundaries.close_before(track, seq, events)
@@ -148,9 +152,6 @@ class Follower:
                 await self._pause_before(first.lsn, run)
         if is_bridges_gap:
             self.proven_lsn, self._gap_seq = 0, seq
-        track.take(seq, events, message.headers)
-        if track.open_lsn is not None and track.gathered >= FLUSH_ROWS:
-            await run.local.flush()
 
     async def _between_transactions(self, run: _Run, *, is_idle: bool) -> None:
         if run.track.is_dirty:

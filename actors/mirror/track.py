@@ -133,9 +133,8 @@ class Track:
                 self._gap(event)  # type: ignore[arg-type]
                 continue
             position = (event.lsn, event.seq, SCHEMA_RANK if kind is SchemaChange else ROW_RANK)
-            if position > self._position and not self.leaves_out(
-                event.lsn, stream_seq
-            ):  # else it was applied already, or will never be complete
+            # else it was applied already, or will never be complete
+            if position > self._position and not (self._voids and self.leaves_out(event.lsn, stream_seq)):
                 self._position = position
                 self._apply(event)
             self.open_lsn = event.lsn
