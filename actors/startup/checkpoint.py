@@ -17,6 +17,7 @@ from actors.messages import Gap, Transaction
 from actors.positions import GAP_RANK, NO_LSN, ROW_RANK, START, Lsn, Position, format_lsn
 
 ACCEPT_GAP = "walbridge run --accept-gap   # stores cdc._bridge.gap and continues; replicas take new snapshots"
+RIGHT_SERVER = f"connect to the right server, or:\n{ACCEPT_GAP}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +137,10 @@ def find_loss(
     from_lsn = _from(proven, _pending(record, tail))
     if record is not None and record.system_id != source.system_id:
         reason = f"another database cluster: system id {source.system_id}, the stream was written from {record.system_id}"
-        return Loss("WB150", reason, from_lsn, f"connect to the right server, or:\n{ACCEPT_GAP}")
+        return Loss("WB150", reason, from_lsn, RIGHT_SERVER)
     if record is not None and not _descends(record, source):
         reason = f"timeline {source.timeline} of this server does not descend from timeline {record.timeline}"
-        return Loss("WB150", reason, from_lsn, f"connect to the right server, or:\n{ACCEPT_GAP}")
+        return Loss("WB150", reason, from_lsn, RIGHT_SERVER)
     if source.lost:
         return Loss("WB107", f"slot {source.slot} is lost: {source.lost}", from_lsn, ACCEPT_GAP)
     if source.confirmed_lsn is None and (record is not None or position is not None):
@@ -155,7 +156,7 @@ def find_loss(
             f"{format_lsn(reached)} (restored from an older copy?)"
         )
         from_lsn = min(from_lsn, source.confirmed_lsn or NO_LSN)  # all that both are known to have in common
-        return Loss("WB151", reason, from_lsn, f"connect to the right server, or:\n{ACCEPT_GAP}", reached)
+        return Loss("WB151", reason, from_lsn, RIGHT_SERVER, reached)
     return None
 
 
@@ -171,7 +172,7 @@ def other_history(source: Source, position: Position) -> Loss:
         f"the server's history is not the stream's: the last stored transaction, at {format_lsn(position.lsn)}, is not in its "
         "WAL (restored from an older copy?)",
         confirmed,
-        f"connect to the right server, or:\n{ACCEPT_GAP}",
+        RIGHT_SERVER,
         Lsn(position.lsn + 1),
     )
 
@@ -189,7 +190,7 @@ def loss_error(loss: Loss) -> Fatal:
 def start_after_loss(loss: Loss, source: Source, slot_lsn: Lsn, tail: StreamTail, tables: Sequence[str]) -> Start:
     """Continue with a slot that begins at `slot_lsn`, after a gap event."""
     to_lsn = max(slot_lsn, loss.from_lsn, loss.to_lsn)  # another cluster's LSNs may be lower
-    gap = Gap(Position(slot_lsn, 0, GAP_RANK), source.slot, loss.reason, loss.from_lsn, to_lsn, tuple(tables))
+    gap = _gap(slot_lsn, source, loss.reason, loss.from_lsn, to_lsn, tables)
     return _after_gap(gap, tail, slot_lsn)
 
 
@@ -211,7 +212,7 @@ def plan_start(
     if record is None:
         if position is None and source.read_before:
             reason = f"slot {source.slot} was read before, but NATS has no trace of it: stream and record are gone"
-            gap = Gap(Position(confirmed, 0, GAP_RANK), source.slot, reason, NO_LSN, confirmed, tuple(tables))
+            gap = _gap(confirmed, source, reason, NO_LSN, confirmed, tables)
             return _after_gap(gap, tail, confirmed)
         warning = ""
         if position is not None:
@@ -225,7 +226,7 @@ def plan_start(
     if switch is not None and (at.lsn >= switch or pending is not None):
         reason = f"timeline {witness.timeline} was left at {format_lsn(switch)}: changes read beyond it are void"
         resume, last = max(switch, confirmed), max(at.lsn, pending.to_lsn if pending else NO_LSN)
-        gap = Gap(Position(resume, 0, GAP_RANK), source.slot, reason, _from(switch, pending), max(last, resume), tuple(tables))
+        gap = _gap(resume, source, reason, _from(switch, pending), max(last, resume), tables)
         return _after_gap(gap, tail, resume)
     proven = _proven(source, tail, record, history, position)
     if confirmed > proven:
@@ -233,7 +234,7 @@ def plan_start(
             reason = f"stream {tail.stream} was cut short: it ends at {tail.last_seq}, {record.last_seq} was stored before"
         else:
             reason = f"slot {source.slot} was moved or created again: it is beyond what was ever confirmed"
-        gap = Gap(Position(confirmed, 0, GAP_RANK), source.slot, reason, _from(proven, pending), confirmed, tuple(tables))
+        gap = _gap(confirmed, source, reason, _from(proven, pending), confirmed, tables)
         return _after_gap(gap, tail, confirmed)
     if pending is not None:
         return _after_gap(pending, tail, proven)
@@ -241,7 +242,7 @@ def plan_start(
 
 
 def _expected(tail: StreamTail, at: Position, confirmed: Lsn) -> Transaction | None:
-    """The last stored transaction, if the bridge goes on from it and the slot still sends it."""
+    """Return the last stored transaction, if the bridge continues from it and the slot sends it again."""
     found = tail.transaction
     return found if found is not None and found.commit_lsn == at.lsn >= confirmed else None
 
@@ -288,6 +289,11 @@ def _witness_of(tail: StreamTail, record: BridgeRecord | None, history: Sequence
         if version.last_seq < last or (version.last_seq == last and version.pending_gap is None):
             return version
     return record
+
+
+def _gap(at: Lsn, source: Source, reason: str, from_lsn: Lsn, to_lsn: Lsn, tables: Sequence[str]) -> Gap:
+    """Make a gap event of the bridge's own: it stands before everything at the LSN where the bridge continues."""
+    return Gap(Position(at, 0, GAP_RANK), source.slot, reason, from_lsn, to_lsn, tuple(tables))
 
 
 def _after_gap(gap: Gap, tail: StreamTail, proven_lsn: Lsn) -> Start:
