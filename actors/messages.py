@@ -7,7 +7,7 @@ batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from actors.positions import Lsn, Position
 from actors.wire.jetstream import OutMessage
@@ -116,6 +116,9 @@ class SchemaChange(NamedTuple):
     """False when the catalog had changed already and no longer described this shape."""
 
 
+PublicationChange = Literal["added", "changed", "removed"]
+
+
 class Gap(NamedTuple):
     """Changes that consumers will never see: `from_lsn` up to but not including `to_lsn`."""
 
@@ -131,6 +134,19 @@ class Gap(NamedTuple):
     """The stream's last sequence when the bridge's gap was decided: two gaps may have one position."""
 
 
+class PublishedChange(NamedTuple):
+    """A table is published, is no longer published, or is published differently. Comes between transactions."""
+
+    position: Position
+    token: str
+    change: PublicationChange
+    version: str
+    """Empty when the table is not published any more."""
+    reason: str
+    txn: Transaction | None
+    """The last transaction before it, if known."""
+
+
 class Committed(NamedTuple):
     """The end of a transaction: everything below `end_lsn` has been handed on."""
 
@@ -144,7 +160,7 @@ class IdleMark(NamedTuple):
     wal_end: Lsn
 
 
-Item = RowRun | RowChange | Truncated | SchemaChange | Committed | IdleMark
+Item = RowRun | RowChange | Truncated | SchemaChange | PublishedChange | Committed | IdleMark
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,6 +24,7 @@ from actors.clients.postgres.slots import drop_slot, slot_health, slot_state
 from actors.commands.status import printable
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.subjects import (
+    BRIDGE_RECORDS,
     BRIDGES,
     DICTIONARIES,
     INIT,
@@ -272,7 +273,7 @@ async def _plan_messages(js: JetStream, name: str, subject: str, plan: Plan) -> 
 
 async def _records(js: JetStream) -> dict[str, BridgeRecord]:
     found: dict[str, BridgeRecord] = {}
-    for stream in await js.keys_of(BRIDGES):
+    for stream in await js.keys_of(BRIDGES, BRIDGE_RECORDS):
         entry: Any = await js.kv_get(BRIDGES, stream)
         if entry is not None:
             found[stream] = BridgeRecord.decode(entry.data, stream)

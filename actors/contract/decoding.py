@@ -19,6 +19,7 @@ from actors.contract.records import (
     Event,
     Gap,
     Insert,
+    Published,
     Raw,
     Record,
     Row,
@@ -163,6 +164,10 @@ def _gap(body: Body) -> Gap:
     )  # fmt: skip
 
 
+def _published(body: Body) -> Published:
+    return Published(body["lsn"], body["seq"], body["table"], body["change"], body["version"], body["reason"])
+
+
 _EVENTS: dict[str, Callable[[Body], Event]] = {
     "INSERT": _insert,
     "UPDATE": _update,
@@ -170,6 +175,7 @@ _EVENTS: dict[str, Callable[[Body], Event]] = {
     "TRUNCATE": _truncate,
     "SCHEMA": _schema_change,
     "GAP": _gap,
+    "PUBLISHED": _published,
 }
 
 
@@ -193,7 +199,7 @@ def _start(token: str, body: Any) -> SnapshotStart:
     columns = tuple(Column(c["name"], c["type"], c["pk"], c.get("base_type", "")) for c in body["columns"])
     return SnapshotStart(
         token, body.get("schema", ""), body["table"], body["snapshot_id"], body["snapshot_lsn"], body["stream_seq"],
-        body.get("relation_id", 0), columns, body["format"], stream_of(body),
+        body.get("relation_id", 0), columns, body["format"], stream_of(body), body.get("version", ""),
     )  # fmt: skip
 
 

@@ -16,8 +16,8 @@ import orjson
 
 from actors.contract.compression import Compressor
 from actors.contract.message_ids import gap_id, message_id
-from actors.contract.subjects import CDC_GAP, cdc_event, cdc_schema
-from actors.messages import EventKind, Gap, Notes, RowChange, RowRun, SchemaChange, Transaction, Truncated
+from actors.contract.subjects import BRIDGE_TOKEN, CDC_GAP, CDC_PUBLISHED, cdc_event, cdc_schema
+from actors.messages import EventKind, Gap, Notes, PublishedChange, RowChange, RowRun, SchemaChange, Transaction, Truncated
 from actors.values.row_blocks import array_head
 from actors.wire.jetstream import OutMessage
 
@@ -125,6 +125,25 @@ class EventEncoder(ABC):
         if last:
             body["last"] = True
         return OutMessage(self._prefix + CDC_GAP.encode(), msg_id.encode(), self.document(body))
+
+    def published(self, change: PublishedChange) -> OutMessage:
+        """Encode how a table is published from here on."""
+        position = change.position
+        msg_id = message_id(position, BRIDGE_TOKEN, "published")
+        body: dict[str, object] = {
+            "operation": "PUBLISHED",
+            "msg_id": msg_id,
+            "lsn": position.lsn,
+            "seq": position.seq,
+            "table": change.token,
+            "change": change.change,
+            "version": change.version,
+            "reason": change.reason,
+            "last": True,
+        }
+        if change.txn is not None:
+            body |= {"xid": change.txn.xid, "commit_ts": change.txn.commit_us}
+        return OutMessage(self._prefix + CDC_PUBLISHED.encode(), msg_id.encode(), self.document(body))
 
     @abstractmethod
     def document(self, body: Mapping[str, object]) -> bytes:

@@ -16,10 +16,12 @@ def position_of(msg_id: str) -> Position:
     ranks = {"insert": ROW_RANK, "update": ROW_RANK, "delete": ROW_RANK, "truncate": ROW_RANK, "schema": SCHEMA_RANK}
     # a suspended table's gap takes the place of the row that was too large; the bridge's own gap comes before its position
     ranks["gap"] = GAP_RANK if token == BRIDGE_TOKEN else ROW_RANK
+    ranks["published"] = GAP_RANK  # it stands between transactions: before a change that its transaction does not have
     if not dash or not token or operation not in ranks or not seq.isdecimal():
         raise ValueError(f"{msg_id!r} is not a message id of a bridge")
     # the bridge's own gaps are numbered: two may have one position
-    return Position(Lsn(int(lsn, 16)), 0 if ranks[operation] == GAP_RANK else int(seq), ranks[operation])
+    is_numbered = operation == "gap" and token == BRIDGE_TOKEN
+    return Position(Lsn(int(lsn, 16)), 0 if is_numbered else int(seq), ranks[operation])
 
 
 def message_id(position: Position, token: str, operation: str) -> str:

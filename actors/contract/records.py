@@ -137,6 +137,24 @@ class Gap(NamedTuple):
     """Whether the gap concerns one table and has a position in the order, as an event of that table has."""
 
 
+class Published(NamedTuple):
+    """A table is published, is no longer published, or is published differently from here on. Stands between transactions."""
+
+    lsn: int
+    seq: int
+    token: str
+    change: str
+    """`added`, `changed` or `removed`."""
+    version: str
+    """How the table is published now, as a snapshot's `version`: a copy from a snapshot of another version is out of date.
+
+    Empty when the table is not published.
+    """
+    reason: str
+    """What changed, for people."""
+    last: bool = True
+
+
 class Schema(NamedTuple):
     """A table's schema, in KV `schemas` and on `init.schema.{table}`."""
 
@@ -162,6 +180,8 @@ class SnapshotStart(NamedTuple):
     format: str
     stream: str
     """The CDC stream whose bridge took the snapshot, and that `stream_seq` is a sequence of: pass over other streams'."""
+    version: str = ""
+    """How the table was published when the snapshot was taken (see `Published`); empty from bridges that did not say."""
 
 
 class SnapshotChunk(NamedTuple):
@@ -210,6 +230,6 @@ class SnapshotError(NamedTuple):
 
 
 Change = Insert | Update | Delete
-Event = Insert | Update | Delete | Truncate | SchemaChange | Gap
+Event = Insert | Update | Delete | Truncate | SchemaChange | Gap | Published
 Record = Event | Schema | SnapshotStart | SnapshotChunk | ArrayChunk | SnapshotMeta | SnapshotError
 Body = Mapping[str, Any]

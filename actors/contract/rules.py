@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
-from actors.contract.records import Change, Column, Delete, Event, Gap, Insert, Row, SchemaChange, Truncate, Update
+from actors.contract.records import Change, Column, Delete, Event, Gap, Insert, Published, Row, SchemaChange, Truncate, Update
 from actors.contract.stream_view import FoundMessage, LastMessage, Place, StreamView, why_out_of_date
 from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK, Lsn, Position
 
 
 def position_of(event: Event) -> Position:
-    """An event's position: a schema change is before the row that needs it, a gap of the bridge before everything there."""
+    """An event's position: a schema change is before the row that needs it, the bridge's notices before everything there."""
     if isinstance(event, SchemaChange):
         rank = SCHEMA_RANK
     else:
-        rank = GAP_RANK if isinstance(event, Gap) and not event.of_table else ROW_RANK
+        rank = GAP_RANK if isinstance(event, Published) or (isinstance(event, Gap) and not event.of_table) else ROW_RANK
     return Position(Lsn(event.lsn), event.seq, rank)
 
 

@@ -44,6 +44,8 @@ class SnapshotHead:
     base_types: Mapping[str, str] = field(default_factory=dict)
     stream: str = subjects.CDC
     """The CDC stream that the snapshot joins."""
+    version: str = ""
+    """How the table was published as of `snapshot_lsn`."""
 
 
 def new_snapshot_id(unix_s: float) -> str:
@@ -79,6 +81,7 @@ class SnapshotMessages:
             **self._compression(),
             "schema_id": shape,
             "relation_id": head.relation.oid,
+            "version": head.version,
             "columns": columns,
         }
         messages = [Message(subjects.init_start(head.token), self._encoder.document(body), {})]
@@ -92,6 +95,7 @@ class SnapshotMessages:
                 "snapshot_id": head.snapshot_id,
                 "snapshot_lsn": head.snapshot_lsn,
                 "stream_seq": head.stream_seq,
+                "version": head.version,
             }
             messages.append(Message(subjects.array_start(head.token), self._encoder.document(announced), {}))
         return messages

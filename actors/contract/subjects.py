@@ -21,8 +21,9 @@ OPERATIONS = ("insert", "update", "delete", "truncate")
 
 CDC_ALL = "cdc.>"
 CDC_GAP = f"cdc.{BRIDGE_TOKEN}.gap"
-CDC_GAPS = f"cdc.{BRIDGE_TOKEN}.>"
-"""Pattern that readers of some tables must add to their filter."""
+CDC_PUBLISHED = f"cdc.{BRIDGE_TOKEN}.published"
+CDC_NOTICES = f"cdc.{BRIDGE_TOKEN}.>"
+"""Pattern of what concerns several tables, which readers of some tables must add to their filter."""
 
 
 def cdc_event(token: str, operation: str) -> str:
@@ -149,6 +150,23 @@ def schema_key(token: str, stream: str = CDC) -> str:
     return key_prefix(stream) + token
 
 
+BRIDGE_RECORDS = "*"
+"""Pattern of the bridges' records among the keys of bucket `bridges`."""
+
+
+def published_key(token: str, stream: str) -> str:
+    """The key of a table in bucket `bridges`: how the bridge of `stream` publishes the table.
+
+    No stream's name has a dot, so these keys differ from those of the bridges' records.
+    """
+    return f"{stream}.{token}"
+
+
+def published_keys(stream: str) -> str:
+    """Pattern of the keys that `published_key` makes for one stream."""
+    return f"{stream}.*"
+
+
 def dictionary_key(token: str, digest: str = "", stream: str = CDC) -> str:
     """The key of a table in bucket `dictionaries`: its newest dictionary's, or with `digest` that of one dictionary."""
     newest = f"{key_prefix(stream)}{token}_dict"
@@ -164,7 +182,7 @@ def is_dictionary_of(key: str, token: str, stream: str = CDC) -> bool:
 # -- reading
 
 Kind = Literal[
-    "event", "schema", "gap",
+    "event", "schema", "gap", "published",
     "start", "chunk", "meta", "error", "init schema", "array start", "array chunk",
     "request", "key",
 ]  # fmt: skip
@@ -199,6 +217,8 @@ def parse(subject: str) -> Subject | None:
     match subject.split("."):
         case ["cdc", token, "gap"] if token == BRIDGE_TOKEN:
             found = Subject("gap", token)
+        case ["cdc", token, "published"] if token == BRIDGE_TOKEN:
+            found = Subject("published", token)
         case ["cdc", token, "schema"] if token:
             found = Subject("schema", token)
         case ["cdc", token, operation] if token and operation in OPERATIONS:
@@ -235,8 +255,8 @@ def _is_number(text: str) -> bool:
 
 
 def cdc_subjects(token: str) -> tuple[str, ...]:
-    """All subjects that stream CDC must take for a table, and the subject of gaps."""
-    return *(cdc_event(token, operation) for operation in OPERATIONS), cdc_schema(token), CDC_GAP
+    """All subjects that stream CDC must take for a table, and those of what concerns several tables."""
+    return *(cdc_event(token, operation) for operation in OPERATIONS), cdc_schema(token), CDC_GAP, CDC_PUBLISHED
 
 
 def init_subjects(token: str) -> tuple[str, ...]:

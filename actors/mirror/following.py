@@ -10,7 +10,7 @@ import trio
 from actors.clients.nats.ordered_consumer import OrderedConsumer, open_consumer
 from actors.contract.records import Event, Gap
 from actors.contract.stream_view import UNKNOWN_MESSAGE
-from actors.contract.subjects import CDC_ALL, CDC_GAPS, cdc_of_table
+from actors.contract.subjects import CDC_ALL, CDC_NOTICES, cdc_of_table
 from actors.mirror.boundaries import Boundaries, Incomplete
 from actors.mirror.holding import Hold, Holds
 from actors.mirror.replica import Changed, LocalTransaction, Replica
@@ -83,7 +83,7 @@ class Follower:
                     lambda _, seen=generation: replica.checkpoint is not None or replica.generation != seen
                 )
                 continue
-            filters = [CDC_ALL] if self._everything else [*(cdc_of_table(token) for token in replica.shapes), CDC_GAPS]
+            filters = [CDC_ALL] if self._everything else [*(cdc_of_table(token) for token in replica.shapes), CDC_NOTICES]
             track = Track(
                 replica.dialect, checkpoint.cursor, replica.followed(), voids=self._voids, stale_from=self._stale_from,
                 last_message=checkpoint.last_message,

@@ -12,7 +12,7 @@ import trio
 
 from actors.clients.nats.ordered_consumer import Delivered, OrderedConsumer, open_consumer
 from actors.contract.records import Event
-from actors.contract.subjects import CDC_GAPS, cdc_of_table
+from actors.contract.subjects import CDC_NOTICES, cdc_of_table
 from actors.mirror.boundaries import Boundaries, Incomplete
 from actors.mirror.following import Follower
 from actors.mirror.gathering import Gathered, SnapshotUnusable
@@ -41,7 +41,7 @@ async def join(replica: Replica, source: SourceStream, follower: Follower, gathe
     before = await replica.shape_of(replica.tables[start.token])  # asked before the live tables stand still
     follower.joiners += 1
     try:
-        filters = [cdc_of_table(start.token), CDC_GAPS]
+        filters = [cdc_of_table(start.token), CDC_NOTICES]
         async with open_consumer(source.js, source.name, filters, start.stream_seq + 1) as consumer:
             await source.check_holds(start.stream_seq, gathered.created)
             events = _Events(replica, source, consumer, Boundaries(source, filters), gathered)
@@ -134,7 +134,7 @@ class _Joiner:
             seq, position = checkpoint.cursor
             if seq < start.stream_seq or not self._follower.has_reached(start.snapshot_lsn):
                 return False
-            live = Boundaries(source, [CDC_GAPS, *(cdc_of_table(token) for token in replica.shapes)])
+            live = Boundaries(source, [CDC_NOTICES, *(cdc_of_table(token) for token in replica.shapes)])
             is_whole, lsn = await live.is_whole_at(seq)
             if not is_whole:
                 return False

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
-from actors.contract.records import Change, Delete, Event, Gap, Insert, SchemaChange, Truncate, Update
+from actors.contract.records import Change, Delete, Event, Gap, Insert, Published, SchemaChange, Truncate, Update
 from actors.contract.rules import NamesNoRow, counts, identity_of, is_certain, written_columns
 from actors.contract.stream_view import UNKNOWN_MESSAGE, LastMessage
 from actors.mirror.stores.dialect import Dialect, Params, Statement
@@ -132,11 +132,14 @@ class Track:
             if kind is Gap and not event.of_table:  # type: ignore[union-attr]
                 self._gap(event)  # type: ignore[arg-type]
                 continue
+            if kind is Published:
+                self.close()
+                continue
             position = (event.lsn, event.seq, SCHEMA_RANK if kind is SchemaChange else ROW_RANK)
             # else it was applied already, or will never be complete
             if position > self._position and not (self._voids and self.leaves_out(event.lsn, stream_seq)):
                 self._position = position
-                self._apply(event)
+                self._apply(event)  # type: ignore[arg-type]
             self.open_lsn = event.lsn
             if event.last:
                 self.close()
@@ -167,7 +170,7 @@ class Track:
         self._dirty = False
         return statements
 
-    def _apply(self, event: Event) -> None:
+    def _apply(self, event: Change | Truncate | SchemaChange | Gap) -> None:
         if isinstance(event, Gap):
             for token in event.tables:
                 self._set_stale(token, event.reason, event.lsn, "gap")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from actors.clients.nats.jetstream import JetStream
 from actors.contract.bridge_record import BridgeRecord
-from actors.contract.subjects import BRIDGES
+from actors.contract.subjects import BRIDGE_RECORDS, BRIDGES
 from actors.errors import ConfigError
 from actors.telemetry.telemetry import Problem
 
@@ -17,7 +17,7 @@ SHOWN_MAX = 10
 async def read_other_bridges(js: JetStream, stream: str) -> dict[str, BridgeRecord]:
     """The records of all bridges but that of `stream`, by stream. An entry that no bridge can have written is left out."""
     found: dict[str, BridgeRecord] = {}
-    for other in sorted(await js.keys_of(BRIDGES)):
+    for other in sorted(await js.keys_of(BRIDGES, BRIDGE_RECORDS)):
         entry = None if other == stream else await js.kv_get(BRIDGES, other)
         try:
             if entry is not None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.contract.decoding import decode_events
-from actors.contract.subjects import CDC_GAPS
+from actors.contract.subjects import CDC_NOTICES
 from actors.mirror.boundaries import Boundaries, Incomplete, Next
 from actors.mirror.stores.dialect import SqliteDialect
 from actors.mirror.track import Cursor, Track
@@ -50,7 +50,7 @@ def histories(draw: st.DrawFn) -> list[Made]:
 
 def boundaries(history: list[Made], visible: int, tables: frozenset[str]) -> Boundaries:
     js = FakeJetStream({"CDC": [made.message for made in history[:visible]]})
-    return Boundaries(source_of(js), [CDC_GAPS, *(f"cdc.{table}.>" for table in sorted(tables))])
+    return Boundaries(source_of(js), [CDC_NOTICES, *(f"cdc.{table}.>" for table in sorted(tables))])
 
 
 @given(histories(), st.sets(st.sampled_from("abc"), min_size=1).map(frozenset), st.data())
@@ -152,7 +152,7 @@ STORED = [
 )
 def test_the_transaction_at_a_sequence(seq: int, tables: str, expected: tuple[bool, int]) -> None:
     js = FakeJetStream({"CDC": [*STORED]})
-    found = Boundaries(source_of(js), [CDC_GAPS, *(f"cdc.{table}.>" for table in tables)])
+    found = Boundaries(source_of(js), [CDC_NOTICES, *(f"cdc.{table}.>" for table in tables)])
     assert trio.run(found.is_whole_at, seq) == expected
 
 
@@ -166,13 +166,13 @@ def test_a_deleted_message_is_nothing_to_wait_for() -> None:
 def test_a_gap_that_is_the_last_message_has_nothing_to_wait_for() -> None:
     """An idle source after a gap: no later transaction will show that the gap is over."""
     js = FakeJetStream({"CDC": [event("a", 16, 0, last=True), event("a", 48, 0, operation="gap")]})
-    found = Boundaries(source_of(js), [CDC_GAPS, "cdc.a.>"])
+    found = Boundaries(source_of(js), [CDC_NOTICES, "cdc.a.>"])
     assert trio.run(found.is_whole_at, 2) == (True, 48)
 
 
 def test_a_gap_at_the_lsn_of_a_transaction_that_it_cuts_off_is_not_part_of_it() -> None:
     history = [event("a", 16, 0), event("a", 16, 0, operation="gap")]
-    found = Boundaries(source_of(FakeJetStream({"CDC": history})), [CDC_GAPS, "cdc.a.>"])
+    found = Boundaries(source_of(FakeJetStream({"CDC": history})), [CDC_NOTICES, "cdc.a.>"])
 
     async def read() -> None:
         track = Track(SqliteDialect(), Cursor(0, START), {})

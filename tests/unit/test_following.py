@@ -14,7 +14,7 @@ import trio
 from actors.clients.nats.ordered_consumer import Delivered
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.records import Column
-from actors.contract.subjects import CDC_GAPS
+from actors.contract.subjects import CDC_NOTICES
 from actors.mirror import following
 from actors.mirror.following import Follower
 from actors.mirror.holding import Holds
@@ -94,7 +94,7 @@ def test_a_copy_that_goes_live_while_the_consumer_is_opened_is_followed(
         await store.close()
 
     trio.run(main)
-    assert opened == [["cdc.a.>", CDC_GAPS], ["cdc.a.>", "cdc.b.>", CDC_GAPS]]
+    assert opened == [["cdc.a.>", CDC_NOTICES], ["cdc.a.>", "cdc.b.>", CDC_NOTICES]]
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -168,9 +168,9 @@ class JetStream:
             return None
         return KvEntry(message.data, message.seq)
 
-    async def keys_of(self, bucket: str) -> list[str]:
-        """Return the keys of a bucket, deleted keys included; none when there is no such bucket."""
-        found = map(parse, await self.subjects_of(bucket_stream(bucket), bucket_keys(bucket)))
+    async def keys_of(self, bucket: str, keys: str = ">") -> list[str]:
+        """Return the keys of a bucket that match a pattern, deleted ones included; none when there is no such bucket."""
+        found = map(parse, await self.subjects_of(bucket_stream(bucket), bucket_key(bucket, keys)))
         return [subject.token for subject in found if subject is not None]
 
     async def kv_put(self, bucket: str, key: str, value: bytes, expected_revision: int | None = None) -> int:
