@@ -15,7 +15,7 @@ from actors.clients.nats.acknowledgements import Acknowledgements
 from actors.clients.nats.record_store import RecordStore
 from actors.errors import SinkUnavailable
 from actors.feedback import Feedback
-from actors.messages import SchemaChange, SentBatch
+from actors.messages import PublishedChange, SchemaChange, SentBatch
 from actors.positions import NO_LSN, Lsn, Position
 from actors.telemetry.telemetry import Telemetry
 
@@ -68,6 +68,7 @@ async def confirm_stored(
     store: RecordStore,
     feedback: Feedback,
     stored_schemas: Callable[[SchemaChange], None],
+    stored_publication: Callable[[PublishedChange, int], None],
     telemetry: Telemetry,
     *,
     ack_deadline_s: float,
@@ -78,7 +79,7 @@ async def confirm_stored(
     is away or acknowledges nothing for `ack_deadline_s` while a batch waits; SinkFenced when another bridge took over.
     """
     wake = AsyncValue(0)
-    settle = _Settler(ledger, stored_schemas, telemetry)
+    settle = _Settler(ledger, stored_schemas, stored_publication, telemetry)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_await_acks, acks, ledger, settle, wake, ack_deadline_s)
         nursery.start_soon(_confirm_regularly, ledger, store, feedback, settle, telemetry)
@@ -98,10 +99,14 @@ async def confirm_stored(
 class _Settler:
     """Counts the events of batches once they are stored."""
 
-    def __init__(self, ledger: AckLedger, stored_schemas: Callable[[SchemaChange], None], telemetry: Telemetry) -> None:
+    def __init__(
+        self, ledger: AckLedger, stored_schemas: Callable[[SchemaChange], None],
+        stored_publication: Callable[[PublishedChange, int], None], telemetry: Telemetry,
+    ) -> None:  # fmt: skip
         self.settled = AsyncValue(0)
         self.schemas: dict[str, int] = {}
-        self._ledger, self._stored_schemas, self._telemetry = ledger, stored_schemas, telemetry
+        self._ledger, self._telemetry = ledger, telemetry
+        self._stored_schemas, self._stored_publication = stored_schemas, stored_publication
 
     def __call__(self, seq: int) -> None:
         telemetry = self._telemetry
@@ -117,6 +122,8 @@ class _Settler:
             for change in batch.schema_changes:
                 self.schemas[change.table.token] = change.table.schema_id
                 self._stored_schemas(change)
+            for published in batch.published:
+                self._stored_publication(published, done.last_seq)
             telemetry.stored_bytes += batch.size_bytes
             if batch.messages:
                 telemetry.ack_s.observe(now - done.sent_unix_s)

@@ -8,7 +8,19 @@ from typing import NamedTuple
 from actors.channels import Receiver, Sender
 from actors.contract.event_encoder import EventEncoder, sent_size
 from actors.contract.omitted_columns import without_largest_columns
-from actors.messages import Batch, Committed, EventKind, Gap, IdleMark, Item, RowChange, RowRun, SchemaChange, Truncated
+from actors.messages import (
+    Batch,
+    Committed,
+    EventKind,
+    Gap,
+    IdleMark,
+    Item,
+    PublishedChange,
+    RowChange,
+    RowRun,
+    SchemaChange,
+    Truncated,
+)
 from actors.positions import NO_LSN, Position
 from actors.suspensions import Suspensions, suspension_gap
 from actors.telemetry.telemetry import Telemetry
@@ -57,6 +69,7 @@ class Batcher:
         self._oldest_us = self._newest_us = 0
         self._end_lsn = NO_LSN
         self._schemas: list[SchemaChange] = []
+        self._published: list[PublishedChange] = []
 
     def feed(self, items: list[Item]) -> Iterator[Batch]:
         """Encode items and yield each full batch. Record new suspensions before sending a batch."""
@@ -77,6 +90,10 @@ class Batcher:
                     self._end_lsn = item.wal_end
                 case SchemaChange():
                     self._add_schema(item)
+                case PublishedChange():
+                    assert self._held is None, "what is published changes between transactions"
+                    self._append(self._encoder.published(item), item.position)
+                    self._published.append(item)
             if self._is_full():
                 yield self._cut()
 
@@ -225,7 +242,7 @@ class Batcher:
         self._settle()
         batch = Batch(
             self._messages, self._bytes, self._counts, self._position, self._end_lsn, self._oldest_us, self._newest_us,
-            tuple(self._schemas),
+            tuple(self._schemas), tuple(self._published),
         )  # fmt: skip
         self._start_batch()
         return batch

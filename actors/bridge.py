@@ -17,13 +17,14 @@ from actors.clients.nats.jetstream import JetStream
 from actors.clients.postgres.connection import PgConnection, SourceRefused
 from actors.clients.postgres.replication import open_replication_stream
 from actors.contract.subjects import request
-from actors.contract.table_token import table_token
 from actors.errors import ConfigError, HistoryDiverged, SinkFenced, SinkUnavailable, SourceUnavailable, Transient
 from actors.feedback import Feedback
 from actors.http_server import serve_http
 from actors.pipeline import run_pipeline
 from actors.positions import format_lsn
 from actors.process import causes, freeze_loaded_objects, most_telling, stop_on_signal
+from actors.publication_model import PublicationModel
+from actors.publication_monitor import find_problems
 from actors.session import Session, open_session
 from actors.settings.config import Config
 from actors.snapshots.transaction_log import TransactionLog
@@ -134,6 +135,7 @@ class Supervisor:
         self._down_since: float | None = None
         self._has_streamed = self._history_diverged = False
         self._transactions = TransactionLog()
+        self._publication = PublicationModel(config.source.publication)
 
     async def run(self) -> int:
         """Run until stopped; return 0 when drained, 1 when stopped while not streaming. Raises Fatal errors."""
@@ -188,6 +190,10 @@ class Supervisor:
                     catalog, slot=source.slot, publication=source.publication, temporary=source.temporary
                 ),
             )  # fmt: skip
+            # without a lock on a table: a few seconds are enough for everything else, too
+            await catalog.query("SET lock_timeout = '1s'")
+            await self._publication.look(catalog)
+            self._show_problems("publication", await find_problems(catalog, self._publication))
             async with open_nats(config.nats, self._known_servers) as nats:
                 js = JetStream(nats)
                 setup = await prepare_streams(
@@ -197,8 +203,9 @@ class Supervisor:
                 self.link.js, telemetry.nats_connected, telemetry.publish_mode = js, True, setup.mode
                 await self._close_stream()  # it stayed open while NATS was away; a slot has one reader
                 session = await open_session(
-                    config, catalog, js, setup, self._transactions, telemetry, history_diverged=self._history_diverged
-                )
+                    config, catalog, js, setup, self._transactions, self._publication, telemetry,
+                    history_diverged=self._history_diverged,
+                )  # fmt: skip
                 self._history_diverged = False
                 others = await read_other_bridges(js, publishing.stream)
                 self._show_problems("other bridges", same_tables_elsewhere(session.store.record, others))
@@ -208,7 +215,8 @@ class Supervisor:
                 session = replace(session, plan=await take_over(session.plan, js, session.encoder))
                 self._opening = None
                 self._show_streaming(session)
-                await run_pipeline(config, session, live, telemetry, self._stop)
+                show = partial(self._show_problems, "publication")
+                await run_pipeline(config, session, live, telemetry, self._stop, show)
 
     async def _start_stream(self, plan: StartPlan, statuses: trio.Nursery) -> LiveStream:
         source = self._config.source
@@ -268,7 +276,7 @@ class Supervisor:
     def _show_streaming(self, session: Session) -> None:
         telemetry, config = self._telemetry, self._config
         telemetry.state, telemetry.not_ready_reason, telemetry.fault = "streaming", "", None
-        telemetry.tables = tuple(table_token(table.schema, table.name) for table in session.plan.tables)
+        telemetry.tables = tuple(sorted(session.publication.tables))
         self._has_streamed = True
         away = ""
         if self._down_since is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
@@ -16,7 +17,9 @@ from actors.messages import (
     EventKind,
     IdleMark,
     Item,
+    News,
     Notes,
+    PublishedChange,
     RowChange,
     RowRun,
     SchemaChange,
@@ -24,7 +27,7 @@ from actors.messages import (
     Transaction,
     Truncated,
 )
-from actors.positions import ROW_RANK, SCHEMA_RANK, Lsn, Position, format_lsn
+from actors.positions import GAP_RANK, NO_LSN, ROW_RANK, SCHEMA_RANK, Lsn, Position, format_lsn
 from actors.snapshots.transaction_log import TransactionLog
 from actors.telemetry.telemetry import Telemetry
 from actors.values.formats import Arrays, Encoding
@@ -96,6 +99,9 @@ class Decoder:
         self.transactions = 0
         self.largest_transaction = 0
         self.last_commit_us = 0
+        self._handed_on = NO_LSN  # everything below, unless a transaction is open
+        self._last: Transaction | None = None
+        self._next_seq = skip.seq + 1  # after the last transaction's changes, and what was told there
 
     def define(self, relation: Relation, description: Description) -> SchemaChange:
         """Register a relation's shape, so that its rows can be decoded; return its schema, without a position yet."""
@@ -116,6 +122,35 @@ class Decoder:
     def passed(self, wal_end: Lsn) -> None:
         """Note that every message up to `wal_end` has been fed."""
         self._log.reached.value = wal_end
+
+    def tell(self, news: deque[News], items: list[Item]) -> None:
+        """Move news into `items` once the stream has passed what they are about, and no transaction is open.
+
+        They stand after the changes of the last transaction, numbered like further changes of it.
+        """
+        while news and self._txn is None and self._expected is None and news[0].lsn <= self._handed_on:
+            if self._last is not None:
+                lsn = self._last.commit_lsn
+            elif self._skip.rank == ROW_RANK or self._skip.seq > 0:
+                lsn = self._skip.lsn
+            elif self._handed_on - 1 > self._skip.lsn:  # nothing is stored yet, or a gap that is before everything at its LSN
+                lsn = Lsn(self._handed_on - 1)
+                self._skip, self._next_seq = Position(lsn, 1, GAP_RANK), 1
+            else:
+                return
+            self._tell(news.popleft(), lsn, items)
+
+    def _tell(self, news: News, lsn: Lsn, items: list[Item]) -> None:
+        if news.change is not None:
+            position = Position(lsn, self._next_seq, GAP_RANK)
+            self._next_seq += 1
+            items.append(PublishedChange(position, news.token, news.change, news.version, news.reason, self._last))
+        schema = news.schema
+        if schema is not None and self._known.get(news.token) != schema.table.schema_id:
+            items.append(schema._replace(position=Position(lsn, self._next_seq, SCHEMA_RANK)))
+            self._next_seq += 1
+            self._known[news.token] = schema.table.schema_id
+            self._unannounced.pop(schema.table.relation.oid, None)
 
     def feed(self, block: list[bytes], start: int, items: list[Item]) -> int:
         """Decode `block` from index `start` on into `items`; return the index to continue from.
@@ -188,6 +223,7 @@ class Decoder:
         return txn
 
     def _pass_idle(self, wal_end: Lsn, append: Callable[[Item], None]) -> None:
+        self._handed_on = wal_end
         if self._expected is None:
             append(IdleMark(wal_end))
         elif wal_end > self._expected.commit_lsn:
@@ -208,6 +244,9 @@ class Decoder:
         commit_lsn, end_lsn, commit_time = _commit(message, 27)
         if txn is None or txn.commit_lsn != commit_lsn:
             raise MalformedMessage(f"pgoutput: Commit at {format_lsn(commit_lsn)} of no open transaction")
+        # the stream may already hold news after a transaction that is sent again
+        told = self._skip.seq + 1 if commit_lsn == self._skip.lsn else 0
+        self._last, self._next_seq, self._handed_on = txn, max(seq, told), Lsn(end_lsn)
         self.transactions += 1
         self.largest_transaction = max(self.largest_transaction, seq)
         self.last_commit_us = commit_time + _POSTGRES_EPOCH_US
@@ -293,12 +332,14 @@ async def decode_blocks(
     items_out: Sender[list[Item]],
     decoder: Decoder,
     describe: Describe,
-    refresh: Callable[[SchemaChange], None],
+    defined: Callable[[SchemaChange], None],
+    news: deque[News],
     telemetry: Telemetry,
 ) -> None:
     """Decode each block and hand its items on.
 
-    `refresh` is called for every relation that PostgreSQL announces, new shape or not: the catalog entry may have changed.
+    `defined` is called for every relation that PostgreSQL announces, new shape or not: the catalog entry may have changed.
+    `news` are taken out and handed on in their place.
     Owns both channel ends; ends when `blocks` ends. Raises MalformedMessage and what `describe` raises.
     """
     with blocks, items_out:
@@ -309,7 +350,9 @@ async def decode_blocks(
             while index < len(block.messages):
                 index = decoder.feed(block.messages, index, items)
                 if decoder.wanted is not None:
-                    refresh(decoder.define(decoder.wanted, await describe(decoder.wanted)))
+                    defined(decoder.define(decoder.wanted, await describe(decoder.wanted)))
+            if news:
+                decoder.tell(news, items)
             telemetry.transactions = decoder.transactions
             telemetry.largest_transaction_events = decoder.largest_transaction
             telemetry.last_commit_at = decoder.last_commit_us / 1e6

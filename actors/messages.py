@@ -114,6 +114,8 @@ class SchemaChange(NamedTuple):
     body: dict[str, object]
     described: bool = True
     """False when the catalog had changed already and no longer described this shape."""
+    is_complete: bool = True
+    """False when the table was locked, so that `body` lacks the columns' defaults."""
 
 
 PublicationChange = Literal["added", "changed", "removed"]
@@ -145,6 +147,19 @@ class PublishedChange(NamedTuple):
     reason: str
     txn: Transaction | None
     """The last transaction before it, if known."""
+
+
+class News(NamedTuple):
+    """A change that a look at the catalog has found. It is told once everything below `lsn` has been handed on."""
+
+    lsn: Lsn
+    token: str
+    change: PublicationChange | None
+    """None when only the table's shape has changed."""
+    version: str = ""
+    reason: str = ""
+    schema: SchemaChange | None = None
+    """The table's shape if it has changed, without a position yet."""
 
 
 class Committed(NamedTuple):
@@ -179,6 +194,7 @@ class Batch:
     """Commit time of the batch's oldest change; 0 when there is none."""
     newest_commit_us: int
     schema_changes: tuple[SchemaChange, ...] = ()
+    published: tuple[PublishedChange, ...] = ()
 
 
 class SentBatch(NamedTuple):

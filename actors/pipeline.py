@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,8 @@ from actors.clients.nats.acknowledgements import Acknowledgements
 from actors.contract.event_encoder import event_encoder
 from actors.decoder import Decoder, decode_blocks
 from actors.errors import Fatal
-from actors.messages import Batch, Block, Item, SentBatch
+from actors.messages import Batch, Block, Item, SchemaChange, SentBatch
+from actors.publication_monitor import PublicationMonitor
 from actors.publisher import Publisher, Window, publish_batches
 from actors.replication_reader import read_blocks
 from actors.session import Session
@@ -23,7 +24,7 @@ from actors.settings.config import Config
 from actors.snapshots.taking import SnapshotSetup
 from actors.snapshotter import Snapshotter
 from actors.status_reporter import LiveStream, send_status
-from actors.telemetry.telemetry import Telemetry
+from actors.telemetry.telemetry import Problem, Telemetry
 
 DRAIN_S = 30.0
 ACK_DEADLINE_S = 10.0
@@ -42,8 +43,13 @@ class DrainTimeout(Fatal):
         )
 
 
-async def run_pipeline(config: Config, session: Session, live: LiveStream, telemetry: Telemetry, stop: trio.Event) -> None:
+async def run_pipeline(
+    config: Config, session: Session, live: LiveStream, telemetry: Telemetry, stop: trio.Event,
+    show_problems: Callable[[Sequence[Problem]], None],
+) -> None:  # fmt: skip
     """Run until `stop`, then drain: publish, acknowledge and confirm everything that was read.
+
+    `show_problems` takes what is wrong with the publication's tables, after each look at it.
 
     Raises Transient errors for the supervisor, Fatal errors for the user, DrainTimeout when the drain takes 30 s.
     """
@@ -66,9 +72,16 @@ async def run_pipeline(config: Config, session: Session, live: LiveStream, telem
     telemetry.begin_run({channel.name: channel for channel in channels}, start.last_seq)
     snapshots = SnapshotSetup(
         config, setup, event_encoder(publish.encoding), session.transactions, session.compressors,
-        partial(are_events_underway, channels, publisher, acks),
+        partial(are_events_underway, channels, publisher, acks), session.publication.version_of,
     )  # fmt: skip
-    snapshotter = Snapshotter(snapshots, session.js, store.record.tables, session.suspensions, telemetry)
+    snapshotter = Snapshotter(snapshots, session.js, session.publication, session.suspensions, telemetry)
+    monitor = PublicationMonitor(
+        config.postgres, session.publication, session.js, store, session.schemas.stored, show_problems, telemetry
+    )  # fmt: skip
+
+    def relation_defined(change: SchemaChange) -> None:
+        session.schemas.refresh(change)
+        session.publication.relation_seen(change.table.relation.oid, change.table.token, change.table.schema_id)
 
     intake, drained = trio.CancelScope(), False
     async with trio.open_nursery() as pipeline:
@@ -76,11 +89,12 @@ async def run_pipeline(config: Config, session: Session, live: LiveStream, telem
         pipeline.start_soon(live.watch)
         pipeline.start_soon(session.schemas.publish_changes)
         pipeline.start_soon(snapshotter.run)
+        pipeline.start_soon(monitor.run)
         async with trio.open_nursery() as stages:
             stages.start_soon(read_blocks, live.stream, blocks.sender(), live.feedback, intake, telemetry)
             stages.start_soon(
-                decode_blocks, blocks.receiver(), items.sender(), decoder, session.schemas.describe, session.schemas.refresh,
-                telemetry,
+                decode_blocks, blocks.receiver(), items.sender(), decoder, session.schemas.describe, relation_defined,
+                monitor.news, telemetry,
             )  # fmt: skip
             stages.start_soon(batch_items, items.receiver(), batches.sender(), batcher, session.suspensions, telemetry)
             stages.start_soon(
@@ -88,9 +102,10 @@ async def run_pipeline(config: Config, session: Session, live: LiveStream, telem
             )
             stages.start_soon(
                 partial(confirm_stored, ack_deadline_s=ACK_DEADLINE_S), published.receiver(), acks, ledger, store,
-                live.feedback, session.schemas.stored, telemetry,
+                live.feedback, session.schemas.stored, session.publication.stored, telemetry,
             )  # fmt: skip
         await session.schemas.finish()
+        await monitor.write()
         await send_status(live.stream, live.feedback)
         drained = True
         pipeline.cancel_scope.cancel()

@@ -11,6 +11,8 @@ from actors.clients.nats.record_store import RecordStore
 from actors.clients.postgres.connection import PgConnection
 from actors.contract.compression import Compressor
 from actors.contract.event_encoder import EventEncoder, event_encoder
+from actors.publication_model import PublicationModel
+from actors.publication_monitor import read_entries
 from actors.schema_publisher import SchemaPublisher
 from actors.settings.config import Config
 from actors.snapshots.transaction_log import TransactionLog
@@ -39,6 +41,7 @@ class Session:
     """By table token; only tables that have a dictionary."""
     suspensions: Suspensions
     transactions: TransactionLog
+    publication: PublicationModel
 
     @property
     def start(self) -> Start:
@@ -55,13 +58,15 @@ async def open_session(
     js: JetStream,
     setup: StreamSetup,
     transactions: TransactionLog,
+    publication: PublicationModel,
     telemetry: Telemetry,
     *,
     history_diverged: bool,
 ) -> Session:
     """Decide where to resume, and put the dictionaries and schemas that readers need into NATS.
 
-    `history_diverged` says that the run before ended with HistoryDiverged. The caller owns the plan's connection. Raises what
+    `publication` has looked just now. `history_diverged` says that the run before ended with HistoryDiverged. The caller owns
+    the plan's connection. Raises what
     `find_start` raises, SourceUnavailable and SinkUnavailable.
     """
     compressors: Mapping[str, Compressor] = {}
@@ -70,13 +75,21 @@ async def open_session(
     of_events = compressors if config.snapshots.zstd_events else None
     encoder = event_encoder(config.publish.encoding, setup.publish_prefix, of_events)
     schemas = SchemaPublisher(catalog, js, encoder, setup.stream)
-    plan = await find_start(config, catalog, js, setup, history_diverged=history_diverged)
+    tables = list(publication.tables.values())
+    plan = await find_start(
+        config, catalog, js, setup, sorted(publication.tables), history_diverged=history_diverged
+    )  # fmt: skip
+    start, store = plan.start, plan.store
     try:
-        current = await schemas.publish_current(plan.tables)
+        told = publication.told
+        if store.record.published != publication.digest:  # the process begins, or somebody else has written meanwhile
+            told = await read_entries(js, setup.stream)
+        publication.begin(told if store.record.published else None, setup.last_seq)
+        await schemas.publish_current(tables, {token: known.schema_id for token, known in publication.told.items()})
     except BaseException:
         plan.close()
         raise
-    start, store = plan.start, plan.store
     if not store.record.schemas:
+        current = {table.token: table.facts.schema_id for table in tables}
         store.record = replace(store.record, schemas=current, position=start.skip, last_seq=start.last_seq)
-    return Session(js, setup, plan, schemas, encoder, compressors, Suspensions(store, telemetry), transactions)
+    return Session(js, setup, plan, schemas, encoder, compressors, Suspensions(store, telemetry), transactions, publication)

@@ -11,15 +11,15 @@ import trio
 from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.clients.nats.snapshot_answers import newest_answer
-from actors.clients.postgres.catalog import PublishedTable, published_tables
 from actors.clients.postgres.connection import PgConnection, PostgresError
+from actors.clients.postgres.publications import PublishedTable
 from actors.contract.event_encoder import read_any_document
 from actors.contract.records import AMBIGUOUS
 from actors.contract.snapshot_encoder import Message, error_message
 from actors.contract.subjects import CDC, INIT, INIT_STARTS, init_error, init_meta, init_start, parse, request
-from actors.contract.table_token import table_token
 from actors.errors import SourceUnavailable
 from actors.positions import Lsn, parse_lsn
+from actors.publication_model import PublicationModel
 from actors.settings.config import PostgresConfig
 from actors.snapshots.chunks import RowTooLarge
 from actors.snapshots.failures import NoWatermark, SnapshotFailed, TableChanged, failure_of
@@ -34,6 +34,8 @@ from actors.telemetry.telemetry import SnapshotProgress, Telemetry
 log = get_logger("snapshotter")
 
 ATTEMPTS_MAX = 5
+WRITER_ENDS_S = 2.0
+"""Pause before the next attempt while a transaction is open from before the table was published."""
 UNKNOWN_EVERY_S = 60.0
 UNKNOWN_AT_ONCE = 100
 """Unknown tables answered per minute; more are a mistake or malice."""
@@ -60,13 +62,13 @@ class Snapshotter:
     """Serves one bridge's requests. Owns one or two PostgreSQL connections while a snapshot runs, none in between."""
 
     def __init__(
-        self, setup: SnapshotSetup, js: JetStream, tables: Collection[str], suspensions: Suspensions, telemetry: Telemetry
+        self, setup: SnapshotSetup, js: JetStream, publication: PublicationModel, suspensions: Suspensions, telemetry: Telemetry
     ) -> None:
         self._setup, self._js, self._suspensions = setup, js, suspensions
         self._config = setup.config
         self._stream = setup.stream.stream
-        self._tables = tables
-        self._requests = SnapshotRequests(js, tables, stream=self._stream, kept=setup.stream.requests_kept)
+        self._publication = publication
+        self._requests = SnapshotRequests(js, publication.tables, stream=self._stream, kept=setup.stream.requests_kept)
         self._board = SnapshotBoard(telemetry)
         self._taker = SnapshotTaker(setup, js, self._requests, self._board)
         self._unknown = UnknownTables()
@@ -92,7 +94,9 @@ class Snapshotter:
         """Serve the first request for a published table; if there is none, answer those that no snapshot can serve."""
         waiting = self._requests.waiting
         try:
-            published = await self._published()
+            published = self._publication.tables
+            if waiting[0].token not in published:
+                published = await self._look()
         except (SourceUnavailable, PostgresError) as exc:
             log.warning("cannot take a snapshot yet: waiting for PostgreSQL", table=waiting[0].token, reason=str(exc))
             await trio.sleep(SourceUnavailable.retry_s)
@@ -128,12 +132,12 @@ class Snapshotter:
             await self._requests.answered(asked)
         return first
 
-    async def _published(self) -> dict[str, PublishedTable]:
-        """Return the publication's present tables by token."""
+    async def _look(self) -> dict[str, PublishedTable]:
+        """Read the publication's present tables, by token."""
         connection = await PgConnection.connect(self._config.postgres, application_name="walbridge snapshot")
         try:
-            tables = await published_tables(connection, self._config.source.publication)
-            return {table_token(table.schema, table.name): table for table in tables}
+            await self._publication.look(connection)
+            return self._publication.tables
         finally:
             connection.close()
 
@@ -159,7 +163,7 @@ class Snapshotter:
         for subject in await self._js.subjects_of(INIT, INIT_STARTS):
             start = parse(subject)
             token = start.token if start is not None else ""
-            if token in self._tables:
+            if token in self._publication.tables:
                 begun = await self._last_id(init_start(token))
                 if begun and begun not in [await self._last_id(of(token)) for of in (init_meta, init_error)]:
                     found.append(token)
@@ -184,7 +188,10 @@ class Snapshotter:
                     published = await self._look_again(token)
                 await self._suspensions.resume(token, partial(_wal_end, self._config.postgres))
                 await self._taker.take(token, published, progress, served)
-            except NoWatermark:
+            except NoWatermark as exc:
+                if str(exc):
+                    failure = SnapshotFailed("no_watermark", str(exc))
+                    await trio.sleep(WRITER_ENDS_S)
                 continue
             except TableChanged:
                 failure = SnapshotFailed(
@@ -203,7 +210,7 @@ class Snapshotter:
         await self._fail(served, published, progress, failure)
 
     async def _look_again(self, token: str) -> PublishedTable:
-        published = (await self._published()).get(token)
+        published = (await self._look()).get(token)
         if published is None:
             publication = self._config.source.publication
             raise SnapshotFailed("unknown_table", f"no table {token} in publication {publication} any more")

@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 import trio
 from psycopg import sql
 
-from actors.clients.postgres.catalog import published_tables
 from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.publications import published_tables
 from actors.clients.postgres.table_sample import TableSample, sample_table
 from actors.contract.compression import Compressor
 from actors.contract.event_encoder import event_encoder

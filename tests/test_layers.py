@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "actors"
 ACTORS = (
     "replication_reader", "decoder", "batcher", "publisher", "acker", "status_reporter", "snapshotter", "schema_publisher",
-    "wal_monitor", "stream_monitor", "heartbeat", "http_server",
+    "wal_monitor", "stream_monitor", "publication_monitor", "heartbeat", "http_server",
 )  # fmt: skip
 LAYERS = (
     ("errors", "channels", "positions"),
@@ -28,7 +28,7 @@ LAYERS = (
     ("process",),
     ("clients", "web"),
     ("startup",),
-    ("snapshots", "suspensions", "feedback"),
+    ("snapshots", "suspensions", "feedback", "publication_model"),
     (*ACTORS, "mirror", "embedded", "sample", "dictionaries"),
     ("session",),
     ("pipeline", "verification", "demo"),

@@ -11,8 +11,9 @@ import psycopg
 import pytest
 import trio
 
-from actors.clients.postgres.catalog import describe_columns, describe_types, format_types, published_tables
+from actors.clients.postgres.catalog import describe_columns, describe_types, format_types
 from actors.clients.postgres.connection import PgConnection, PostgresError, SourceRefused
+from actors.clients.postgres.publications import published_tables
 from actors.embedded.postgres import PostgresServer
 from actors.embedded.process import free_port
 from actors.errors import SourceUnavailable, WalbridgeError
@@ -240,7 +241,7 @@ def test_the_catalog_describes_types_columns_and_publications(server: str, reque
     async def check() -> None:
         with closing(await connected(database.dsn)) as connection:
             ((oid,),) = await connection.query("SELECT 'public.users'::regclass::oid")
-            columns = await describe_columns(connection, int(oid or 0))
+            columns = (await describe_columns(connection, [int(oid or 0)]))[int(oid or 0)].columns
             by_name = {c.name: c for c in columns}
             assert list(by_name) == ["id", "name", "price", "m", "ms", "b", 'a,b\\c"d', "e", "up"]
             # as the seed's consumers know it
@@ -266,7 +267,7 @@ def test_the_catalog_describes_types_columns_and_publications(server: str, reque
             assert resolved("e") == ["domain", "array", "other"]
             assert resolved("ms") == ["array", "other"]
             assert types[by_name["b"].type_oid].delimiter == ";"
-            assert await describe_columns(connection, 4) == []
+            assert await describe_columns(connection, [4]) == {}
 
             async def tables(publication: str) -> dict[str, tuple[str, ...]]:
                 return {f"{t.schema}/{t.name}": t.columns for t in await published_tables(connection, publication)}

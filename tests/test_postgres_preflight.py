@@ -10,6 +10,8 @@ import trio
 
 from actors.clients.postgres.connection import PgConnection
 from actors.errors import ConfigError
+from actors.publication_model import PublicationModel
+from actors.publication_monitor import find_problems
 from actors.settings.config import PostgresConfig
 from actors.startup.postgres_preflight import check_postgres
 from actors.telemetry.telemetry import Problem
@@ -25,7 +27,10 @@ def check(dsn: str, *, slot: str = "absent", publication: str = "p") -> dict[str
     async def run() -> list[Problem]:
         connection = await PgConnection.connect(PostgresConfig(dsn), application_name="test")
         with closing(connection):
-            return await check_postgres(connection, slot=slot, publication=publication)
+            found = await check_postgres(connection, slot=slot, publication=publication)
+            model = PublicationModel(publication)
+            await model.look(connection)
+            return [*found, *await find_problems(connection, model)]
 
     return {problem.code: problem for problem in trio.run(run) if problem.code != "WB120"}
 

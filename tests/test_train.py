@@ -12,8 +12,8 @@ import pytest
 import trio
 import zstandard
 
-from actors.clients.postgres.catalog import published_tables
 from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.publications import published_tables, with_row_filter
 from actors.clients.postgres.table_sample import TableSample, sample_table
 from actors.contract.compression import Compressor, dictionary_id
 from actors.contract.event_encoder import event_encoder
@@ -48,6 +48,7 @@ def sample(database: Database, name: str, **limits: int) -> TableSample:
         connection = await PgConnection.connect(PostgresConfig(database.dsn), application_name="test")
         try:
             (published,) = [t for t in await published_tables(connection, "cdc_pub") if t.name == name]
+            published = await with_row_filter(connection, "cdc_pub", published)
             return await sample_table(connection, published, **{"rows_max": 1000, "bytes_max": 10_000_000} | limits)
         finally:
             connection.close()

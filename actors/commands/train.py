@@ -16,12 +16,12 @@ import trio
 from actors.clients.nats.connection import SinkRefused, open_nats
 from actors.clients.nats.dictionaries import SUFFIX, publish_dictionaries
 from actors.clients.nats.jetstream import JetStream, JetStreamError
-from actors.clients.postgres.catalog import PublishedTable, published_tables
 from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.publications import PublishedTable, published_tables, with_row_filter
 from actors.clients.postgres.table_sample import TableSample, sample_table
 from actors.contract.compression import dictionary_id
 from actors.contract.subjects import DICTIONARIES, bucket_keys
-from actors.contract.table_token import as_token, table_token
+from actors.contract.table_token import as_token
 from actors.dictionaries.training import TooLittle, Trained, train_dictionary
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
 from actors.process import most_telling
@@ -95,7 +95,9 @@ def train_table(config: Config, table: str, size: str, *, upload: bool, as_json:
 async def _sample(config: Config, token: str) -> TableSample:
     connection = await PgConnection.connect(config.postgres, application_name="walbridge train")
     with closing(connection):
-        published = _find(await published_tables(connection, config.source.publication), token, config.source.publication)
+        publication = config.source.publication
+        published = _find(await published_tables(connection, publication), token, publication)
+        published = await with_row_filter(connection, publication, published)
         sample = await sample_table(connection, published, rows_max=ROWS_MAX, bytes_max=SAMPLE_BYTES_MAX)
     if len(sample.rows) < ROWS_MIN:
         raise _too_few(token, len(sample.rows))
@@ -103,7 +105,7 @@ async def _sample(config: Config, token: str) -> TableSample:
 
 
 def _find(tables: list[PublishedTable], token: str, publication: str) -> PublishedTable:
-    by_token = {table_token(table.schema, table.name): table for table in tables}
+    by_token = {table.token: table for table in tables}
     found = by_token.get(token)
     if found is None:
         there = (

@@ -47,6 +47,8 @@ class BridgeRecord:
     """A decided gap event, the next message after `last_seq`; None once it is stored."""
     database: str = ""
     """PostgreSQL's database; empty in records of bridges that did not write it yet."""
+    published: str = ""
+    """Hash of the entries that say how the tables are published; empty when there are none yet."""
 
     def encode(self) -> bytes:
         """Return the entry's bytes: JSON, whatever the encoding of the events."""
@@ -66,6 +68,7 @@ class BridgeRecord:
                 "confirmed_lsn": self.confirmed_lsn,
                 "schemas": dict(self.schemas),
                 "suspended": {token: [s.since.lsn, s.since.seq, s.until] for token, s in self.suspended.items()},
+                "published": self.published,
                 "pending_gap": None if self.pending_gap is None else _encode_gap(self.pending_gap),
             }
         )
@@ -95,6 +98,7 @@ class BridgeRecord:
                 },
                 pending_gap=_decode_gap(raw.get("pending_gap")),
                 database=str(raw.get("database", "")),
+                published=str(raw.get("published", "")),
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise ConfigError(

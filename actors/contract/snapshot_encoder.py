@@ -14,6 +14,7 @@ from actors.contract.table_schema import base_type_field, schema_id
 from actors.positions import Lsn, format_lsn
 from actors.values.formats import SnapshotFormat
 from actors.values.row_blocks import Piece
+from actors.values.text_values import TypeInfo
 from actors.wire.jetstream import MSG_ID_HEADER
 from actors.wire.pgoutput import Relation
 
@@ -46,6 +47,8 @@ class SnapshotHead:
     """The CDC stream that the snapshot joins."""
     version: str = ""
     """How the table was published as of `snapshot_lsn`."""
+    types: Mapping[int, TypeInfo] = field(default_factory=dict)
+    """Types that are not built in, by OID."""
 
 
 def new_snapshot_id(unix_s: float) -> str:
@@ -66,7 +69,7 @@ class SnapshotMessages:
             {"name": column.name, "type": words, "pk": column.name in head.pk} | base_type_field(head.base_types, column.name)
             for column, words in zip(head.relation.columns, head.data_types, strict=True)
         ]
-        shape = schema_id(head.relation)
+        shape = schema_id(head.relation, head.types)
         body: dict[str, object] = {
             "stream": head.stream,
             "snapshot_id": head.snapshot_id,

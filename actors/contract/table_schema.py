@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
-
-import orjson
 
 from actors.contract.table_token import table_token
 from actors.messages import SchemaChange, Table
@@ -41,12 +40,27 @@ class Description:
     """The table's present columns. They describe the relation only if names and types match (see `matching_catalog`)."""
     base_types: Mapping[str, str] = field(default_factory=dict)
     """By column: the type under its domain, or under an array of a domain, in words."""
+    is_complete: bool = True
+    """False when the table was locked, so that the defaults of its columns are missing."""
 
 
-def schema_id(relation: Relation) -> int:
-    """Hash a table's shape and OID to 32 bits: another shape, or another table of the same name, has another id."""
-    shape = [(c.name.encode("utf-8", "surrogateescape").hex(), c.type_oid, c.typmod) for c in relation.columns]
-    return int.from_bytes(hashlib.sha256(orjson.dumps([relation.oid, shape])).digest()[:4], "big")
+def schema_id(relation: Relation, types: Mapping[int, TypeInfo]) -> int:
+    """Hash a table's shape and OID to 32 bits: another shape, or another table of the same name, has another id.
+
+    The shape is the columns' names, types and part in the replica identity; labels and fields of user-defined types belong to
+    the types.
+    """
+    shape = [(c.name, c.type_oid, c.typmod, c.is_key, _type_shape(c.type_oid, types)) for c in relation.columns]
+    # escaped: names of a database without an encoding may be any bytes
+    return int.from_bytes(hashlib.sha256(json.dumps([relation.oid, shape]).encode("ascii")).digest()[:4], "big")
+
+
+def _type_shape(oid: int, types: Mapping[int, TypeInfo]) -> object:
+    info = types.get(oid)
+    if info is None:
+        return None
+    fields = [(a.name, a.type_oid, a.typmod, _type_shape(a.type_oid, types)) for a in info.attributes]
+    return [info.base_oid, info.labels, fields, _type_shape(info.base_oid, types)]
 
 
 def matching_catalog(relation: Relation, catalog: Sequence[CatalogColumn]) -> dict[str, CatalogColumn] | None:
@@ -73,9 +87,11 @@ def describe_table(relation: Relation, description: Description) -> SchemaChange
     catalog = matching_catalog(relation, description.catalog)
     key = tuple(c.name for c in relation.columns if c.is_key)
     pk = frozenset(name for name, c in catalog.items() if c.is_pk) if catalog else frozenset()
+    if not pk.issubset(c.name for c in relation.columns):  # rows may be equal in the part that is published
+        pk = frozenset()
     protected = pk or (frozenset() if relation.replica_identity == "f" else frozenset(key))
     token = table_token(relation.schema, relation.name)
-    table = Table(relation, token, schema_id(relation), key, protected)
+    table = Table(relation, token, schema_id(relation, description.types), key, protected)
     columns = [
         {
             "name": column.name,
@@ -83,7 +99,7 @@ def describe_table(relation: Relation, description: Description) -> SchemaChange
             "data_type": data_type,
             "is_nullable": catalog[column.name].is_nullable if catalog else None,
             "column_default": catalog[column.name].column_default if catalog else None,
-            "pk": catalog[column.name].is_pk if catalog else None,
+            "pk": column.name in pk if catalog else None,
             "type_oid": column.type_oid,
         }
         | base_type_field(description.base_types, column.name)
@@ -97,4 +113,6 @@ def describe_table(relation: Relation, description: Description) -> SchemaChange
         "relation_id": relation.oid,
         "columns": columns,
     }
-    return SchemaChange(table, Position(Lsn(0), 0, SCHEMA_RANK), body, described=catalog is not None)
+    return SchemaChange(
+        table, Position(Lsn(0), 0, SCHEMA_RANK), body, described=catalog is not None, is_complete=description.is_complete
+    )

@@ -15,11 +15,11 @@ class SnapshotFailed(Exception):
 
 
 class NoWatermark(Exception):
-    """No LSN divides what the PostgreSQL snapshot sees from the rest: take another snapshot."""
+    """No LSN divides what the PostgreSQL snapshot sees from what the stream brings: take another snapshot."""
 
 
 class TableChanged(Exception):
-    """The table, or what is published of it, has changed since the publication was read: read the publication again."""
+    """The table is gone, or has another name, since the publication was read: read the publication again."""
 
 
 def failure_of(exc: Exception) -> SnapshotFailed:

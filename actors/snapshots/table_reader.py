@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from psycopg import pq
 
-from actors.clients.postgres.catalog import (
-    PublishedTable,
-    describe_columns,
-    describe_relation,
-    published_relation,
-    table_version,
-)
+from actors.clients.postgres.catalog import describe_relation
 from actors.clients.postgres.connection import PgConnection, PostgresError
-from actors.contract.table_schema import Description, matching_catalog
+from actors.clients.postgres.publications import PublishedTable, published_table, with_row_filter
+from actors.contract.publication import TableFacts
+from actors.contract.table_schema import Description
 from actors.settings.config import PostgresConfig
 from actors.snapshots.failures import TableChanged
-from actors.snapshots.watermark import Watermark, take_watermark
+from actors.snapshots.watermark import Watermark, check_horizon, take_watermark
 from actors.wire.pgoutput import Relation
 from actors.wire.sql_names import quoted
 
@@ -36,6 +32,10 @@ class OpenTable:
 
     connection: PgConnection
     relation: Relation
+    pk: frozenset[str]
+    """Names of the primary key's columns."""
+    version: str
+    """How the table is published as of the watermark."""
     description: Description
     watermark: Watermark
     rows_expected: int
@@ -43,26 +43,27 @@ class OpenTable:
     _select: str
     _block_rows: int
 
-    @property
-    def pk(self) -> frozenset[str]:
-        """Names of the primary key's columns."""
-        catalog = matching_catalog(self.relation, self.description.catalog) or {}
-        return frozenset(name for name, column in catalog.items() if column.is_pk)
-
     def blocks(self) -> AsyncGenerator[pq.abc.PGresult]:
         """Yield the rows as libpq results of some rows each. Raises PostgresError or SourceUnavailable."""
         return self.connection.blocks(self._select, self._block_rows)
 
 
+VersionOf = Callable[[TableFacts, int], tuple[str, int]]
+"""Returns the version of a table as a transaction with this horizon sees it, and the version's own horizon."""
+
+
 @asynccontextmanager
 async def open_table(
-    config: PostgresConfig, publication: str, published: PublishedTable, *, payload_max: int
+    config: PostgresConfig, publication: str, published: PublishedTable, version_of: VersionOf, *, payload_max: int
 ) -> AsyncGenerator[OpenTable]:
     """Lock a table against changes of its shape, take the watermark and open the table for reading; clean up afterwards.
 
     The order matters: after a rewriting ALTER TABLE between watermark and lock the table would look empty, and a description
-    older than the snapshot could describe another shape. Raises TableChanged when `published` is outdated, PostgresError when
-    the role may not read the table or the table is gone, SourceUnavailable when PostgreSQL is away or the lock is not granted.
+    older than the snapshot could describe another shape. What is published is read as of the snapshot, too.
+
+    Raises TableChanged when the table is another one by now, NoWatermark while a transaction is open that began to write before
+    the table was published as it is, PostgresError when the role may not read the table or the table is gone, SourceUnavailable
+    when PostgreSQL is away or the lock is not granted.
     """
     connection = await PgConnection.connect(config, application_name="walbridge snapshot")
     finished = False
@@ -75,25 +76,31 @@ async def open_table(
             timeout_s=LOCK_TIMEOUT_S + 5,
         )
         watermark = await take_watermark(config, connection)
-        if await table_version(connection, publication, published.relation_oid) != published.version:
+        found, horizon = await published_table(connection, publication, published.relation_oid)
+        if found is None or found.token != published.token:
             raise TableChanged
-        relation = published_relation(published, await describe_columns(connection, published.relation_oid))
+        relation = found.relation
         if not relation.columns:
-            raise PostgresError("42P01", f"table {published.schema}.{published.name} was dropped or created again")
+            raise PostgresError("42703", f"table {found.schema}.{found.name} has no column that is published")
+        version, horizon = version_of(found.facts, horizon)
+        await check_horizon(connection, horizon)
+        published = await with_row_filter(connection, publication, found)
         description = await describe_relation(connection, relation)
-        ((expected, size),) = await connection.query(
-            "SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint, coalesce(sum(relpages), 0)::bigint * 8192 FROM pg_class"
-            " WHERE oid IN"
+        ((expected, size, out_of_line),) = await connection.query(
+            "SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint, coalesce(sum(relpages), 0)::bigint * 8192,"
+            " coalesce(bool_or(reltoastrelid <> 0 AND pg_relation_size(reltoastrelid) > 0), false) FROM pg_class WHERE oid IN"
             " (SELECT $1::oid UNION SELECT relid FROM pg_partition_tree($1::oid))",
             (published.relation_oid,),
         )
         columns = ", ".join(quoted(column.name) for column in relation.columns)
         width = max(16, int(size or 0) // max(1, int(expected or 0)))
         block_rows = max(1, min(BLOCK_ROWS_MAX, payload_max // BLOCKS_A_CHUNK // width))
-        if published.has_toast:  # some rows may be as large as a message, or larger
+        if out_of_line == "t":  # some rows may be as large as a message, or larger
             block_rows = max(1, min(block_rows, WIDE_BLOCK_BYTES // payload_max))
         select = f"SELECT {columns} FROM {published.own}{published.where}"
-        yield OpenTable(connection, relation, description, watermark, int(expected or 0), select, block_rows)
+        yield OpenTable(
+            connection, relation, found.pk, version, description, watermark, int(expected or 0), select, block_rows
+        )  # fmt: skip
         finished = True
     finally:
         if finished:

@@ -11,7 +11,7 @@ import trio
 
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.publish_window import PublishWindow
-from actors.clients.postgres.catalog import PublishedTable
+from actors.clients.postgres.publications import PublishedTable
 from actors.contract.compression import Compressor
 from actors.contract.event_encoder import EventEncoder
 from actors.contract.message_ids import position_of
@@ -23,7 +23,7 @@ from actors.snapshots.chunks import ChunkCutter
 from actors.snapshots.failures import SnapshotFailed
 from actors.snapshots.progress import SnapshotBoard
 from actors.snapshots.requests import Asked, SnapshotRequests
-from actors.snapshots.table_reader import OpenTable, open_table
+from actors.snapshots.table_reader import OpenTable, VersionOf, open_table
 from actors.snapshots.transaction_log import TransactionLog
 from actors.snapshots.watermark import Stored, sequence_before, wait_for_lsn
 from actors.startup.streams import StreamSetup
@@ -54,6 +54,7 @@ class SnapshotSetup:
     """By table token, for tables with a dictionary; other tables get a compressor without one."""
     events_underway: Callable[[], bool]
     """Returns whether events are between PostgreSQL and JetStream's acknowledgement: events go first."""
+    version_of: VersionOf
 
 
 class SnapshotTaker:
@@ -72,7 +73,8 @@ class SnapshotTaker:
         info = await js.stream_info(stream.stream)
         stream_seq = int(info["state"]["last_seq"]) if info is not None else 0
         publication, payload_max = config.source.publication, stream.init_payload_max
-        async with open_table(config.postgres, publication, published, payload_max=payload_max) as table:
+        version_of = self._setup.version_of
+        async with open_table(config.postgres, publication, published, version_of, payload_max=payload_max) as table:
             lsn = await wait_for_lsn(table.watermark, self._setup.transactions)
             if table.watermark.lsn is None:
                 log.info("watermark found without a slot: writing transactions delay slots", snapshot_lsn=format_lsn(lsn))
@@ -81,7 +83,7 @@ class SnapshotTaker:
             head = SnapshotHead(
                 new_snapshot_id(time.time()), token, table.relation, table.description.data_types, table.pk, lsn, stream_seq,
                 compressor is not None, compressor.dictionary_id if compressor else None, table.description.base_types,
-                stream.stream,
+                stream.stream, table.version, table.description.types,
             )  # fmt: skip
             self._board.begins(progress, head.snapshot_id, table.rows_expected)
             self._requests.leave(*served)

@@ -84,6 +84,28 @@ async def take_watermark(config: PostgresConfig, connection: PgConnection) -> Wa
     return Watermark(None, parse_snapshot(xids or ""), parse_lsn(insert_lsn or "0/0"), stalled)
 
 
+async def check_horizon(connection: PgConnection, horizon: int) -> None:
+    """Check that all transactions that the open one does not see write to the table as it is published now.
+
+    PostgreSQL decodes a change with the catalog of its time: what a transaction wrote before the table was published is neither
+    in this snapshot nor ever in the stream. `horizon` is the first xid that the change of the publication came before. Raises
+    NoWatermark.
+    """
+    rows = await connection.query(
+        # an exported snapshot counts transactions that were rolled back as in progress
+        "SELECT x.xid, (SELECT max(a.pid) FROM pg_stat_activity a WHERE a.backend_xid = x.xid::xid)"
+        " FROM pg_snapshot_xip(pg_current_snapshot()) AS x (xid) WHERE x.xid < $1::xid8 AND pg_xact_status(x.xid) <> 'aborted'",
+        (str(horizon),),
+    )
+    if rows:
+        xid, pid = rows[0]
+        who = f"transaction {xid}" + (f" (pid {pid})" if pid else "")
+        raise NoWatermark(
+            f"{who} has been open since before the table was published as it is now: what it wrote may be neither in the "
+            "snapshot nor in the stream; request the snapshot again when it has ended"
+        )
+
+
 async def _stalled_commits(config: PostgresConfig) -> frozenset[int]:
     """Return commits that wait for a synchronous standby. Also write to the WAL, so that the stream soon passes its end."""
     connection = await PgConnection.connect(config, application_name="walbridge snapshot")

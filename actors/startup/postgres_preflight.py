@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from actors.clients.postgres.catalog import PublishedTable, publication_facts, published_tables
 from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.publications import publication_facts
 from actors.clients.postgres.replication import publication_missing
 from actors.clients.postgres.slots import slot_state
 from actors.errors import ConfigError, SourceUnavailable
@@ -26,26 +26,13 @@ async def check_postgres(connection: PgConnection, *, slot: str, publication: st
             fix="upgrade the server",
         )  # fmt: skip
     await _check_wal_level(connection)
-    role = await _check_role(connection)
+    await _check_role(connection)
     facts = await publication_facts(connection, publication)
     if facts is None:
         missing = publication_missing(publication, "", await _tables_with_key(connection))
         raise ConfigError(missing.code, missing.what, means=missing.means, fix=missing.fix)
     await _check_slot(connection, slot, temporary=temporary)
-    tables = await published_tables(connection, publication)
-    problems = [_no_identity(t) for t in tables if not t.has_key and (facts.updates or facts.deletes)]
-    problems += [_not_readable(t, role) for t in tables if not t.readable]
-    problems += await _look_between(connection)
-    if not tables:
-        problems.append(
-            Problem(
-                "WB116",
-                f"publication {publication} has no tables",
-                means="nothing will be streamed",
-                fix=f"ALTER PUBLICATION {quoted(publication)} ADD TABLE users;",
-            )
-        )
-    return problems
+    return await _look_between(connection)
 
 
 async def _check_wal_level(connection: PgConnection) -> None:
@@ -154,24 +141,3 @@ async def _check_slot(connection: PgConnection, slot: str, *, temporary: bool) -
             raise ConfigError(
                 "WB114", f"slot {slot} {found}", fix="give the bridge a slot of its own: --slot NAME (it is created)"
             )
-
-
-def _no_identity(table: PublishedTable) -> Problem:
-    name = table.qualified
-    return Problem(
-        "WB115",
-        f"table {table.schema}.{table.name} has no replica identity, yet its updates or deletes are published",
-        means="PostgreSQL refuses the application's UPDATE and DELETE on it",
-        fix=f"ALTER TABLE {name} ADD PRIMARY KEY (...);   -- or: ALTER TABLE {name} REPLICA IDENTITY FULL;",
-    )
-
-
-def _not_readable(table: PublishedTable, role: str) -> Problem:
-    schema, to = quoted(table.schema), quoted(role)
-    name = table.qualified
-    return Problem(
-        "WB117",
-        f"role {role} may not SELECT table {table.schema}.{table.name}",
-        means="its changes are streamed, but no snapshot of it can be taken",
-        fix=f"GRANT USAGE ON SCHEMA {schema} TO {to}; GRANT SELECT ON {name} TO {to};",
-    )

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from actors.clients.nats.acknowledgements import not_where_left
 from actors.clients.nats.jetstream import JetStream, JetStreamError, StoredMessage
 from actors.clients.nats.record_store import RecordStore
-from actors.clients.postgres.catalog import PublishedTable, published_tables
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.replication import identify_system, timeline_history
 from actors.clients.postgres.slots import create_slot, drop_slot, slot_state
@@ -17,7 +16,6 @@ from actors.contract.compression import Decompressors
 from actors.contract.decoding import decode_body
 from actors.contract.event_encoder import EventEncoder
 from actors.contract.subjects import BRIDGES, CDC_ALL, DICTIONARIES
-from actors.contract.table_token import table_token
 from actors.errors import MalformedMessage
 from actors.messages import Transaction
 from actors.positions import NO_LSN, Lsn, format_lsn
@@ -49,7 +47,6 @@ class StartPlan:
     confirmed_lsn: Lsn
     """The slot's own; no status update reports more before the stream holds more."""
     store: RecordStore
-    tables: tuple[PublishedTable, ...]
     wal_end: Lsn
     """Where PostgreSQL's WAL ended at the start; below it the bridge is catching up."""
     slot_connection: PgConnection | None = None
@@ -62,9 +59,10 @@ class StartPlan:
 
 
 async def find_start(
-    config: Config, connection: PgConnection, js: JetStream, setup: StreamSetup, *, history_diverged: bool = False
-) -> StartPlan:
-    """Read both sides and decide where to resume; create the slot if there is none.
+    config: Config, connection: PgConnection, js: JetStream, setup: StreamSetup, tokens: Sequence[str], *,
+    history_diverged: bool = False,
+) -> StartPlan:  # fmt: skip
+    """Read both sides and decide where to resume; create the slot if there is none. `tokens` are the publication's tables.
 
     Raises Fatal when changes are permanently lost and the user has not accepted that, ConfigError when the stream belongs to
     another slot.
@@ -74,8 +72,6 @@ async def find_start(
     check_owner(record, stream, slot)
     tail = await _read_tail(js, setup)
     position = tail_position(tail, record)
-    tables = tuple(await published_tables(connection, config.source.publication))
-    tokens = [table_token(t.schema, t.name) for t in tables]
     replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge startup")
     try:
         source = await _read_source(connection, replication, slot, record)
@@ -112,10 +108,10 @@ async def find_start(
     record = BridgeRecord(
         slot, config.source.publication, source.system_id, source.timeline, source.switch_points, start.skip, start.last_seq,
         start.proven_lsn, record.schemas if record else {}, tuple(tokens), record.suspended if record else {}, start.gap,
-        source.database,
+        source.database, record.published if record else "",
     )  # fmt: skip
     return StartPlan(
-        start, confirmed_lsn, RecordStore(js, stream, record, revision), tables, source.wal_end,
+        start, confirmed_lsn, RecordStore(js, stream, record, revision), source.wal_end,
         replication if temporary else None,
     )  # fmt: skip
 

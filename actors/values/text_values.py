@@ -18,15 +18,27 @@ from actors.values.formats import Arrays, Encoding
 from actors.values.json_values import Converted, json_converter, jsonb_converter
 
 
+class Attribute(NamedTuple):
+    """A field of a composite type."""
+
+    name: str
+    type_oid: int
+    typmod: int
+
+
 class TypeInfo(NamedTuple):
-    """The facts about a type that converting its values needs."""
+    """The facts about a type that its values' text depends on."""
 
     oid: int
     kind: Literal["base", "array", "domain", "other"]
     base_oid: int = 0
-    """An array's element type, a domain's base type."""
+    """An array's element type, a domain's base type, a range's subtype."""
     delimiter: str = ","
     """Separates an array's elements."""
+    labels: tuple[str, ...] = ()
+    """Of an enum, in the order in which they were made."""
+    attributes: tuple[Attribute, ...] = ()
+    """Of a composite type."""
 
 
 BUILTIN_TYPES: dict[int, TypeInfo] = {}

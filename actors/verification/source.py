@@ -9,17 +9,10 @@ from typing import Any
 
 import trio
 
-from actors.clients.postgres.catalog import (
-    PublishedTable,
-    describe_columns,
-    describe_relation,
-    published_relation,
-    published_tables,
-)
+from actors.clients.postgres.catalog import describe_relation
 from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.publications import PublishedTable, published_tables, with_row_filter
 from actors.clients.postgres.slots import export_snapshot
-from actors.contract.table_schema import matching_catalog
-from actors.contract.table_token import table_token
 from actors.positions import Lsn
 from actors.settings.config import PostgresConfig
 from actors.values.canonical import Canonical, canonical_for
@@ -54,11 +47,9 @@ class Source:
     async def describe(self, table: PublishedTable) -> tuple[Relation, list[Canonical], frozenset[str]]:
         """Describe a table: its columns, the conversions that make their values comparable, and the primary key."""
         connection = self._connection
-        relation = published_relation(table, await describe_columns(connection, table.relation_oid))
+        relation = table.relation
         description = await describe_relation(connection, relation)
-        catalog = matching_catalog(relation, description.catalog) or {}
-        pk = frozenset(name for name, column in catalog.items() if column.is_pk)
-        return relation, [canonical_for(column.type_oid, description.types) for column in relation.columns], pk
+        return relation, [canonical_for(column.type_oid, description.types) for column in relation.columns], table.pk
 
     async def blocks(self, table: PublishedTable, columns: Sequence[str]) -> AsyncGenerator[list[tuple[Any, ...]]]:
         """Read all rows, one block at a time, with every value as PostgreSQL's text."""
@@ -78,8 +69,9 @@ async def open_source(config: PostgresConfig, publication: str, chosen: tuple[st
     """Connect to the source; the chosen tables that are not published are left out."""
     connection = await PgConnection.connect(config, application_name="walbridge verify")
     try:
-        published = {table_token(t.schema, t.name): t for t in await published_tables(connection, publication)}
-        yield Source(config, connection, {token: published[token] for token in chosen if token in published})
+        published = {table.token: table for table in await published_tables(connection, publication)}
+        tables = {t: await with_row_filter(connection, publication, published[t]) for t in chosen if t in published}
+        yield Source(config, connection, tables)
     finally:
         connection.close()
 

@@ -19,7 +19,7 @@ from actors.clients.nats.record_store import RecordStore
 from actors.contract.bridge_record import BridgeRecord
 from actors.errors import SinkFenced, SinkUnavailable
 from actors.feedback import Feedback
-from actors.messages import Batch, EventKind, SchemaChange, SentBatch, Table
+from actors.messages import Batch, EventKind, PublishedChange, SchemaChange, SentBatch, Table
 from actors.positions import NO_LSN, START, Lsn, Position
 from actors.settings.resolve import resolve
 from actors.telemetry.telemetry import Telemetry
@@ -52,6 +52,7 @@ class Acking:
         self.acks = Acknowledgements(0, Counter())
         self.acks.reply_prefix = b"_INBOX.x"
         self.stored_schemas: list[SchemaChange] = []
+        self.stored_publication: list[tuple[PublishedChange, int]] = []
         self.ended = False
         self._channel = Channel[SentBatch]("published", 100, 1000)
 
@@ -64,6 +65,7 @@ class Acking:
             self.store = RecordStore(js, "CDC", self.record, len(self.nats.streams["KV_bridges"]))
             await confirm_stored(
                 self._channel.receiver(), self.acks, AckLedger(0, START), self.store, self.feedback, self.stored_schemas.append,
+                lambda change, seq: self.stored_publication.append((change, seq)),
                 self.telemetry, ack_deadline_s=ack_deadline_s,
             )  # fmt: skip
             self.ended = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 import trio
 
@@ -139,7 +141,7 @@ async def test_blocks_become_items_in_order_and_the_end_is_handed_on() -> None:
         for messages in ([relation(), *transaction(1000, 1, 2)], transaction(2000, 3)):
             await sender.send(Block(messages, 100, Lsn(messages and 2008)), 100)
     with trio.fail_after(1):
-        await decode_blocks(blocks.receiver(), items.sender(), decoder(), describe, announced.append, telemetry)
+        await decode_blocks(blocks.receiver(), items.sender(), decoder(), describe, announced.append, deque(), telemetry)
         handed = [item async for item in items.receiver()]
     assert [[type(item) for item in items] for items in handed] == [[SchemaChange, RowRun, Committed], [RowRun, Committed]]
     assert [change.table.token for change in announced] == ["users"]
@@ -153,7 +155,9 @@ async def test_a_snapshot_that_waits_for_a_place_in_the_wal_is_answered_once_its
     logging = Decoder(START, {}, encoding="msgpack", arrays="literal", log=log)
     assert log.reached.value == NO_LSN
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(decode_blocks, blocks.receiver(), items.sender(), logging, describe, lambda _: None, Telemetry())
+        nursery.start_soon(
+            decode_blocks, blocks.receiver(), items.sender(), logging, describe, lambda _: None, deque(), Telemetry()
+        )
         with trio.fail_after(1), items.receiver() as handed:
             with blocks.sender() as sender:
                 for lsn, transactions in ((1000, [(1000, 7)]), (2000, [(1000, 7), (2000, 7)])):

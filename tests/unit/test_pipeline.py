@@ -18,6 +18,8 @@ from actors.errors import SinkFenced, SinkUnavailable, SourceUnavailable
 from actors.feedback import Feedback
 from actors.pipeline import DrainTimeout, run_pipeline
 from actors.positions import NO_LSN, ROW_RANK, START, Lsn, Position
+from actors.publication_model import PublicationModel
+from actors.publication_monitor import PublicationMonitor
 from actors.schema_publisher import SchemaPublisher
 from actors.session import Session
 from actors.settings.resolve import resolve
@@ -51,6 +53,11 @@ class LateSchemas(Schemas):
         await trio.sleep_forever()
 
 
+async def no_looks(monitor: PublicationMonitor) -> None:
+    """In the place of `run`: there is no catalog to look at."""
+    await trio.sleep_forever()
+
+
 class Pipeline:
     """A pipeline between a scripted PostgreSQL and a fake NATS; both outlive its runs."""
 
@@ -64,10 +71,22 @@ class Pipeline:
         record = BridgeRecord(slot="cdc_slot", publication="cdc_pub", system_id="1", timeline=1, switch_points=())
         store = RecordStore(js, "CDC", record, len(self.nats.streams["KV_bridges"]))
         setup = StreamSetup("CDC", b"", self._mode, start.last_seq, 1024 * 1024, 1024 * 1024, False)  # type: ignore[arg-type]
-        plan = StartPlan(start, NO_LSN, store, (), NO_LSN)
+        plan = StartPlan(start, NO_LSN, store, NO_LSN)
         schemas = self._schemas(None, js, encoder)  # type: ignore[arg-type]
-        session = Session(js, setup, plan, schemas, encoder, {}, Suspensions(store, self.telemetry), TransactionLog())
-        await run_pipeline(CONFIG, session, live, self.telemetry, self.stop)
+        session = Session(
+            js,
+            setup,
+            plan,
+            schemas,
+            encoder,
+            {},
+            Suspensions(store, self.telemetry),
+            TransactionLog(),
+            PublicationModel("cdc_pub"),
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PublicationMonitor, "run", no_looks)
+            await run_pipeline(CONFIG, session, live, self.telemetry, self.stop, lambda _: None)
 
     @asynccontextmanager
     async def running(self, skip: Position = START, *, reporting: bool = True) -> AsyncIterator[None]:

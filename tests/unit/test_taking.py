@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from actors.clients.nats.jetstream import JetStream
-from actors.clients.postgres.catalog import PublishedTable
 from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.publications import PublishedTable
 from actors.contract.event_encoder import event_encoder
 from actors.contract.subjects import INIT, init_start
 from actors.positions import Lsn
@@ -27,12 +27,12 @@ from actors.snapshots.watermark import Watermark, XidSnapshot
 from actors.startup.streams import StreamSetup
 from actors.telemetry.telemetry import Telemetry
 from actors.wire import pgoutput
-from tests.scripted_replication import DESCRIPTION, OID, relation
+from tests.scripted_replication import DESCRIPTION, relation
 from tests.unit.fake_stream import FakeJetStream, event
 
 CONFIG = resolve({}, {"DATABASE_URL": "postgresql://u@h/db", "NATS_URL": "nats://fake"})
-PUBLISHED = PublishedTable("public", "users", OID, "d", True, True, ("id", "name"))
 RELATION = cast(pgoutput.Relation, pgoutput.decode(relation(), 25))
+PUBLISHED = cast(PublishedTable, None)  # for the connection that is replaced here
 
 
 class StoringJetStream(FakeJetStream):
@@ -58,11 +58,11 @@ def start_of(
 
     @asynccontextmanager
     async def open_table(*_: Any, **__: Any) -> AsyncGenerator[OpenTable]:
-        yield OpenTable(cast(PgConnection, EmptyTable()), RELATION, DESCRIPTION, watermark, 0, "", 1)
+        yield OpenTable(cast(PgConnection, EmptyTable()), RELATION, frozenset({"id"}), "v1", DESCRIPTION, watermark, 0, "", 1)
 
     monkeypatch.setattr(taking, "open_table", open_table)
     stream = StreamSetup("CDC", b"", "plain", 0, 1 << 20, 1 << 20, requests_kept=False)
-    setup = SnapshotSetup(CONFIG, stream, event_encoder("json"), log, {}, lambda: False)
+    setup = SnapshotSetup(CONFIG, stream, event_encoder("json"), log, {}, lambda: False, lambda *_: ("v1", 0))
     client, board = cast(JetStream, js), SnapshotBoard(Telemetry())
     taker = SnapshotTaker(setup, client, SnapshotRequests(client, {"users"}, stream="CDC", kept=False), board)
     trio.run(taker.take, "users", PUBLISHED, board.running("users"), [])

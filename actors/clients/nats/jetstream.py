@@ -7,10 +7,11 @@ so that the fields of a newer server survive.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import orjson
+import trio
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 
 from actors.clients.nats.connection import NatsConnection, SinkRefused
@@ -20,6 +21,7 @@ from actors.wire.jetstream import EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER, KV_OPER
 from actors.wire.nats import Msg, decode_headers
 
 API_TIMEOUT_S = 5.0
+REQUESTS_AT_ONCE = 100
 
 
 class JetStreamError(SinkUnavailable):
@@ -168,6 +170,26 @@ class JetStream:
             return None
         return KvEntry(message.data, message.seq)
 
+    async def kv_get_all(self, bucket: str, keys: Iterable[str]) -> dict[str, KvEntry]:
+        """Return the newest versions of keys, many asked for at once, without those that are missing or deleted."""
+        found: dict[str, KvEntry] = {}
+
+        async def get(key: str) -> None:
+            entry = await self.kv_get(bucket, key)
+            if entry is not None:
+                found[key] = entry
+
+        await _all_at_once(get, keys)
+        return found
+
+    async def kv_put_all(self, bucket: str, entries: Mapping[str, bytes]) -> None:
+        """Write keys, many at once; return once all are stored."""
+
+        async def put(key: str) -> None:
+            await self.kv_put(bucket, key, entries[key])
+
+        await _all_at_once(put, entries)
+
     async def keys_of(self, bucket: str, keys: str = ">") -> list[str]:
         """Return the keys of a bucket that match a pattern, deleted ones included; none when there is no such bucket."""
         found = map(parse, await self.subjects_of(bucket_stream(bucket), bucket_key(bucket, keys)))
@@ -204,6 +226,26 @@ class JetStream:
     async def _api(self, action: str, body: Mapping[str, object], doing: str) -> dict[str, Any]:
         reply = await self.connection.request(f"$JS.API.{action}", orjson.dumps(body), timeout_s=API_TIMEOUT_S)
         return _checked(reply, doing)
+
+
+async def _all_at_once(request: Callable[[str], Awaitable[None]], keys: Iterable[str]) -> None:
+    """Make requests without waiting for each reply. Raises the first error alone, not in a group."""
+    limit = trio.CapacityLimiter(REQUESTS_AT_ONCE)
+    errors: list[SinkUnavailable] = []
+
+    async def one(key: str) -> None:
+        async with limit:
+            try:
+                if not errors:
+                    await request(key)
+            except SinkUnavailable as exc:
+                errors.append(exc)
+
+    async with trio.open_nursery() as nursery:
+        for key in keys:
+            nursery.start_soon(one, key)
+    if errors:
+        raise errors[0]
 
 
 def _checked(message: Msg, doing: str) -> dict[str, Any]:

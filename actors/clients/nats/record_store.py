@@ -22,7 +22,8 @@ class RecordStore:
     """
 
     def __init__(self, js: JetStream, stream: str, record: BridgeRecord, revision: int) -> None:
-        self._js, self._stream = js, stream
+        self.stream = stream
+        self._js = js
         self._lock = trio.Lock()
         self.record, self._revision = record, revision
 
@@ -36,13 +37,13 @@ class RecordStore:
             record = replace(self.record, **changes)
             try:
                 with trio.CancelScope(shield=True):
-                    self._revision = await self._js.kv_put(BRIDGES, self._stream, record.encode(), self._revision)
+                    self._revision = await self._js.kv_put(BRIDGES, self.stream, record.encode(), self._revision)
             except JetStreamError as exc:
                 if exc.err_code not in WRONG_LAST_SEQUENCE:
                     raise
                 raise SinkFenced(
                     "WB223",
-                    f"another bridge has written the record of stream {self._stream}",
+                    f"another bridge has written the record of stream {self.stream}",
                     said=str(exc),
                     means="this bridge stops writing and reads the stream's tail again",
                 ) from exc

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from actors.clients.postgres.catalog import PublishedTable, describe_columns, describe_relation, published_relation
+from actors.clients.postgres.catalog import describe_relation
 from actors.clients.postgres.connection import PgConnection, PostgresError
+from actors.clients.postgres.publications import PublishedTable
 from actors.contract.table_schema import Description
 from actors.wire.pgoutput import Relation
 from actors.wire.sql_names import quoted
@@ -40,10 +41,9 @@ async def sample_table(connection: PgConnection, published: PublishedTable, *, r
     TABLESAMPLE chooses some blocks of a large table, and a random order some of their rows: neither side holds more in memory
     than the sample.
     """
-    relation = published_relation(published, await describe_columns(connection, published.relation_oid))
+    relation = published.relation
     if not relation.columns:
-        raise PostgresError("42P01", f"table {published.schema}.{published.name} was dropped or created again")
-    relation = await _with_key(connection, relation)
+        raise PostgresError("42703", f"table {published.schema}.{published.name} has no column that is published")
     description = await describe_relation(connection, relation)
     ((tuples, pages),) = await connection.query(
         "SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint, coalesce(sum(pg_relation_size(oid)), 0)::bigint / 8192"
@@ -84,19 +84,3 @@ async def _fetch(connection: PgConnection, rows_max: int, bytes_max: int) -> lis
             size += sum(len(value) for value in encoded if value is not None)
         block = max(1, min(BLOCK_ROWS_MAX, BLOCK_BYTES // max(1, size // len(found))))
     return found
-
-
-async def _with_key(connection: PgConnection, relation: Relation) -> Relation:
-    """Return the relation with the columns of the replica identity marked."""
-    identity = relation.replica_identity
-    if identity == "f":
-        keys = {column.name for column in relation.columns}
-    else:
-        marked = "i.indisreplident" if identity == "i" else "i.indisprimary" if identity == "d" else "false"
-        rows = await connection.query(
-            "SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid"
-            f" AND a.attnum = ANY (i.indkey::int2[]) WHERE i.indrelid = $1 AND {marked}",
-            (relation.oid,),
-        )
-        keys = {name or "" for (name,) in rows}
-    return replace(relation, columns=tuple(column._replace(is_key=column.name in keys) for column in relation.columns))

@@ -1,0 +1,341 @@
+"""What a publication publishes, read from the catalog's tables without a lock, so that no ALTER TABLE makes a reader wait.
+
+`pg_publication_tables`, `pg_get_expr` and `pg_relation_size` open the tables, and wait for whoever has locked one; a bridge
+that asked them would stop streaming all tables because of one. The rules here are those of PostgreSQL's pg_publication.c and
+pgoutput.c. On ordinary connections.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from actors.clients.postgres.catalog import describe_types
+from actors.clients.postgres.connection import PgConnection
+from actors.contract.publication import Composite, Enum, TableFacts
+from actors.contract.table_schema import schema_id
+from actors.contract.table_token import table_token
+from actors.values.text_values import BUILTIN_TYPES, TypeInfo
+from actors.wire.pgoutput import Column, Relation
+from actors.wire.sql_names import quoted
+
+_TOASTABLE = "xem"
+"""pg_attribute.attstorage of columns whose values may be stored out of line."""
+
+
+class PublicationFacts(NamedTuple):
+    """The operations that a publication publishes."""
+
+    inserts: bool
+    updates: bool
+    deletes: bool
+    truncates: bool
+    via_root: bool
+
+
+class PublishedTable(NamedTuple):
+    """One table of a publication, as its events name it."""
+
+    relation: Relation
+    """As a Relation message describes the table."""
+    columns: tuple[str, ...]
+    """The published columns."""
+    has_key: bool
+    """PostgreSQL accepts updates and deletes: the replica identity is a usable key or FULL, and all of it is published."""
+    unpublished_key: tuple[str, ...]
+    """Columns of the replica identity that the publication leaves out."""
+    pk: frozenset[str]
+    """The primary key's columns; none if some of them are not published."""
+    unreadable: str
+    """Why the role may not read the published columns of all rows, which snapshots must; empty when it may."""
+    is_filtered: bool
+    """Some rows are not published."""
+    is_partitioned: bool
+    toasted: tuple[str, ...]
+    """Published columns whose unchanged values PostgreSQL may leave out of an update."""
+    children: tuple[str, ...]
+    """Tables that inherit from this one and are not published."""
+    facts: TableFacts
+    row_filter: str = ""
+    """The publication's WHERE for this table, as SQL; only from `with_row_filter`."""
+
+    @property
+    def schema(self) -> str:
+        return self.relation.schema
+
+    @property
+    def name(self) -> str:
+        return self.relation.name
+
+    @property
+    def relation_oid(self) -> int:
+        return self.relation.oid
+
+    @property
+    def replica_identity(self) -> str:
+        return self.relation.replica_identity
+
+    @property
+    def token(self) -> str:
+        return self.facts.token
+
+    @property
+    def qualified(self) -> str:
+        """The table's name in SQL."""
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+    @property
+    def own(self) -> str:
+        """The FROM item for the table's own rows: inheritance children are tables of their own."""
+        return self.qualified if self.is_partitioned else f"ONLY {self.qualified}"
+
+    @property
+    def where(self) -> str:
+        """The publication's row filter as a WHERE clause; empty when all rows are published."""
+        return f" WHERE {self.row_filter}" if self.row_filter else ""
+
+
+class Publication(NamedTuple):
+    """What was read in one statement."""
+
+    tables: list[PublishedTable]
+    """Ordered by name."""
+    horizon: int
+    """The first xid that was not given out yet: transactions from there on write to the tables as they are published here."""
+
+
+async def publication_facts(connection: PgConnection, publication: str) -> PublicationFacts | None:
+    """Return the publication's options; None when there is no such publication."""
+    rows = await connection.query(
+        "SELECT pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot FROM pg_publication WHERE pubname = $1", (publication,)
+    )
+    return PublicationFacts(*(value == "t" for value in rows[0])) if rows else None
+
+
+async def published_tables(connection: PgConnection, publication: str) -> list[PublishedTable]:
+    """Return the tables of a publication, by whichever clause it includes them, ordered by name."""
+    return (await PublicationReader(publication).read(connection)).tables
+
+
+async def published_table(connection: PgConnection, publication: str, relation_oid: int) -> tuple[PublishedTable | None, int]:
+    """Return one table as this transaction's snapshot has it, or None; and the snapshot's horizon (see `Publication`)."""
+    tables, horizon = await PublicationReader(publication).read(connection, relation_oid)
+    return (tables[0] if tables else None), horizon
+
+
+async def with_row_filter(connection: PgConnection, publication: str, table: PublishedTable) -> PublishedTable:
+    """Return the table with its row filter in SQL. PostgreSQL locks the table to print it."""
+    if not table.is_filtered:
+        return table
+    rows = await connection.query(
+        "SELECT pg_get_expr(r.prqual, r.prrelid) FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid"
+        " WHERE p.pubname = $1 AND r.prrelid = $2",
+        (publication, table.relation_oid),
+    )
+    return table._replace(row_filter=rows[0][0] or "" if rows else "false")
+
+
+class PublicationReader:
+    """Reads one publication again and again. What has not changed since the last time is not examined again."""
+
+    def __init__(self, publication: str) -> None:
+        self._publication = publication
+        self._seen: dict[Sequence[str | None], PublishedTable] = {}
+        self._type_oids: dict[str | None, frozenset[int]] = {}  # by the text that lists a table's columns
+        self._types: dict[int, TypeInfo] = {}
+
+    async def read(self, connection: PgConnection, relation_oid: int | None = None) -> Publication:
+        """Read all tables, or one, in one statement, and their types in others. Raises PostgresError, SourceUnavailable."""
+        only = "" if relation_oid is None else f" WHERE c.oid = {int(relation_oid)}"
+        rows = await connection.query(_statement(connection.server_version) + only + " ORDER BY 1, 2", (self._publication,))
+        horizon = int(rows[0][-1] or 0) if rows else 0
+        rows = [tuple(row[:-1]) for row in rows]
+        types = await self._read_types(connection, rows)
+        known = self._seen if types == self._types else {}
+        self._types = types
+        self._seen = {row: known.get(row) or _table(row, types) for row in rows}
+        return Publication(list(self._seen.values()), horizon)
+
+    async def _read_types(self, connection: PgConnection, rows: Sequence[Sequence[str | None]]) -> dict[int, TypeInfo]:
+        texts = {row[_COLUMNS] for row in rows}
+        known = self._type_oids
+        self._type_oids = {
+            text: known[text] if text in known else frozenset(column[2] for column in _json(text)) - BUILTIN_TYPES.keys()
+            for text in texts
+        }
+        wanted = frozenset[int]().union(*self._type_oids.values())
+        return await describe_types(connection, sorted(wanted)) if wanted else {}
+
+
+# -- one row of the statement
+
+_COLUMNS = 5
+
+
+def _table(row: Sequence[str | None], types: Mapping[int, TypeInfo]) -> PublishedTable:
+    (
+        schema, name, oid_text, replident, kind, columns_text, attributes_xid, filenode, entries, options, filtered, listed,
+        identity_text, pk_text, leaves_without, partitions, readable, denied, children,
+    ) = row  # fmt: skip
+    oid, is_partitioned = int(oid_text or 0), kind == "p"
+    columns = [_Attribute(*column) for column in _json(columns_text)]
+    generated = {"", "s"} if options and options.endswith("s") else {""}
+    only = None if listed is None else {int(number) for number in listed.split()}
+    sent = [c for c in columns if c.generated in generated and (only is None or c.number in only)]
+    names = {c.number: c.name for c in columns}
+    numbers = {c.number for c in sent}
+    identity = _numbers(identity_text)
+    if replident == "f":
+        identity = [c.number for c in sent]
+    relation = Relation(
+        oid, schema or "", name or "", replident or "d",
+        tuple(Column(c.name, c.type_oid, c.typmod, c.number in identity) for c in sent),
+    )  # fmt: skip
+    pk = _numbers(pk_text)
+    has_identity = leaves_without is None if is_partitioned else replident == "f" or bool(identity)
+    missing = () if replident == "f" else tuple(names[number] for number in identity if number not in numbers)
+    made_of = _made_of(sent, types)
+    facts = TableFacts(
+        table_token(relation.schema, relation.name), oid, _digest([entries, options, filtered, partitions]),
+        int(attributes_xid or 0), int(filenode or 0),
+        tuple(Enum(t.oid, t.labels) for t in made_of if t.labels),
+        tuple(Composite(t.oid, tuple(a[1:] for a in t.attributes)) for t in made_of if t.attributes),
+        schema_id(relation, types),
+    )  # fmt: skip
+    return PublishedTable(
+        relation=relation,
+        columns=tuple(c.name for c in sent),
+        has_key=has_identity and not missing,
+        unpublished_key=missing,
+        pk=frozenset(names[number] for number in pk) if numbers.issuperset(pk) else frozenset(),
+        unreadable=_unreadable(readable or "", {int(number) for number in (denied or "").split()} & numbers, names),
+        is_filtered=bool(filtered),
+        is_partitioned=is_partitioned,
+        toasted=tuple(c.name for c in sent if c.length == -1 and c.storage in _TOASTABLE),
+        children=tuple(_json(children)),
+        facts=facts,
+    )
+
+
+class _Attribute(NamedTuple):
+    """A column as the statement lists it."""
+
+    number: int
+    name: str
+    type_oid: int
+    typmod: int
+    generated: str
+    storage: str
+    length: int
+
+
+def _unreadable(readable: str, denied: Iterable[int], names: Mapping[int, str]) -> str:
+    """Why the role may not read: `readable` has a letter for each right: schema, row security, table."""
+    if "s" not in readable:
+        return "has no USAGE on the schema"
+    if "r" not in readable:
+        return "sees only the rows that row level security lets it see"
+    columns = sorted(names[number] for number in denied)
+    return f"may not SELECT {', '.join(columns)}" if columns else ""
+
+
+def _made_of(columns: Iterable[_Attribute], types: Mapping[int, TypeInfo]) -> list[TypeInfo]:
+    """The types that the columns are made of and that are not built in, in the order of their OIDs."""
+    found: dict[int, TypeInfo] = {}
+    wanted = [c.type_oid for c in columns]
+    while wanted:
+        info = types.get(wanted.pop())
+        if info is not None and info.oid not in found:
+            found[info.oid] = info
+            wanted += [info.base_oid, *(attribute.type_oid for attribute in info.attributes)]
+    return sorted(found.values())
+
+
+def _numbers(text: str | None) -> list[int]:
+    """Read `{count} {number} {number} ...`, of which the first `count` are meant."""
+    count, *numbers = [int(number) for number in (text or "0").split()]
+    return numbers[:count]
+
+
+def _json(text: str | None) -> list[Any]:
+    return json.loads(text) if text else []  # not orjson: names in a database without an encoding may be any bytes
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode("ascii")).hexdigest()[:16]
+
+
+# -- the statement
+
+_IDENTITY = """(SELECT i.indnkeyatts || ' ' || i.indkey::text FROM pg_index i WHERE i.indrelid = {table}.oid
+      AND i.indisvalid AND i.indisunique AND i.indimmediate AND i.indpred IS NULL
+      AND CASE {table}.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)"""
+"""The index that PostgreSQL takes as replica identity (RelationGetIndexList in relcache.c)."""
+
+
+def _statement(version: int) -> str:
+    """One row for each published table, the parameter is the publication's name. A WHERE may follow, with `c` the table."""
+    namespaces = "SELECT oid, pnnspid, pnpubid FROM pg_publication_namespace"
+    prqual, prattrs = "e.prqual::text", "e.prattrs::text"
+    if version < 150000:
+        namespaces = "SELECT 0::oid AS oid, 0::oid AS pnnspid, 0::oid AS pnpubid WHERE false"
+        prqual = prattrs = "NULL::text"
+    generated = "p.pubgencols::text" if version >= 180000 else "'n'"
+    return f"""
+    WITH RECURSIVE pub AS MATERIALIZED (
+      SELECT p.oid, p.puballtables, p.pubviaroot,
+        concat(p.oid, ' ', p.pubinsert::int, p.pubupdate::int, p.pubdelete::int, p.pubtruncate::int, p.pubviaroot::int, ' ',
+          {generated}) AS options
+      FROM pg_publication p WHERE p.pubname = $1
+    ), publishable AS MATERIALIZED (
+      SELECT c.oid, c.relnamespace, c.relkind, c.relpersistence FROM pg_class c
+      WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
+    ), namespaces AS MATERIALIZED (
+      SELECT s.oid, s.pnnspid FROM ({namespaces}) s JOIN pub ON pub.oid = s.pnpubid
+    ), named AS MATERIALIZED (  -- by the publication's clauses; each with the entries that name it
+      SELECT c.oid, string_agg(x.entry, ' ' ORDER BY x.entry) AS entries FROM publishable c JOIN (
+        SELECT c.oid, 'all' AS entry FROM publishable c JOIN pub ON pub.puballtables
+        UNION ALL SELECT r.prrelid, r.oid::text FROM pg_publication_rel r JOIN pub ON pub.oid = r.prpubid
+        UNION ALL SELECT c.oid, s.oid::text FROM namespaces s JOIN publishable c ON c.relnamespace = s.pnnspid
+      ) x ON x.oid = c.oid GROUP BY c.oid
+    ), tree AS (  -- each named table, and the partitions below it
+      SELECT n.oid AS root, n.oid, n.entries FROM named n
+      UNION ALL SELECT t.root, i.inhrelid, t.entries FROM tree t JOIN pg_class p ON p.oid = t.oid AND p.relkind = 'p'
+        JOIN pg_inherits i ON i.inhparent = t.oid
+    ), listed AS MATERIALIZED (
+      SELECT n.oid, n.entries FROM named n JOIN pub ON pub.pubviaroot
+      WHERE NOT EXISTS (SELECT FROM tree t WHERE t.oid = n.oid AND t.root <> n.oid)
+      UNION ALL SELECT t.oid, string_agg(t.entries, ' ' ORDER BY t.entries) FROM tree t JOIN publishable c ON c.oid = t.oid
+        JOIN pub ON NOT pub.pubviaroot WHERE c.relkind = 'r' GROUP BY t.oid
+    )
+    SELECT n.nspname, c.relname, c.oid, c.relreplident, c.relkind,
+      (SELECT json_agg(json_build_array(a.attnum, a.attname, a.atttypid::int8, a.atttypmod, a.attgenerated, a.attstorage,
+        a.attlen) ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+      -- ALTER TABLE ... TYPE ... USING moves both of these, VACUUM FULL and TRUNCATE only the second
+      (SELECT max(a.xmin::text::int8) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0), c.relfilenode,
+      l.entries, pub.options, md5(f.filter), f.columns, {_IDENTITY.format(table="c")},
+      (SELECT i.indnkeyatts || ' ' || i.indkey::text FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
+        AND i.indisvalid),
+      -- the identity that counts is that of the table that holds the row: a partition's, not its root's
+      (SELECT min(h.relname) FROM tree t JOIN pg_class h ON h.oid = t.oid AND h.relkind = 'r' WHERE c.relkind = 'p'
+        AND t.root = c.oid AND h.relreplident <> 'f' AND {_IDENTITY.format(table="h")} IS NULL),
+      -- nothing tells of partitions that come, go or are truncated when their rows are published as the root's
+      (SELECT md5(string_agg(h.oid || ' ' || h.relfilenode, ',' ORDER BY h.oid)) FROM tree t JOIN pg_class h ON h.oid = t.oid
+        AND h.relkind <> 'p' WHERE c.relkind = 'p' AND t.root = c.oid),
+      CASE WHEN has_schema_privilege(n.oid, 'USAGE') THEN 's' ELSE '' END
+        || CASE WHEN row_security_active(c.oid) THEN '' ELSE 'r' END,
+      CASE WHEN NOT has_table_privilege(c.oid, 'SELECT') THEN (SELECT string_agg(a.attnum::text, ' ') FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        AND NOT has_column_privilege(c.oid, a.attnum, 'SELECT')) END,
+      (SELECT json_agg(kn.nspname || '.' || k.relname ORDER BY 1) FROM pg_inherits i JOIN pg_class k ON k.oid = i.inhrelid
+        JOIN pg_namespace kn ON kn.oid = k.relnamespace WHERE i.inhparent = c.oid AND c.relkind = 'r'
+        AND k.oid NOT IN (SELECT oid FROM listed)),
+      pg_snapshot_xmax(pg_current_snapshot())
+    FROM listed l CROSS JOIN pub JOIN pg_class c ON c.oid = l.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN LATERAL (
+      SELECT {prqual} AS filter, {prattrs} AS columns FROM pg_publication_rel e WHERE e.prrelid = c.oid AND e.prpubid = pub.oid
+        AND NOT pub.puballtables AND c.relnamespace NOT IN (SELECT pnnspid FROM namespaces)
+    ) f ON true
+    """

@@ -1,0 +1,155 @@
+"""What the publication publishes and what readers have been told of it: shared by all runs of the pipeline of one bridge.
+
+PostgreSQL's stream carries no DDL, so the publication_monitor looks at the catalog. This class decides what a look means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import trio
+
+from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.publications import PublicationReader, PublishedTable
+from actors.contract.publication import KnownTable, TableFacts
+from actors.messages import PublicationChange, PublishedChange
+
+
+class Difference(NamedTuple):
+    """How a look differs from what readers have been told about one table."""
+
+    token: str
+    change: PublicationChange | None
+    version: str
+    reason: str
+    reshaped: bool
+
+
+class PublicationModel:
+    """The tables of the last look, and each table as readers know it.
+
+    The publication_monitor writes it; the snapshotter asks it which version of a table its transaction sees. `told` is what KV
+    `bridges` holds, `known` also has what is on its way into the stream: a run that ends before that is stored forgets it, and
+    the next run finds the difference again.
+    """
+
+    def __init__(self, publication: str) -> None:
+        self.publication = publication
+        self.tables: dict[str, PublishedTable] = {}
+        """By token, as of the last look."""
+        self.told: dict[str, KnownTable] = {}
+        self.known: dict[str, KnownTable] = {}
+        self.digest = ""
+        """Hash of what KV holds, for the bridge's record."""
+        self.wake = trio.Event()
+        """Set when the catalog is worth a look before the next one is due."""
+        self._looking = trio.Lock()
+        self._underway: set[str] = set()
+        self._reader = PublicationReader(publication)
+        self._tokens: dict[int, str] = {}
+        self._horizon = 0
+
+    async def look(self, connection: PgConnection) -> None:
+        """Read the catalog. Raises PostgresError and SourceUnavailable."""
+        async with self._looking:
+            found = await self._reader.read(connection)
+        self.tables = {table.token: table for table in found.tables}
+        self._tokens = {table.relation_oid: table.token for table in found.tables}
+        self._horizon = found.horizon
+
+    def begin(self, told: Mapping[str, KnownTable] | None, last_seq: int) -> None:
+        """Start a run. `told` is what KV `bridges` holds; None if no run has ever written it: what is there now is no news.
+
+        What was told in messages that the stream, which ends at `last_seq`, no longer has is told again.
+        """
+        self._underway = set()
+        self.told = dict(told or {})
+        if told is None:
+            self.known = {token: KnownTable.of(table.facts, self._horizon) for token, table in self.tables.items()}
+        else:
+            self.known = {token: table for token, table in told.items() if table.told_seq <= last_seq}
+        self.digest = digest_of(self.told)
+
+    def compare(self) -> list[Difference]:
+        """Return what the last look shows and `known` does not have, and note it there."""
+        found: list[Difference] = []
+        for token, table in self.tables.items():
+            known, facts = self.known.get(token), table.facts
+            change: PublicationChange | None
+            if known is None and token in self.told:
+                change, reason = "changed", "the stream has lost the event that told of its last change"
+            elif known is None or not known.version:
+                change, reason = "added", "it is published now"
+            else:
+                reason = known.difference(facts)
+                change = "changed" if reason else None
+            if change is not None:
+                self._underway.add(token)
+                now = self.known[token] = KnownTable.of(facts, self._horizon)
+                reshaped = known is not None and known.schema_id != facts.schema_id
+                found.append(Difference(token, change, now.version, reason, reshaped))
+            elif known is not None and known.seen_again(facts) != known:
+                self.known[token] = known.seen_again(facts)
+                if known.schema_id != facts.schema_id:
+                    found.append(Difference(token, None, known.version, "", True))
+        gone = [t for t in {**self.told, **self.known} if t not in self.tables and self._is_published(t)]
+        for token in sorted(gone):
+            before = self.known.get(token) or self.told[token]
+            self.known[token] = replace(before, version="", told_seq=0)
+            self._underway.add(token)
+            found.append(Difference(token, "removed", "", "it is no longer published", False))
+        return found
+
+    def _is_published(self, token: str) -> bool:
+        """Whether readers think that the table is published."""
+        return token not in self.known or bool(self.known[token].version)
+
+    def stored(self, change: PublishedChange, seq: int) -> None:
+        """Note that the stream holds an event, at `seq` or before."""
+        known = self.known.get(change.token)
+        if known is None or known.version != change.version:  # an event that tells more is underway
+            return
+        known = self.known[change.token] = replace(known, told_seq=seq)
+        self._underway.discard(change.token)
+        self.wake.set()
+
+    def unwritten(self) -> dict[str, KnownTable]:
+        """What KV is to hold and does not hold yet, apart from what the stream does not hold yet."""
+        return {
+            token: known for token, known in self.known.items()
+            if token not in self._underway and self.told.get(token) != known
+        }  # fmt: skip
+
+    def written(self, entries: Mapping[str, KnownTable]) -> None:
+        """Note that KV holds these entries."""
+        self.told |= entries
+        self.digest = digest_of(self.told)
+
+    def version_of(self, facts: TableFacts, horizon: int) -> tuple[str, int]:
+        """Return the version of a table as a transaction with this horizon sees it, and the version's horizon.
+
+        If it is a new one, the monitor is told to look.
+        """
+        known = self.known.get(facts.token)
+        if known is not None and known.version and not known.difference(facts):
+            return known.version, known.horizon
+        self.wake.set()
+        return KnownTable.of(facts, horizon).version, horizon
+
+    def relation_seen(self, oid: int, token: str, schema_id: int) -> None:
+        """Note a Relation message: a look is due if it does not describe what the last look found."""
+        known = self.known.get(token)
+        if self._tokens.get(oid) != token or known is None or known.schema_id != schema_id:
+            self.wake.set()
+
+
+def digest_of(told: Mapping[str, KnownTable]) -> str:
+    """Hash the entries of KV `bridges` that say how tables are published; never empty."""
+    return hashlib.sha256(b"\n".join(sorted(_lines(told.items())))).hexdigest()[:16]
+
+
+def _lines(told: Iterable[tuple[str, KnownTable]]) -> Iterable[bytes]:
+    return (token.encode() + b" " + known.encode() for token, known in told)

@@ -1,0 +1,149 @@
+"""What is wrong with a publication's tables, one problem per kind, with the statements that fix it. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from actors.clients.postgres.locks import TableLock
+from actors.clients.postgres.publications import PublicationFacts, PublishedTable
+from actors.telemetry.telemetry import Problem
+from actors.wire.sql_names import quoted
+
+SHOWN_MAX = 10
+"""Tables that a problem names."""
+
+
+def publication_problems(
+    publication: str, facts: PublicationFacts, tables: Sequence[PublishedTable], locks: Sequence[TableLock], role: str
+) -> list[Problem]:
+    """Return what the look at a publication shows that will matter sooner or later. `locks` are long ones."""
+    found = [
+        _no_tables(publication) if not tables else None,
+        _no_identity([t for t in tables if not t.has_key and not t.unpublished_key and (facts.updates or facts.deletes)]),
+        _half_identity(publication, [t for t in tables if t.unpublished_key and (facts.updates or facts.deletes)]),
+        _not_readable([t for t in tables if t.unreadable], role),
+        _holes([t for t in tables if t.is_filtered and facts.updates and t.toasted and t.replica_identity != "f"]),
+        _children(publication, [t for t in tables if t.children]),
+        _locked(tables, locks),
+    ]
+    return [problem for problem in found if problem is not None]
+
+
+def _no_tables(publication: str) -> Problem:
+    return Problem(
+        "WB116",
+        f"publication {publication} has no tables",
+        means="nothing will be streamed",
+        fix=f"ALTER PUBLICATION {quoted(publication)} ADD TABLE users;",
+    )
+
+
+def _no_identity(tables: Sequence[PublishedTable]) -> Problem | None:
+    if not tables:
+        return None
+    return Problem(
+        "WB115",
+        f"{_named(tables)} no usable replica identity, yet updates or deletes are published",
+        means="PostgreSQL refuses the application's UPDATE and DELETE on it; a deferrable key, an invalid index and a unique "
+        "index with a WHERE are none",
+        fix=_each(
+            tables, lambda t: f"ALTER TABLE {t.qualified} ADD PRIMARY KEY (...);   -- or: ALTER TABLE {t.qualified} REPLICA "
+            "IDENTITY FULL;"
+        ),
+    )  # fmt: skip
+
+
+def _half_identity(publication: str, tables: Sequence[PublishedTable]) -> Problem | None:
+    if not tables:
+        return None
+    return Problem(
+        "WB131",
+        f"{_named(tables)} columns of the replica identity that are not published: "
+        + _listed([f"{_name(t)} ({', '.join(t.unpublished_key)})" for t in tables]),
+        means="PostgreSQL refuses the application's UPDATE and DELETE on it",
+        fix=f"ALTER PUBLICATION {quoted(publication)} SET TABLE ...;   -- name all tables, these with those columns too",
+    )
+
+
+def _not_readable(tables: Sequence[PublishedTable], role: str) -> Problem | None:
+    if not tables:
+        return None
+    to = quoted(role)
+
+    def fix(table: PublishedTable) -> str:
+        if "row level security" in table.unreadable:
+            return f"ALTER ROLE {to} BYPASSRLS;"
+        return f"GRANT USAGE ON SCHEMA {quoted(table.schema)} TO {to}; GRANT SELECT ON {table.qualified} TO {to};"
+
+    reasons = sorted({table.unreadable for table in tables if "may not SELECT" not in table.unreadable})
+    return Problem(
+        "WB117",
+        f"role {role} may not read {_listed([_name(t) for t in tables])}" + (f": it {', '.join(reasons)}" if reasons else ""),
+        means="changes are streamed, but no snapshot can be taken",
+        fix=_each(tables, fix),
+    )
+
+
+def _holes(tables: Sequence[PublishedTable]) -> Problem | None:
+    if not tables:
+        return None
+    columns = _listed([f"{_name(t)} ({', '.join(t.toasted[:3])}{', ...' if len(t.toasted) > 3 else ''})" for t in tables])
+    return Problem(
+        "WB130",
+        f"rows that an UPDATE moves into a row filter may arrive without large values: {columns}",
+        means="PostgreSQL sends such a row as an insert without the unchanged values that it stores out of line; each makes "
+        "mirrors copy the table again",
+        fix=_each(tables, lambda t: f"ALTER TABLE {t.qualified} REPLICA IDENTITY FULL;"),
+    )
+
+
+def _children(publication: str, tables: Sequence[PublishedTable]) -> Problem | None:
+    if not tables:
+        return None
+    children = [child for table in tables for child in table.children]
+    return Problem(
+        "WB132",
+        f"tables that inherit from published ones are not published themselves: {_listed(children)}",
+        means="PostgreSQL publishes the children that exist when their parent is added, not those that come later: neither "
+        "changes nor snapshots have their rows",
+        fix=f"ALTER PUBLICATION {quoted(publication)} ADD TABLE {', '.join(children[:SHOWN_MAX])};",
+    )
+
+
+def _locked(tables: Sequence[PublishedTable], locks: Sequence[TableLock]) -> Problem | None:
+    if not locks:
+        return None
+    names = {table.relation_oid: _name(table) for table in tables}
+    oldest = locks[0]
+    who = f"pid {oldest.pid}" if oldest.pid else "a prepared transaction"
+    return Problem(
+        "WB133",
+        f"{_listed(sorted({names[lock.relation_oid] for lock in locks}))} locked by {who} for {oldest.open_for_s} s",
+        said=oldest.query[:200],
+        means="events go on; snapshots wait, and so do the defaults of the columns in KV schemas",
+        fix=f"SELECT pg_cancel_backend({oldest.pid});   -- or wait" if oldest.pid
+        else "ROLLBACK PREPARED '...';   -- or COMMIT PREPARED; SELECT gid, prepared FROM pg_prepared_xacts",
+    )  # fmt: skip
+
+
+def _name(table: PublishedTable) -> str:
+    return f"{table.schema}.{table.name}"
+
+
+def _named(tables: Sequence[PublishedTable]) -> str:
+    """Begin a sentence about tables: `table public.users has`, or `3 tables (public.a, ...) have`."""
+    if len(tables) == 1:
+        return f"table {_name(tables[0])} has"
+    return f"{len(tables)} tables ({_listed([_name(t) for t in tables])}) have"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_MAX} more" if len(names) > SHOWN_MAX else ""
+    return ", ".join(names[:SHOWN_MAX]) + more
+
+
+def _each(tables: Sequence[PublishedTable], fix: Callable[[PublishedTable], str]) -> str:
+    lines = list(dict.fromkeys(fix(table) for table in tables[:SHOWN_MAX]))
+    if len(tables) > SHOWN_MAX:
+        lines.append(f"-- and the same for {len(tables) - SHOWN_MAX} more")
+    return "\n".join(lines)
