@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import trio
+from trio_util import AsyncValue
 
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.publications import PublicationReader, PublishedTable
@@ -47,8 +48,10 @@ class PublicationModel:
         self.wake = trio.Event()
         """Set when the catalog is worth a look before the next one is due."""
         self._looking = trio.Lock()
+        self._moves = AsyncValue(0)  # looks that were compared, and events that were stored
         self._underway: set[str] = set()
         self._reader = PublicationReader(publication)
+        self._facts: Mapping[str, TableFacts] = {}
         self._tokens: dict[int, str] = {}
         self._horizon = 0
 
@@ -57,8 +60,12 @@ class PublicationModel:
         async with self._looking:
             found = await self._reader.read(connection)
         self.tables = {table.token: table for table in found.tables}
-        self._tokens = {table.relation_oid: table.token for table in found.tables}
-        self._horizon = found.horizon
+        self.seen({token: table.facts for token, table in self.tables.items()}, found.horizon)
+
+    def seen(self, facts: Mapping[str, TableFacts], horizon: int) -> None:
+        """Take what a look has found, by token."""
+        self._facts, self._horizon = facts, horizon
+        self._tokens = {found.relation_oid: token for token, found in facts.items()}
 
     def begin(self, told: Mapping[str, KnownTable] | None, last_seq: int) -> None:
         """Start a run. `told` is what KV `bridges` holds; None if no run has ever written it: what is there now is no news.
@@ -68,7 +75,7 @@ class PublicationModel:
         self._underway = set()
         self.told = dict(told or {})
         if told is None:
-            self.known = {token: KnownTable.of(table.facts, self._horizon) for token, table in self.tables.items()}
+            self.known = {token: KnownTable.of(facts, self._horizon) for token, facts in self._facts.items()}
         else:
             self.known = {token: table for token, table in told.items() if table.told_seq <= last_seq}
         self.digest = digest_of(self.told)
@@ -76,8 +83,8 @@ class PublicationModel:
     def compare(self) -> list[Difference]:
         """Return what the last look shows and `known` does not have, and note it there."""
         found: list[Difference] = []
-        for token, table in self.tables.items():
-            known, facts = self.known.get(token), table.facts
+        for token, facts in self._facts.items():
+            known = self.known.get(token)
             change: PublicationChange | None
             if known is None and token in self.told:
                 change, reason = "changed", "the stream has lost the event that told of its last change"
@@ -95,12 +102,13 @@ class PublicationModel:
                 self.known[token] = known.seen_again(facts)
                 if known.schema_id != facts.schema_id:
                     found.append(Difference(token, None, known.version, "", True))
-        gone = [t for t in {**self.told, **self.known} if t not in self.tables and self._is_published(t)]
+        gone = [t for t in {**self.told, **self.known} if t not in self._facts and self._is_published(t)]
         for token in sorted(gone):
             before = self.known.get(token) or self.told[token]
             self.known[token] = replace(before, version="", told_seq=0)
             self._underway.add(token)
             found.append(Difference(token, "removed", "", "it is no longer published", False))
+        self._moves.value += 1
         return found
 
     def _is_published(self, token: str) -> bool:
@@ -114,6 +122,7 @@ class PublicationModel:
             return
         known = self.known[change.token] = replace(known, told_seq=seq)
         self._underway.discard(change.token)
+        self._moves.value += 1
         self.wake.set()
 
     def unwritten(self) -> dict[str, KnownTable]:
@@ -128,16 +137,22 @@ class PublicationModel:
         self.told |= entries
         self.digest = digest_of(self.told)
 
-    def version_of(self, facts: TableFacts, horizon: int) -> tuple[str, int]:
-        """Return the version of a table as a transaction with this horizon sees it, and the version's horizon.
+    def version_of(self, facts: TableFacts) -> tuple[str, int] | None:
+        """Return the version of a table as a transaction sees it, and the version's horizon.
 
-        If it is a new one, the monitor is told to look.
+        None while the stream does not hold the event that tells of it: if a snapshot were of a version that is never told, its
+        readers would not hear of the next change either. See `settled`.
         """
         known = self.known.get(facts.token)
-        if known is not None and known.version and not known.difference(facts):
-            return known.version, known.horizon
+        if known is None or not known.version or facts.token in self._underway or known.difference(facts):
+            return None
+        return known.version, known.horizon
+
+    async def settled(self, token: str) -> None:
+        """Have the monitor look, and wait until the stream holds what it tells of the table."""
+        before = self._moves.value
         self.wake.set()
-        return KnownTable.of(facts, horizon).version, horizon
+        await self._moves.wait_value(lambda moves: moves > before and token not in self._underway)
 
     def relation_seen(self, oid: int, token: str, schema_id: int) -> None:
         """Note a Relation message: a look is due if it does not describe what the last look found."""

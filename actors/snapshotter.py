@@ -34,6 +34,8 @@ from actors.telemetry.telemetry import SnapshotProgress, Telemetry
 log = get_logger("snapshotter")
 
 ATTEMPTS_MAX = 5
+TOLD_WITHIN_S = 20.0
+"""How long to wait for the stream to tell of a table's change."""
 WRITER_ENDS_S = 2.0
 """Pause before the next attempt while a transaction is open from before the table was published."""
 UNKNOWN_EVERY_S = 60.0
@@ -137,6 +139,7 @@ class Snapshotter:
         connection = await PgConnection.connect(self._config.postgres, application_name="walbridge snapshot")
         try:
             await self._publication.look(connection)
+            self._publication.wake.set()  # readers of the stream are to know what is known here
             return self._publication.tables
         finally:
             connection.close()
@@ -195,8 +198,11 @@ class Snapshotter:
                 continue
             except TableChanged:
                 failure = SnapshotFailed(
-                    "table_changed", f"the table or its publication was altered {ATTEMPTS_MAX} times in a row; request it again"
-                )
+                    "table_changed", "the table or its publication was altered, and the stream does not say so yet; request "
+                    "the snapshot again when the bridge has caught up"
+                )  # fmt: skip
+                with trio.move_on_after(TOLD_WITHIN_S):
+                    await self._publication.settled(token)
             except SourceUnavailable as exc:
                 failure = SnapshotFailed("postgres_unavailable", str(exc))
                 if attempt < ATTEMPTS_MAX:

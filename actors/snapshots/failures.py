@@ -19,7 +19,7 @@ class NoWatermark(Exception):
 
 
 class TableChanged(Exception):
-    """The table is gone, or has another name, since the publication was read: read the publication again."""
+    """The table has changed since the publication was read, or readers have not been told yet: read the publication again."""
 
 
 def failure_of(exc: Exception) -> SnapshotFailed:

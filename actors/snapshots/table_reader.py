@@ -48,8 +48,8 @@ class OpenTable:
         return self.connection.blocks(self._select, self._block_rows)
 
 
-VersionOf = Callable[[TableFacts, int], tuple[str, int]]
-"""Returns the version of a table as a transaction with this horizon sees it, and the version's own horizon."""
+VersionOf = Callable[[TableFacts], tuple[str, int] | None]
+"""Returns the version of a table as a transaction sees it, and the version's horizon; None if readers do not know it yet."""
 
 
 @asynccontextmanager
@@ -61,9 +61,9 @@ async def open_table(
     The order matters: after a rewriting ALTER TABLE between watermark and lock the table would look empty, and a description
     older than the snapshot could describe another shape. What is published is read as of the snapshot, too.
 
-    Raises TableChanged when the table is another one by now, NoWatermark while a transaction is open that began to write before
-    the table was published as it is, PostgresError when the role may not read the table or the table is gone, SourceUnavailable
-    when PostgreSQL is away or the lock is not granted.
+    Raises TableChanged when the table is another one by now, or is published in a version that was not told yet; NoWatermark
+    while a transaction is open that began to write before the table was published as it is; PostgresError when the role may not
+    read the table or the table is gone; SourceUnavailable when PostgreSQL is away or the lock is not granted.
     """
     connection = await PgConnection.connect(config, application_name="walbridge snapshot")
     finished = False
@@ -76,13 +76,14 @@ async def open_table(
             timeout_s=LOCK_TIMEOUT_S + 5,
         )
         watermark = await take_watermark(config, connection)
-        found, horizon = await published_table(connection, publication, published.relation_oid)
-        if found is None or found.token != published.token:
+        found = await published_table(connection, publication, published.relation_oid)
+        known = version_of(found.facts) if found is not None and found.token == published.token else None
+        if found is None or known is None:
             raise TableChanged
+        version, horizon = known
         relation = found.relation
         if not relation.columns:
             raise PostgresError("42703", f"table {found.schema}.{found.name} has no column that is published")
-        version, horizon = version_of(found.facts, horizon)
         await check_horizon(connection, horizon)
         published = await with_row_filter(connection, publication, found)
         description = await describe_relation(connection, relation)

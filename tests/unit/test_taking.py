@@ -62,7 +62,7 @@ def start_of(
 
     monkeypatch.setattr(taking, "open_table", open_table)
     stream = StreamSetup("CDC", b"", "plain", 0, 1 << 20, 1 << 20, requests_kept=False)
-    setup = SnapshotSetup(CONFIG, stream, event_encoder("json"), log, {}, lambda: False, lambda *_: ("v1", 0))
+    setup = SnapshotSetup(CONFIG, stream, event_encoder("json"), log, {}, lambda: False, lambda _: ("v1", 0))
     client, board = cast(JetStream, js), SnapshotBoard(Telemetry())
     taker = SnapshotTaker(setup, client, SnapshotRequests(client, {"users"}, stream="CDC", kept=False), board)
     trio.run(taker.take, "users", PUBLISHED, board.running("users"), [])

@@ -119,10 +119,10 @@ async def published_tables(connection: PgConnection, publication: str) -> list[P
     return (await PublicationReader(publication).read(connection)).tables
 
 
-async def published_table(connection: PgConnection, publication: str, relation_oid: int) -> tuple[PublishedTable | None, int]:
-    """Return one table as this transaction's snapshot has it, or None; and the snapshot's horizon (see `Publication`)."""
-    tables, horizon = await PublicationReader(publication).read(connection, relation_oid)
-    return (tables[0] if tables else None), horizon
+async def published_table(connection: PgConnection, publication: str, relation_oid: int) -> PublishedTable | None:
+    """Return one table as this transaction's snapshot has it; None when it is not published."""
+    tables = (await PublicationReader(publication).read(connection, relation_oid)).tables
+    return tables[0] if tables else None
 
 
 async def with_row_filter(connection: PgConnection, publication: str, table: PublishedTable) -> PublishedTable:
