@@ -35,6 +35,7 @@ from actors.contract.subjects import (
     init_chunks,
     init_of_table,
     is_dictionary_of,
+    published_keys,
     request,
     schema_key,
 )
@@ -223,6 +224,7 @@ async def _plan_nats(js: JetStream, config: Config, system_id: str, plan: Plan) 
         plan.removals.append(
             Removal("messages", bucket_stream(BRIDGES), f"the record of stream {stream}", bucket_key(BRIDGES, stream))
         )
+        await _plan_messages(js, bucket_stream(BRIDGES), bucket_key(BRIDGES, published_keys(stream)), plan)
 
 
 async def _own_messages(js: JetStream, stream: str, tokens: Sequence[str], theirs: Collection[str]) -> list[tuple[str, str]]:
