@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -48,6 +48,12 @@ class OpenTable:
         """Names of the primary key's columns."""
         catalog = matching_catalog(self.relation, self.description.catalog) or {}
         return frozenset(name for name, column in catalog.items() if column.is_pk)
+
+    @property
+    def to_utf8(self) -> Callable[[bytes], bytes] | None:
+        """Converts a value's text, where PostgreSQL does not."""
+        encoding = self.connection.encoding
+        return encoding.to_utf8 if encoding.keeps_bytes else None
 
     def blocks(self) -> AsyncGenerator[pq.abc.PGresult]:
         """Yield the rows as libpq results of some rows each. Raises PostgresError or SourceUnavailable."""

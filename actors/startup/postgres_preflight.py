@@ -35,7 +35,7 @@ async def check_postgres(connection: PgConnection, *, slot: str, publication: st
     tables = await published_tables(connection, publication)
     problems = [_no_identity(t) for t in tables if not t.has_key and (facts.updates or facts.deletes)]
     problems += [_not_readable(t, role) for t in tables if not t.readable]
-    problems += await _look_between(connection)
+    problems += [*await _look_between(connection), *_look_at_encoding(connection)]
     if not tables:
         problems.append(
             Problem(
@@ -118,6 +118,31 @@ async def _look_between(connection: PgConnection) -> list[Problem]:
             )
         )
     return problems
+
+
+def _look_at_encoding(connection: PgConnection) -> list[Problem]:
+    """Say what text is no character of Unicode, and what becomes of it."""
+    name = connection.server_encoding
+    if name == "SQL_ASCII":
+        what, means = (
+            "the database's encoding is SQL_ASCII: PostgreSQL does not know which characters its bytes are",
+            "text is read as UTF-8; each byte that is not UTF-8 is kept as one of the characters U+EF80 to U+EFFF",
+        )
+    elif name != "UTF8" and not connection.encoding.keeps_bytes:
+        what, means = (
+            f"the database's encoding is {name}, in which some characters have no place in Unicode",
+            "PostgreSQL does not send a row with such a character: the bridge ends there (WB109)",
+        )
+    else:
+        return []
+    return [
+        Problem(
+            "WB123",
+            what,
+            means=means,
+            fix="CREATE DATABASE app_utf8 ENCODING 'UTF8' TEMPLATE template0;   -- and move the data there",
+        )
+    ]
 
 
 async def _check_slot(connection: PgConnection, slot: str, *, temporary: bool) -> None:

@@ -66,7 +66,7 @@ class Source:
         async for result in self._connection.blocks(f"SELECT {names} FROM {table.own}{table.where}", BLOCK_ROWS):
             yield [
                 tuple(
-                    None if (value := result.get_value(row, i)) is None else value.decode("utf-8", "surrogateescape")
+                    None if (value := result.get_value(row, i)) is None else self._connection.encoding.decode(value)
                     for i in range(result.nfields)
                 )
                 for row in range(result.ntuples)

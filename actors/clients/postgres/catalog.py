@@ -18,6 +18,8 @@ from actors.wire.pgoutput import Column, Relation
 from actors.wire.sql_names import quoted
 
 _AS_PUBLIC_SEES_IT = "SET LOCAL search_path = pg_catalog, public; "
+_AS_BEFORE = "; SET LOCAL search_path = pg_catalog"
+"""Ends such a statement: in a transaction that reads rows, names in their text must not depend on it."""
 
 
 class PublicationFacts(NamedTuple):
@@ -162,6 +164,7 @@ async def describe_columns(connection: PgConnection, relation_oid: int) -> list[
         LEFT JOIN pg_catalog.pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
         WHERE a.attrelid = {int(relation_oid)}::pg_catalog.oid AND a.attnum > 0::pg_catalog.int2 AND NOT a.attisdropped
         ORDER BY a.attnum
+        {_AS_BEFORE}
         """
     )
     return [
@@ -177,7 +180,7 @@ async def format_types(connection: PgConnection, types: Sequence[tuple[int, int]
     values = ", ".join(f"({i}, {int(oid)}::pg_catalog.oid, {int(typmod)})" for i, (oid, typmod) in enumerate(types))
     rows = await connection.query(
         f"{_AS_PUBLIC_SEES_IT} SELECT pg_catalog.format_type(t.oid, t.typmod) FROM (VALUES {values}) AS t (i, oid, typmod)"
-        " ORDER BY t.i"
+        f" ORDER BY t.i{_AS_BEFORE}"
     )
     return [name or "" for (name,) in rows]
 

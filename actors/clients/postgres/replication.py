@@ -19,6 +19,7 @@ from actors.errors import Fatal, SourceUnavailable, WalbridgeError
 from actors.positions import Lsn, format_lsn, parse_lsn
 from actors.settings.config import PostgresConfig
 from actors.telemetry.log import get_logger
+from actors.wire.pgoutput_recoding import recoded
 from actors.wire.replication import encode_status, parse_timeline_history
 from actors.wire.sql_names import quoted
 
@@ -91,6 +92,8 @@ class ReplicationStream:
             self._check_notices()
         if self._end is not None and not block:
             raise self._end  # messages before the end were returned first, so a stream that fails at one message gets up to it
+        if self._connection.encoding.keeps_bytes:
+            return [recoded(payload, self._connection.encoding) for payload in block]
         return block
 
     async def _more(self) -> None:
@@ -180,7 +183,7 @@ async def open_replication_stream(
         await connection.query("SELECT repeat('x', 1000000)")
         options = f"proto_version '1', publication_names {_literal(quoted(publication))}"
         start = f"START_REPLICATION SLOT {quoted(slot)} LOGICAL {format_lsn(start_lsn)} ({options})"
-        connection.pgconn.send_query(start.encode("utf-8", "surrogateescape"))
+        connection.pgconn.send_query(connection.encoding.encode(start))
         with trio.fail_after(QUERY_TIMEOUT_S):
             results = await drive(generators.execute(connection.pgconn), connection.socket)
         try:
@@ -195,6 +198,14 @@ async def open_replication_stream(
     except BaseException:
         connection.close()
         raise
+
+
+_UNSENDABLE = {
+    "54000": "the row has more than 1 GiB as text",
+    "22P05": "the row has a character that Unicode lacks",
+    "22021": "the row has bytes that are no text in the database's encoding",
+}
+"""What is wrong with a row, by SQLSTATE."""
 
 
 async def _refusal(config: PostgresConfig, error: PostgresError, slot: str, publication: str) -> SourceUnavailable | Fatal:
@@ -228,10 +239,12 @@ def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
         if error.sqlstate == "58P01":
             return slot_lost(slot, error.said)
         return SourceUnavailable("WB118", f"PostgreSQL cannot read slot {slot} now", said=error.said)
-    if error.sqlstate == "54000":
+    why = _UNSENDABLE.get(error.sqlstate)
+    if why is not None:
         return Fatal(
-            "WB109", f"slot {slot} is stuck at a row that PostgreSQL cannot send as text", said=error.said,
-            means="the row has more than 1 GiB as text; all changes committed from that row until now must be given up",
+            "WB109", f"slot {slot} is stuck at a row that PostgreSQL cannot send as text",
+            said=f"{error.said}: {error.context}" if error.context else error.said,
+            means=f"{why}; all changes committed from that row until now must be given up",
             fix=f"SELECT pg_replication_slot_advance({_literal(slot)}, pg_current_wal_lsn());\n"
             "then start the bridge: it stores a gap event, and consumers copy their tables again",
         )  # fmt: skip
