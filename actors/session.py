@@ -70,7 +70,7 @@ async def open_session(
     of_events = compressors if config.snapshots.zstd_events else None
     encoder = event_encoder(config.publish.encoding, setup.publish_prefix, of_events)
     schemas = SchemaPublisher(catalog, js, encoder, setup.stream)
-    plan = await find_start(config, catalog, js, setup, history_diverged=history_diverged)
+    plan = await find_start(config, catalog, js, setup, history_diverged=history_diverged, show=telemetry.show_wait)
     try:
         current = await schemas.publish_current(plan.tables)
     except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from typing import Any
 
 import psycopg
 import pytest
@@ -89,6 +90,26 @@ def test_a_role_must_be_able_to_replicate_and_is_told_what_it_may_not_read(serve
         assert check(dsn) == {}
     finally:
         database.execute(f'DROP OWNED BY "{role}"; DROP ROLE "{role}"')
+
+
+def test_a_role_that_the_server_lets_replicate_by_a_rule_of_its_own_is_let_through(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a managed server does for members of a role that only it knows: here the connection is a superuser's."""
+    role, connect = f"member_{database.name}", PgConnection.connect
+
+    async def lenient(config: PostgresConfig, **options: Any) -> PgConnection:
+        return await connect(PostgresConfig(database.dsn) if options.get("replication") else config, **options)
+
+    database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'pw'; CREATE TABLE t (id int PRIMARY KEY)")
+    database.execute(f"CREATE PUBLICATION p FOR TABLE t; GRANT SELECT ON t TO {role}")
+    try:
+        dsn = psycopg.conninfo.make_conninfo(database.dsn, user=role, password="pw")
+        assert refusal(dsn).code == "WB112"
+        monkeypatch.setattr(PgConnection, "connect", lenient)
+        assert check(dsn) == {}
+    finally:
+        database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 @BOTH

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from actors.clients.postgres.catalog import PublishedTable, publication_facts, published_tables
-from actors.clients.postgres.connection import PgConnection
-from actors.clients.postgres.replication import publication_missing
+from actors.clients.postgres.connection import PgConnection, SourceRefused
+from actors.clients.postgres.replication import identify_system, publication_missing
 from actors.clients.postgres.slots import slot_state
 from actors.errors import ConfigError, SourceUnavailable
 from actors.telemetry.telemetry import Problem
 from actors.wire.sql_names import quoted
 
 OLDEST_VERSION = 140000
-MANAGED_REPLICATION_ROLES = ("rds_replication", "rds_superuser", "cloudsqlsuperuser", "azure_pg_admin")
-"""Roles that may replicate on managed servers, whose users have no REPLICATION attribute."""
 
 
 async def check_postgres(connection: PgConnection, *, slot: str, publication: str, temporary: bool = False) -> list[Problem]:
@@ -65,19 +63,21 @@ async def _check_wal_level(connection: PgConnection) -> None:
 
 
 async def _check_role(connection: PgConnection) -> str:
-    managed = ", ".join(f"'{role}'" for role in MANAGED_REPLICATION_ROLES)
     ((role, allowed),) = await connection.query(
-        f"""
-        SELECT current_user, r.rolsuper OR r.rolreplication OR EXISTS (
-          SELECT FROM pg_roles m WHERE m.rolname IN ({managed}) AND pg_has_role(current_user, m.oid, 'member'))
-        FROM pg_roles r WHERE r.rolname = current_user
-        """
+        "SELECT rolname, rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user"
     )
-    if allowed != "t":
-        raise ConfigError(
-            "WB112", f"role {role} may not replicate",
-            fix=f"ALTER ROLE {quoted(role or '')} REPLICATION;   -- RDS: GRANT rds_replication TO {quoted(role or '')};",
-        )  # fmt: skip
+    if allowed != "t":  # managed servers let members of roles of their own replicate: only trying tells
+        try:
+            replication = await PgConnection.connect(connection.config, replication=True, application_name="walbridge startup")
+        except SourceRefused as exc:
+            raise ConfigError(
+                "WB112", f"role {role} may not replicate", said=exc.said,
+                fix=f"ALTER ROLE {quoted(role or '')} REPLICATION;   -- RDS: GRANT rds_replication TO {quoted(role or '')};",
+            ) from exc  # fmt: skip
+        try:
+            await identify_system(replication)
+        finally:
+            replication.close()
     return role or ""
 
 

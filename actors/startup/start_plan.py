@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from actors.clients.nats.acknowledgements import not_where_left
@@ -36,6 +36,7 @@ from actors.startup.checkpoint import (
 )
 from actors.startup.streams import StreamSetup
 from actors.telemetry.log import get_logger
+from actors.telemetry.telemetry import Problem
 from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, WRONG_LAST_SEQUENCE
 
 log = get_logger("startup")
@@ -62,9 +63,15 @@ class StartPlan:
 
 
 async def find_start(
-    config: Config, connection: PgConnection, js: JetStream, setup: StreamSetup, *, history_diverged: bool = False
+    config: Config,
+    connection: PgConnection,
+    js: JetStream,
+    setup: StreamSetup,
+    *,
+    history_diverged: bool = False,
+    show: Callable[[Problem], None] = lambda _: None,
 ) -> StartPlan:
-    """Read both sides and decide where to resume; create the slot if there is none.
+    """Read both sides and decide where to resume; create the slot if there is none, and show what that waits for.
 
     Raises Fatal when changes are permanently lost and the user has not accepted that, ConfigError when the stream belongs to
     another slot.
@@ -91,7 +98,7 @@ async def find_start(
                 await drop_slot(connection, slot)
         confirmed_lsn = source.confirmed_lsn
         if source.lost or confirmed_lsn is None:
-            confirmed_lsn = await _make_slot(replication, slot, temporary=temporary)
+            confirmed_lsn = await _make_slot(replication, slot, temporary=temporary, show=show)
         if loss is not None:
             start = start_after_loss(loss, source, confirmed_lsn, tail, tokens)
         else:
@@ -203,6 +210,6 @@ async def _read_source(connection: PgConnection, replication: PgConnection, slot
     )
 
 
-async def _make_slot(replication: PgConnection, slot: str, *, temporary: bool) -> Lsn:
+async def _make_slot(replication: PgConnection, slot: str, *, temporary: bool, show: Callable[[Problem], None]) -> Lsn:
     log.info("creating the replication slot", slot=slot, temporary=temporary)
-    return await create_slot(replication, slot, temporary=temporary)
+    return await create_slot(replication, slot, temporary=temporary, show=show)

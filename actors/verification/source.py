@@ -17,6 +17,7 @@ from actors.clients.postgres.catalog import (
     published_tables,
 )
 from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.slot_waits import ON_THE_PRIMARY, is_standby
 from actors.clients.postgres.slots import export_snapshot
 from actors.contract.table_schema import matching_catalog
 from actors.contract.table_token import table_token
@@ -32,9 +33,13 @@ BLOCK_ROWS = 1_000
 class Source:
     """Reads the source's tables in one transaction, which sees them as of the LSN of `take_snapshot`."""
 
-    def __init__(self, config: PostgresConfig, connection: PgConnection, tables: dict[str, PublishedTable]) -> None:
+    def __init__(
+        self, config: PostgresConfig, connection: PgConnection, tables: dict[str, PublishedTable], *, standby: bool
+    ) -> None:
         self._config, self._connection = config, connection
         self.tables = tables
+        self.delayed_by = f"the primary delays while it is idle: {ON_THE_PRIMARY}" if standby else "open transactions delay"
+        """What makes a snapshot take long, in words that follow "which"."""
 
     async def take_snapshot(self, timeout_s: float) -> Lsn:
         """Lock the tables against changes of their shape, and import the snapshot of a temporary slot; return its LSN."""
@@ -79,16 +84,20 @@ async def open_source(config: PostgresConfig, publication: str, chosen: tuple[st
     connection = await PgConnection.connect(config, application_name="walbridge verify")
     try:
         published = {table_token(t.schema, t.name): t for t in await published_tables(connection, publication)}
-        yield Source(config, connection, {token: published[token] for token in chosen if token in published})
+        tables = {token: published[token] for token in chosen if token in published}
+        yield Source(config, connection, tables, standby=await is_standby(connection))
     finally:
         connection.close()
 
 
 async def write_to_wal(config: PostgresConfig) -> None:
-    """Write a message to the WAL every second until cancelled, so that the bridge soon reads past an LSN."""
+    """Write a message to the WAL every second until cancelled, so that the bridge soon reads past an LSN.
+
+    A standby cannot; the next WAL of its primary does as well.
+    """
     connection = await PgConnection.connect(config, application_name="walbridge verify")
     try:
-        while True:
+        while not await is_standby(connection):
             await connection.query("SELECT pg_logical_emit_message(false, 'walbridge', 'verify')")
             await trio.sleep(1)
     finally:

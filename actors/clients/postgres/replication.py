@@ -88,9 +88,11 @@ class ReplicationStream:
                     self._end = await self._ended()
         except (psycopg.Error, trio.ClosedResourceError) as exc:
             self._end = self._end or self._connection.lost(exc)
-        if self._connection.notices:
-            self._check_notices()
+        if self._connection.notices and self._says_publication_missing():
+            block = []  # changes may be missing in it already
         if self._end is not None and not block:
+            if self._end.code == "WB106":
+                self._end = await self._publication_fault(self._end)
             raise self._end  # messages before the end were returned first, so a stream that fails at one message gets up to it
         if self._connection.encoding.keeps_bytes:
             return [recoded(payload, self._connection.encoding) for payload in block]
@@ -159,13 +161,30 @@ class ReplicationStream:
                     return exc
         return self._connection.lost(RuntimeError("the server ended the replication stream"))
 
-    def _check_notices(self) -> None:
+    def _says_publication_missing(self) -> bool:
+        """Look through the notices; if one says so, the stream has ended."""
         notices, self._connection.notices = self._connection.notices, []
         for notice in notices:
             # PostgreSQL 18 warns "skipped loading publication", in the server's language, continues and drops the changes
             if notice.severity == "WARNING" and notice.sqlstate == "55000" and self._publication in notice.message:
                 self._end = publication_missing(self._publication, f"{notice.sqlstate} {notice.message}")
-                raise self._end  # and drop the block, in which changes may be missing already
+                return True
+        return False
+
+    async def _publication_fault(self, fault: WalbridgeError) -> WalbridgeError:
+        """Return the error with the fix that fits: the publication may have been created again since."""
+        with trio.move_on_after(CLOSE_TIMEOUT_S):
+            try:
+                connection = await PgConnection.connect(self._connection.config, application_name="walbridge")
+                try:
+                    sql = "SELECT FROM pg_publication WHERE pubname = $1"
+                    if await connection.query(sql, (self._publication,)):
+                        return publication_too_new(self._publication, self._slot, fault.said)
+                finally:
+                    connection.close()
+            except WalbridgeError as exc:
+                log.debug("cannot see whether the publication exists", error=str(exc))
+        return fault
 
 
 async def open_replication_stream(
@@ -245,8 +264,7 @@ def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
             "WB109", f"slot {slot} is stuck at a row that PostgreSQL cannot send as text",
             said=f"{error.said}: {error.context}" if error.context else error.said,
             means=f"{why}; all changes committed from that row until now must be given up",
-            fix=f"SELECT pg_replication_slot_advance({_literal(slot)}, pg_current_wal_lsn());\n"
-            "then start the bridge: it stores a gap event, and consumers copy their tables again",
+            fix=advance(slot),
         )  # fmt: skip
     return Fatal("WB105", f"PostgreSQL refuses to stream slot {slot}", said=error.said, fix=error.hint)
 
@@ -266,9 +284,25 @@ def publication_missing(publication: str, said: str, tables: Sequence[str] = ())
         "WB106",
         f"publication {publication} does not exist",
         said=said,
-        means="without it PostgreSQL drops the changes instead of sending them; before version 18 it must also have existed "
-        "at the LSN that is being read; changes made before it was created again are lost",
+        means="without it PostgreSQL drops the changes instead of sending them; those made until it is created again are lost",
         fix=f"CREATE PUBLICATION {quoted(publication)} FOR TABLE {', '.join(tables) or 'users, orders'};   -- your tables",
+    )
+
+
+def publication_too_new(publication: str, slot: str, said: str) -> Fatal:
+    """Return the error for a publication that did not exist yet at the LSN that is being read."""
+    return Fatal(
+        "WB106", f"publication {publication} was created again after the changes that are being read", said=said,
+        means="PostgreSQL publishes each change by the publications of its time: changes made in between were never published",
+        fix=advance(slot),
+    )  # fmt: skip
+
+
+def advance(slot: str) -> str:
+    """Return the statement that gives up what the slot has not sent, and what follows."""
+    return (
+        f"SELECT pg_replication_slot_advance({_literal(slot)}, pg_current_wal_lsn());\n"
+        "then start the bridge: it stores a gap event, and consumers copy their tables again"
     )
 
 
