@@ -228,6 +228,10 @@ class Config:
         False, flag="--accept-gap", group=SOURCE, words="after changes were permanently lost: store the gap event and go on",
         details="after changes were permanently lost (slot lost or dropped, another server): store the gap event and go on",
     )  # fmt: skip
+    accept_upgrade: bool = setting(
+        False, flag="--accept-upgrade", group=SOURCE, words="after pg_upgrade, which kept the slot: go on without a gap",
+        details="after `pg_upgrade` from PostgreSQL 17 or later, which keeps the slot: go on without a gap. Give it once",
+    )  # fmt: skip
     heartbeat_url: str = setting(
         "", variable="BRIDGE_HEARTBEAT_URL", secret=True, words="requested (GET) after progress, at most once a minute",
         details="requested (GET) after progress, at most once a minute, for a watchdog such as healthchecks.io",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from actors.clients.nats.acknowledgements import not_where_left
 from actors.clients.nats.jetstream import JetStream, JetStreamError, StoredMessage
@@ -16,7 +17,7 @@ from actors.contract.bridge_record import BridgeRecord
 from actors.contract.compression import Decompressors
 from actors.contract.decoding import decode_body
 from actors.contract.event_encoder import EventEncoder
-from actors.contract.subjects import BRIDGES, CDC_ALL, DICTIONARIES
+from actors.contract.subjects import BRIDGES, CDC_ALL, DICTIONARIES, parse
 from actors.contract.table_token import table_token
 from actors.errors import MalformedMessage
 from actors.messages import Transaction
@@ -35,6 +36,7 @@ from actors.startup.checkpoint import (
     tail_position,
 )
 from actors.startup.streams import StreamSetup
+from actors.startup.upgrade import after_upgrade, no_upgrade, why_no_upgrade
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import Problem
 from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, WRONG_LAST_SEQUENCE
@@ -86,6 +88,16 @@ async def find_start(
     replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge startup")
     try:
         source = await _read_source(connection, replication, slot, record)
+        if config.accept_upgrade and record is not None and record.system_id != source.system_id:
+            oids = {token: table.relation_oid for token, table in zip(tokens, tables, strict=True)}
+            contradiction = why_no_upgrade(source, tail, record, position, oids)
+            if contradiction:
+                raise no_upgrade(source, record, contradiction)
+            log.warning(
+                "continuing on an upgraded server; leave out --accept-upgrade from now on",
+                system_id=source.system_id, before=record.system_id, confirmed_lsn=format_lsn(source.confirmed_lsn or NO_LSN),
+            )  # fmt: skip
+            record, history = after_upgrade(source, record), ()
         loss = find_loss(source, tail, record, history, position)
         if history_diverged and loss is None and position is not None:
             loss = other_history(source, position)
@@ -167,24 +179,36 @@ async def _read_tail(js: JetStream, setup: StreamSetup) -> StreamTail:
     if message is None:
         return StreamTail(setup.stream, setup.last_seq, None, deleted=setup.last_seq)
     msg_id = message.headers.get(MSG_ID_HEADER)
-    transaction = await _transaction_of(js, message)
-    return StreamTail(setup.stream, setup.last_seq, msg_id, msg_id is None, setup.last_seq - message.seq, transaction)
+    event = await _last_event_of(js, message)
+    subject = parse(message.subject)
+    return StreamTail(
+        setup.stream, setup.last_seq, msg_id, msg_id is None, setup.last_seq - message.seq, _transaction_of(event),
+        subject.token if subject is not None else "", event.get("relation_id"),
+    )  # fmt: skip
 
 
-async def _transaction_of(js: JetStream, message: StoredMessage) -> Transaction | None:
-    """The transaction of a stored event of a row; None of any other message, and where its dictionary is gone."""
+async def _last_event_of(js: JetStream, message: StoredMessage) -> dict[str, Any]:
+    """The last event of a stored message; empty when it is none, and where its dictionary is gone."""
     decompressors = Decompressors()
     try:
         needed = decompressors.missing(message.headers)
         if needed is not None:
             entry = await js.kv_get(DICTIONARIES, needed)
             if entry is None:
-                return None
+                return {}
             decompressors.add(needed, entry.data)
         body = decode_body(decompressors.unpack(message.headers, message.data))
-        last = body[-1] if isinstance(body, list) else body
-        return Transaction(Lsn(int(last["lsn"])), int(last["xid"]), int(last["commit_ts"]))
-    except (MalformedMessage, KeyError, IndexError, TypeError, ValueError):
+        last = body[-1] if isinstance(body, list) and body else body
+        return last if isinstance(last, dict) else {}
+    except (MalformedMessage, ValueError):
+        return {}
+
+
+def _transaction_of(event: Mapping[str, Any]) -> Transaction | None:
+    """The transaction of an event of a row; None of any other."""
+    try:
+        return Transaction(Lsn(int(event["lsn"])), int(event["xid"]), int(event["commit_ts"]))
+    except (KeyError, TypeError, ValueError):
         return None
 
 
