@@ -70,6 +70,8 @@ async def _check_role(connection: PgConnection) -> str:
         try:
             replication = await PgConnection.connect(connection.config, replication=True, application_name="walbridge startup")
         except SourceRefused as exc:
+            if exc.code != "WB103":
+                raise
             raise ConfigError(
                 "WB112", f"role {role} may not replicate", said=exc.said,
                 fix=f"ALTER ROLE {quoted(role or '')} REPLICATION;   -- RDS: GRANT rds_replication TO {quoted(role or '')};",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
@@ -12,9 +13,11 @@ import trio
 from psycopg import conninfo, generators, pq
 from psycopg.waiting import Ready, Wait
 
-from actors.clients.postgres.session import session_statements
+from actors.clients.postgres.pooling import loses_sessions
+from actors.clients.postgres.session import session_settings, setting_statement
 from actors.errors import Fatal, SourceUnavailable
 from actors.settings.config import PostgresConfig
+from actors.telemetry.log import mask
 from actors.wire.text_encoding import UTF8, TextEncoding, encoding_of
 
 T = TypeVar("T")
@@ -35,6 +38,8 @@ PASSING = ("40", "53000", "53100", "53200", "53300", "55P03", "57")
 
 https://www.postgresql.org/docs/18/errcodes-appendix.html
 """
+_KEEP_SESSIONS: set[str] = set()
+"""Addresses of poolers that were found to keep sessions: not tried again at each connect."""
 
 
 class Notice(NamedTuple):
@@ -79,12 +84,25 @@ class PgConnection:
     async def connect(
         cls, config: PostgresConfig, *, application_name: str, replication: bool = False, to_replica: bool = False
     ) -> PgConnection:
-        """Connect to the first host that answers, 10 s each. Raises SourceUnavailable, or SourceRefused for credentials.
+        """Connect to the first host that answers, 10 s each, and begin the session.
 
         `to_replica` is for a database that is written: its text is UTF-8 in any case, and its role may be set by its
-        administrator.
+        administrator. Raises SourceUnavailable, or SourceRefused for credentials and for a pooler that keeps no sessions.
         """
-        words = {**_DEFAULTS, **conninfo.conninfo_to_dict(config.conninfo)}
+        open_one = partial(cls._open, config, application_name, replication=replication)
+        connection = await open_one()
+        try:
+            await connection._begin_session(open_one, to_replica=to_replica)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @classmethod
+    async def _open(cls, config: PostgresConfig, application_name: str, *, replication: bool) -> PgConnection:
+        latest = config.latest()
+        mask(latest.file_secrets)
+        words = {**_DEFAULTS, **conninfo.conninfo_to_dict(latest.conninfo)}
         words |= {"application_name": application_name, "client_encoding": "UTF8"}
         if replication:
             words["replication"] = "database"
@@ -94,27 +112,28 @@ class PgConnection:
             try:
                 with trio.fail_after(CONNECT_TIMEOUT_S):
                     connecting = generators.connect(conninfo.make_conninfo("", **attempt))
-                    connection = cls(await drive_connect(connecting), address, config)
+                    return cls(await drive_connect(connecting), address, config)
             except trio.TooSlowError:
                 error = SourceUnavailable("WB101", f"PostgreSQL at {address} does not answer within {CONNECT_TIMEOUT_S:g} s")
             except psycopg.OperationalError as exc:
                 error = connect_error(exc, address, str(words.get("password") or ""))
-            else:
-                await connection._begin_session(to_replica=to_replica)
-                return connection
         assert error is not None, "there is always an attempt"
         raise error
 
-    async def _begin_session(self, *, to_replica: bool) -> None:
+    async def _begin_session(self, open_another: Callable[[], Awaitable[PgConnection]], *, to_replica: bool) -> None:
+        """Set what every session sets, unless it would be set for others. Raises SourceRefused."""
         encoding = UTF8 if to_replica else encoding_of(self.server_encoding)
-        try:
-            await self.query(
-                session_statements(self.server_version, client_encoding=encoding.client_encoding, keep_role=to_replica),
-                timeout_s=CONNECT_TIMEOUT_S,
-            )
-        except BaseException:
-            self.close()
-            raise
+        settings = session_settings(self.server_version, client_encoding=encoding.client_encoding, keep_role=to_replica)
+        if not await self.query(setting_statement(settings, process_id=self.backend_pid), timeout_s=CONNECT_TIMEOUT_S):
+            if self.address not in _KEEP_SESSIONS:
+                if await loses_sessions(self, open_another):
+                    raise SourceRefused(
+                        "WB119", f"a transaction pooler answers at {self.address}, not PostgreSQL itself",
+                        means="settings, prepared statements and locks do not stay with a session there",
+                        fix="give PostgreSQL's own address and port, often 5432: PG_HOST and PG_PORT, DATABASE_URL, or --to",
+                    )  # fmt: skip
+                _KEEP_SESSIONS.add(self.address)
+            await self.query(setting_statement(settings), timeout_s=CONNECT_TIMEOUT_S)
         self.encoding = encoding
 
     @property

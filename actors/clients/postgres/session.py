@@ -6,6 +6,8 @@ refuses one that its version does not know. https://www.postgresql.org/docs/18/r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 PINNED = {
     # the text of values depends on these
     "datestyle": "ISO, MDY",
@@ -41,13 +43,19 @@ SINCE = {"transaction_timeout": (170000, "0")}
 """Settings that older servers do not know: the first version that knows them, and the value."""
 
 
-def session_statements(server_version: int, *, client_encoding: str = "UTF8", keep_role: bool = False) -> str:
-    """Return the statements with which a session begins.
+def session_settings(server_version: int, *, client_encoding: str = "UTF8", keep_role: bool = False) -> dict[str, str]:
+    """Return the settings with which a session begins.
 
     `keep_role` keeps the role that `ALTER ROLE ... SET role` has chosen. Otherwise the role that logged in counts: the
     REPLICATION attribute is not inherited.
     """
-    pinned = PINNED | {name: value for name, (since, value) in SINCE.items() if server_version >= since}
-    pinned["client_encoding"] = client_encoding
-    statements = [] if keep_role else ["SET ROLE NONE"]
-    return "; ".join(statements + [f"SET {name} = '{value}'" for name, value in pinned.items()])
+    settings = {} if keep_role else {"role": "none"}
+    settings |= PINNED | {name: value for name, (since, value) in SINCE.items() if server_version >= since}
+    return settings | {"client_encoding": client_encoding}
+
+
+def setting_statement(settings: Mapping[str, str], *, process_id: int | None = None) -> str:
+    """Return the statement that sets them, and a row for each; nothing, if another process than `process_id` executes it."""
+    values = ", ".join(f"('{name}', '{value}')" for name, value in settings.items())
+    where = "" if process_id is None else f" WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {process_id}"
+    return f"SELECT pg_catalog.set_config(name, value, false) FROM (VALUES {values}) AS s (name, value){where}"

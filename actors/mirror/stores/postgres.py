@@ -59,6 +59,8 @@ class PostgresStore:
         try:
             connection = await PgConnection.connect(PostgresConfig(url), application_name="walbridge mirror", to_replica=True)
         except SourceRefused as exc:
+            if exc.code == "WB119":
+                raise ConfigError(exc.code, f"--to: {exc.what}", means=exc.means, fix=exc.fix) from exc
             raise ConfigError(
                 "WB502",
                 "--to: the replica's PostgreSQL does not let the mirror in",
