@@ -450,7 +450,10 @@ def test_a_server_with_nothing_to_say_is_asked_for_a_sign_of_life(
     trio.run(main)
 
 
-def test_a_prepared_transaction_in_the_way_of_a_slot_is_named_and_the_fix_ends_it(make_postgres: MakePostgres) -> None:
+def test_a_prepared_transaction_in_the_way_of_a_slot_is_named_and_the_fix_ends_it(
+    make_postgres: MakePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.clients.postgres.slot_waits.SAY_AFTER_S", 0.2)
     server = make_postgres(max_prepared_transactions="5")
     database = Database(server, "app")
     database.execute("CREATE TABLE t (id int)")

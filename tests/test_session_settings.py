@@ -39,7 +39,7 @@ wal_consistency_checking zero_damaged_pages deadlock_timeout
 constraint_exclusion cursor_tuple_fraction default_statistics_target from_collapse_limit join_collapse_limit plan_cache_mode
 recursive_worktable_factor effective_cache_size random_page_cost seq_page_cost
 min_parallel_index_scan_size min_parallel_table_scan_size parallel_setup_cost parallel_tuple_cost parallel_leader_participation
-wal_sender_timeout update_process_title compute_query_id stats_fetch_consistency
+update_process_title compute_query_id stats_fetch_consistency
 temp_file_limit file_copy_method backend_flush_after effective_io_concurrency io_combine_limit maintenance_io_concurrency
 hash_mem_multiplier logical_decoding_work_mem maintenance_work_mem max_stack_depth temp_buffers work_mem
 max_parallel_maintenance_workers max_parallel_workers max_parallel_workers_per_gather
@@ -58,7 +58,8 @@ def test_every_setting_of_a_session_is_pinned_or_known_to_be_harmless(server: st
         "SELECT lower(name) FROM pg_settings WHERE context IN ('user', 'superuser', 'backend', 'superuser-backend')"
         " AND name NOT LIKE '%.%'"
     )
-    undecided = {name for (name,) in rows} - PINNED.keys() - SINCE.keys() - set(HARMLESS.split())
+    decided = PINNED.keys() | SINCE.keys() | set(HARMLESS.split()) | {"wal_sender_timeout"}
+    undecided = {name for (name,) in rows} - decided
     assert {name for name in undecided if not name.startswith(HARMLESS_KINDS)} == set()
 
 
@@ -69,7 +70,7 @@ HOSTILE = {
     "statement_timeout": "100ms", "lock_timeout": "1ms", "idle_in_transaction_session_timeout": "100ms",
     "idle_session_timeout": "100ms", "transaction_timeout": "100ms", "default_transaction_isolation": "serializable",
     "default_transaction_read_only": "on", "default_transaction_deferrable": "on", "client_min_messages": "error",
-    "client_encoding": "SQL_ASCII", "row_security": "off", "session_replication_role": "replica", "role": "odd_other",
+    "client_encoding": "SQL_ASCII", "row_security": "off", "session_replication_role": "replica", "wal_sender_timeout": "1s", "role": "odd_other",
 }  # fmt: skip
 
 
@@ -112,6 +113,7 @@ def test_whatever_the_role_and_the_environment_have_set(
             pinned = PINNED | {name: value for name, (_, value) in SINCE.items() if name in found}
             assert {name: found[name] for name in pinned} == pinned
             assert found["client_encoding"] == "UTF8"
+            assert found["wal_sender_timeout"] == ("60000" if replication else "1000")
             assert await connection.query("SELECT current_user") == [(f"odd_{database.name}",)]
             await connection.query("BEGIN")
             await connection.query("SELECT pg_sleep(0.3)")

@@ -17,7 +17,7 @@ from actors.clients.postgres.catalog import (
     published_tables,
 )
 from actors.clients.postgres.connection import PgConnection
-from actors.clients.postgres.slot_waits import ON_THE_PRIMARY, is_standby
+from actors.clients.postgres.slot_waits import ON_THE_PRIMARY
 from actors.clients.postgres.slots import export_snapshot
 from actors.contract.table_schema import matching_catalog
 from actors.contract.table_token import table_token
@@ -85,7 +85,7 @@ async def open_source(config: PostgresConfig, publication: str, chosen: tuple[st
     try:
         published = {table_token(t.schema, t.name): t for t in await published_tables(connection, publication)}
         tables = {token: published[token] for token in chosen if token in published}
-        yield Source(config, connection, tables, standby=await is_standby(connection))
+        yield Source(config, connection, tables, standby=connection.is_standby)
     finally:
         connection.close()
 
@@ -97,7 +97,7 @@ async def write_to_wal(config: PostgresConfig) -> None:
     """
     connection = await PgConnection.connect(config, application_name="walbridge verify")
     try:
-        while not await is_standby(connection):
+        while not connection.is_standby:
             await connection.query("SELECT pg_logical_emit_message(false, 'walbridge', 'verify')")
             await trio.sleep(1)
     finally:

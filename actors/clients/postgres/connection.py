@@ -14,7 +14,7 @@ from psycopg import conninfo, generators, pq
 from psycopg.waiting import Ready, Wait
 
 from actors.clients.postgres.pooling import loses_sessions
-from actors.clients.postgres.session import session_settings, setting_statement
+from actors.clients.postgres.session import PATIENT_SENDER, session_settings, setting_statement
 from actors.errors import Fatal, SourceUnavailable
 from actors.settings.config import PostgresConfig
 from actors.telemetry.log import mask
@@ -93,6 +93,8 @@ class PgConnection:
         connection = await open_one()
         try:
             await connection._begin_session(open_one, to_replica=to_replica)
+            if replication:
+                await connection.query(PATIENT_SENDER)
         except BaseException:
             connection.close()
             raise
@@ -140,6 +142,11 @@ class PgConnection:
     def server_version(self) -> int:
         """The version as libpq reports it: 180006 for 18.6."""
         return self.pgconn.server_version
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether the server is in recovery, as it says itself whenever that changes."""
+        return self.pgconn.parameter_status(b"in_hot_standby") == b"on"
 
     @property
     def server_encoding(self) -> str:

@@ -156,7 +156,7 @@ class ReplicationStream:
                 try:
                     self._connection.check(result)
                 except PostgresError as exc:
-                    return stream_error(exc, self._slot, self._publication, streaming=True)
+                    return stream_error(exc, self._slot, self._publication, streaming=True, standby=self._connection.is_standby)
                 except SourceUnavailable as exc:
                     return exc
         return self._connection.lost(RuntimeError("the server ended the replication stream"))
@@ -179,7 +179,7 @@ class ReplicationStream:
                 try:
                     sql = "SELECT FROM pg_publication WHERE pubname = $1"
                     if await connection.query(sql, (self._publication,)):
-                        return publication_too_new(self._publication, self._slot, fault.said)
+                        return publication_too_new(self._publication, self._slot, fault.said, standby=connection.is_standby)
                 finally:
                     connection.close()
             except WalbridgeError as exc:
@@ -241,7 +241,7 @@ async def _refusal(config: PostgresConfig, error: PostgresError, slot: str, publ
 
 
 def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
-    error: PostgresError, slot: str, publication: str, *, streaming: bool = False
+    error: PostgresError, slot: str, publication: str, *, streaming: bool = False, standby: bool = False
 ) -> SourceUnavailable | Fatal:
     """Return the error for a refusal or end of the stream: https://www.postgresql.org/docs/18/errcodes-appendix.html"""
     if error.sqlstate == "55006":
@@ -264,7 +264,7 @@ def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
             "WB109", f"slot {slot} is stuck at a row that PostgreSQL cannot send as text",
             said=f"{error.said}: {error.context}" if error.context else error.said,
             means=f"{why}; all changes committed from that row until now must be given up",
-            fix=advance(slot),
+            fix=advance(slot, standby=standby),
         )  # fmt: skip
     return Fatal("WB105", f"PostgreSQL refuses to stream slot {slot}", said=error.said, fix=error.hint)
 
@@ -289,19 +289,20 @@ def publication_missing(publication: str, said: str, tables: Sequence[str] = ())
     )
 
 
-def publication_too_new(publication: str, slot: str, said: str) -> Fatal:
+def publication_too_new(publication: str, slot: str, said: str, *, standby: bool) -> Fatal:
     """Return the error for a publication that did not exist yet at the LSN that is being read."""
     return Fatal(
         "WB106", f"publication {publication} was created again after the changes that are being read", said=said,
         means="PostgreSQL publishes each change by the publications of its time: changes made in between were never published",
-        fix=advance(slot),
+        fix=advance(slot, standby=standby),
     )  # fmt: skip
 
 
-def advance(slot: str) -> str:
+def advance(slot: str, *, standby: bool) -> str:
     """Return the statement that gives up what the slot has not sent, and what follows."""
+    end = "pg_last_wal_replay_lsn()" if standby else "pg_current_wal_lsn()"
     return (
-        f"SELECT pg_replication_slot_advance({_literal(slot)}, pg_current_wal_lsn());\n"
+        f"SELECT pg_replication_slot_advance({_literal(slot)}, {end});\n"
         "then start the bridge: it stores a gap event, and consumers copy their tables again"
     )
 

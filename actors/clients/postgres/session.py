@@ -42,6 +42,12 @@ PINNED = {
 SINCE = {"transaction_timeout": (170000, "0")}
 """Settings that older servers do not know: the first version that knows them, and the value."""
 
+PATIENT_SENDER = (
+    "SELECT set_config('wal_sender_timeout', '60s', false)"
+    " WHERE current_setting('wal_sender_timeout')::interval BETWEEN '1ms' AND '1999ms'"
+)
+"""For replication connections: a status goes to the sender every second, so a shorter timeout would end it again and again."""
+
 
 def session_settings(server_version: int, *, client_encoding: str = "UTF8", keep_role: bool = False) -> dict[str, str]:
     """Return the settings with which a session begins.

@@ -21,11 +21,6 @@ LOOK_EVERY_S = 5.0
 ON_THE_PRIMARY = "SELECT pg_log_standby_snapshot();   -- on the primary, once no long transaction is open there"
 
 
-async def is_standby(connection: PgConnection) -> bool:
-    """Return whether the server is in recovery."""
-    return await connection.query("SELECT pg_is_in_recovery()") == [("t",)]
-
-
 async def say_waits(creating: PgConnection, slot: str, show: Callable[[Problem], None]) -> None:
     """Log and show, from 5 s on and until cancelled, what keeps `creating` from making the slot."""
     await trio.sleep(SAY_AFTER_S)
@@ -47,7 +42,7 @@ async def say_waits(creating: PgConnection, slot: str, show: Callable[[Problem],
 
 async def slot_waits(connection: PgConnection, slot: str, creating_pid: int) -> list[Problem]:
     """Return what the backend `creating_pid` waits for now while it makes a slot: one problem per transaction."""
-    if await is_standby(connection):
+    if connection.is_standby:
         return [_waits(slot, "for the primary", PRIMARY_MEANS, ON_THE_PRIMARY)]
     rows = await connection.query(_BLOCKERS, (creating_pid,))
     found = [

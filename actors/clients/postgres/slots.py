@@ -11,7 +11,7 @@ from typing import NamedTuple
 import trio
 
 from actors.clients.postgres.connection import PgConnection, PostgresError
-from actors.clients.postgres.slot_waits import is_standby, say_waits, waits_for_primary
+from actors.clients.postgres.slot_waits import say_waits, waits_for_primary
 from actors.errors import ConfigError, SourceUnavailable, WalbridgeError
 from actors.positions import NO_LSN, Lsn, parse_lsn
 from actors.telemetry.telemetry import Problem, SlotHealth
@@ -66,7 +66,7 @@ async def export_snapshot(connection: PgConnection, name: str, *, timeout_s: flo
     are writing now. Raises PostgresError or SourceUnavailable when the slot cannot be created within `timeout_s`, on a standby
     within at least 60 s.
     """
-    standby = await is_standby(connection)
+    standby = connection.is_standby
     options = "(SNAPSHOT 'export')" if connection.server_version >= 150000 else "EXPORT_SNAPSHOT"
     try:
         ((_, point, snapshot, *_),) = await connection.query(
@@ -88,7 +88,7 @@ async def create_slot(
     Waits for all transactions that are writing now, however long; after 5 s they are logged and shown. A cancelled call leaves
     no slot and ends the connection. On a replication connection. Raises ConfigError when no slot is free.
     """
-    if connection.server_version >= 170000 and not temporary and not await is_standby(connection):
+    if connection.server_version >= 170000 and not temporary and not connection.is_standby:
         options = " (SNAPSHOT 'nothing', FAILOVER)"
     elif connection.server_version >= 150000:
         options = " (SNAPSHOT 'nothing')"
