@@ -15,7 +15,7 @@ from actors.settings.config import PostgresConfig
 from actors.startup.postgres_preflight import check_postgres
 from actors.telemetry.telemetry import Problem
 from tests.conftest import MakePostgres
-from tests.servers import Database
+from tests.servers import Database, wait_for
 
 BOTH = pytest.mark.parametrize("server", ["database", "database15"])
 
@@ -170,6 +170,12 @@ def test_a_standby_is_refused_where_it_cannot_be_read(version: int, make_postgre
     (server.data_dir / "standby.signal").touch()
     server.start()
     if version >= 16:
+        (problem,) = check(server.dsn()).values()
+        assert problem.code == "WB125"
+        with psycopg.connect(server.dsn(), autocommit=True) as standby:
+            for statement in problem.fix.split("   --")[0].split(";")[:2]:
+                standby.execute(statement.encode())
+            wait_for(lambda: standby.execute("SHOW hot_standby_feedback").fetchone() == ("on",))
         assert check(server.dsn()) == {}
     else:
         assert "standby" in refusal(server.dsn()).what

@@ -98,8 +98,10 @@ async def _tables_with_key(connection: PgConnection) -> list[str]:
 
 
 async def _look_between(connection: PgConnection) -> list[Problem]:
-    """Find a pooler in between, which makes up process ids for its clients; and WAL without a limit."""
-    ((pid, keep),) = await connection.query("SELECT pg_backend_pid(), current_setting('max_slot_wal_keep_size')")
+    """Find a pooler, which makes up process ids for its clients; WAL without a limit; a standby whose primary does not hear."""
+    ((pid, keep, feedback),) = await connection.query(
+        "SELECT pg_backend_pid(), current_setting('max_slot_wal_keep_size'), current_setting('hot_standby_feedback')"
+    )
     problems: list[Problem] = []
     if pid != str(connection.backend_pid):
         problems.append(
@@ -117,6 +119,15 @@ async def _look_between(connection: PgConnection) -> list[Problem]:
                 "max_slot_wal_keep_size is -1: nothing limits the WAL that PostgreSQL keeps for the slot",
                 means="a bridge that is stopped for long lets PostgreSQL's disk fill up",
                 fix="ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();   -- what the disk can spare",
+            )
+        )
+    if connection.is_standby and feedback != "on":
+        problems.append(
+            Problem(
+                "WB125",
+                "the server is a standby with hot_standby_feedback = off",
+                means="VACUUM on the primary removes rows that the slot or a snapshot here still needs: the slot is lost then",
+                fix="ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf();   -- on the standby",
             )
         )
     return problems
