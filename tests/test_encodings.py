@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import trio
 
-from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.connection import PgConnection, PostgresError
 from actors.embedded.nats import NatsServer
 from actors.embedded.postgres import PostgresServer
 from actors.settings.config import PostgresConfig
@@ -119,6 +119,9 @@ def test_statements_reach_a_database_in_its_own_encoding(make_database: MakeData
     async def check() -> None:
         with closing(await PgConnection.connect(PostgresConfig(database.dsn), application_name="test")) as connection:
             assert await connection.query("SELECT 'é€' || chr(252), $1", ("ß\uef81",)) == [("é€ü", "ß\uef81")]
+            with pytest.raises(PostgresError) as caught:
+                await connection.query("SELECT $1", ("日",))
+            assert caught.value.sqlstate == "22P05"
             assert await connection.query("SELECT encode(convert_to('\uef81', 'WIN1252'), 'hex')") == [("81",)]
 
     trio.run(check)

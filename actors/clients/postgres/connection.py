@@ -167,11 +167,11 @@ class PgConnection:
         params, are one transaction. Raises PostgresError when a statement is refused, SourceUnavailable when the connection
         ends or no reply comes within `timeout_s`.
         """
+        statement = self.encoded(sql)
+        values = [None if p is None else self.encoded(str(p)) for p in params]
         try:
             with trio.fail_after(timeout_s):
-                statement = self.encoding.encode(sql)
-                if params:
-                    values = [None if p is None else self.encoding.encode(str(p)) for p in params]
+                if values:
                     self.pgconn.send_query_params(statement, values)
                 else:
                     self.pgconn.send_query(statement)
@@ -197,7 +197,7 @@ class PgConnection:
         """Yield a query's rows as libpq results of up to `rows_max` each. Raises PostgresError or SourceUnavailable."""
         pgconn = self.pgconn
         try:
-            pgconn.send_query(self.encoding.encode(sql))
+            pgconn.send_query(self.encoded(sql))
             pgconn.set_chunked_rows_mode(rows_max)
             while True:
                 while pgconn.flush():
@@ -256,6 +256,14 @@ class PgConnection:
             except psycopg.Error:
                 pass  # the connection is closed in any case
         self.close()
+
+    def encoded(self, text: str) -> bytes:
+        """Return a statement or value as the server reads it. Raises PostgresError, as the server would."""
+        try:
+            return self.encoding.encode(text)
+        except UnicodeEncodeError as exc:
+            character = exc.object[exc.start]
+            raise PostgresError("22P05", f"character {character!r} has no equivalent in encoding {self.encoding.name}") from exc
 
     def _value(self, value: bytes | None) -> str | None:
         return None if value is None else self.encoding.decode(value)

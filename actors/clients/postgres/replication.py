@@ -202,7 +202,7 @@ async def open_replication_stream(
         await connection.query("SELECT repeat('x', 1000000)")
         options = f"proto_version '1', publication_names {_literal(quoted(publication))}"
         start = f"START_REPLICATION SLOT {quoted(slot)} LOGICAL {format_lsn(start_lsn)} ({options})"
-        connection.pgconn.send_query(connection.encoding.encode(start))
+        connection.pgconn.send_query(connection.encoded(start))
         with trio.fail_after(QUERY_TIMEOUT_S):
             results = await drive(generators.execute(connection.pgconn), connection.socket)
         try:

@@ -32,7 +32,7 @@ async def say_waits(creating: PgConnection, slot: str, show: Callable[[Problem],
             finally:
                 watching.close()
             for problem in found:
-                log.warning(problem.what, code=problem.code, reason=problem.said, fix=problem.fix)
+                log.warning(problem.what, code=problem.code, said=problem.said, fix=problem.fix)
             if found:
                 show(found[0])
         except WalbridgeError as exc:
@@ -47,17 +47,18 @@ async def slot_waits(connection: PgConnection, slot: str, creating_pid: int) -> 
     rows = await connection.query(_BLOCKERS, (creating_pid,))
     found = [
         _waits(
-            slot, f"for process {pid} to end its transaction, open for {seconds} s", "",
-            f"SELECT pg_terminate_backend({pid});   -- or let it end", said=query or "",
+            slot, f"for process {pid} to end its transaction", "",
+            f"SELECT pg_terminate_backend({pid});   -- or let it end", said=f"open for {seconds} s: {query}",
         )
         for pid, seconds, query in rows
     ]  # fmt: skip
     rows = await connection.query(_PREPARED, (creating_pid,))
     return found + [
         _waits(
-            slot, f"for the prepared transaction {gid} of database {database}, {seconds} s old",
+            slot, f"for the prepared transaction {gid} of database {database}",
             "a prepared transaction stays open without a session, over restarts too",
             f"COMMIT PREPARED {literal};   -- or: ROLLBACK PREPARED {literal}; in database {database}",
+            said=f"prepared {seconds} s ago",
         )
         for gid, literal, database, seconds in rows
     ]  # fmt: skip
