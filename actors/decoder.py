@@ -49,9 +49,9 @@ _POSTGRES_EPOCH_US = 946_684_800_000_000
 _EVERYTHING: Final = 1 << 62
 
 _u4 = struct.Struct(">I").unpack_from
-_i8 = struct.Struct(">q").unpack_from
-_begin = struct.Struct(">qqI").unpack_from  # commit LSN, commit time, xid
-_commit = struct.Struct(">qqq").unpack_from  # commit LSN, end LSN, commit time
+_lsn = struct.Struct(">Q").unpack_from
+_begin = struct.Struct(">QqI").unpack_from  # commit LSN, commit time, xid
+_commit = struct.Struct(">QQq").unpack_from  # commit LSN, end LSN, commit time
 
 
 class _Shape(NamedTuple):
@@ -196,7 +196,7 @@ class Decoder:
                     self._txn = txn = None
                 elif tag == _KEEPALIVE:
                     if txn is None:
-                        self._pass_idle(Lsn(_i8(message, 1)[0]), append)
+                        self._pass_idle(Lsn(_lsn(message, 1)[0]), append)
                 else:
                     seq = self._other(message, txn, seq, first_seq, append)
                     if self.wanted is not None:

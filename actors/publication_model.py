@@ -67,8 +67,10 @@ class PublicationModel:
         self._facts, self._horizon = facts, horizon
         self._tokens = {found.relation_oid: token for token, found in facts.items()}
 
-    def begin(self, told: Mapping[str, KnownTable] | None, last_seq: int) -> None:
+    def begin(self, told: Mapping[str, KnownTable] | None, last_seq: int, *, upgraded: bool = False) -> None:
         """Start a run. `told` is what KV `bridges` holds; None if no run has ever written it: what is there now is no news.
+
+        Nor is it after pg_upgrade, which makes the catalog anew: a table of the same OID is published as before.
 
         What was told in messages that the stream, which ends at `last_seq`, no longer has is told again.
         """
@@ -78,6 +80,12 @@ class PublicationModel:
             self.known = {token: KnownTable.of(facts, self._horizon) for token, facts in self._facts.items()}
         else:
             self.known = {token: table for token, table in told.items() if table.told_seq <= last_seq}
+            for token, facts in self._facts.items() if upgraded else ():
+                known = self.known.get(token)
+                if known is not None and known.version and known.relation_oid == facts.relation_oid:
+                    self.known[token] = replace(
+                        KnownTable.of(facts, self._horizon), version=known.version, told_seq=known.told_seq
+                    )
         self.digest = digest_of(self.told)
 
     def compare(self) -> list[Difference]:

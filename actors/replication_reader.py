@@ -17,8 +17,8 @@ from actors.telemetry.telemetry import Telemetry
 BLOCK_MESSAGES_MAX = 1000
 BLOCK_BYTES_MAX = 256 * 1024
 _KEEPALIVE = ord("k")
-_keepalive = struct.Struct(">qqb").unpack_from  # WAL end, send time, reply requested
-_wal_end = struct.Struct(">q").unpack_from
+_keepalive = struct.Struct(">Qqb").unpack_from  # WAL end, send time, reply requested
+_wal_end = struct.Struct(">Q").unpack_from
 
 
 async def read_blocks(

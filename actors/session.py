@@ -77,14 +77,15 @@ async def open_session(
     schemas = SchemaPublisher(catalog, js, encoder, setup.stream)
     tables = list(publication.tables.values())
     plan = await find_start(
-        config, catalog, js, setup, sorted(publication.tables), history_diverged=history_diverged
+        config, catalog, js, setup, {table.token: table.relation_oid for table in tables},
+        history_diverged=history_diverged, show=telemetry.show_wait,
     )  # fmt: skip
     start, store = plan.start, plan.store
     try:
         told = publication.told
         if store.record.published != publication.digest:  # the process begins, or somebody else has written meanwhile
             told = await read_entries(js, setup.stream)
-        publication.begin(told if store.record.published else None, setup.last_seq)
+        publication.begin(told if store.record.published else None, setup.last_seq, upgraded=plan.upgraded)
         await schemas.publish_current(tables, {token: known.schema_id for token, known in publication.told.items()})
     except BaseException:
         plan.close()

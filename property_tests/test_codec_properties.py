@@ -49,11 +49,11 @@ def test_flipped_bytes_give_a_value_or_the_typed_error(message, flips):
         pass
 
 
-@given(st.integers(0, 2**63 - 1))
+@given(st.integers(0, 2**64 - 1))
 def test_an_lsn_is_read_as_it_is_written(lsn):
     assert parse_lsn(format_lsn(lsn)) == lsn
     status = replication.encode_status(Lsn(lsn), Lsn(0), Lsn(0), 10**15)
-    assert (len(status), status[:1], struct.unpack_from(">q", status, 1)[0]) == (34, b"r", lsn)
+    assert (len(status), status[:1], struct.unpack_from(">Q", status, 1)[0]) == (34, b"r", lsn)
 
 
 # -- rows

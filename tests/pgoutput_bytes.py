@@ -24,11 +24,11 @@ def tuple_data(values: Sequence[bytes | str | None]) -> bytes:
 
 
 def begin(final_lsn: int, xid: int = 7, time_us: int = 0) -> bytes:
-    return b"B" + struct.pack(">qqI", final_lsn, time_us, xid)
+    return b"B" + struct.pack(">QqI", final_lsn, time_us, xid)
 
 
 def commit(commit_lsn: int, end_lsn: int, time_us: int = 0) -> bytes:
-    return b"C\0" + struct.pack(">qqq", commit_lsn, end_lsn, time_us)
+    return b"C\0" + struct.pack(">QQq", commit_lsn, end_lsn, time_us)
 
 
 def relation(
@@ -62,8 +62,8 @@ def truncate(oids: Sequence[int], flags: int = 0) -> bytes:
 
 def xlog(payload: bytes, wal_end: int = 0) -> bytes:
     """One XLogData around a message."""
-    return b"w" + struct.pack(">qqq", wal_end, wal_end, 0) + payload
+    return b"w" + struct.pack(">QQq", wal_end, wal_end, 0) + payload
 
 
 def keepalive(wal_end: int, reply: bool = False) -> bytes:
-    return b"k" + struct.pack(">qqb", wal_end, 0, reply)
+    return b"k" + struct.pack(">Qqb", wal_end, 0, reply)

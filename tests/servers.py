@@ -37,11 +37,14 @@ CLEAN = {
 class Database:
     """A database of a test's own on a running server, and one connection to it that commits each statement."""
 
-    def __init__(self, server: PostgresServer, name: str) -> None:
+    def __init__(self, server: PostgresServer, name: str, *, encoding: str = "UTF8") -> None:
         """Create the database."""
         self.server, self.name = server, name
+        create = sql.SQL("CREATE DATABASE {} ENCODING {} TEMPLATE template0").format(
+            sql.Identifier(name), sql.Literal(encoding)
+        )
         with psycopg.connect(server.dsn(), autocommit=True) as admin:
-            admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            admin.execute(create)
         self._connection = self.connect()
 
     @property
@@ -51,7 +54,7 @@ class Database:
 
     def connect(self, *, autocommit: bool = True) -> psycopg.Connection[tuple[Any, ...]]:
         """One more connection; the caller closes it."""
-        return psycopg.connect(self.dsn, autocommit=autocommit)
+        return psycopg.connect(self.dsn, autocommit=autocommit, client_encoding="UTF8")
 
     def execute(self, statements: str, params: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
         """Run SQL and return the rows of the last statement; connects anew when the server was restarted.

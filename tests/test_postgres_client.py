@@ -49,36 +49,6 @@ def black_hole() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("server", ["database", "database15"])
-def test_values_read_alike_whatever_the_role_has_set(server: str, request: pytest.FixtureRequest) -> None:
-    database: Database = request.getfixturevalue(server)
-    role = f"odd_{database.name}"
-    database.execute(f"CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'pw'")
-    for setting in ("datestyle = 'German'", "timezone = 'Asia/Tokyo'", "intervalstyle = 'iso_8601'",
-                    "bytea_output = 'escape'", "extra_float_digits = 0", "statement_timeout = '100ms'",
-                    "client_min_messages = 'error'",
-                    "search_path = 'nowhere'"):  # fmt: skip
-        database.execute(f"ALTER ROLE {role} SET {setting}")
-
-    async def check() -> None:
-        for replication in (False, True):
-            connection = await connected(psycopg.conninfo.make_conninfo(database.dsn, user=role, password="pw"),
-                                         replication=replication)  # fmt: skip
-            with closing(connection):
-                (row,) = await connection.query(
-                    "SELECT '2025-12-12 12:00:00.5+09'::timestamptz, '1 day 2 hours'::interval, '\\x00ff'::bytea, "
-                    "0.1::float8 + 0.2::float8, NULL, current_setting('client_min_messages')"
-                )
-                assert row[:3] == ("2025-12-12 03:00:00.5+00", "1 day 02:00:00", "\\x00ff")
-                assert row[3:] == ("0.30000000000000004", None, "warning")
-                await connection.query("SELECT pg_sleep(0.2)")
-
-    try:
-        trio.run(check)
-    finally:
-        database.execute(f"DROP ROLE {role}")
-
-
 def test_parameters_and_rows_are_text(database: Database) -> None:
     async def check() -> None:
         with closing(await connected(database.dsn)) as connection:

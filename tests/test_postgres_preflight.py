@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,7 +17,7 @@ from actors.settings.config import PostgresConfig
 from actors.startup.postgres_preflight import check_postgres
 from actors.telemetry.telemetry import Problem
 from tests.conftest import MakePostgres
-from tests.servers import Database
+from tests.servers import Database, wait_for
 
 BOTH = pytest.mark.parametrize("server", ["database", "database15"])
 
@@ -96,6 +97,26 @@ def test_a_role_must_be_able_to_replicate_and_is_told_what_it_may_not_read(serve
         database.execute(f'DROP OWNED BY "{role}"; DROP ROLE "{role}"')
 
 
+def test_a_role_that_the_server_lets_replicate_by_a_rule_of_its_own_is_let_through(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a managed server does for members of a role that only it knows: here the connection is a superuser's."""
+    role, connect = f"member_{database.name}", PgConnection.connect
+
+    async def lenient(config: PostgresConfig, **options: Any) -> PgConnection:
+        return await connect(PostgresConfig(database.dsn) if options.get("replication") else config, **options)
+
+    database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'pw'; CREATE TABLE t (id int PRIMARY KEY)")
+    database.execute(f"CREATE PUBLICATION p FOR TABLE t; GRANT SELECT ON t TO {role}")
+    try:
+        dsn = psycopg.conninfo.make_conninfo(database.dsn, user=role, password="pw")
+        assert refusal(dsn).code == "WB112"
+        monkeypatch.setattr(PgConnection, "connect", lenient)
+        assert check(dsn) == {}
+    finally:
+        database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
 @BOTH
 def test_a_slot_of_another_kind_is_refused(server: str, request: pytest.FixtureRequest) -> None:
     database: Database = request.getfixturevalue(server)
@@ -154,6 +175,12 @@ def test_a_standby_is_refused_where_it_cannot_be_read(version: int, make_postgre
     (server.data_dir / "standby.signal").touch()
     server.start()
     if version >= 16:
+        (problem,) = check(server.dsn()).values()
+        assert problem.code == "WB125"
+        with psycopg.connect(server.dsn(), autocommit=True) as standby:
+            for statement in problem.fix.split("   --")[0].split(";")[:2]:
+                standby.execute(statement.encode())
+            wait_for(lambda: standby.execute("SHOW hot_standby_feedback").fetchone() == ("on",))
         assert check(server.dsn()) == {}
     else:
         assert "standby" in refusal(server.dsn()).what

@@ -19,8 +19,9 @@ from actors.clients.postgres.slots import create_slot, drop_slot, slot_health, s
 from actors.errors import ConfigError, Fatal, SourceUnavailable
 from actors.positions import NO_LSN, Lsn
 from actors.settings.config import PostgresConfig
+from actors.telemetry.telemetry import Problem
 from tests.conftest import MakePostgres
-from tests.servers import HANG_S, Database
+from tests.servers import HANG_S, Database, wait_for
 
 BOTH = pytest.mark.parametrize("server", ["database", "database15"])
 WEIRD_NAME = "a.b c*>\",'$JS\\é"
@@ -248,6 +249,19 @@ def test_a_publication_that_vanishes_ends_the_stream(server: str, request: pytes
             health = await slot_health(connection, slot)
             assert health is not None
             assert health.current_lsn > health.confirmed_lsn
+        database.execute("CREATE PUBLICATION p FOR TABLE t")
+        stream = await opened(database.dsn, slot)
+        with trio.fail_after(HANG_S), pytest.raises(Fatal) as caught:
+            await read_rows(stream, 2)
+        await stream.close()
+        assert (caught.value.code, "CREATE" in caught.value.fix) == ("WB106", False)
+        wait_for(lambda: database.execute("SELECT FROM pg_replication_slots WHERE slot_name = %s AND active", [slot]) == [])
+        database.execute(caught.value.fix.split("\n")[0])
+        database.execute("INSERT INTO t VALUES (3)")
+        stream = await opened(database.dsn, slot)
+        with trio.fail_after(HANG_S):
+            await read_rows(stream, 1)
+        await stream.close()
 
     trio.run(check)
 
@@ -339,7 +353,7 @@ def test_slot_creation_says_what_it_waits_for_and_can_be_cancelled(
     server: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database: Database = request.getfixturevalue(server)
-    monkeypatch.setattr("actors.clients.postgres.slots.SAY_WAITING_AFTER_S", 0.2)
+    monkeypatch.setattr("actors.clients.postgres.slot_waits.SAY_AFTER_S", 0.2)
     database.execute("CREATE TABLE t (id int)")
     slot = slot_name()
 
@@ -351,7 +365,7 @@ def test_slot_creation_says_what_it_waits_for_and_can_be_cancelled(
                 await create_slot(connection, slot)
             assert deadline.cancelled_caught
             said = [getattr(record, "fields", {}) for record in caplog.records]
-            assert any(fields.get("pid") == str(writer.info.backend_pid) for fields in said), said
+            assert any(f"pg_terminate_backend({writer.info.backend_pid})" in str(fields.get("fix")) for fields in said), said
             deadline_s = time.monotonic() + HANG_S
             while database.execute(f"SELECT 1 FROM pg_replication_slots WHERE slot_name = '{slot}'"):
                 assert time.monotonic() < deadline_s, "the server goes on making the slot"
@@ -434,3 +448,30 @@ def test_a_server_with_nothing_to_say_is_asked_for_a_sign_of_life(
         await stream.close()
 
     trio.run(main)
+
+
+def test_a_prepared_transaction_in_the_way_of_a_slot_is_named_and_the_fix_ends_it(
+    make_postgres: MakePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.clients.postgres.slot_waits.SAY_AFTER_S", 0.2)
+    server = make_postgres(max_prepared_transactions="5")
+    database = Database(server, "app")
+    database.execute("CREATE TABLE t (id int)")
+    with database.connect(autocommit=False) as writer:
+        writer.execute("INSERT INTO t VALUES (1)")
+        writer.execute("PREPARE TRANSACTION 'it''s open'")
+        writer.commit()
+    shown: list[Problem] = []
+
+    def end_it(problem: Problem) -> None:
+        shown.append(problem)
+        database.execute(problem.fix.split("--")[0])
+
+    async def check() -> None:
+        with trio.fail_after(20), closing(await connected(server.dsn("app"), replication=True)) as connection:
+            assert await create_slot(connection, slot_name(), show=end_it) > 0
+
+    trio.run(check)
+    assert "prepared transaction it's open of database app" in shown[0].what
+    assert database.execute("SELECT id FROM t") == [(1,)]
+    database.close()

@@ -64,7 +64,8 @@ PLACES: Mapping[str, Sequence[str]] = {
     "nats/nats-permissions.conf": [
         "user: @nats_user|json@\n        password: $NATS_BRIDGE_PASSWORD",
         '"@prefix@cdc.>"',
-        '"$KV.schemas.@keys@*", "$KV.dictionaries.@keys@*", "$KV.dictionaries.@keys@*.*", "$KV.bridges.@stream@", "$KV.bridges.@stream@.*"',
+        '"$KV.schemas.@keys@*", "$KV.dictionaries.@keys@*", "$KV.dictionaries.@keys@*.*"',
+        '"$KV.bridges.@stream@", "$KV.bridges.@stream@.*"',
         '"$JS.API.STREAM.CREATE.@stream@"',
         '"$JS.API.CONSUMER.LIST.@stream@"',
     ],

@@ -7,10 +7,12 @@ A field made by `setting` is the only place where a setting is described: the fl
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
+from actors.errors import ConfigError
 from actors.settings.setting import (
     HTTP,
     PUBLISHING,
@@ -151,8 +153,27 @@ class PostgresAddress:
     password: str = setting("", variable="POSTGRES_BRIDGE_PASSWORD", secret=True, words="unless `DATABASE_URL` has a password")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewable:
+    """How to reach a server, with secrets that may be in files whose contents change."""
+
+    renew: Callable[[], Self] | None = field(default=None, repr=False, compare=False)
+    """Reads the files again; None where no secret is in a file. Raises ConfigError."""
+    file_secrets: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """What the log must mask in addition, since the files were read again."""
+
+    def latest(self) -> Self:
+        """Return this with the secrets that the files hold now; unchanged while a file cannot be read."""
+        if self.renew is None:
+            return self
+        try:
+            return self.renew()
+        except ConfigError:
+            return self  # perhaps it is being replaced
+
+
 @dataclass(frozen=True, slots=True)
-class PostgresConfig:
+class PostgresConfig(Renewable):
     """How to reach PostgreSQL: a libpq connection string, URI or keywords, without a `replication` word."""
 
     conninfo: str = field(repr=False)
@@ -173,7 +194,7 @@ class NatsAddress:
 
 
 @dataclass(frozen=True, slots=True)
-class NatsConfig:
+class NatsConfig(Renewable):
     """How to reach NATS."""
 
     urls: tuple[str, ...] = field(repr=False)
@@ -227,6 +248,10 @@ class Config:
     accept_gap: bool = setting(
         False, flag="--accept-gap", group=SOURCE, words="after changes were permanently lost: store the gap event and go on",
         details="after changes were permanently lost (slot lost or dropped, another server): store the gap event and go on",
+    )  # fmt: skip
+    accept_upgrade: bool = setting(
+        False, flag="--accept-upgrade", group=SOURCE, words="after pg_upgrade, which kept the slot: go on without a gap",
+        details="after `pg_upgrade` from PostgreSQL 17 or later, which keeps the slot: go on without a gap. Give it once",
     )  # fmt: skip
     heartbeat_url: str = setting(
         "", variable="BRIDGE_HEARTBEAT_URL", secret=True, words="requested (GET) after progress, at most once a minute",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from actors.errors import ConfigError
@@ -20,11 +22,14 @@ from actors.settings.config import (
     PostgresAddress,
     PostgresConfig,
     PublishConfig,
+    Renewable,
     SnapshotConfig,
     SourceConfig,
 )
 from actors.settings.nats_context import read_context
 from actors.settings.sources import Sources, bad_value
+
+R = TypeVar("R", bound=Renewable)
 
 
 def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: Path | None = None) -> Config:
@@ -40,8 +45,8 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
         snapshots=sources.group(SnapshotConfig),
         http=sources.group(HttpConfig),
         log=sources.group(LogConfig),
-        postgres=_postgres(sources),
-        nats=_nats(sources, environ),
+        postgres=_renewable(_postgres, sources),
+        nats=_renewable(partial(_nats, environ=environ), sources),
     )
     return replace(config, secrets=sources.secrets, origins=sources.origins)
 
@@ -53,8 +58,20 @@ def resolve_client(flags: Mapping[str, object], environ: Mapping[str, str], env_
     http = HttpConfig(sources.read("port"), sources.read("bind")) if flags.get("port") is not None else None
     if http is None and flags.get("bind") is not None:
         raise ConfigError("WB002", "--bind: is for --port; add --port 9092")
-    nats = _nats(sources, environ)
+    nats = _renewable(partial(_nats, environ=environ), sources)
     return ClientConfig(nats, stream, log, sources.secrets, http)
+
+
+def _renewable(read: Callable[[Sources], R], sources: Sources) -> R:
+    """Read a server's settings so that they can be read again, if a secret among them is in a file."""
+    before = sources.files_read
+    config = read(sources)
+
+    def renew() -> R:
+        again = sources.again()
+        return replace(read(again), renew=renew, file_secrets=again.secrets)
+
+    return replace(config, renew=renew) if sources.files_read > before else config
 
 
 def _postgres(sources: Sources) -> PostgresConfig:

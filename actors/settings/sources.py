@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,14 @@ class Sources:
         self._context_name = ""
         self._origins: dict[str, tuple[str, str]] = {}
         self._secrets: set[str] = set()
+        self.files_read = 0
+        """How many secrets came from files."""
+
+    def again(self) -> Sources:
+        """The same sources, with nothing read yet: a secret's file may have changed."""
+        fresh = copy(self)
+        fresh._origins, fresh._secrets, fresh.files_read = {}, set(), 0
+        return fresh
 
     def read(self, name: str) -> Any:
         """The value of a setting. Raises ConfigError."""
@@ -100,6 +109,7 @@ class Sources:
             if value is not None:
                 return value, setting.variable, f"{words} {setting.variable}"
             assert file is not None
+            self.files_read += 1
             return _read_secret(setting, file), f"{setting.variable}_FILE", f"file {file}"
         if setting.name in self._context:
             return self._context[setting.name], f"context {self._context_name}", f"context {self._context_name}"

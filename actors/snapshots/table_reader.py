@@ -43,6 +43,12 @@ class OpenTable:
     _select: str
     _block_rows: int
 
+    @property
+    def to_utf8(self) -> Callable[[bytes], bytes] | None:
+        """Converts a value's text, where PostgreSQL does not."""
+        encoding = self.connection.encoding
+        return encoding.to_utf8 if encoding.keeps_bytes else None
+
     def blocks(self) -> AsyncGenerator[pq.abc.PGresult]:
         """Yield the rows as libpq results of some rows each. Raises PostgresError or SourceUnavailable."""
         return self.connection.blocks(self._select, self._block_rows)

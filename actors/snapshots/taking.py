@@ -127,7 +127,7 @@ class SnapshotTaker:
         self, table: OpenTable, messages: SnapshotMessages, compressor: Compressor | None, progress: SnapshotProgress
     ) -> None:
         config, limit = self._setup.config, self._setup.stream.init_payload_max
-        blocks = RowBlocks(self._converters(table), config.publish.encoding, config.snapshots.format)
+        blocks = RowBlocks(self._converters(table), config.publish.encoding, config.snapshots.format, table.to_utf8)
 
         def compressed(message: Message) -> Message:
             if compressor is None:

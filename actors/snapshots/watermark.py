@@ -73,6 +73,8 @@ async def take_watermark(config: PostgresConfig, connection: PgConnection) -> Wa
         await connection.query(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         return Watermark(lsn)
     except (PostgresError, SourceUnavailable) as exc:
+        if isinstance(exc, SourceUnavailable) and exc.code == "WB124":
+            raise  # nothing else would do: a standby cannot say where its WAL ends, nor write to it
         # 53400 and 53300: no slot or sender is free; a timeout: a writing transaction is still open
         if isinstance(exc, PostgresError) and exc.sqlstate not in ("53400", "53300"):
             raise

@@ -17,6 +17,7 @@ from actors.messages import Gap, Transaction
 from actors.positions import GAP_RANK, NO_LSN, ROW_RANK, START, Lsn, Position, format_lsn
 
 ACCEPT_GAP = "walbridge run --accept-gap   # stores cdc._bridge.gap and continues; replicas take new snapshots"
+ACCEPT_UPGRADE = "walbridge run --accept-upgrade   # continues without a gap if slot and stream agree"
 RIGHT_SERVER = f"connect to the right server, or:\n{ACCEPT_GAP}"
 
 
@@ -35,6 +36,10 @@ class StreamTail:
     """How many sequences up to `last_seq` no longer have a message."""
     transaction: Transaction | None = None
     """Of the last message, if that is an event of a row."""
+    token: str = ""
+    """The table of the last message; empty when that is no table's event."""
+    relation_oid: int | None = None
+    """The object id of that table at the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,7 @@ def find_loss(
     from_lsn = _from(proven, _pending(record, tail))
     if record is not None and record.system_id != source.system_id:
         reason = f"another database cluster: system id {source.system_id}, the stream was written from {record.system_id}"
-        return Loss("WB150", reason, from_lsn, RIGHT_SERVER)
+        return Loss("WB150", reason, from_lsn, f"{RIGHT_SERVER}\nif pg_upgrade made this server: {ACCEPT_UPGRADE}")
     if record is not None and not _descends(record, source):
         reason = f"timeline {source.timeline} of this server does not descend from timeline {record.timeline}"
         return Loss("WB150", reason, from_lsn, RIGHT_SERVER)

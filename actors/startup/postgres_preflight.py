@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.connection import PgConnection, SourceRefused
 from actors.clients.postgres.publications import publication_facts
-from actors.clients.postgres.replication import publication_missing
+from actors.clients.postgres.replication import identify_system, publication_missing
 from actors.clients.postgres.slots import slot_state
 from actors.errors import ConfigError, SourceUnavailable
 from actors.telemetry.telemetry import Problem
 from actors.wire.sql_names import quoted
 
 OLDEST_VERSION = 140000
-MANAGED_REPLICATION_ROLES = ("rds_replication", "rds_superuser", "cloudsqlsuperuser", "azure_pg_admin")
-"""Roles that may replicate on managed servers, whose users have no REPLICATION attribute."""
 
 
 async def check_postgres(connection: PgConnection, *, slot: str, publication: str, temporary: bool = False) -> list[Problem]:
@@ -32,7 +30,7 @@ async def check_postgres(connection: PgConnection, *, slot: str, publication: st
         missing = publication_missing(publication, "", await _tables_with_key(connection))
         raise ConfigError(missing.code, missing.what, means=missing.means, fix=missing.fix)
     await _check_slot(connection, slot, temporary=temporary)
-    return await _look_between(connection)
+    return [*await _look_between(connection), *_look_at_encoding(connection)]
 
 
 async def _check_wal_level(connection: PgConnection) -> None:
@@ -52,19 +50,23 @@ async def _check_wal_level(connection: PgConnection) -> None:
 
 
 async def _check_role(connection: PgConnection) -> str:
-    managed = ", ".join(f"'{role}'" for role in MANAGED_REPLICATION_ROLES)
     ((role, allowed),) = await connection.query(
-        f"""
-        SELECT current_user, r.rolsuper OR r.rolreplication OR EXISTS (
-          SELECT FROM pg_roles m WHERE m.rolname IN ({managed}) AND pg_has_role(current_user, m.oid, 'member'))
-        FROM pg_roles r WHERE r.rolname = current_user
-        """
+        "SELECT rolname, rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user"
     )
-    if allowed != "t":
-        raise ConfigError(
-            "WB112", f"role {role} may not replicate",
-            fix=f"ALTER ROLE {quoted(role or '')} REPLICATION;   -- RDS: GRANT rds_replication TO {quoted(role or '')};",
-        )  # fmt: skip
+    if allowed != "t":  # managed servers let members of roles of their own replicate: only trying tells
+        try:
+            replication = await PgConnection.connect(connection.config, replication=True, application_name="walbridge startup")
+        except SourceRefused as exc:
+            if exc.code != "WB103":
+                raise
+            raise ConfigError(
+                "WB112", f"role {role} may not replicate", said=exc.said,
+                fix=f"ALTER ROLE {quoted(role or '')} REPLICATION;   -- RDS: GRANT rds_replication TO {quoted(role or '')};",
+            ) from exc  # fmt: skip
+        try:
+            await identify_system(replication)
+        finally:
+            replication.close()
     return role or ""
 
 
@@ -83,8 +85,10 @@ async def _tables_with_key(connection: PgConnection) -> list[str]:
 
 
 async def _look_between(connection: PgConnection) -> list[Problem]:
-    """Find a pooler in between, which makes up process ids for its clients; and WAL without a limit."""
-    ((pid, keep),) = await connection.query("SELECT pg_backend_pid(), current_setting('max_slot_wal_keep_size')")
+    """Find a pooler, which makes up process ids for its clients; WAL without a limit; a standby whose primary does not hear."""
+    ((pid, keep, feedback),) = await connection.query(
+        "SELECT pg_backend_pid(), current_setting('max_slot_wal_keep_size'), current_setting('hot_standby_feedback')"
+    )
     problems: list[Problem] = []
     if pid != str(connection.backend_pid):
         problems.append(
@@ -104,7 +108,41 @@ async def _look_between(connection: PgConnection) -> list[Problem]:
                 fix="ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();   -- what the disk can spare",
             )
         )
+    if connection.is_standby and feedback != "on":
+        problems.append(
+            Problem(
+                "WB125",
+                "the server is a standby with hot_standby_feedback = off",
+                means="VACUUM on the primary removes rows that the slot or a snapshot here still needs: the slot is lost then",
+                fix="ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf();   -- on the standby",
+            )
+        )
     return problems
+
+
+def _look_at_encoding(connection: PgConnection) -> list[Problem]:
+    """Say what text is no character of Unicode, and what becomes of it."""
+    name = connection.server_encoding
+    if name == "SQL_ASCII":
+        what, means = (
+            "the database's encoding is SQL_ASCII: PostgreSQL does not know which characters its bytes are",
+            "text is read as UTF-8; each byte that is not UTF-8 is kept as one of the characters U+EF80 to U+EFFF",
+        )
+    elif name != "UTF8" and not connection.encoding.keeps_bytes:
+        what, means = (
+            f"the database's encoding is {name}, in which some characters have no place in Unicode",
+            "PostgreSQL does not send a row with such a character: the bridge ends there (WB109)",
+        )
+    else:
+        return []
+    return [
+        Problem(
+            "WB123",
+            what,
+            means=means,
+            fix="CREATE DATABASE app_utf8 ENCODING 'UTF8' TEMPLATE template0;   -- and move the data there",
+        )
+    ]
 
 
 async def _check_slot(connection: PgConnection, slot: str, *, temporary: bool) -> None:

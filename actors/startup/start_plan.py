@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from actors.clients.nats.acknowledgements import not_where_left
 from actors.clients.nats.jetstream import JetStream, JetStreamError, StoredMessage
@@ -15,7 +16,7 @@ from actors.contract.bridge_record import BridgeRecord
 from actors.contract.compression import Decompressors
 from actors.contract.decoding import decode_body
 from actors.contract.event_encoder import EventEncoder
-from actors.contract.subjects import BRIDGES, CDC_ALL, DICTIONARIES
+from actors.contract.subjects import BRIDGES, CDC_ALL, DICTIONARIES, parse
 from actors.errors import MalformedMessage
 from actors.messages import Transaction
 from actors.positions import NO_LSN, Lsn, format_lsn
@@ -33,7 +34,9 @@ from actors.startup.checkpoint import (
     tail_position,
 )
 from actors.startup.streams import StreamSetup
+from actors.startup.upgrade import after_upgrade, no_upgrade, why_no_upgrade
 from actors.telemetry.log import get_logger
+from actors.telemetry.telemetry import Problem
 from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, WRONG_LAST_SEQUENCE
 
 log = get_logger("startup")
@@ -49,6 +52,8 @@ class StartPlan:
     store: RecordStore
     wal_end: Lsn
     """Where PostgreSQL's WAL ended at the start; below it the bridge is catching up."""
+    upgraded: bool = False
+    """The server is another one than before, made from it by pg_upgrade, and the user has said so."""
     slot_connection: PgConnection | None = None
     """The connection that created a temporary slot and alone can read it; owned by the stream that is opened on it."""
 
@@ -59,10 +64,18 @@ class StartPlan:
 
 
 async def find_start(
-    config: Config, connection: PgConnection, js: JetStream, setup: StreamSetup, tokens: Sequence[str], *,
+    config: Config,
+    connection: PgConnection,
+    js: JetStream,
+    setup: StreamSetup,
+    tables: Mapping[str, int],
+    *,
     history_diverged: bool = False,
-) -> StartPlan:  # fmt: skip
-    """Read both sides and decide where to resume; create the slot if there is none. `tokens` are the publication's tables.
+    show: Callable[[Problem], None] = lambda _: None,
+) -> StartPlan:
+    """Read both sides and decide where to resume; create the slot if there is none, and show what that waits for.
+
+    `tables` are the publication's: token -> OID.
 
     Raises Fatal when changes are permanently lost and the user has not accepted that, ConfigError when the stream belongs to
     another slot.
@@ -72,9 +85,19 @@ async def find_start(
     check_owner(record, stream, slot)
     tail = await _read_tail(js, setup)
     position = tail_position(tail, record)
+    tokens, upgraded = sorted(tables), False
     replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge startup")
     try:
         source = await _read_source(connection, replication, slot, record)
+        if config.accept_upgrade and record is not None and record.system_id != source.system_id:
+            contradiction = why_no_upgrade(source, tail, record, position, tables)
+            if contradiction:
+                raise no_upgrade(source, record, contradiction)
+            log.warning(
+                "continuing on an upgraded server; leave out --accept-upgrade from now on",
+                system_id=source.system_id, before=record.system_id, confirmed_lsn=format_lsn(source.confirmed_lsn or NO_LSN),
+            )  # fmt: skip
+            record, history, upgraded = after_upgrade(source, record), (), True
         loss = find_loss(source, tail, record, history, position)
         if history_diverged and loss is None and position is not None:
             loss = other_history(source, position)
@@ -87,7 +110,7 @@ async def find_start(
                 await drop_slot(connection, slot)
         confirmed_lsn = source.confirmed_lsn
         if source.lost or confirmed_lsn is None:
-            confirmed_lsn = await _make_slot(replication, slot, temporary=temporary)
+            confirmed_lsn = await _make_slot(replication, slot, temporary=temporary, show=show)
         if loss is not None:
             start = start_after_loss(loss, source, confirmed_lsn, tail, tokens)
         else:
@@ -111,7 +134,7 @@ async def find_start(
         source.database, record.published if record else "",
     )  # fmt: skip
     return StartPlan(
-        start, confirmed_lsn, RecordStore(js, stream, record, revision), source.wal_end,
+        start, confirmed_lsn, RecordStore(js, stream, record, revision), source.wal_end, upgraded,
         replication if temporary else None,
     )  # fmt: skip
 
@@ -156,24 +179,36 @@ async def _read_tail(js: JetStream, setup: StreamSetup) -> StreamTail:
     if message is None:
         return StreamTail(setup.stream, setup.last_seq, None, deleted=setup.last_seq)
     msg_id = message.headers.get(MSG_ID_HEADER)
-    transaction = await _transaction_of(js, message)
-    return StreamTail(setup.stream, setup.last_seq, msg_id, msg_id is None, setup.last_seq - message.seq, transaction)
+    event = await _last_event_of(js, message)
+    subject = parse(message.subject)
+    return StreamTail(
+        setup.stream, setup.last_seq, msg_id, msg_id is None, setup.last_seq - message.seq, _transaction_of(event),
+        subject.token if subject is not None else "", event.get("relation_id"),
+    )  # fmt: skip
 
 
-async def _transaction_of(js: JetStream, message: StoredMessage) -> Transaction | None:
-    """The transaction of a stored event of a row; None of any other message, and where its dictionary is gone."""
+async def _last_event_of(js: JetStream, message: StoredMessage) -> dict[str, Any]:
+    """The last event of a stored message; empty when it is none, and where its dictionary is gone."""
     decompressors = Decompressors()
     try:
         needed = decompressors.missing(message.headers)
         if needed is not None:
             entry = await js.kv_get(DICTIONARIES, needed)
             if entry is None:
-                return None
+                return {}
             decompressors.add(needed, entry.data)
         body = decode_body(decompressors.unpack(message.headers, message.data))
-        last = body[-1] if isinstance(body, list) else body
-        return Transaction(Lsn(int(last["lsn"])), int(last["xid"]), int(last["commit_ts"]))
-    except (MalformedMessage, KeyError, IndexError, TypeError, ValueError):
+        last = body[-1] if isinstance(body, list) and body else body
+        return last if isinstance(last, dict) else {}
+    except (MalformedMessage, ValueError):
+        return {}
+
+
+def _transaction_of(event: Mapping[str, Any]) -> Transaction | None:
+    """The transaction of an event of a row; None of any other."""
+    try:
+        return Transaction(Lsn(int(event["lsn"])), int(event["xid"]), int(event["commit_ts"]))
+    except (KeyError, TypeError, ValueError):
         return None
 
 
@@ -199,6 +234,6 @@ async def _read_source(connection: PgConnection, replication: PgConnection, slot
     )
 
 
-async def _make_slot(replication: PgConnection, slot: str, *, temporary: bool) -> Lsn:
+async def _make_slot(replication: PgConnection, slot: str, *, temporary: bool, show: Callable[[Problem], None]) -> Lsn:
     log.info("creating the replication slot", slot=slot, temporary=temporary)
-    return await create_slot(replication, slot, temporary=temporary)
+    return await create_slot(replication, slot, temporary=temporary, show=show)

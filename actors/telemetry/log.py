@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from actors.positions import format_lsn
@@ -43,11 +44,19 @@ class _Formatter(logging.Formatter):
     def __init__(self, secrets: tuple[str, ...], *, as_json: bool) -> None:
         super().__init__()
         self._json = as_json
-        # a last defence: no code should put a secret into a message
-        shown = {form for s in secrets for form in (s, repr(s)[1:-1])}
+        self._known: set[str] = set()
+        self._secrets: re.Pattern[str] | None = None
+        self.mask(secrets)
+
+    def mask(self, secrets: Iterable[str]) -> None:
+        """Mask these too: a last defence, no code should put a secret into a message."""
+        if self._known.issuperset(secrets):
+            return
+        self._known.update(secrets)
+        shown = {form for s in self._known for form in (s, repr(s)[1:-1])}
         as_written = {form for s in shown for form in (s, json.dumps(s)[1:-1], json.dumps(s, ensure_ascii=False)[1:-1])}
         longest_first = sorted(as_written, key=len, reverse=True)
-        self._secrets = re.compile("|".join(map(re.escape, longest_first))) if secrets else None
+        self._secrets = re.compile("|".join(map(re.escape, longest_first)))
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
@@ -104,6 +113,13 @@ def set_up_logging(level: str, style: str, secrets: tuple[str, ...]) -> None:
     handler.addFilter(_Repeats())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("walbridge").setLevel(level)
+
+
+def mask(secrets: Iterable[str]) -> None:
+    """Mask these secrets in the log from now on, beside those that are masked already."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _Formatter):
+            handler.formatter.mask(secrets)
 
 
 def metrics_line(telemetry: Telemetry) -> str:

@@ -243,6 +243,10 @@ class Telemetry:
             self.fault = fault
             self.recent_faults.append(fault)
 
+    def show_wait(self, problem: Problem) -> None:
+        """Note what a start waits for. Not a fault: nothing ends or restarts."""
+        self.not_ready_reason, self.fault = problem.what, problem
+
     @property
     def connected(self) -> bool:
         """Connected on both sides."""

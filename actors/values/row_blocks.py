@@ -46,10 +46,15 @@ class Piece(NamedTuple):
 class RowBlocks:
     """Turns query results of one table into pieces of a chunk. Owns nothing that must be closed.
 
-    `columns` are the result's columns, in order. Raises ValueError for unreadable values (text that is not UTF-8).
+    `columns` are the result's columns, in order; `to_utf8` converts the text of a session that passes bytes as they are. Raises
+    ValueError for unreadable values (text that is not UTF-8).
     """
 
-    def __init__(self, columns: Sequence[tuple[str, Converter]], encoding: Encoding, fmt: SnapshotFormat) -> None:
+    def __init__(
+        self, columns: Sequence[tuple[str, Converter]], encoding: Encoding, fmt: SnapshotFormat,
+        to_utf8: Callable[[bytes], bytes] | None = None,
+    ) -> None:  # fmt: skip
+        self._to_utf8 = to_utf8
         self._converters = [converter for _, converter in columns]
         self._types = [_LOADED_AS.get(converter, _TEXT_OID) for converter in self._converters]
         self._fixes = [
@@ -63,6 +68,8 @@ class RowBlocks:
 
     def piece(self, result: pq.abc.PGresult) -> Piece:
         """Return all rows of one result, which has at least one."""
+        if self._to_utf8 is not None:
+            return self._recoded(result, self._to_utf8)
         count = result.ntuples
         transformer = Transformer()
         transformer.set_loader_types(self._types, pq.Format.TEXT)
@@ -73,6 +80,17 @@ class RowBlocks:
         for i, fix, converter, loaded_as in self._fixes:
             fixed = fix(columns[i]) if fix is not None else None
             columns[i] = fixed if fixed is not None else _one_by_one(columns[i], converter, loaded_as, i, raw)
+        return Piece(self._encoded(self._rows(columns, count)), count, sorted(raw))
+
+    def _recoded(self, result: pq.abc.PGresult, to_utf8: Callable[[bytes], bytes]) -> Piece:
+        """As `piece`, value by value: psycopg's own loaders take text for UTF-8."""
+        count = result.ntuples
+        raw: list[tuple[int, int]] = []
+        columns: list[Column] = []
+        for i, converter in enumerate(self._converters):
+            found = [result.get_value(row, i) for row in range(count)]
+            texts = [None if value is None else to_utf8(value) for value in found]
+            columns.append(_one_by_one(texts, converter, _TEXT_OID, i, raw))
         return Piece(self._encoded(self._rows(columns, count)), count, sorted(raw))
 
     def split(self, piece: Piece) -> list[Piece]:
@@ -134,7 +152,7 @@ def _as_text(value: Any, loaded_as: int) -> bytes:
     if loaded_as == _FLOAT_OID:
         names = {math.inf: b"Infinity", -math.inf: b"-Infinity"}
         return b"NaN" if math.isnan(value) else names.get(value) or repr(value).encode()
-    return str(value).encode()
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 def _fix_timestamptz(column: Column) -> Column | None:

@@ -113,7 +113,7 @@ class _Verification:
                 await hold.wait("held", HELD_WITHIN_S)
             if not is_last and (missing := self._being_copied(await hold.tables())):
                 return missing
-            async with self._told_when_long(f"waiting for a snapshot of the source, which open transactions delay; {at_most}"):
+            async with self._told_when_long(f"waiting for a snapshot of the source, which {source.delayed_by}; {at_most}"):
                 lsn = await source.take_snapshot(request.timeout_s)
             await hold.set_lsn(lsn)
             async with trio.open_nursery() as nursery:

@@ -12,6 +12,7 @@ import trio
 from actors.clients.postgres.catalog import describe_relation
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.publications import PublishedTable, published_tables, with_row_filter
+from actors.clients.postgres.slot_waits import ON_THE_PRIMARY
 from actors.clients.postgres.slots import export_snapshot
 from actors.positions import Lsn
 from actors.settings.config import PostgresConfig
@@ -25,9 +26,13 @@ BLOCK_ROWS = 1_000
 class Source:
     """Reads the source's tables in one transaction, which sees them as of the LSN of `take_snapshot`."""
 
-    def __init__(self, config: PostgresConfig, connection: PgConnection, tables: dict[str, PublishedTable]) -> None:
+    def __init__(
+        self, config: PostgresConfig, connection: PgConnection, tables: dict[str, PublishedTable], *, standby: bool
+    ) -> None:
         self._config, self._connection = config, connection
         self.tables = tables
+        self.delayed_by = f"the primary delays while it is idle: {ON_THE_PRIMARY}" if standby else "open transactions delay"
+        """What makes a snapshot take long, in words that follow "which"."""
 
     async def take_snapshot(self, timeout_s: float) -> Lsn:
         """Lock the tables against changes of their shape, and import the snapshot of a temporary slot; return its LSN."""
@@ -57,7 +62,7 @@ class Source:
         async for result in self._connection.blocks(f"SELECT {names} FROM {table.own}{table.where}", BLOCK_ROWS):
             yield [
                 tuple(
-                    None if (value := result.get_value(row, i)) is None else value.decode("utf-8", "surrogateescape")
+                    None if (value := result.get_value(row, i)) is None else self._connection.encoding.decode(value)
                     for i in range(result.nfields)
                 )
                 for row in range(result.ntuples)
@@ -71,16 +76,19 @@ async def open_source(config: PostgresConfig, publication: str, chosen: tuple[st
     try:
         published = {table.token: table for table in await published_tables(connection, publication)}
         tables = {t: await with_row_filter(connection, publication, published[t]) for t in chosen if t in published}
-        yield Source(config, connection, tables)
+        yield Source(config, connection, tables, standby=connection.is_standby)
     finally:
         connection.close()
 
 
 async def write_to_wal(config: PostgresConfig) -> None:
-    """Write a message to the WAL every second until cancelled, so that the bridge soon reads past an LSN."""
+    """Write a message to the WAL every second until cancelled, so that the bridge soon reads past an LSN.
+
+    A standby cannot; the next WAL of its primary does as well.
+    """
     connection = await PgConnection.connect(config, application_name="walbridge verify")
     try:
-        while True:
+        while not connection.is_standby:
             await connection.query("SELECT pg_logical_emit_message(false, 'walbridge', 'verify')")
             await trio.sleep(1)
     finally:

@@ -21,6 +21,7 @@ _u2 = struct.Struct(">H").unpack_from
 _u4 = struct.Struct(">I").unpack_from
 _i4 = struct.Struct(">i").unpack_from
 _i8 = struct.Struct(">q").unpack_from
+_u8 = struct.Struct(">Q").unpack_from
 
 
 class Column(NamedTuple):
@@ -145,7 +146,9 @@ class _Reader:
         return value
 
     def lsn(self) -> Lsn:
-        return Lsn(self.i8())
+        value = Lsn(int(_u8(self.message, self.offset)[0]))
+        self.offset += 8
+        return value
 
     def time_us(self) -> int:
         return self.i8() + POSTGRES_EPOCH_US

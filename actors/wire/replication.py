@@ -13,7 +13,7 @@ from actors.positions import Lsn, parse_lsn
 POSTGRES_EPOCH_US = 946_684_800_000_000
 """PostgreSQL counts microseconds since 2000-01-01 UTC; this is that day in microseconds since 1970."""
 
-_STATUS = struct.Struct(">cqqqqb")
+_STATUS = struct.Struct(">cQQQqb")
 
 
 def encode_status(received: Lsn, flushed: Lsn, applied: Lsn, now_us: int, *, reply_wanted: bool = False) -> bytes:

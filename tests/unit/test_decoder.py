@@ -105,6 +105,17 @@ def test_a_shape_that_readers_do_not_know_comes_before_its_first_row() -> None:
     assert second.position == Position(Lsn(2000), 1, SCHEMA_RANK)
 
 
+@pytest.mark.parametrize("lsn", [2**63 - 1, 2**63, 2**64 - 9])
+def test_an_lsn_has_64_bits_and_no_sign(lsn: int) -> None:
+    log = TransactionLog()
+    made = Decoder(START, {}, encoding="msgpack", arrays="literal", log=log)
+    *_, run, committed = decoded(made, relation(), *transaction(lsn, 1))
+    assert isinstance(run, RowRun)
+    assert (run.txn.commit_lsn, committed, list(log)) == (lsn, Committed(Lsn(lsn + 8), run.txn.commit_us), [(lsn, 7)])
+    (idle,) = decoded(made, pg.keepalive(2**64 - 1))
+    assert isinstance(idle, IdleMark)
+
+
 def test_an_announcement_alone_changes_nothing() -> None:
     items = decoded(decoder(), relation(), *transaction(1000, 1), relation(), relation(), *transaction(2000, 2))
     assert [type(item) for item in items] == [SchemaChange, RowRun, Committed, RowRun, Committed]

@@ -27,6 +27,7 @@ from actors.snapshots.watermark import Watermark, XidSnapshot
 from actors.startup.streams import StreamSetup
 from actors.telemetry.telemetry import Telemetry
 from actors.wire import pgoutput
+from actors.wire.text_encoding import UTF8
 from tests.scripted_replication import DESCRIPTION, relation
 from tests.unit.fake_stream import FakeJetStream, event
 
@@ -45,6 +46,8 @@ class StoringJetStream(FakeJetStream):
 
 class EmptyTable:
     """A connection on which the table has no rows."""
+
+    encoding = UTF8
 
     async def blocks(self, select: str, rows_max: int) -> AsyncGenerator[Any]:
         for result in list[Any]():

@@ -16,7 +16,7 @@ from actors import __version__
 from actors.clients.nats.auth import ServerAddress, connect_options, servers_of, tls_context
 from actors.errors import ConfigError, MalformedMessage, SinkUnavailable
 from actors.settings.config import NatsConfig
-from actors.telemetry.log import get_logger
+from actors.telemetry.log import get_logger, mask
 from actors.wire.nats import (
     PING,
     PONG,
@@ -211,6 +211,8 @@ async def open_nats(config: NatsConfig, known: set[str]) -> AsyncGenerator[NatsC
     Raises SinkUnavailable when no server can be reached, SinkRefused when a server refuses the credentials and no other accepts
     them.
     """
+    config = config.latest()
+    mask(config.file_secrets)
     connection, parser = await _connect_any(config, known)
     try:
         async with trio.open_nursery() as nursery:

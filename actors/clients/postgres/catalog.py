@@ -16,6 +16,8 @@ from actors.values.text_values import BUILTIN_TYPES, Attribute, TypeInfo, withou
 from actors.wire.pgoutput import Relation
 
 _AS_PUBLIC_SEES_IT = "SET LOCAL search_path = pg_catalog, public; "
+_AS_BEFORE = "; SET LOCAL search_path = pg_catalog"
+"""Ends such a statement: in a transaction that reads rows, names in their text must not depend on it."""
 
 
 class TableColumns(NamedTuple):
@@ -46,6 +48,7 @@ async def describe_columns(connection: PgConnection, relation_oids: Sequence[int
         LEFT JOIN pg_catalog.pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
         WHERE a.attrelid IN ({oids}) AND a.attnum > 0::pg_catalog.int2 AND NOT a.attisdropped
         ORDER BY a.attrelid, a.attnum
+        {_AS_BEFORE}
         """
     )
     found: dict[int, list[CatalogColumn]] = {}
@@ -67,7 +70,7 @@ async def format_types(connection: PgConnection, types: Sequence[tuple[int, int]
     values = ", ".join(f"({i}, {int(oid)}::pg_catalog.oid, {int(typmod)})" for i, (oid, typmod) in enumerate(types))
     rows = await connection.query(
         f"{_AS_PUBLIC_SEES_IT} SELECT pg_catalog.format_type(t.oid, t.typmod) FROM (VALUES {values}) AS t (i, oid, typmod)"
-        " ORDER BY t.i"
+        f" ORDER BY t.i{_AS_BEFORE}"
     )
     return [name or "" for (name,) in rows]
 

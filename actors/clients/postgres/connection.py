@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
@@ -12,38 +13,33 @@ import trio
 from psycopg import conninfo, generators, pq
 from psycopg.waiting import Ready, Wait
 
+from actors.clients.postgres.pooling import loses_sessions
+from actors.clients.postgres.session import PATIENT_SENDER, session_settings, setting_statement
 from actors.errors import Fatal, SourceUnavailable
 from actors.settings.config import PostgresConfig
+from actors.telemetry.log import mask
+from actors.wire.text_encoding import UTF8, TextEncoding, encoding_of
 
 T = TypeVar("T")
 CONNECT_TIMEOUT_S = 10.0
 QUERY_TIMEOUT_S = 60.0
 CANCEL_TIMEOUT_S = 1.0
-SESSION = " ".join(
-    f"-c {setting}"
-    for setting in (
-        # settings that the text of values depends on
-        *("datestyle=ISO", "intervalstyle=postgres", "timezone=UTC", "bytea_output=hex", "extra_float_digits=1"),
-        "search_path=pg_catalog",  # only PostgreSQL's own functions are called
-        *("statement_timeout=0", "lock_timeout=0"),  # creating a slot takes as long as the transactions that it waits for
-        "client_min_messages=warning",  # PostgreSQL 18 reports a missing publication only by a warning
-    )
-)
-"""Settings of every session, whatever the server, the database or the role has set."""
 _DEFAULTS = {
-    "client_encoding": "UTF8",
     # notice within half a minute a peer that vanished: while idle, and while sent data is not acknowledged
     "keepalives_idle": "15",
     "keepalives_interval": "5",
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
-_ENDING = ("08", "57P")
-_PASSING = ("40", "53000", "53100", "53200", "53300", "55P03", "57")
+ENDING = ("08", "57P", "25P03", "25P04")
+"""SQLSTATEs with which the session ends: connection, shutdown, timeouts of the session or of its transaction."""
+PASSING = ("40", "53000", "53100", "53200", "53300", "55P03", "57")
 """SQLSTATEs of statements that may succeed later: conflicts, resources, locks, operators. Not 53400, a configured limit.
 
 https://www.postgresql.org/docs/18/errcodes-appendix.html
 """
+_KEEP_SESSIONS: set[str] = set()
+"""Addresses of poolers that were found to keep sessions: not tried again at each connect."""
 
 
 class Notice(NamedTuple):
@@ -57,10 +53,10 @@ class Notice(NamedTuple):
 class PostgresError(Fatal):
     """PostgreSQL refused a statement. The caller interprets the error; if none does, it ends the process."""
 
-    def __init__(self, sqlstate: str, message: str, detail: str = "", hint: str = "") -> None:
+    def __init__(self, sqlstate: str, message: str, detail: str = "", hint: str = "", context: str = "") -> None:
         said = f"{sqlstate} {message}" + (f": {detail}" if detail else "")
         super().__init__("WB100", "PostgreSQL refused a statement", said=said, fix=hint)
-        self.sqlstate, self.message, self.detail, self.hint = sqlstate, message, detail, hint
+        self.sqlstate, self.message, self.detail, self.hint, self.context = sqlstate, message, detail, hint, context
 
 
 class SourceRefused(SourceUnavailable):
@@ -74,8 +70,9 @@ class PgConnection:
     be read as the next query's.
     """
 
-    def __init__(self, connection: pq.abc.PGconn, address: str, config: PostgresConfig) -> None:
+    def __init__(self, connection: pq.abc.PGconn, address: str, config: PostgresConfig, encoding: TextEncoding = UTF8) -> None:
         self.pgconn = connection
+        self.encoding = encoding
         self.address = address
         self.config = config
         self.notices: list[Notice] = []
@@ -84,10 +81,31 @@ class PgConnection:
         connection.notice_handler = self._on_notice
 
     @classmethod
-    async def connect(cls, config: PostgresConfig, *, application_name: str, replication: bool = False) -> PgConnection:
-        """Connect to the first host that answers, 10 s each. Raises SourceUnavailable, or SourceRefused for credentials."""
-        words = {**_DEFAULTS, **conninfo.conninfo_to_dict(config.conninfo), "application_name": application_name}
-        words["options"] = f"{words.get('options') or ''} {SESSION}".strip()
+    async def connect(
+        cls, config: PostgresConfig, *, application_name: str, replication: bool = False, to_replica: bool = False
+    ) -> PgConnection:
+        """Connect to the first host that answers, 10 s each, and begin the session.
+
+        `to_replica` is for a database that is written: its text is UTF-8 in any case, and its role may be set by its
+        administrator. Raises SourceUnavailable, or SourceRefused for credentials and for a pooler that keeps no sessions.
+        """
+        open_one = partial(cls._open, config, application_name, replication=replication)
+        connection = await open_one()
+        try:
+            await connection._begin_session(open_one, to_replica=to_replica)
+            if replication:
+                await connection.query(PATIENT_SENDER)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @classmethod
+    async def _open(cls, config: PostgresConfig, application_name: str, *, replication: bool) -> PgConnection:
+        latest = config.latest()
+        mask(latest.file_secrets)
+        words = {**_DEFAULTS, **conninfo.conninfo_to_dict(latest.conninfo)}
+        words |= {"application_name": application_name, "client_encoding": "UTF8"}
         if replication:
             words["replication"] = "database"
         address = _address(words)
@@ -104,10 +122,36 @@ class PgConnection:
         assert error is not None, "there is always an attempt"
         raise error
 
+    async def _begin_session(self, open_another: Callable[[], Awaitable[PgConnection]], *, to_replica: bool) -> None:
+        """Set what every session sets, unless it would be set for others. Raises SourceRefused."""
+        encoding = UTF8 if to_replica else encoding_of(self.server_encoding)
+        settings = session_settings(self.server_version, client_encoding=encoding.client_encoding, keep_role=to_replica)
+        if not await self.query(setting_statement(settings, process_id=self.backend_pid), timeout_s=CONNECT_TIMEOUT_S):
+            if self.address not in _KEEP_SESSIONS:
+                if await loses_sessions(self, open_another):
+                    raise SourceRefused(
+                        "WB119", f"a transaction pooler answers at {self.address}, not PostgreSQL itself",
+                        means="settings, prepared statements and locks do not stay with a session there",
+                        fix="give PostgreSQL's own address and port, often 5432: PG_HOST and PG_PORT, DATABASE_URL, or --to",
+                    )  # fmt: skip
+                _KEEP_SESSIONS.add(self.address)
+            await self.query(setting_statement(settings), timeout_s=CONNECT_TIMEOUT_S)
+        self.encoding = encoding
+
     @property
     def server_version(self) -> int:
         """The version as libpq reports it: 180006 for 18.6."""
         return self.pgconn.server_version
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether the server is in recovery, as it says itself whenever that changes."""
+        return self.pgconn.parameter_status(b"in_hot_standby") == b"on"
+
+    @property
+    def server_encoding(self) -> str:
+        """The database's encoding, by PostgreSQL's name."""
+        return (self.pgconn.parameter_status(b"server_encoding") or b"UTF8").decode()
 
     @property
     def backend_pid(self) -> int:
@@ -117,17 +161,17 @@ class PgConnection:
     async def query(
         self, sql: str, params: Sequence[str | int | None] = (), *, timeout_s: float = QUERY_TIMEOUT_S
     ) -> list[tuple[str | None, ...]]:
-        """Return the rows of the last statement, every value as text.
+        """Return the rows of the last statement that has columns, every value as text.
 
         `$1` and so on stand for `params`, which replication connections do not support. Several statements, only without
         params, are one transaction. Raises PostgresError when a statement is refused, SourceUnavailable when the connection
         ends or no reply comes within `timeout_s`.
         """
+        statement = self.encoded(sql)
+        values = [None if p is None else self.encoded(str(p)) for p in params]
         try:
             with trio.fail_after(timeout_s):
-                statement = sql.encode("utf-8", "surrogateescape")
-                if params:
-                    values = [None if p is None else str(p).encode("utf-8", "surrogateescape") for p in params]
+                if values:
                     self.pgconn.send_query_params(statement, values)
                 else:
                     self.pgconn.send_query(statement)
@@ -144,14 +188,16 @@ class PgConnection:
             raise
         for result in results:
             self.check(result)
-        last = results[-1]
-        return [tuple(_decoded(last.get_value(row, column)) for column in range(last.nfields)) for row in range(last.ntuples)]
+        last = next((result for result in reversed(results) if result.nfields), results[-1])
+        return [
+            tuple(self._value(last.get_value(row, column)) for column in range(last.nfields)) for row in range(last.ntuples)
+        ]
 
     async def blocks(self, sql: str, rows_max: int) -> AsyncGenerator[pq.abc.PGresult]:
         """Yield a query's rows as libpq results of up to `rows_max` each. Raises PostgresError or SourceUnavailable."""
         pgconn = self.pgconn
         try:
-            pgconn.send_query(sql.encode("utf-8", "surrogateescape"))
+            pgconn.send_query(self.encoded(sql))
             pgconn.set_chunked_rows_mode(rows_max)
             while True:
                 while pgconn.flush():
@@ -174,19 +220,20 @@ class PgConnection:
         """Raise if a result is an error: SourceUnavailable if the error may pass by itself, else PostgresError."""
         if result.status != pq.ExecStatus.FATAL_ERROR:
             return
-        field: Callable[[int], str] = lambda code: _decoded(result.error_field(code)) or ""  # noqa: E731
+        field: Callable[[int], str] = lambda code: self.encoding.decode(result.error_field(code) or b"")  # noqa: E731
         sqlstate, message = field(pq.DiagnosticField.SQLSTATE), field(pq.DiagnosticField.MESSAGE_PRIMARY)
-        said = f"{sqlstate} {message}".strip() or _decoded(result.error_message) or ""
-        if not sqlstate or sqlstate.startswith(_ENDING):
+        said = f"{sqlstate} {message}".strip() or self.encoding.decode(result.error_message)
+        if not sqlstate or sqlstate.startswith(ENDING):
             self.close()
             raise SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=said)
-        if sqlstate.startswith(_PASSING):
+        if sqlstate.startswith(PASSING):
             raise SourceUnavailable("WB118", f"PostgreSQL {self.address} cannot do this now", said=said)
-        raise PostgresError(sqlstate, message, field(pq.DiagnosticField.MESSAGE_DETAIL), field(pq.DiagnosticField.MESSAGE_HINT))
+        detail, hint = field(pq.DiagnosticField.MESSAGE_DETAIL), field(pq.DiagnosticField.MESSAGE_HINT)
+        raise PostgresError(sqlstate, message, detail, hint, field(pq.DiagnosticField.CONTEXT))
 
     def lost(self, exc: BaseException | None = None) -> SourceUnavailable:
         """Close the connection and return the error that says so."""
-        said = str(exc) if exc else (_decoded(self.pgconn.error_message) or "")
+        said = str(exc) if exc else self.encoding.decode(self.pgconn.error_message)
         self.close()
         return SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=" ".join(said.split()))
 
@@ -210,8 +257,19 @@ class PgConnection:
                 pass  # the connection is closed in any case
         self.close()
 
+    def encoded(self, text: str) -> bytes:
+        """Return a statement or value as the server reads it. Raises PostgresError, as the server would."""
+        try:
+            return self.encoding.encode(text)
+        except UnicodeEncodeError as exc:
+            character = exc.object[exc.start]
+            raise PostgresError("22P05", f"character {character!r} has no equivalent in encoding {self.encoding.name}") from exc
+
+    def _value(self, value: bytes | None) -> str | None:
+        return None if value is None else self.encoding.decode(value)
+
     def _on_notice(self, result: pq.abc.PGresult) -> None:
-        field: Callable[[int], str] = lambda code: _decoded(result.error_field(code)) or ""  # noqa: E731
+        field: Callable[[int], str] = lambda code: self.encoding.decode(result.error_field(code) or b"")  # noqa: E731
         self.notices.append(
             Notice(
                 field(pq.DiagnosticField.SEVERITY_NONLOCALIZED),
@@ -326,7 +384,3 @@ def connect_error(exc: BaseException, address: str, password: str) -> SourceUnav
         "WB101", f"cannot connect to PostgreSQL at {address}", said=said,
         fix="start it, or set PG_HOST and PG_PORT (or DATABASE_URL) to where it is",
     )  # fmt: skip
-
-
-def _decoded(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "surrogateescape")

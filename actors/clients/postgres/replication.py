@@ -19,6 +19,7 @@ from actors.errors import Fatal, SourceUnavailable, WalbridgeError
 from actors.positions import Lsn, format_lsn, parse_lsn
 from actors.settings.config import PostgresConfig
 from actors.telemetry.log import get_logger
+from actors.wire.pgoutput_recoding import recoded
 from actors.wire.replication import encode_status, parse_timeline_history
 from actors.wire.sql_names import quoted
 
@@ -87,10 +88,14 @@ class ReplicationStream:
                     self._end = await self._ended()
         except (psycopg.Error, trio.ClosedResourceError) as exc:
             self._end = self._end or self._connection.lost(exc)
-        if self._connection.notices:
-            self._check_notices()
+        if self._connection.notices and self._says_publication_missing():
+            block = []  # changes may be missing in it already
         if self._end is not None and not block:
+            if self._end.code == "WB106":
+                self._end = await self._publication_fault(self._end)
             raise self._end  # messages before the end were returned first, so a stream that fails at one message gets up to it
+        if self._connection.encoding.keeps_bytes:
+            return [recoded(payload, self._connection.encoding) for payload in block]
         return block
 
     async def _more(self) -> None:
@@ -151,18 +156,35 @@ class ReplicationStream:
                 try:
                     self._connection.check(result)
                 except PostgresError as exc:
-                    return stream_error(exc, self._slot, self._publication, streaming=True)
+                    return stream_error(exc, self._slot, self._publication, streaming=True, standby=self._connection.is_standby)
                 except SourceUnavailable as exc:
                     return exc
         return self._connection.lost(RuntimeError("the server ended the replication stream"))
 
-    def _check_notices(self) -> None:
+    def _says_publication_missing(self) -> bool:
+        """Look through the notices; if one says so, the stream has ended."""
         notices, self._connection.notices = self._connection.notices, []
         for notice in notices:
             # PostgreSQL 18 warns "skipped loading publication", in the server's language, continues and drops the changes
             if notice.severity == "WARNING" and notice.sqlstate == "55000" and self._publication in notice.message:
                 self._end = publication_missing(self._publication, f"{notice.sqlstate} {notice.message}")
-                raise self._end  # and drop the block, in which changes may be missing already
+                return True
+        return False
+
+    async def _publication_fault(self, fault: WalbridgeError) -> WalbridgeError:
+        """Return the error with the fix that fits: the publication may have been created again since."""
+        with trio.move_on_after(CLOSE_TIMEOUT_S):
+            try:
+                connection = await PgConnection.connect(self._connection.config, application_name="walbridge")
+                try:
+                    sql = "SELECT FROM pg_publication WHERE pubname = $1"
+                    if await connection.query(sql, (self._publication,)):
+                        return publication_too_new(self._publication, self._slot, fault.said, standby=connection.is_standby)
+                finally:
+                    connection.close()
+            except WalbridgeError as exc:
+                log.debug("cannot see whether the publication exists", error=str(exc))
+        return fault
 
 
 async def open_replication_stream(
@@ -180,7 +202,7 @@ async def open_replication_stream(
         await connection.query("SELECT repeat('x', 1000000)")
         options = f"proto_version '1', publication_names {_literal(quoted(publication))}"
         start = f"START_REPLICATION SLOT {quoted(slot)} LOGICAL {format_lsn(start_lsn)} ({options})"
-        connection.pgconn.send_query(start.encode("utf-8", "surrogateescape"))
+        connection.pgconn.send_query(connection.encoded(start))
         with trio.fail_after(QUERY_TIMEOUT_S):
             results = await drive(generators.execute(connection.pgconn), connection.socket)
         try:
@@ -197,6 +219,14 @@ async def open_replication_stream(
         raise
 
 
+_UNSENDABLE = {
+    "54000": "the row has more than 1 GiB as text",
+    "22P05": "the row has a character that Unicode lacks",
+    "22021": "the row has bytes that are no text in the database's encoding",
+}
+"""What is wrong with a row, by SQLSTATE."""
+
+
 async def _refusal(config: PostgresConfig, error: PostgresError, slot: str, publication: str) -> SourceUnavailable | Fatal:
     """Return the error for a refused START_REPLICATION. 55000 has several causes; the slot's state shows whether it is lost."""
     if error.sqlstate == "55000":
@@ -211,7 +241,7 @@ async def _refusal(config: PostgresConfig, error: PostgresError, slot: str, publ
 
 
 def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
-    error: PostgresError, slot: str, publication: str, *, streaming: bool = False
+    error: PostgresError, slot: str, publication: str, *, streaming: bool = False, standby: bool = False
 ) -> SourceUnavailable | Fatal:
     """Return the error for a refusal or end of the stream: https://www.postgresql.org/docs/18/errcodes-appendix.html"""
     if error.sqlstate == "55006":
@@ -228,12 +258,13 @@ def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
         if error.sqlstate == "58P01":
             return slot_lost(slot, error.said)
         return SourceUnavailable("WB118", f"PostgreSQL cannot read slot {slot} now", said=error.said)
-    if error.sqlstate == "54000":
+    why = _UNSENDABLE.get(error.sqlstate)
+    if why is not None:
         return Fatal(
-            "WB109", f"slot {slot} is stuck at a row that PostgreSQL cannot send as text", said=error.said,
-            means="the row has more than 1 GiB as text; all changes committed from that row until now must be given up",
-            fix=f"SELECT pg_replication_slot_advance({_literal(slot)}, pg_current_wal_lsn());\n"
-            "then start the bridge: it stores a gap event, and consumers copy their tables again",
+            "WB109", f"slot {slot} is stuck at a row that PostgreSQL cannot send as text",
+            said=f"{error.said}: {error.context}" if error.context else error.said,
+            means=f"{why}; all changes committed from that row until now must be given up",
+            fix=advance(slot, standby=standby),
         )  # fmt: skip
     return Fatal("WB105", f"PostgreSQL refuses to stream slot {slot}", said=error.said, fix=error.hint)
 
@@ -253,9 +284,26 @@ def publication_missing(publication: str, said: str, tables: Sequence[str] = ())
         "WB106",
         f"publication {publication} does not exist",
         said=said,
-        means="without it PostgreSQL drops the changes instead of sending them; before version 18 it must also have existed "
-        "at the LSN that is being read; changes made before it was created again are lost",
+        means="without it PostgreSQL drops the changes instead of sending them; those made until it is created again are lost",
         fix=f"CREATE PUBLICATION {quoted(publication)} FOR TABLE {', '.join(tables) or 'users, orders'};   -- your tables",
+    )
+
+
+def publication_too_new(publication: str, slot: str, said: str, *, standby: bool) -> Fatal:
+    """Return the error for a publication that did not exist yet at the LSN that is being read."""
+    return Fatal(
+        "WB106", f"publication {publication} was created again after the changes that are being read", said=said,
+        means="PostgreSQL publishes each change by the publications of its time: changes made in between were never published",
+        fix=advance(slot, standby=standby),
+    )  # fmt: skip
+
+
+def advance(slot: str, *, standby: bool) -> str:
+    """Return the statement that gives up what the slot has not sent, and what follows."""
+    end = "pg_last_wal_replay_lsn()" if standby else "pg_current_wal_lsn()"
+    return (
+        f"SELECT pg_replication_slot_advance({_literal(slot)}, {end});\n"
+        "then start the bridge: it stores a gap event, and consumers copy their tables again"
     )
 
 

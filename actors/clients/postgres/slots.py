@@ -5,21 +5,20 @@ https://www.postgresql.org/docs/18/protocol-replication.html
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import trio
 
 from actors.clients.postgres.connection import PgConnection, PostgresError
-from actors.errors import ConfigError, WalbridgeError
+from actors.clients.postgres.slot_waits import say_waits, waits_for_primary
+from actors.errors import ConfigError, SourceUnavailable, WalbridgeError
 from actors.positions import NO_LSN, Lsn, parse_lsn
-from actors.telemetry.log import get_logger
-from actors.telemetry.telemetry import SlotHealth
+from actors.telemetry.telemetry import Problem, SlotHealth
 from actors.wire.sql_names import quoted
 
-log = get_logger("postgres")
-
-SAY_WAITING_AFTER_S = 5.0
-SAY_WAITING_EVERY_S = 60.0
+STANDBY_TIMEOUT_S = 60.0
+"""How long a standby may take to export a snapshot: its primary, unless idle, notes its transactions every 15 s."""
 
 
 class SlotState(NamedTuple):
@@ -64,25 +63,32 @@ async def export_snapshot(connection: PgConnection, name: str, *, timeout_s: flo
 
     The snapshot contains exactly the transactions that commit below that LSN, whatever else happens meanwhile. The slot ends
     with `connection`, a replication connection; the snapshot can be imported only until then. Waits for all transactions that
-    are writing now. Raises PostgresError or SourceUnavailable when the slot cannot be created within `timeout_s`.
+    are writing now. Raises PostgresError or SourceUnavailable when the slot cannot be created within `timeout_s`, on a standby
+    within at least 60 s.
     """
+    standby = connection.is_standby
     options = "(SNAPSHOT 'export')" if connection.server_version >= 150000 else "EXPORT_SNAPSHOT"
-    ((_, point, snapshot, *_),) = await connection.query(
-        f"CREATE_REPLICATION_SLOT {quoted(name)} TEMPORARY LOGICAL pgoutput {options}", timeout_s=timeout_s
-    )
+    try:
+        ((_, point, snapshot, *_),) = await connection.query(
+            f"CREATE_REPLICATION_SLOT {quoted(name)} TEMPORARY LOGICAL pgoutput {options}",
+            timeout_s=max(timeout_s, STANDBY_TIMEOUT_S) if standby else timeout_s,
+        )
+    except SourceUnavailable as exc:
+        raise (waits_for_primary(exc) if standby else exc) from exc
     return parse_lsn(point or "0/0"), snapshot or ""
 
 
-async def create_slot(connection: PgConnection, slot: str, *, temporary: bool = False) -> Lsn:
+async def create_slot(
+    connection: PgConnection, slot: str, *, temporary: bool = False, show: Callable[[Problem], None] = lambda _: None
+) -> Lsn:
     """Create the slot, synchronized to standbys if the server supports that; return its consistent point.
 
     A temporary slot ends with `connection`, which alone can read it.
 
-    Waits for all transactions that are writing now, however long; after 5 s the log names them. A cancelled call leaves no slot
-    and ends the connection. On a replication connection. Raises ConfigError when no slot is free.
+    Waits for all transactions that are writing now, however long; after 5 s they are logged and shown. A cancelled call leaves
+    no slot and ends the connection. On a replication connection. Raises ConfigError when no slot is free.
     """
-    ((standby,),) = await connection.query("SELECT pg_is_in_recovery()")
-    if connection.server_version >= 170000 and standby == "f" and not temporary:
+    if connection.server_version >= 170000 and not temporary and not connection.is_standby:
         options = " (SNAPSHOT 'nothing', FAILOVER)"
     elif connection.server_version >= 150000:
         options = " (SNAPSHOT 'nothing')"
@@ -90,7 +96,7 @@ async def create_slot(connection: PgConnection, slot: str, *, temporary: bool = 
         options = " NOEXPORT_SNAPSHOT"
     consistent_point, refused = "", None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_say_what_creation_waits_for, connection, slot)
+        nursery.start_soon(say_waits, connection, slot, show)
         try:
             ((_, point, *_),) = await connection.query(
                 f"CREATE_REPLICATION_SLOT {quoted(slot)}{' TEMPORARY' if temporary else ''} LOGICAL pgoutput{options}",
@@ -109,29 +115,6 @@ async def create_slot(connection: PgConnection, slot: str, *, temporary: bool = 
     if refused is not None:
         raise refused
     return parse_lsn(consistent_point)
-
-
-async def _say_what_creation_waits_for(creating: PgConnection, slot: str) -> None:
-    await trio.sleep(SAY_WAITING_AFTER_S)
-    while True:
-        try:
-            watching = await PgConnection.connect(creating.config, application_name="walbridge startup")
-            try:
-                for pid, seconds, query in await watching.query(_BLOCKERS, (creating.backend_pid,)):
-                    log.warning("the new slot waits for a transaction to end", slot=slot, pid=pid, open_for_s=seconds,
-                                query=query, fix=f"SELECT pg_terminate_backend({pid})")  # fmt: skip
-            finally:
-                watching.close()
-        except WalbridgeError as exc:
-            log.debug("cannot see what the new slot waits for", error=str(exc))
-        await trio.sleep(SAY_WAITING_EVERY_S)
-
-
-_BLOCKERS = """
-SELECT b.pid, extract(epoch FROM now() - a.xact_start)::int,
-  CASE WHEN b.pid = 0 THEN 'a prepared transaction, see pg_prepared_xacts' ELSE left(a.query, 200) END
-FROM unnest(pg_blocking_pids($1::int)) b(pid) LEFT JOIN pg_stat_activity a ON a.pid = b.pid
-"""
 
 
 async def drop_slot(connection: PgConnection, slot: str) -> None:

@@ -14,7 +14,7 @@ import psycopg
 import trio
 from psycopg import pq
 
-from actors.clients.postgres.connection import PgConnection, PostgresError, SourceRefused
+from actors.clients.postgres.connection import ENDING, PASSING, PgConnection, PostgresError, SourceRefused
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.records import Column
 from actors.errors import ConfigError, SourceUnavailable
@@ -34,8 +34,8 @@ COPY_ROWS_MIN = 20
 """New rows of a table in a row from which COPY is used: it takes two round trips, and a tenth of the work per row."""
 _CHANGES_TABLES = ("ALTER", "CREATE", "DROP")
 _UNIQUE_VIOLATION = "23505"
-_PASSES = ("08", "40", "53", "57")
-"""Classes of SQLSTATE that pass by themselves: connection, rollback of a deadlock, resources, operator."""
+_PASSES = (*ENDING, *PASSING, "53")
+"""SQLSTATEs that pass by themselves; here configured limits of resources too, which belong to the replica's administrator."""
 
 
 class PostgresStore:
@@ -57,8 +57,10 @@ class PostgresStore:
         except psycopg.ProgrammingError as exc:
             raise ConfigError("WB500", "--to: not a libpq connection string; give e.g. postgresql://user@host:5432/db") from exc
         try:
-            connection = await PgConnection.connect(PostgresConfig(url), application_name="walbridge mirror")
+            connection = await PgConnection.connect(PostgresConfig(url), application_name="walbridge mirror", to_replica=True)
         except SourceRefused as exc:
+            if exc.code == "WB119":
+                raise ConfigError(exc.code, f"--to: {exc.what}", means=exc.means, fix=exc.fix) from exc
             raise ConfigError(
                 "WB502",
                 "--to: the replica's PostgreSQL does not let the mirror in",
