@@ -113,6 +113,28 @@ def test_a_key_that_is_taken_twice_for_a_moment_is_no_key_of_the_replica_afterwa
     assert mirror.log().count("must be copied again") == 1, mirror.log()
 
 
+def test_rows_that_an_update_moves_into_the_row_filter(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    for table in ("small", "whole"):
+        database.execute(f"CREATE TABLE {table} (id int, region int, v int, big text, PRIMARY KEY (id, region))")
+        database.execute(f"ALTER TABLE {table} ALTER big SET STORAGE EXTERNAL")
+        database.execute(f"INSERT INTO {table} SELECT g, g % 2, 0, repeat('x', 5000) FROM generate_series(1, 6) g")
+    database.execute("ALTER TABLE whole REPLICA IDENTITY FULL")
+    database.execute("CREATE PUBLICATION cdc_pub FOR TABLE small WHERE (region = 1), whole WHERE (region = 1)")
+    make_bridge(database, nats)
+    mirror = make_mirror()
+    mirror.wait_live(2)
+    with database.connect(autocommit=False) as connection:
+        connection.execute("UPDATE small SET v = 1; UPDATE small SET region = 1 WHERE id = 2; UPDATE small SET v = v + 1")
+    database.execute("UPDATE whole SET region = 1 WHERE id = 2; UPDATE whole SET region = 0 WHERE id = 3")
+    mirror.wait_for("SELECT id, v, length(big) FROM small ORDER BY id", [(i, 2, 5000) for i in (1, 2, 3, 5)])
+    mirror.wait_for("SELECT id, v, length(big) FROM whole ORDER BY id", [(i, 0, 5000) for i in (1, 2, 5)])
+    mirror.assert_equal(database.dsn)
+    assert mirror.log().count("must be copied again") == 1, mirror.log()
+    assert 'ALTER TABLE \\"public\\".\\"small\\" REPLICA IDENTITY FULL' in mirror.log()
+
+
 def test_views_do_not_keep_a_table_from_another_shape(
     database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
 ) -> None:

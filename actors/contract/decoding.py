@@ -112,6 +112,7 @@ def _insert(body: Body) -> Insert:
     return Insert(
         _token(body, "insert"), body["schema"], body["table"], body["lsn"], body["seq"], body.get("last", False), body["xid"],
         body["commit_ts"], tuple(body["key"]), _mark(row, raw) if raw else row, body.get("omitted", ()),
+        body.get("unchanged", ()),
     )  # fmt: skip
 
 

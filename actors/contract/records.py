@@ -54,6 +54,8 @@ class Insert(NamedTuple):
     row: Row
     omitted: Sequence[str]
     """Columns that were too large for a message: their values are unknown, not null."""
+    unchanged: Sequence[str] = ()
+    """Columns that PostgreSQL did not send. An INSERT with any is incomplete: see `IncompleteRow`."""
 
 
 class Update(NamedTuple):
