@@ -45,6 +45,30 @@ def test_json_that_is_text_in_one_of_the_two_rows_of_an_update(
     assert_never_copied_again(mirror)
 
 
+@pytest.mark.parametrize("flags", [(), ("--json", "--snapshot-format", "array")], ids=["msgpack", "json array"])
+def test_arrays_as_lists_whose_elements_could_be_lists(
+    flags: tuple[str, ...], database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE DOMAIN point2 AS int[]; CREATE DOMAIN doc AS jsonb")
+    database.execute("CREATE TABLE lists (id int PRIMARY KEY, a jsonb[], b json[], c doc[], d point2[], e int[])")
+    database.execute("CREATE PUBLICATION cdc_pub FOR TABLE lists")
+    documents = ["{}", '{"[1]","[2, 3]"}', "{{1,2},{3,4}}", '{{"[1]"},{"[2]"}}', '{{{"{}"}},{{NULL}}}', '{"[[1]]",NULL}']
+    plain = ["{}", "{{1,2},{3,4}}", "{{{1}},{{NULL}}}", "[2:3]={1,2}", "{1,NULL}", "{{1},{2}}"]
+    points = ["{}", '{"{1,2}","{3}"}', '{{"{1,2}"},{"{}"}}', '{NULL,"{1}"}', '{"{{1,2}}"}', '{{"{1}","{2}"}}']
+
+    def insert(first: int) -> None:
+        for i, (doc, point, ints) in enumerate(zip(documents, points, plain, strict=True), first):
+            database.execute("INSERT INTO lists VALUES (%s, %s, %s, %s, %s, %s)", [i, doc, doc, doc, point, ints])
+
+    insert(0)
+    make_bridge(database, nats, "--arrays", "list", *flags)
+    mirror = make_mirror()
+    mirror.wait_live(1)
+    insert(100)
+    mirror.assert_equal(database.dsn)
+    assert_never_copied_again(mirror)
+
+
 def test_columns_that_are_called_like_row_ids(
     database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
 ) -> None:
