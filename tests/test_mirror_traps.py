@@ -137,6 +137,23 @@ def test_a_key_that_is_taken_twice_for_a_moment_is_no_key_of_the_replica_afterwa
     assert mirror.log().count("must be copied again") == 1, mirror.log()
 
 
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_a_first_mirror_of_an_empty_stream_while_a_transaction_is_open(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    database.execute("INSERT INTO users VALUES (1)")
+    bridge = make_bridge(database, nats)
+    with database.connect(autocommit=False) as slow:
+        slow.execute("INSERT INTO users VALUES (2)")  # the exact watermark would wait for it
+        mirror = make_mirror()
+        mirror.wait_live(1)
+        assert "watermark found without a slot" in bridge.log()
+        assert mirror.query("SELECT id FROM users") == [(1,)]
+        slow.commit()
+    mirror.wait_for("SELECT id FROM users", [(1,), (2,)])
+
+
 def test_rows_that_an_update_moves_into_the_row_filter(
     database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
 ) -> None:

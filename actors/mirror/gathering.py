@@ -166,7 +166,7 @@ class _SnapshotReader:
         await self._source.look()
         reason = why_unusable(self._replica, self._source, start)
         if reason:
-            log.debug("waiting for another snapshot", table=self._token, reason=reason)
+            log.info("waiting for another snapshot", table=self._token, snapshot_id=start.snapshot_id, reason=reason)
             self.start = self._table = None
             return
         self.start, self._init_seq, self._created = start, init_seq, self._source.created
