@@ -34,6 +34,8 @@ from actors.telemetry.telemetry import SnapshotProgress, Telemetry
 log = get_logger("snapshotter")
 
 ATTEMPTS_MAX = 5
+LOOK_KEPT_S = 1.0
+"""How long requests that follow one another share one look at the publication, which is slow where that has many tables."""
 UNKNOWN_EVERY_S = 60.0
 UNKNOWN_AT_ONCE = 100
 """Unknown tables answered per minute; more are a mistake or malice."""
@@ -70,6 +72,7 @@ class Snapshotter:
         self._board = SnapshotBoard(telemetry)
         self._taker = SnapshotTaker(setup, js, self._requests, self._board)
         self._unknown = UnknownTables()
+        self._looked_at, self._seen = -LOOK_KEPT_S, dict[str, PublishedTable]()
 
     async def run(self) -> None:
         """Serve requests until cancelled; the next start repeats an unfinished snapshot.
@@ -92,7 +95,7 @@ class Snapshotter:
         """Serve the first request for a published table; if there is none, answer those that no snapshot can serve."""
         waiting = self._requests.waiting
         try:
-            published = await self._published()
+            published = await self._published_for(waiting)
         except (SourceUnavailable, PostgresError) as exc:
             log.warning("cannot take a snapshot yet: waiting for PostgreSQL", table=waiting[0].token, reason=str(exc))
             await trio.sleep(SourceUnavailable.retry_s)
@@ -128,12 +131,20 @@ class Snapshotter:
             await self._requests.answered(asked)
         return first
 
+    async def _published_for(self, waiting: Sequence[Asked]) -> dict[str, PublishedTable]:
+        """Return the publication's tables, as of a moment ago if that has one to serve: the snapshot checks its version."""
+        if trio.current_time() - self._looked_at < LOOK_KEPT_S and any(asked.token in self._seen for asked in waiting):
+            return self._seen
+        return await self._published()
+
     async def _published(self) -> dict[str, PublishedTable]:
         """Return the publication's present tables by token."""
         connection = await PgConnection.connect(self._config.postgres, application_name="walbridge snapshot")
         try:
+            looked_at = trio.current_time()
             tables = await published_tables(connection, self._config.source.publication)
-            return {table_token(table.schema, table.name): table for table in tables}
+            self._looked_at, self._seen = looked_at, {table_token(table.schema, table.name): table for table in tables}
+            return self._seen
         finally:
             connection.close()
 

@@ -138,6 +138,7 @@ class Replica:
         await self.run([forget_checkpoint(self.dialect), *(record.saved(self.dialect) for record in records.values())])
         self.tables |= records
         self.checkpoint = None
+        self.moved.value += 1
         await self._leave(dict.fromkeys(live, Stale(reason, NEEDED_NOTHING, "stream")))
 
     def still_ours(self) -> Statement:

@@ -49,7 +49,7 @@ class PublishedTable(NamedTuple):
     has_toast: bool = False
     """Some rows are, or were, wider than a page."""
     version: str = ""
-    """Changes whenever the table's columns or the publication change."""
+    """Changes whenever the table's name, its columns or the publication change."""
 
     @property
     def qualified(self) -> str:
@@ -69,6 +69,7 @@ class PublishedTable(NamedTuple):
 
 # `c` is a row of pg_class
 _COLUMNS_VERSION = (
+    "c.relnamespace || ' ' || c.relname || ' ' || "
     "(SELECT coalesce(string_agg(a.attnum || ' ' || a.attname, ' ' ORDER BY a.attnum), '') FROM pg_attribute a"
     " WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)"
 )
