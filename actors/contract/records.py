@@ -78,7 +78,7 @@ class Update(NamedTuple):
 
 
 class Delete(NamedTuple):
-    """A deleted row: `row` has its identity, and null in every other column."""
+    """A deleted row: `row` has only the columns of its identity, since PostgreSQL does not send the others."""
 
     token: str
     schema: str
