@@ -23,7 +23,7 @@ from actors.mirror.state import (
 )
 from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.shapes import TableShape, encode_columns
-from actors.mirror.stores.store import Store
+from actors.mirror.stores.store import Store, WriteAhead
 from actors.mirror.track import NEEDED_NOTHING, FollowedTable, Stale, Track
 from actors.telemetry.log import get_logger
 
@@ -101,6 +101,11 @@ class Replica:
         """Read what `walbridge verify` stored (see `load_verdicts`)."""
         async with self._lock:
             return await load_verdicts(self.store)
+
+    async def write_ahead(self) -> WriteAhead:
+        """The state of the write-ahead log."""
+        async with self._lock:
+            return await self.store.write_ahead()
 
     async def local_types(self, columns: Sequence[Column]) -> tuple[str, ...]:
         """The columns' types in the replica, as SQL."""
