@@ -79,9 +79,9 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
     info = await js.stream_info(INIT)
     if info is None:
         raise SinkUnavailable("WB215", f"stream {INIT} is gone", means="waiting until a bridge has created it again")
-    started = await find_usable_start(replica, source, token)
+    started, reason = await find_usable_start(replica, source, token)
     if started is None:
-        log.info("asking for a snapshot", table=token)
+        log.info("asking for a snapshot", table=token, why=reason)
         await ask_for_snapshot(source, token)
     start_seq = started.seq if started is not None else int(info["state"]["last_seq"]) + 1
     filters = [*subjects.snapshot_of_table(token)]
