@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors import snapshotter
 from actors.clients.nats.jetstream import JetStream
+from actors.clients.postgres.catalog import PublishedTable
 from actors.clients.postgres.connection import PostgresError
 from actors.contract.bridge_record import BridgeRecord
 from actors.snapshots.chunks import RowTooLarge
 from actors.snapshots.failures import SnapshotFailed, failure_of
 from actors.snapshots.progress import REMEMBERED_MAX, SnapshotBoard
 from actors.snapshots.requests import Asked, SnapshotRequests, verdict_on
-from actors.snapshotter import UNKNOWN_AT_ONCE, UNKNOWN_EVERY_S, UnknownTables
+from actors.snapshotter import LOOK_KEPT_S, UNKNOWN_AT_ONCE, UNKNOWN_EVERY_S, Snapshotter, UnknownTables
 from actors.startup.other_bridges import same_tables_elsewhere
+from actors.suspensions import Suspensions
 from actors.telemetry.telemetry import Telemetry
 from actors.wire.nats import Msg
 
@@ -33,6 +38,35 @@ def test_a_flood_of_unknown_tables_is_answered_in_part() -> None:
     unknown = UnknownTables()
     assert sum(unknown.may_answer(f"t{n}", 0.0) for n in range(10 * UNKNOWN_AT_ONCE)) == UNKNOWN_AT_ONCE
     assert unknown.may_answer("t", UNKNOWN_EVERY_S)
+
+
+def test_requests_that_follow_one_another_share_a_look_at_the_publication(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+
+    async def connect(*_: object, **__: object) -> Any:
+        return SimpleNamespace(close=lambda: None)
+
+    async def published_tables(*_: object) -> list[PublishedTable]:
+        looks.append(trio.current_time())
+        return [PublishedTable("public", name, 1, "d", True, True, ("id",)) for name in ("a", "b")]
+
+    monkeypatch.setattr(snapshotter.PgConnection, "connect", connect)
+    monkeypatch.setattr(snapshotter, "published_tables", published_tables)
+    setup: Any = SimpleNamespace(
+        config=SimpleNamespace(postgres=None, source=SimpleNamespace(publication="p")),
+        stream=SimpleNamespace(stream="CDC", requests_kept=False),
+    )
+    served = Snapshotter(setup, cast(JetStream, None), (), cast(Suspensions, None), Telemetry())
+
+    async def main() -> None:
+        for token in ("a", "b", "a"):
+            assert set(await served._published_for([Asked("new"), Asked(token)])) == {"a", "b"}
+        await served._published_for([Asked("new")])  # may have been added since
+        await trio.sleep(LOOK_KEPT_S)
+        await served._published_for([Asked("a")])
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert looks == [looks[0], looks[0], looks[0] + LOOK_KEPT_S]
 
 
 def test_the_board_shows_what_waits_runs_and_ended() -> None:
