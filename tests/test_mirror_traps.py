@@ -45,7 +45,9 @@ def test_json_that_is_text_in_one_of_the_two_rows_of_an_update(
     assert_never_copied_again(mirror)
 
 
-@pytest.mark.parametrize("flags", [(), ("--json", "--snapshot-format", "array")], ids=["msgpack", "json array"])
+@pytest.mark.parametrize(
+    ("kind", "flags"), [("sqlite", ()), ("postgresql", ("--json", "--snapshot-format", "array"))], indirect=["kind"]
+)
 def test_arrays_as_lists_whose_elements_could_be_lists(
     flags: tuple[str, ...], database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
 ) -> None:
