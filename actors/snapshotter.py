@@ -97,7 +97,7 @@ class Snapshotter:
         waiting = self._requests.waiting
         try:
             published = self._publication.tables
-            if waiting[0].token not in published:
+            if not any(asked.token in published for asked in waiting):
                 published = await self._look()
         except (SourceUnavailable, PostgresError) as exc:
             log.warning("cannot take a snapshot yet: waiting for PostgreSQL", table=waiting[0].token, reason=str(exc))

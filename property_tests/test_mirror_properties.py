@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.contract.records import Column, Delete, Event, Gap, Insert, Row, Truncate, Update
-from actors.mirror import apply_to, counts, decode_body, decode_event, decode_events
+from actors.mirror import IncompleteRow, apply_to, counts, decode_body, decode_event, decode_events
 from actors.mirror.stores.binding import array_literal
 from actors.mirror.stores.dialect import SqliteDialect
 from actors.mirror.stores.shapes import TableShape
-from actors.mirror.track import Cursor, CutOff, FollowedTable, Track
+from actors.mirror.track import Cursor, CutOff, FollowedTable, Stale, Track
 from actors.positions import START
 from actors.values.arrays import parse_array
 from actors.values.canonical import canonical_for
@@ -210,3 +210,33 @@ def test_a_column_that_no_schema_told_means_another_copy(operation: str, later_i
     with pytest.raises(CutOff) as cut:
         track.take(1, [decode_event(body("insert", 100, 0, {"id": 1, "v": None, "big": None})), strange])
     assert (cut.value.token, cut.value.lsn) == ("t", 100)
+
+
+@given(histories(), st.data())
+@settings(max_examples=examples(100), deadline=None)
+def test_a_row_that_lacks_values_leaves_the_table_as_it_was_before_its_transaction(
+    history: list[list[dict[str, Any]]], data: st.DataObject
+) -> None:
+    dialect, replica = SqliteDialect(), fresh()
+    at = data.draw(st.integers(0, len(history) - 1)) if history else 0
+    lsn = history[at][0]["lsn"] if history else 100
+    seq = data.draw(st.sampled_from([-1, 99]))
+    moved_in = body("insert", lsn, seq, {"id": 9, "v": 1}, unchanged=["big"], last=seq > 0)
+    before = [decode_event(one) for transaction in history[:at] for one in transaction]
+    its_own = [decode_event(one) for one in (history[at] if history else [])]
+    its_own = [decode_event(moved_in), *its_own] if seq < 0 else [*its_own, decode_event(moved_in)]
+    stale_from: dict[str, tuple[int, Stale]] = {}
+    while True:
+        track = Track(dialect, Cursor(0, START), {"t": FollowedTable.of(dialect, SHAPE, 0)}, stale_from=stale_from)
+        try:
+            for number, event in enumerate([*before, *its_own], 1):
+                track.take(number, [event])
+            break
+        except CutOff as cut:
+            stale_from[cut.token] = cut.lsn, cut.stale
+    run(replica, track)
+    assert table(replica) == expected(before)
+    assert "did not send big" in track.stale["t"].reason
+    assert track.stale["t"].cause == "rows"
+    with pytest.raises(IncompleteRow):
+        expected([*before, *its_own])

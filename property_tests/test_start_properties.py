@@ -205,6 +205,7 @@ def read_on(world: World, start: Start, made: BridgeRecord) -> Generator[None]:
 def check(world: World) -> None:
     gaps = [stored.gap for stored in world.stream if stored.gap is not None]
     tags = [stored.tag for stored in world.stream if stored.tag is not None]
+    assert all(gap.from_lsn <= gap.to_lsn for gap in gaps)
     ids = [stored.msg_id for stored in world.stream if stored.gap is not None]
     assert len(ids) == len(set(ids)), "two gap events have one id"
     first: dict[int, int] = {}

@@ -19,10 +19,11 @@ from actors.contract.records import Raw
 from actors.mirror.stores.binding import postgres_binder, sqlite_binder, sqlite_type
 from actors.values.canonical import canonical_for
 from actors.values.formats import Arrays, Encoding
-from actors.values.text_values import JSON_OIDS, TEXT, converter_for
+from actors.values.text_values import BUILTIN_TYPES, TEXT, TypeInfo, converter_for, without_domains
 from tests.examples import examples
 
 WORDS = {info.oid: info.regtype for info in psycopg.postgres.types}
+ELEMENTS = {info.array_oid: info.oid for info in psycopg.postgres.types}
 DELIMITERS = {info.oid: info.delimiter for info in psycopg.postgres.types}
 FORMS: list[tuple[Encoding, Arrays]] = [("msgpack", "literal"), ("msgpack", "list"), ("json", "literal"), ("json", "list")]
 
@@ -82,12 +83,17 @@ NATIVE: dict[int, st.SearchStrategy[str]] = {
 TEXTUAL = sorted(WORDS.keys() - NATIVE)
 
 
+LIST, LISTS = 90_001, 90_002
+DOMAINS = BUILTIN_TYPES | {LIST: TypeInfo(LIST, "domain", 1007), LISTS: TypeInfo(LISTS, "array", LIST)}
+"""A domain over integer[], and arrays of it."""
+
+
 def given_back(oid: int, words: str, text: str) -> Iterator[tuple[str, Any]]:
     """What replicas hold of a value, by each form of events: in SQLite, and as the text that PostgreSQL is given."""
     column = sqlite3.connect(":memory:")
     column.execute(f"CREATE TABLE held (v {sqlite_type(words)})")
     for encoding, arrays in FORMS:
-        value, is_raw = converter_for(oid, {}, encoding, arrays).convert(text.encode())
+        value, is_raw = converter_for(oid, DOMAINS, encoding, arrays).convert(text.encode())
         sent = decode_body(orjson.dumps({"v": value}) if encoding == "json" else msgspec.msgpack.encode({"v": value}))["v"]
         read = Raw(sent) if is_raw else sent
         for_sqlite, for_postgres = sqlite_binder(words), postgres_binder(words)
@@ -99,7 +105,7 @@ def given_back(oid: int, words: str, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def check(oid: int, words: str, text: str) -> None:
-    canonical = canonical_for(oid, {})
+    canonical = canonical_for(oid, DOMAINS)
     for form, value in given_back(oid, words, text):
         assert canonical(value) == canonical(text), (words, form, value)
 
@@ -132,10 +138,22 @@ def test_a_native_value_given_back_equals_the_sources_text(oid: int, data: st.Da
 def test_an_array_given_back_equals_the_sources_text(oid: int, data: st.DataObject) -> None:
     elements = st.lists(st.none() | NATIVE[oid], max_size=3)
     nested = st.lists(elements.filter(bool), min_size=1, max_size=2)
-    # the lists of a json[] of two dimensions read like documents that are lists
-    literal = array_literal(data.draw(elements if oid in JSON_OIDS else elements | nested), ",")
+    literal = array_literal(data.draw(elements | nested), ",")
     bounds = data.draw(st.sampled_from(["", "[0:2]="]))
     check(psycopg.postgres.types[WORDS[oid]].array_oid, f"{WORDS[oid]}[]", bounds + literal)
+
+
+@settings(max_examples=examples(50), deadline=None)
+@given(
+    lists=st.lists(st.none() | st.lists(st.integers(-9, 9).map(str), max_size=2), max_size=3), has_two_dimensions=st.booleans()
+)
+def test_an_array_of_a_domain_over_an_array_given_back_equals_the_sources_text(
+    lists: list[list[str] | None], has_two_dimensions: bool
+) -> None:
+    elements: list[Any] = [one if one is None else array_literal(one, ",") for one in lists]
+    oid, brackets = without_domains(LISTS, DOMAINS)
+    literal = array_literal([elements] if elements and has_two_dimensions else elements, ",")
+    check(LISTS, f"{WORDS[ELEMENTS[oid]]}[]{brackets}", literal)
 
 
 @settings(max_examples=examples(50), deadline=None)

@@ -45,6 +45,32 @@ def test_json_that_is_text_in_one_of_the_two_rows_of_an_update(
     assert_never_copied_again(mirror)
 
 
+@pytest.mark.parametrize(
+    ("kind", "flags"), [("sqlite", ()), ("postgresql", ("--json", "--snapshot-format", "array"))], indirect=["kind"]
+)
+def test_arrays_as_lists_whose_elements_could_be_lists(
+    flags: tuple[str, ...], database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE DOMAIN point2 AS int[]; CREATE DOMAIN doc AS jsonb")
+    database.execute("CREATE TABLE lists (id int PRIMARY KEY, a jsonb[], b json[], c doc[], d point2[], e int[])")
+    database.execute("CREATE PUBLICATION cdc_pub FOR TABLE lists")
+    documents = ["{}", '{"[1]","[2, 3]"}', "{{1,2},{3,4}}", '{{"[1]"},{"[2]"}}', '{{{"{}"}},{{NULL}}}', '{"[[1]]",NULL}']
+    plain = ["{}", "{{1,2},{3,4}}", "{{{1}},{{NULL}}}", "[2:3]={1,2}", "{1,NULL}", "{{1},{2}}"]
+    points = ["{}", '{"{1,2}","{3}"}', '{{"{1,2}"},{"{}"}}', '{NULL,"{1}"}', '{"{{1,2}}"}', '{{"{1}","{2}"}}']
+
+    def insert(first: int) -> None:
+        for i, (doc, point, ints) in enumerate(zip(documents, points, plain, strict=True), first):
+            database.execute("INSERT INTO lists VALUES (%s, %s, %s, %s, %s, %s)", [i, doc, doc, doc, point, ints])
+
+    insert(0)
+    make_bridge(database, nats, "--arrays", "list", *flags)
+    mirror = make_mirror()
+    mirror.wait_live(1)
+    insert(100)
+    mirror.assert_equal(database.dsn)
+    assert_never_copied_again(mirror)
+
+
 def test_columns_that_are_called_like_row_ids(
     database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
 ) -> None:
@@ -111,6 +137,45 @@ def test_a_key_that_is_taken_twice_for_a_moment_is_no_key_of_the_replica_afterwa
         mirror.wait_for("SELECT min(id) FROM late", [(i + 2,)])
     mirror.assert_equal(database.dsn)
     assert mirror.log().count("must be copied again") == 1, mirror.log()
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_a_first_mirror_of_an_empty_stream_while_a_transaction_is_open(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    database.execute("INSERT INTO users VALUES (1)")
+    bridge = make_bridge(database, nats)
+    with database.connect(autocommit=False) as slow:
+        slow.execute("INSERT INTO users VALUES (2)")  # the exact watermark would wait for it
+        mirror = make_mirror()
+        mirror.wait_live(1)
+        assert "watermark found without a slot" in bridge.log()
+        assert mirror.query("SELECT id FROM users") == [(1,)]
+        slow.commit()
+    mirror.wait_for("SELECT id FROM users", [(1,), (2,)])
+
+
+def test_rows_that_an_update_moves_into_the_row_filter(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    for table in ("small", "whole"):
+        database.execute(f"CREATE TABLE {table} (id int, region int, v int, big text, PRIMARY KEY (id, region))")
+        database.execute(f"ALTER TABLE {table} ALTER big SET STORAGE EXTERNAL")
+        database.execute(f"INSERT INTO {table} SELECT g, g % 2, 0, repeat('x', 5000) FROM generate_series(1, 6) g")
+    database.execute("ALTER TABLE whole REPLICA IDENTITY FULL")
+    database.execute("CREATE PUBLICATION cdc_pub FOR TABLE small WHERE (region = 1), whole WHERE (region = 1)")
+    make_bridge(database, nats)
+    mirror = make_mirror()
+    mirror.wait_live(2)
+    with database.connect(autocommit=False) as connection:
+        connection.execute("UPDATE small SET v = 1; UPDATE small SET region = 1 WHERE id = 2; UPDATE small SET v = v + 1")
+    database.execute("UPDATE whole SET region = 1 WHERE id = 2; UPDATE whole SET region = 0 WHERE id = 3")
+    mirror.wait_for("SELECT id, v, length(big) FROM small ORDER BY id", [(i, 2, 5000) for i in (1, 2, 3, 5)])
+    mirror.wait_for("SELECT id, v, length(big) FROM whole ORDER BY id", [(i, 0, 5000) for i in (1, 2, 5)])
+    mirror.assert_equal(database.dsn)
+    assert mirror.log().count("must be copied again") == 1, mirror.log()
+    assert 'ALTER TABLE \\"public\\".\\"small\\" REPLICA IDENTITY FULL' in mirror.log()
 
 
 def test_views_do_not_keep_a_table_from_another_shape(

@@ -81,6 +81,24 @@ INSERT INTO types (id, i8, f8, ts, tz, b) SELECT g, g * 1000000, g / 7.0, '2026-
 """
 
 
+def test_requests_that_follow_one_another_see_tables_under_their_present_names(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    database.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub")
+    database.execute("ALTER PUBLICATION cdc_pub ADD TABLE a, b; INSERT INTO a VALUES (1); INSERT INTO b VALUES (2)")
+    make_bridge(database, nats)
+    assert take(nats.url, "a").rows == [{"id": 1}]
+    database.execute("BEGIN; ALTER TABLE a RENAME TO c; ALTER TABLE b RENAME TO a; ALTER TABLE c RENAME TO b; COMMIT")
+    swapped = take(nats.url, "a")
+    assert swapped.rows == [{"id": 2}]
+    assert [(swapped.start["relation_id"],)] == database.execute("SELECT 'a'::regclass::oid::int8")
+    database.execute("CREATE TABLE new (id int PRIMARY KEY); ALTER PUBLICATION cdc_pub SET TABLE a, new")
+    assert take(nats.url, "new").error is None
+    gone = take(nats.url, "b").error
+    assert gone is not None
+    assert gone["error_type"] == "unknown_table"
+
+
 @pytest.mark.parametrize(
     "flags", [(), ("--json",), ("--arrays", "list"), ("--json", "--arrays", "list"), ("--json", "--zstd")], ids=" ".join
 )

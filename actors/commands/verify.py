@@ -91,11 +91,11 @@ def show(lsn: Lsn, reports: Sequence[TableReport], deleted: int = 0) -> None:
             print(f"  ... and {'' if report.all_counted else 'at least '}{more:,} more (--limit shows more)")
     different = [report.table for report in reports if not report.is_equal and not report.problem]
     if different:
-        cause = "nobody else may write to a replica"
         if deleted:
             holes = f"{deleted:,} {'message was' if deleted == 1 else 'messages were'} deleted in the middle of the stream"
-            cause = f"{holes} (WB224), which a replica may lack; else somebody has written to the replica"
-        print(f"fix: start the mirror once with --again {','.join(different)}; {cause}")
+            print(f"{holes} (WB224): a replica may lack them")
+        print("causes: a value that was too large for a message, a change that causes no event, another writer to the replica")
+        print(f"fix: start the mirror once with --again {','.join(different)}")
 
 
 def _tell(words: str) -> None:

@@ -113,6 +113,7 @@ def _insert(body: Body) -> Insert:
     return Insert(
         _token(body, "insert"), body["schema"], body["table"], body["lsn"], body["seq"], body.get("last", False), body["xid"],
         body["commit_ts"], tuple(body["key"]), _mark(row, raw) if raw else row, body.get("omitted", ()),
+        body.get("unchanged", ()),
     )  # fmt: skip
 
 
@@ -130,6 +131,8 @@ def _update(body: Body) -> Update:
 
 def _delete(body: Body) -> Delete:
     row, raw = body["data"], body.get("raw")
+    if len(row) != len(body["key"]):  # the nulls of the other columns are no values
+        row = {name: row[name] for name in body["key"] if name in row}
     return Delete(
         _token(body, "delete"), body["schema"], body["table"], body["lsn"], body["seq"], body.get("last", False), body["xid"],
         body["commit_ts"], tuple(body["key"]), _mark(row, raw) if raw else row, body.get("omitted", ()),

@@ -54,6 +54,8 @@ class Insert(NamedTuple):
     row: Row
     omitted: Sequence[str]
     """Columns that were too large for a message: their values are unknown, not null."""
+    unchanged: Sequence[str] = ()
+    """Columns that PostgreSQL did not send. An INSERT with any is incomplete: see `IncompleteRow`."""
 
 
 class Update(NamedTuple):
@@ -76,7 +78,7 @@ class Update(NamedTuple):
 
 
 class Delete(NamedTuple):
-    """A deleted row: `row` has its identity, and null in every other column."""
+    """A deleted row: `row` has only the columns of its identity, since PostgreSQL does not send the others."""
 
     token: str
     schema: str

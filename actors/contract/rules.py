@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from actors.contract.records import Change, Column, Delete, Event, Gap, Insert, Published, Row, SchemaChange, Truncate, Update
 from actors.contract.stream_view import FoundMessage, LastMessage, Place, StreamView, why_out_of_date
 from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK, Lsn, Position
+from actors.wire.sql_names import quoted
 
 
 def position_of(event: Event) -> Position:
@@ -32,6 +33,15 @@ class NamesNoRow(ValueError):
     """A change that does not identify its row, because the table has neither a key nor REPLICA IDENTITY FULL.
 
     Partitions send such changes when their root table has no key.
+    """
+
+
+class IncompleteRow(ValueError):
+    """An INSERT lacks values that the stream never had: the table must be copied again.
+
+    PostgreSQL sends an UPDATE that moves a row into the publication's row filter as an INSERT. Without REPLICA IDENTITY FULL
+    the large values that the UPDATE did not change are missing.
+    https://www.postgresql.org/docs/18/logical-replication-row-filter.html
     """
 
 
@@ -61,17 +71,25 @@ def identity_of(change: Update | Delete, pk: Sequence[str], column_count: int) -
 
 
 def written_columns(change: Insert | Update) -> Row:
-    """The columns that a change writes: an omitted column becomes None until its row changes again.
+    """The columns that a change writes: an omitted column becomes None until an event has its value.
 
-    Unchanged columns are absent, so a copy keeps the values that it has.
+    Unchanged columns of an UPDATE are absent, so a copy keeps the values that it has. Raises IncompleteRow for an INSERT that
+    has such columns: there is nothing to keep, and None would be a wrong value.
     """
+    if change.unchanged and isinstance(change, Insert):
+        table = f"{change.schema}.{change.table}"
+        raise IncompleteRow(
+            f"an UPDATE moved a row into the row filter of {table}, and PostgreSQL did not send {', '.join(change.unchanged)};"
+            f" to prevent it: ALTER TABLE {quoted(change.schema)}.{quoted(change.table)} REPLICA IDENTITY FULL"
+        )
     return change.row | dict.fromkeys(change.omitted) if change.omitted else change.row
 
 
 def apply_to(rows: MutableMapping[Hashable, Row], change: Change | Truncate, pk: Sequence[str]) -> None:
     """Apply one event to rows that are stored under the values of their primary key `pk`.
 
-    Raises KeyError for a change of a row that is missing: the copy is wrong.
+    Raises KeyError for a change of a row that is missing: the copy is wrong. Raises IncompleteRow, and NamesNoRow, when only a
+    new snapshot can tell what the table holds.
     """
     if isinstance(change, Truncate):
         rows.clear()

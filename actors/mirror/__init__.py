@@ -31,7 +31,17 @@ from actors.contract.records import (
     Truncate,
     Update,
 )
-from actors.contract.rules import Identity, NamesNoRow, apply_to, counts, identity_of, is_certain, is_out_of_date, position_of
+from actors.contract.rules import (
+    Identity,
+    IncompleteRow,
+    NamesNoRow,
+    apply_to,
+    counts,
+    identity_of,
+    is_certain,
+    is_out_of_date,
+    position_of,
+)
 
 __all__ = [
     "ArrayChunk",
@@ -41,6 +51,7 @@ __all__ = [
     "Event",
     "Gap",
     "Identity",
+    "IncompleteRow",
     "Insert",
     "NamesNoRow",
     "Raw",

@@ -22,7 +22,10 @@ from actors.telemetry.log import get_logger
 
 log = get_logger("mirror")
 
-COPIES_AT_ONCE = 8
+GATHERED_AT_ONCE = 8
+"""Tables of which snapshots are requested and read: the bridge always finds the next request, and INIT need not hold more."""
+JOINED_AT_ONCE = 8
+"""Copies that read the stream's events. Those that wait for the live tables are not among them: they may be any number."""
 RETRY_S, RETRY_S_MAX = 5.0, 60.0
 """Pause before a snapshot that conflicted is read again, doubled each time: it may be large, and rarely fits by itself."""
 
@@ -32,7 +35,7 @@ class Copier:
 
     def __init__(self, replica: Replica, source: SourceStream, follower: Follower) -> None:
         self._replica, self._source, self._follower = replica, source, follower
-        self._limit = trio.CapacityLimiter(COPIES_AT_ONCE)
+        self._gathering, self._joining = trio.CapacityLimiter(GATHERED_AT_ONCE), trio.CapacityLimiter(JOINED_AT_ONCE)
 
     async def copy(self, token: str) -> None:
         """Copy until the table is live. Raises SinkUnavailable, ReplicaUnavailable, ReplicaRefused."""
@@ -42,8 +45,11 @@ class Copier:
         while True:
             pause_s = 0.0
             try:
-                async with self._limit:  # not during pauses: a table that cannot be copied must not delay others
+                # neither limit holds during pauses: a table that cannot be copied must not delay others
+                async with self._gathering:
                     gathered = await gather(replica, self._source, token)
+                await self._follower.wait_for(gathered.start.snapshot_lsn)
+                async with self._joining:
                     await join(replica, self._source, self._follower, gathered)
             except SnapshotUnusable as exc:
                 log.warning("cannot use a snapshot; asking for another one", table=token, reason=str(exc))

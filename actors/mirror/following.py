@@ -72,6 +72,15 @@ class Follower:
         checkpoint = self._replica.checkpoint
         return checkpoint is not None and max(checkpoint.cursor.position.lsn, self.proven_lsn) >= lsn
 
+    async def wait_for(self, lsn: int) -> None:
+        """Wait until the live tables contain every transaction below `lsn`, or until no table is live."""
+        replica = self._replica
+        self.joiners += 1
+        try:
+            await replica.moved.wait_value(lambda _: replica.checkpoint is None or self.has_reached(lsn))
+        finally:
+            self.joiners -= 1
+
     async def run(self) -> None:
         """Follow until cancelled. Raises SinkUnavailable, ReplicaUnavailable, ReplicaRefused."""
         replica = self._replica

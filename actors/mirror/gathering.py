@@ -79,9 +79,9 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
     info = await js.stream_info(INIT)
     if info is None:
         raise SinkUnavailable("WB215", f"stream {INIT} is gone", means="waiting until a bridge has created it again")
-    started = await find_usable_start(replica, source, token)
+    started, reason = await find_usable_start(replica, source, token)
     if started is None:
-        log.info("asking for a snapshot", table=token)
+        log.info("asking for a snapshot", table=token, why=reason)
         await ask_for_snapshot(source, token)
     start_seq = started.seq if started is not None else int(info["state"]["last_seq"]) + 1
     filters = [*subjects.snapshot_of_table(token)]
@@ -166,7 +166,7 @@ class _SnapshotReader:
         await self._source.look()
         reason = why_unusable(self._replica, self._source, start)
         if reason:
-            log.debug("waiting for another snapshot", table=self._token, reason=reason)
+            log.info("waiting for another snapshot", table=self._token, snapshot_id=start.snapshot_id, reason=reason)
             self.start = self._table = None
             return
         self.start, self._init_seq, self._created = start, init_seq, self._source.created

@@ -53,6 +53,7 @@ class MirrorMetrics:
             again.add_metric([cause], count)
         yield again
         yield counter("mirror_unknown_values", "Values that events left out as too large: null here.", counts.unknown_values)
+        yield gauge("mirror_wal_bytes", "Size of a SQLite replica's write-ahead log.", counts.wal_bytes)
         yield gauge("mirror_verify_mismatched_keys", "Keys that differed when verify ran last.", counts.mismatched_keys)
         yield gauge(
             "mirror_verify_last_success_timestamp_seconds", "Since then every table was found equal.", counts.verified_at

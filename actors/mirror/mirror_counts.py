@@ -35,6 +35,8 @@ class MirrorCounts:
     first_seq: int = 0
     last_seq: int = 0
     """The range of the stream's messages, read every few seconds."""
+    wal_bytes: int = 0
+    """Size of a SQLite replica's write-ahead log."""
     mismatched_keys: int = 0
     """Keys that `walbridge verify` found to differ."""
     verified_at: float = 0.0

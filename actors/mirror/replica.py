@@ -23,7 +23,7 @@ from actors.mirror.state import (
 )
 from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.shapes import TableShape, encode_columns
-from actors.mirror.stores.store import Store
+from actors.mirror.stores.store import Store, WriteAhead
 from actors.mirror.track import NEEDED_NOTHING, FollowedTable, Stale, Track
 from actors.telemetry.log import get_logger
 
@@ -102,6 +102,11 @@ class Replica:
         async with self._lock:
             return await load_verdicts(self.store)
 
+    async def write_ahead(self) -> WriteAhead:
+        """The state of the write-ahead log."""
+        async with self._lock:
+            return await self.store.write_ahead()
+
     async def local_types(self, columns: Sequence[Column]) -> tuple[str, ...]:
         """The columns' types in the replica, as SQL."""
         async with self._lock:
@@ -138,6 +143,7 @@ class Replica:
         await self.run([forget_checkpoint(self.dialect), *(record.saved(self.dialect) for record in records.values())])
         self.tables |= records
         self.checkpoint = None
+        self.moved.value += 1
         await self._leave(dict.fromkeys(live, Stale(reason, NEEDED_NOTHING, "stream")))
 
     def still_ours(self) -> Statement:

@@ -20,6 +20,7 @@ from actors.mirror.stores.store import Store
 from actors.mirror.table_choice import register_tables
 from actors.mirror.track import NEEDED_NOTHING
 from actors.mirror.view import View
+from actors.mirror.write_ahead import watch_write_ahead
 from actors.telemetry.log import get_logger
 
 log = get_logger("mirror")
@@ -94,6 +95,7 @@ async def run_session(
         nursery.start_soon(follower.run)
         nursery.start_soon(holds.watch)
         nursery.start_soon(watch_requests, replica, source, wanted)
+        nursery.start_soon(watch_write_ahead, replica)
         if is_watched:
             nursery.start_soon(_watch_stream, source.js, replica)
             nursery.start_soon(_watch_verdicts, replica, wanted)

@@ -26,19 +26,21 @@ async def ask_for_snapshot(source: SourceStream, token: str) -> None:
     await source.js.connection.send(encode_pub(request(token, source.name).encode(), b"", b"", None))
 
 
-async def find_usable_start(replica: Replica, source: SourceStream, token: str) -> StoredMessage | None:
-    """The start of the table's newest snapshot, if the replica can use that snapshot."""
+async def find_usable_start(replica: Replica, source: SourceStream, token: str) -> tuple[StoredMessage | None, str]:
+    """The start of the table's newest snapshot, or None and why the replica cannot use that snapshot."""
     used_seq = replica.tables[token].init_seq
     message = await newest_answer(source.js, init_start(token), source.name, used_seq)
-    if message is None:
-        return None
-    start = _start_in(message)
-    has_failed = await newest_answer(source.js, init_error(token), source.name, message.seq) is not None
-    if start is None or has_failed or not await source.look() or message.time < source.created:
-        return None
-    if why_unusable(replica, source, start) or not await source.has_kept(start.stream_seq, message.time):
-        return None
-    return message
+    start = None if message is None else _start_in(message)
+    if message is None or start is None:
+        return None, "there is none"
+    if await newest_answer(source.js, init_error(token), source.name, message.seq) is not None:
+        return None, "the newest snapshot failed"
+    if not await source.look() or message.time < source.created:
+        return None, "the stream was created after the newest snapshot"
+    reason = why_unusable(replica, source, start)
+    if not reason and not await source.has_kept(start.stream_seq, message.time):
+        reason = "the stream was cut short and has grown again since the newest snapshot"
+    return (None, reason) if reason else (message, "")
 
 
 def why_unusable(replica: Replica, source: SourceStream, start: SnapshotStart) -> str:
@@ -54,7 +56,7 @@ async def is_answered(replica: Replica, source: SourceStream, token: str, since_
     for subject in (init_start(token), init_error(token)):
         if await newest_answer(source.js, subject, source.name, newest) is not None:
             return True
-    return await find_usable_start(replica, source, token) is not None
+    return (await find_usable_start(replica, source, token))[0] is not None
 
 
 async def watch_requests(replica: Replica, source: SourceStream, wanted: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 from actors.contract.records import Change, Delete, Event, Gap, Insert, Published, SchemaChange, Truncate, Update
-from actors.contract.rules import NamesNoRow, counts, identity_of, is_certain, written_columns
+from actors.contract.rules import IncompleteRow, NamesNoRow, counts, identity_of, is_certain, written_columns
 from actors.contract.stream_view import UNKNOWN_MESSAGE, LastMessage
 from actors.mirror.stores.dialect import Dialect, Params, Statement
 from actors.mirror.stores.row_statements import RowStatements, UnknownColumn
@@ -192,7 +192,7 @@ class Track:
         except UnknownColumn as exc:  # without its schema event the rows here cannot be right
             self._set_stale(token, f"a change has a column {exc} that no schema has", event.lsn, "schema")
             return
-        except NamesNoRow as exc:
+        except (NamesNoRow, IncompleteRow) as exc:
             self._set_stale(token, str(exc), event.lsn, "rows")
             return
         self.commit_us = event.commit_us

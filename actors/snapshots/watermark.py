@@ -200,9 +200,9 @@ async def sequence_before(lsn: Lsn, first: int, last: int, look_up: Callable[[in
     """Return the last of the sequences `first` to `last` that comes before the first event at `lsn` or later.
 
     Bisects, since LSNs only grow along the stream. `look_up` returns the first message at or after a sequence, since some
-    messages may have been deleted.
+    messages may have been deleted. Sequences begin at 1, but JetStream says 0 for `first` of a new stream.
     """
-    low, high = first, last + 1
+    low, high = max(first, 1), last + 1
     while low < high:
         middle = (low + high) // 2
         found = await look_up(middle)

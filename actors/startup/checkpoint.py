@@ -238,7 +238,10 @@ def plan_start(
         if record.last_seq > tail.last_seq:
             reason = f"stream {tail.stream} was cut short: it ends at {tail.last_seq}, {record.last_seq} was stored before"
         else:
-            reason = f"slot {source.slot} was moved or created again: it is beyond what was ever confirmed"
+            reason = (
+                f"slot {source.slot} is beyond what stream {tail.stream} and its record prove: NATS lost the newest messages of"
+                " both, or the slot was moved or created again"
+            )
         gap = _gap(confirmed, source, reason, _from(proven, pending), confirmed, tables)
         return _after_gap(gap, tail, confirmed)
     if pending is not None:

@@ -17,10 +17,11 @@ def _tokens(delimiter: str) -> re.Pattern[str]:
     return _TOKENS[delimiter]
 
 
-def parse_array(literal: str, delimiter: str, convert: Callable[[str], object]) -> list[object]:
+def parse_array(literal: str, delimiter: str, convert: Callable[[str], object], depth_max: int = DEPTH_MAX) -> list[object]:
     """Return nested lists for an array literal such as `{{1,NULL},{2,"a b"}}`; `convert` is applied to each element.
 
-    Raises ValueError for a malformed literal, and for one with explicit bounds (`[0:1]={1,2}`), which lists cannot keep.
+    Raises ValueError for a malformed literal, for one of more than `depth_max` dimensions, and for one with explicit bounds
+    (`[0:1]={1,2}`), which lists cannot keep.
     """
     tokens = _tokens(delimiter)
     stack: list[list[object]] = []
@@ -33,7 +34,7 @@ def parse_array(literal: str, delimiter: str, convert: Callable[[str], object]) 
         offset = match.end()
         quoted, brace, separator, plain = match.groups()
         if brace == "{":
-            if not value_allowed or len(stack) >= DEPTH_MAX:
+            if not value_allowed or len(stack) >= depth_max:
                 raise ValueError("array literal: misplaced {")
             stack.append([])
         elif brace == "}":

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import psycopg.postgres
 
-from actors.values.arrays import parse_array
+from actors.values.arrays import DEPTH_MAX, parse_array
 from actors.values.formats import Arrays, Encoding
 from actors.values.json_values import Converted, json_converter, jsonb_converter
 
@@ -175,15 +175,29 @@ def converter_for(type_oid: int, types: Mapping[int, TypeInfo], encoding: Encodi
     if info.kind == "array":
         if arrays == "literal":
             return TEXT
-        return _array_converter(converter_for(info.base_oid, types, encoding, arrays), info.delimiter)
+        element = base_type(info.base_oid, types)
+        if element is not None and element.kind == "array":
+            return _TEXT_OF_ARRAY
+        depth_max = 1 if element is not None and element.oid in JSON_OIDS else DEPTH_MAX
+        return _array_converter(converter_for(info.base_oid, types, encoding, arrays), info.delimiter, depth_max)
     return _SCALARS[encoding].get(info.oid, TEXT)
+
+
+def _text_of_array(text: bytes) -> Converted:
+    return text.decode(), True
+
+
+_TEXT_OF_ARRAY = Converter(_text_of_array)
+"""For arrays of a domain over an array: a list in a list could be an element or a dimension."""
 
 
 class _RawElementError(ValueError):
     """An element has no native form, so the complete array is kept as text."""
 
 
-def _array_converter(element: Converter, delimiter: str) -> Converter:
+def _array_converter(element: Converter, delimiter: str, depth_max: int) -> Converter:
+    """`depth_max` is 1 for json and jsonb: a list in a list could be an element, which is a document, or a dimension."""
+
     def element_value(text: str) -> object:
         value, raw = element.convert(text.encode())
         if raw:
@@ -193,8 +207,8 @@ def _array_converter(element: Converter, delimiter: str) -> Converter:
     def convert(text: bytes) -> Converted:
         literal = text.decode()
         try:
-            return parse_array(literal, delimiter, element_value), False
-        except ValueError:  # explicit bounds, which lists cannot keep, or an element that is kept as text
+            return parse_array(literal, delimiter, element_value, depth_max), False
+        except ValueError:  # explicit bounds or dimensions that lists cannot keep, or an element that is kept as text
             return literal, True
 
     return Converter(convert)

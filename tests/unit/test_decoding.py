@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from actors.contract.compression import Compressor, Decompressors
 from actors.contract.decoding import array_rows, decode_event, decode_events, decode_message
-from actors.contract.records import ArrayChunk, Column, Event, Gap, Raw, SchemaChange, SnapshotChunk
+from actors.contract.records import ArrayChunk, Column, Delete, Event, Gap, Raw, SchemaChange, SnapshotChunk
 from actors.errors import MalformedMessage
 
 pack: Any = msgpack.packb
@@ -140,6 +140,15 @@ def test_records_are_what_the_body_says() -> None:
     suspended = decode_event(GAP | {"msg_id": "10-3-users-gap"})
     assert isinstance(suspended, Gap)
     assert suspended.of_table
+
+
+def test_a_delete_has_the_columns_that_identify_its_row_and_no_other() -> None:
+    row = {"id": 1, "name": None, "doc": None}
+    delete = INSERT | {"operation": "DELETE", "subject": "cdc.users.delete", "data": row, "key": ["id"], "raw": []}
+    for key, known in ((["id"], {"id": 1}), (["id", "name", "doc"], row), ([], {})):
+        found = decode_event(delete | {"key": key})
+        assert isinstance(found, Delete)
+        assert found.row == known
 
 
 def test_text_that_was_kept_is_marked() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from actors.contract.records import Column, Delete, Gap, Insert, Row, SchemaChange, Truncate, Update
 from actors.contract.rules import (
     Identity,
+    IncompleteRow,
     NamesNoRow,
     apply_to,
     counts,
@@ -75,6 +76,14 @@ def test_unknown_values_are_none_and_unchanged_ones_stay() -> None:
     with pytest.raises(KeyError):
         apply_to(rows, delete({"id": 1, "v": None, "big": None}), ["id"])
     apply_to(rows, TRUNCATE, ["id"])
+    assert rows == {}
+
+
+def test_an_insert_without_all_of_its_row_is_never_applied() -> None:
+    rows: dict[Hashable, Row] = {}
+    moved_in = insert({"id": 1, "v": "a"})._replace(unchanged=("big",), schema="Sales")
+    with pytest.raises(IncompleteRow, match=r'did not send big; .* ALTER TABLE "Sales"\."t" REPLICA IDENTITY FULL$'):
+        apply_to(rows, moved_in, ["id"])
     assert rows == {}
 
 

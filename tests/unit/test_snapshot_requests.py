@@ -54,7 +54,8 @@ def asked(
 
     async def ask() -> tuple[int | None, bool]:
         await source.look()
-        found = await find_usable_start(replica, source, "users")
+        found, reason = await find_usable_start(replica, source, "users")
+        assert (found is None) == bool(reason)
         answered = await is_answered(replica, source, "users", since_seq)
         return None if found is None else found.seq, answered
 

@@ -117,10 +117,11 @@ def test_the_bisection_finds_what_a_scan_finds(steps: list[tuple[int, int]], wan
         looked_at.append(seq)
         return next((one for one in stored if one.seq >= seq), None)
 
-    first, last = (stored[0].seq, stored[-1].seq) if stored else (1, 0)
+    first, last = (stored[0].seq, stored[-1].seq) if stored else (0, 0)  # as JetStream says of a new stream
     found = trio.run(sequence_before, Lsn(wanted), first, last, look_up)
     before = [one.seq for one in stored if one.lsn < wanted]
     after = [one.seq for one in stored if one.lsn >= wanted]
+    assert found >= 0
     assert all(seq <= found for seq in before)
     assert all(seq > found for seq in after)
     assert len(looked_at) <= log2(max(1, last - first + 1)) + 2

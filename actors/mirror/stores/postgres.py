@@ -20,7 +20,16 @@ from actors.contract.records import Column
 from actors.errors import ConfigError, SourceUnavailable
 from actors.mirror.stores.copy_text import copy_lines, copy_of
 from actors.mirror.stores.dialect import LATER_COLUMNS, Params, PostgresDialect, Statement
-from actors.mirror.stores.store import CLAIM_WITHIN_S, ApplyConflict, ReplicaRefused, ReplicaUnavailable, in_use, no_replica
+from actors.mirror.stores.store import (
+    CLAIM_WITHIN_S,
+    NO_LOG,
+    ApplyConflict,
+    ReplicaRefused,
+    ReplicaUnavailable,
+    WriteAhead,
+    in_use,
+    no_replica,
+)
 from actors.settings.config import PostgresConfig
 from actors.wire.sql_names import quoted
 
@@ -278,6 +287,9 @@ class PostgresStore:
         if await self.query("SELECT 1 FROM pg_namespace WHERE nspname = $1", (local[0],)):
             return []
         return [f"CREATE SCHEMA IF NOT EXISTS {quoted(local[0])}"]
+
+    async def write_ahead(self) -> WriteAhead:
+        return NO_LOG
 
     async def close(self) -> None:
         self._connection.close()

@@ -19,10 +19,21 @@ from actors.contract.records import Column
 from actors.errors import ConfigError
 from actors.mirror.stores.binding import sqlite_type
 from actors.mirror.stores.dialect import LATER_COLUMNS, Params, SqliteDialect, Statement
-from actors.mirror.stores.store import CLAIM_WITHIN_S, ApplyConflict, ReplicaRefused, ReplicaUnavailable, in_use, no_replica
+from actors.mirror.stores.store import (
+    CLAIM_WITHIN_S,
+    NO_LOG,
+    ApplyConflict,
+    ReplicaRefused,
+    ReplicaUnavailable,
+    WriteAhead,
+    in_use,
+    no_replica,
+)
 
 BUSY_TIMEOUT_S = 30.0
 BLOCK_ROWS = 5_000
+WAL_KEPT_BYTES = 16 * 1024 * 1024
+"""Size to which SQLite cuts the write-ahead log when it begins from the start again."""
 _DUPLICATES = (sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_ROWID)
 
 
@@ -135,6 +146,18 @@ class SqliteStore:
     async def make_schema(self, local: tuple[str, str]) -> list[str]:
         return []
 
+    async def write_ahead(self) -> WriteAhead:
+        try:
+            size_bytes = (await trio.Path(f"{self._path}-wal").stat()).st_size
+        except FileNotFoundError:
+            return NO_LOG
+        if size_bytes <= WAL_KEPT_BYTES:
+            return WriteAhead(size_bytes, 0)
+        # copies what no reader needs, and says how much that is; waits for nobody
+        ((_, pages, copied),) = await self.query("PRAGMA wal_checkpoint(PASSIVE)")
+        ((page_bytes,),) = await self.query("PRAGMA page_size")
+        return WriteAhead(size_bytes, (pages - copied) * page_bytes)
+
     async def close(self) -> None:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._connection.close)
@@ -164,6 +187,8 @@ def _connect(path: str) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -32768")
+        # otherwise the file keeps the size that it reached beside a long reader or in a large transaction
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
         # a table is replaced under its name, and views must keep referring to the name
         connection.execute("PRAGMA legacy_alter_table = ON")
     except BaseException:

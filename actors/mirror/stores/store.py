@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.records import Column
@@ -28,6 +28,18 @@ class ApplyConflict(Exception):
     def __init__(self, token: str, reason: str, *, is_duplicate: bool = False) -> None:
         super().__init__(f"{token}: {reason}")
         self.token, self.reason, self.is_duplicate = token, reason, is_duplicate
+
+
+class WriteAhead(NamedTuple):
+    """A replica's write-ahead log, as far as the mirror is responsible for it."""
+
+    size_bytes: int
+    held_bytes: int
+    """What cannot be removed from the log because a reader's open transaction needs it."""
+
+
+NO_LOG = WriteAhead(0, 0)
+"""PostgreSQL takes care of its own."""
 
 
 class Store(Protocol):
@@ -67,6 +79,9 @@ class Store(Protocol):
 
     async def make_schema(self, local: tuple[str, str]) -> list[str]:
         """The statements that must run before a table of this name can be created."""
+
+    async def write_ahead(self) -> WriteAhead:
+        """The state of the write-ahead log. Only between transactions."""
 
     async def close(self) -> None:
         """Close the connection and release the claim."""
