@@ -40,6 +40,8 @@ class OpenTable:
     watermark: Watermark
     rows_expected: int
     """From PostgreSQL's statistics."""
+    source: str
+    """The table's published rows, as what follows FROM in SQL."""
     _select: str
     _block_rows: int
 
@@ -92,8 +94,9 @@ async def open_table(
         block_rows = max(1, min(BLOCK_ROWS_MAX, payload_max // BLOCKS_A_CHUNK // width))
         if published.has_toast:  # some rows may be as large as a message, or larger
             block_rows = max(1, min(block_rows, WIDE_BLOCK_BYTES // payload_max))
-        select = f"SELECT {columns} FROM {published.own}{published.where}"
-        yield OpenTable(connection, relation, description, watermark, int(expected or 0), select, block_rows)
+        source = f"{published.own}{published.where}"
+        select = f"SELECT {columns} FROM {source}"
+        yield OpenTable(connection, relation, description, watermark, int(expected or 0), source, select, block_rows)
         finished = True
     finally:
         if finished:

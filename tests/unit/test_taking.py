@@ -58,7 +58,7 @@ def start_of(
 
     @asynccontextmanager
     async def open_table(*_: Any, **__: Any) -> AsyncGenerator[OpenTable]:
-        yield OpenTable(cast(PgConnection, EmptyTable()), RELATION, DESCRIPTION, watermark, 0, "", 1)
+        yield OpenTable(cast(PgConnection, EmptyTable()), RELATION, DESCRIPTION, watermark, 0, "", "", 1)
 
     monkeypatch.setattr(taking, "open_table", open_table)
     stream = StreamSetup("CDC", b"", "plain", 0, 1 << 20, 1 << 20, requests_kept=False)
