@@ -19,14 +19,20 @@ from actors.messages import (
     RowChange,
     RowRun,
     SchemaChange,
+    TooLarge,
     Truncated,
 )
 from actors.positions import NO_LSN, Position
 from actors.suspensions import Suspensions, suspension_gap
+from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import Telemetry
 from actors.wire.jetstream import OutMessage
 
+log = get_logger("batcher")
+
 _LIST_HEAD_BYTES = 5
+_HUGE_BYTES = 16 * 1024 * 1024
+_SHOWN_MAX = 200
 
 
 class Limits(NamedTuple):
@@ -40,6 +46,16 @@ class Limits(NamedTuple):
     """Bytes of one message, headers included: the smaller of the server's max_payload and the stream's max_msg_size."""
 
 
+class LeftOut(NamedTuple):
+    """An event that was too large: which row, and the columns that it does not carry."""
+
+    table: str
+    row: str
+    """Its key, or without a key its other columns; cut off if long."""
+    columns: str
+    has_huge_value: bool
+
+
 class Batcher:
     """Decides which events go into which message and batch. No I/O, no trio.
 
@@ -51,6 +67,8 @@ class Batcher:
     def __init__(self, encoder: EventEncoder, limits: Limits, slot: str, suspensions: Suspensions) -> None:
         self.omitting = 0
         """Number of events published without their largest columns."""
+        self.left_out: list[LeftOut] = []
+        """What to log of them. The batcher adds, its task takes away."""
         self._encoder, self._limits, self._slot, self._suspensions = encoder, limits, slot, suspensions
         self._packs = limits.pack > 1
         self._event_max = limits.payload_max - (_LIST_HEAD_BYTES if self._packs else 0)
@@ -192,13 +210,14 @@ class Batcher:
     def _add_change(self, change: RowChange | Truncated, *, last: bool) -> bool:
         """Add one change's event; return False when the row's identity alone is too large for a message."""
         if type(change) is RowChange:
-            message, size = self._sized(change.kind, self._encoder.row(change, last=last))
-            if size > self._event_max:
+            message, size = self._whole(change, last=last)
+            if message is None or size > self._event_max:
                 smaller = without_largest_columns(change, self._encoder, last=last, size_max=self._event_max)
                 if smaller is None:
                     return False
                 self.omitting += 1
-                message, size = self._sized(change.kind, smaller)
+                self.left_out.append(_left_out(change, smaller.omitted))
+                message, size = self._sized(change.kind, smaller.message)
         else:
             message, size = self._sized(change.kind, self._encoder.truncated(change, last=last))  # type: ignore[arg-type]
         if self._packs:
@@ -212,6 +231,11 @@ class Batcher:
         if not self._oldest_us:
             self._oldest_us = change.txn.commit_us
         return True
+
+    def _whole(self, change: RowChange, *, last: bool) -> tuple[OutMessage | None, int]:
+        if change.notes is not None and change.notes.too_large:
+            return None, 0
+        return self._sized(change.kind, self._encoder.row(change, last=last))
 
     def _sized(self, kind: EventKind, event: OutMessage) -> tuple[OutMessage, int]:
         """Return an event and its size: as sent, or uncompressed if it will be packed and compressed together with others."""
@@ -267,6 +291,26 @@ class Batcher:
             self._group = []
 
 
+def _left_out(change: RowChange, omitted: tuple[str, ...]) -> LeftOut:
+    table, known = change.kind.table, (change.old or {}) | change.data
+    names = [c.name for c in table.relation.columns if c.name in known and c.name not in omitted]
+    shown = [name for name in names if name in table.protected] or names
+    row = ", ".join(f"{name}={str(known[name])[:_SHOWN_MAX]}" for name in shown)[:_SHOWN_MAX]
+    values = [value for values in (change.data, change.old or {}) for value in values.values()]
+    huge = any(isinstance(value, TooLarge) and value.size_bytes >= _HUGE_BYTES for value in values)
+    return LeftOut(table.token, row, ", ".join(omitted), huge)
+
+
+def _log_left_out(events: list[LeftOut]) -> None:
+    """Name the rows: each one with a huge value; of the others one per table and minute, which the log sees to."""
+    for event in events:
+        row = {"reason": event.row} if event.has_huge_value else {"row": event.row}
+        log.warning(
+            "columns left out: the event is larger than a message may be", table=event.table, **row, omitted=event.columns
+        )
+    events.clear()
+
+
 async def batch_items(
     items_in: Receiver[list[Item]],
     batches_out: Sender[Batch],
@@ -280,6 +324,7 @@ async def batch_items(
     """
 
     async def send(batch: Batch) -> None:
+        _log_left_out(batcher.left_out)
         await suspensions.record()
         await batches_out.send(batch, batch.size_bytes)
 
@@ -287,6 +332,7 @@ async def batch_items(
         async for items in items_in:
             for batch in batcher.feed(items):
                 await send(batch)
+            _log_left_out(batcher.left_out)
             telemetry.events_omitting_columns = batcher.omitting
             if items_in.is_empty():
                 rest = batcher.flush()

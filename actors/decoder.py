@@ -12,6 +12,7 @@ from actors.channels import Receiver, Sender
 from actors.contract.table_schema import Description, describe_table
 from actors.errors import HistoryDiverged, MalformedMessage
 from actors.messages import (
+    LARGE_MESSAGE_BYTES,
     Block,
     Committed,
     EventKind,
@@ -20,10 +21,12 @@ from actors.messages import (
     News,
     Notes,
     PublishedChange,
+    RawMessage,
     RowChange,
     RowRun,
     SchemaChange,
     Table,
+    TooLarge,
     Transaction,
     Truncated,
 )
@@ -31,6 +34,7 @@ from actors.positions import GAP_RANK, NO_LSN, ROW_RANK, SCHEMA_RANK, Lsn, Posit
 from actors.snapshots.transaction_log import TransactionLog
 from actors.telemetry.telemetry import Telemetry
 from actors.values.formats import Arrays, Encoding
+from actors.values.large_values import sparing_row_decoder
 from actors.values.row_compiler import RowDecoder, compile_row_decoder
 from actors.values.text_values import converter_for
 from actors.wire import pgoutput
@@ -59,8 +63,13 @@ class _Shape(NamedTuple):
 
     table: Table
     decode: RowDecoder
+    decode_large: RowDecoder
+    """For messages above LARGE_MESSAGE_BYTES: leaves out values that no message can carry."""
     kinds: dict[int, EventKind]
     """By message tag."""
+
+
+_DecodeChange = Callable[[RawMessage, int, _Shape, Transaction, int], RowRun | RowChange]
 
 
 class Decoder:
@@ -69,7 +78,8 @@ class Decoder:
     Changes up to `skip`, the position of the stream's last message, are stored already: they are counted, since `seq` counts
     what PostgreSQL sends, but neither decoded nor handed on. `known_schemas` (table token -> schema_id) are the shapes that
     the stream's readers know at that position; a SchemaChange precedes a row in any other shape. Every transaction is added
-    to `log`. Nothing is handed on before the `expected` transaction has come, so that nothing of another history is
+    to `log`. A value that cannot fit into `payload_max` bytes is TooLarge, if its message is large and the last of its block.
+    Nothing is handed on before the `expected` transaction has come, so that nothing of another history is
     confirmed.
     """
 
@@ -80,6 +90,7 @@ class Decoder:
         *,
         encoding: Encoding,
         arrays: Arrays,
+        payload_max: int = 1024 * 1024,
         log: TransactionLog | None = None,
         expected: Transaction | None = None,
     ) -> None:
@@ -89,7 +100,7 @@ class Decoder:
         self._log = TransactionLog() if log is None else log
         self._log.restart()
         self._known = dict(known_schemas)
-        self._encoding, self._arrays = encoding, arrays
+        self._encoding, self._arrays, self._payload_max = encoding, arrays, payload_max
         self._shapes: dict[int, _Shape] = {}
         self._unannounced: dict[int, SchemaChange] = {}
         self._txn: Transaction | None = None
@@ -111,7 +122,9 @@ class Decoder:
             (c.name, converter_for(c.type_oid, description.types, self._encoding, self._arrays)) for c in relation.columns
         ]
         kinds = {tag: EventKind(table, operation) for tag, operation in _OPERATIONS.items()}
-        self._shapes[relation.oid] = _Shape(table, compile_row_decoder(columns), kinds)
+        decode = compile_row_decoder(columns)
+        sparing = sparing_row_decoder(columns, decode, self._payload_max)
+        self._shapes[relation.oid] = _Shape(table, decode, sparing, kinds)
         if self._known.get(table.token) == table.schema_id:
             self._unannounced.pop(relation.oid, None)
         else:
@@ -152,19 +165,20 @@ class Decoder:
             self._known[news.token] = schema.table.schema_id
             self._unannounced.pop(schema.table.relation.oid, None)
 
-    def feed(self, block: list[bytes], start: int, items: list[Item]) -> int:
+    def feed(self, block: list[RawMessage], start: int, items: list[Item]) -> int:
         """Decode `block` from index `start` on into `items`; return the index to continue from.
 
-        Stops early, with `wanted` set, after a Relation message. Raises MalformedMessage, and HistoryDiverged if the expected
-        transaction does not come.
+        Stops early, with `wanted` set, after a Relation message; also before a large message. Raises MalformedMessage, and
+        HistoryDiverged if the expected transaction does not come.
         """
         append, shapes, unannounced = items.append, self._shapes, self._unannounced
         txn, seq, first_seq = self._txn, self._seq, self._first_seq
-        run, decode = _NO_RUN, _no_columns
+        run: RawMessage = _NO_RUN
+        decode = _no_columns
         rows: list[dict[str, object]] = []
-        index = start
+        index, (stop, decode_change) = start, _part(block, start)
         try:
-            for index in range(start, len(block)):
+            for index in range(start, stop):
                 message = block[index]
                 if message[25:31] == run:  # same operation on the same table, as in most messages
                     row, end, notes = decode(message, 31)
@@ -181,7 +195,7 @@ class Decoder:
                     if unannounced:
                         self._announce(oid, seq, append)
                     if seq >= first_seq:
-                        change = _decode_change(message, tag, shapes[oid], txn, seq)
+                        change = decode_change(message, tag, shapes[oid], txn, seq)
                         append(change)
                         if type(change) is RowRun:
                             run, decode, rows = message[25:31], shapes[oid].decode, change.rows
@@ -202,11 +216,11 @@ class Decoder:
                     if self.wanted is not None:
                         break
         except (KeyError, IndexError, struct.error) as exc:
-            raise MalformedMessage(f"pgoutput: cannot decode {block[index][25:64]!r}: {exc!r}") from exc
+            raise MalformedMessage(f"pgoutput: cannot decode {bytes(block[index][25:64])!r}: {exc!r}") from exc
         self._seq = seq
         return index + 1
 
-    def _begin(self, message: bytes) -> Transaction:
+    def _begin(self, message: RawMessage) -> Transaction:
         commit_lsn, commit_time, xid = _begin(message, 26)
         self._txn = txn = Transaction(Lsn(commit_lsn), xid, commit_time + _POSTGRES_EPOCH_US)
         self._log.add(txn.commit_lsn, xid)
@@ -240,7 +254,7 @@ class Decoder:
                 means="the server's history is not the stream's; nothing is confirmed to it",
             )  # fmt: skip
 
-    def _commit(self, message: bytes, txn: Transaction | None, seq: int) -> Committed:
+    def _commit(self, message: RawMessage, txn: Transaction | None, seq: int) -> Committed:
         commit_lsn, end_lsn, commit_time = _commit(message, 27)
         if txn is None or txn.commit_lsn != commit_lsn:
             raise MalformedMessage(f"pgoutput: Commit at {format_lsn(commit_lsn)} of no open transaction")
@@ -262,9 +276,11 @@ class Decoder:
         if seq >= self._first_schema_seq and txn is not None:
             append(change._replace(position=Position(txn.commit_lsn, seq, SCHEMA_RANK)))
 
-    def _other(self, message: bytes, txn: Transaction | None, seq: int, first_seq: int, append: Callable[[Item], None]) -> int:
+    def _other(
+        self, message: RawMessage, txn: Transaction | None, seq: int, first_seq: int, append: Callable[[Item], None]
+    ) -> int:
         """Decode a rare message with the plain decoder; return the next seq."""
-        decoded = pgoutput.decode(message, _HEADER)
+        decoded = pgoutput.decode(bytes(message), _HEADER)
         if isinstance(decoded, Relation):
             self.wanted = decoded
         elif isinstance(decoded, pgoutput.Truncate):
@@ -278,18 +294,34 @@ class Decoder:
         return seq
 
 
-def _decode_change(message: bytes, tag: int, shape: _Shape, txn: Transaction, seq: int) -> RowRun | RowChange:
+def _part(block: list[RawMessage], start: int) -> tuple[int, _DecodeChange]:
+    """Return the end of the part of a block that is decoded alike, and how: a large message ends its block."""
+    if len(block[-1]) <= LARGE_MESSAGE_BYTES:
+        return len(block), _decode_change
+    return (len(block) - 1, _decode_change) if start < len(block) - 1 else (len(block), _decode_large)
+
+
+def _decode_large(message: RawMessage, tag: int, shape: _Shape, txn: Transaction, seq: int) -> RowRun | RowChange:
+    change = _decode_change(message, tag, shape._replace(decode=shape.decode_large), txn, seq)
+    if isinstance(change, RowRun):
+        change = change.change(0)
+    rows = (change.data, change.old or {})
+    too_large = tuple(dict.fromkeys(name for row in rows for name, value in row.items() if type(value) is TooLarge))
+    return change._replace(notes=(change.notes or Notes())._replace(too_large=too_large)) if too_large else change
+
+
+def _decode_change(message: RawMessage, tag: int, shape: _Shape, txn: Transaction, seq: int) -> RowRun | RowChange:
     marker = message[30]
     if tag == _UPDATE and marker != _NEW:
         return _decode_update(message, shape, txn, seq)
     row, end, notes = shape.decode(message, 31)
     if end != len(message) or marker not in _CHANGES[tag]:
-        raise MalformedMessage(f"pgoutput: a change does not end where it should: {message[25:64]!r}")
+        raise MalformedMessage(f"pgoutput: a change does not end where it should: {bytes(message[25:64])!r}")
     kind = shape.kinds[tag]
     return RowRun(kind, txn, seq, [row]) if notes is None else RowChange(kind, txn, seq, row, None, notes)
 
 
-def _decode_update(message: bytes, shape: _Shape, txn: Transaction, seq: int) -> RowChange:
+def _decode_update(message: RawMessage, shape: _Shape, txn: Transaction, seq: int) -> RowChange:
     offset = 31
     old: dict[str, object] | None = None
     old_notes: Notes | None = None
@@ -297,11 +329,11 @@ def _decode_update(message: bytes, shape: _Shape, txn: Transaction, seq: int) ->
     if marker != _NEW:
         old, offset, old_notes = shape.decode(message, offset)
         if message[offset] != _NEW:
-            raise MalformedMessage(f"pgoutput: an Update without a new row: {message[25:64]!r}")
+            raise MalformedMessage(f"pgoutput: an Update without a new row: {bytes(message[25:64])!r}")
         offset += 1
     data, end, notes = shape.decode(message, offset)
     if end != len(message) or marker not in (_NEW, _OLD, _KEY):
-        raise MalformedMessage(f"pgoutput: an Update does not end where it should: {message[25:64]!r}")
+        raise MalformedMessage(f"pgoutput: an Update does not end where it should: {bytes(message[25:64])!r}")
     if old is not None:
         if marker == _KEY:
             old = {name: old[name] for name in shape.table.key if name in old}
@@ -359,4 +391,6 @@ async def decode_blocks(
             decoder.passed(block.wal_end)
             telemetry.decoded_lsn = block.wal_end
             telemetry.last_processing_time_us = round((time.perf_counter() - began) * 1e6 / len(block.messages))
-            await items_out.send(items, block.size_bytes)
+            size_bytes = block.size_bytes
+            del block  # so that a large message is gone before the next block arrives
+            await items_out.send(items, size_bytes)

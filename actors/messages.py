@@ -13,6 +13,16 @@ from actors.positions import Lsn, Position
 from actors.wire.jetstream import OutMessage
 from actors.wire.pgoutput import Relation
 
+LARGE_MESSAGE_BYTES = 1024 * 1024
+"""A replication message above this size is handed on as a memoryview and decoded without its largest values."""
+
+
+class TooLarge(NamedTuple):
+    """Stands in a row for a value that no message can carry. The value itself was not decoded."""
+
+    size_bytes: int
+    """Of the value's text; of a bytea, without the hex."""
+
 
 class Notes(NamedTuple):
     """What a reader must know about a row besides its values."""
@@ -23,12 +33,18 @@ class Notes(NamedTuple):
     """Columns whose value was kept as PostgreSQL's text although their type has a native form."""
     old_raw: tuple[str, ...] = ()
     """The same for an UPDATE's old row: a column may be text in one row and nested in the other."""
+    too_large: tuple[str, ...] = ()
+    """Columns with a TooLarge in one of the rows. Readers see them in `omitted`."""
+
+
+RawMessage = bytes | memoryview
 
 
 class Block(NamedTuple):
     """Raw messages from one read of the replication stream: `w` and `k` CopyData payloads."""
 
-    messages: list[bytes]
+    messages: list[RawMessage]
+    """Bytes; above LARGE_MESSAGE_BYTES possibly a memoryview, since a copy would double the memory."""
     size_bytes: int
     wal_end: Lsn
     """The furthest WAL position that PostgreSQL has named so far."""

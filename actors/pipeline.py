@@ -57,8 +57,8 @@ async def run_pipeline(
     acks = Acknowledgements(start.last_seq, telemetry.publish_rejected)
     acks.reply_prefix = await nats.inbox(acks.on_reply)
     decoder = Decoder(
-        start.skip, dict(store.record.schemas), encoding=publish.encoding, arrays=publish.arrays, log=session.transactions,
-        expected=start.expected,
+        start.skip, dict(store.record.schemas), encoding=publish.encoding, arrays=publish.arrays,
+        payload_max=setup.max_payload, log=session.transactions, expected=start.expected,
     )  # fmt: skip
     limits = Limits(pack=publish.pack, payload_max=setup.max_payload)
     batcher = Batcher(session.encoder, limits, config.source.slot, session.suspensions)

@@ -34,6 +34,11 @@ def transaction(lsn: int, *ids: int) -> list[bytes]:
     return [pg.xlog(pg.begin(lsn), lsn), *rows, pg.xlog(pg.commit(lsn, lsn + 8), lsn + 8)]
 
 
+def message_is_data(message: bytes) -> bool:
+    """Not a keepalive."""
+    return message[:1] == b"w"
+
+
 class ScriptedReplication:
     """What `ReplicationStream` is to the pipeline; a test feeds messages and reads the statuses that were sent."""
 
@@ -43,6 +48,11 @@ class ScriptedReplication:
         self.closed = False
         self.error: Exception | None = None
         """What sending a status raises."""
+        self.is_renewable = True
+        self.renewals: list[Lsn] = []
+        self.refuse_renewals = 0
+        """So many times no second connection is to be had."""
+        self._sent: list[bytes] = []
         self._waiting: deque[bytes] = deque()
         self._news = trio.Event()
         self._end: Exception | None = None
@@ -73,7 +83,21 @@ class ScriptedReplication:
         while self._waiting and len(block) < messages_max and bytes_max > 0:
             block.append(self._waiting.popleft())
             bytes_max -= len(block[-1])
+        self._sent += block
         return block
+
+    async def renew(self, start_lsn: Lsn) -> bool:
+        """As PostgreSQL does: everything after the transaction that ends at `start_lsn` comes again."""
+        await trio.lowlevel.checkpoint()
+        if self.refuse_renewals:
+            self.refuse_renewals -= 1
+            return False
+        self.renewals.append(start_lsn)
+        ends = [n for n, message in enumerate(self._sent) if message[25:26] == b"C" and message[35:43] == start_lsn.to_bytes(8)]
+        self._waiting.extendleft(reversed([m for m in self._sent[ends[-1] + 1 :] if message_is_data(m)]))
+        del self._sent[ends[-1] + 1 :]
+        self._news.set()
+        return True
 
     async def send_status(self, received: Lsn, flushed: Lsn, applied: Lsn, *, reply_wanted: bool = False) -> None:
         await trio.lowlevel.checkpoint()

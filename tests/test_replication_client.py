@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import struct
@@ -475,3 +476,89 @@ def test_a_prepared_transaction_in_the_way_of_a_slot_is_named_and_the_fix_ends_i
     assert "prepared transaction it's open of database app" in shown[0].what
     assert database.execute("SELECT id FROM t") == [(1,)]
     database.close()
+
+
+def test_a_large_message_arrives_in_portions_whatever_is_cancelled_and_sent_meanwhile(database: Database) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE PUBLICATION p FOR TABLE t")
+    pieces = 1_000_000
+
+    async def check() -> None:
+        stream = await opened(database.dsn, await made_slot(database.dsn))
+        database.execute(f"INSERT INTO t SELECT 1, string_agg(md5(i::text), '') FROM generate_series(1, {pieces}) i")
+        database.execute("INSERT INTO t VALUES (2, 'after')")
+        messages: list[bytes] = []
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await stream.send_status(NO_LSN, NO_LSN, NO_LSN, reply_wanted=turns % 10 == 0)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            while sum(message[25:26] == b"I" for message in messages) < 2:
+                with trio.move_on_after(0.05):
+                    messages += map(bytes, await stream.read_block(500, 1 << 18))
+            nursery.cancel_scope.cancel()
+        large, small = (message for message in messages if message[25:26] == b"I")
+        ((expected,),) = database.execute("SELECT md5(v) FROM t WHERE id = 1")
+        assert hashlib.md5(large[-32 * pieces :]).hexdigest() == expected
+        assert small.endswith(b"after")
+        assert turns > len(large) / (1024 * 1024), "others had their turns"
+        await stream.close()
+        await (await opened(database.dsn, await made_slot(database.dsn))).close()
+
+    trio.run(check)
+
+
+@BOTH
+def test_a_stream_continues_on_a_new_connection_where_it_was(server: str, request: pytest.FixtureRequest) -> None:
+    database: Database = request.getfixturevalue(server)
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
+    reader = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s"
+
+    async def check() -> None:
+        slot = await made_slot(database.dsn)
+        stream = await opened(database.dsn, slot)
+        database.execute("INSERT INTO t VALUES (1)")
+        end = await read_rows(stream, 1)
+        before = database.execute(reader, [slot])
+        database.execute("INSERT INTO t VALUES (2)")
+        database.execute("INSERT INTO t VALUES (3)")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_status, end, NO_LSN, NO_LSN)
+            assert await stream.renew(end)
+        assert database.execute(reader, [slot]) != before
+        end = await read_rows(stream, 2)
+        await stream.send_status(end, end, end)
+        server = stream._server
+        assert server is not None
+        stream._server = server._replace(started_at="before it was restarted")
+        with pytest.raises(SourceUnavailable, match="another server"):
+            await stream.renew(end)
+        await stream.close()
+        assert database.execute(reader, [slot]) == [(None,)]
+        with closing(await connected(database.dsn)) as connection:
+            state = await slot_state(connection, slot)
+            assert state is not None
+            assert state.confirmed_flush_lsn == end
+
+    trio.run(check)
+
+
+def test_without_room_for_a_second_walsender_the_stream_keeps_its_connection(make_postgres: MakePostgres) -> None:
+    dsn = make_postgres(max_wal_senders="1").dsn()
+    execute(dsn, "CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
+
+    async def check() -> None:
+        slot = await made_slot(dsn)
+        stream = await opened(dsn, slot)
+        execute(dsn, "INSERT INTO t VALUES (1)")
+        end = await read_rows(stream, 1)
+        assert not await stream.renew(end)
+        execute(dsn, "INSERT INTO t VALUES (2)")
+        await read_rows(stream, 1)
+        await stream.close()
+
+    trio.run(check)

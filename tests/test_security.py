@@ -97,6 +97,14 @@ def test_the_whole_run_is_inside_tls_and_a_certificate_is_enough(
             "SELECT s.ssl, s.version, s.client_dn, a.backend_type FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid)"
             " WHERE a.usename = 'by_certificate'"
         ).fetchall()
+        # a value that is read in portions
+        admin.execute(
+            "ALTER TABLE t ADD v text; INSERT INTO t SELECT 11, string_agg(md5(g::text), '') FROM generate_series(1, 900000) g"
+        )
+        admin.execute("INSERT INTO t VALUES (12, 'small')")
+        large, small = (event.body for event in wait_for_events(nats.url, 13)[-2:])
+        assert (large["data"], large["omitted"], small["data"]) == ({"id": 11}, ["v"], {"id": 12, "v": "small"})
+    assert "waiting for" not in bridge.log()
     assert {backend for *_, backend in rows} >= {"walsender", "client backend"}
     assert {(on, version, name) for on, version, name, _ in rows} == {(True, "TLSv1.3", "/CN=by_certificate")}
     assert bridge.stop() == 0

@@ -193,6 +193,35 @@ def test_a_row_too_large_fails_that_snapshot_alone(database: Database, make_nats
     assert no_leftovers(database)
 
 
+def test_a_huge_row_fails_its_snapshot_by_name_before_it_is_read(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    database.execute("""
+        CREATE TABLE t (id int, part text, v text, PRIMARY KEY (id, part)); ALTER TABLE t ALTER v SET STORAGE EXTERNAL;
+        CREATE TABLE j (v jsonb, n int); ALTER TABLE j ALTER v SET STORAGE EXTERNAL;
+        CREATE TABLE fits (id int PRIMARY KEY, v text, j jsonb);
+        INSERT INTO t SELECT g, 'it''s', 'x' FROM generate_series(1, 500) g;
+        INSERT INTO t VALUES (501, 'it''s', repeat('x', 60000000));
+        INSERT INTO j VALUES (to_jsonb(array_fill(repeat('x', 96), ARRAY[600000])), 1);
+        INSERT INTO fits VALUES (1, repeat('y', 900000), to_jsonb(repeat('z', 100000)));
+        CREATE PUBLICATION cdc_pub FOR TABLE t, j WHERE (n > 0), fits""")
+    bridge = make_bridge(database, nats)
+    with Path(f"/proc/{bridge.process.pid if bridge.process else 0}/status").open() as status:
+        before = resident_peak(status.read())
+    assert take(nats.url, "fits").meta is not None
+    errors = [take(nats.url, token).error for token in ("t", "j")]
+    assert [error and error["error_type"] for error in errors] == ["row_too_large"] * 2
+    assert "a row of 60,000,000 bytes, id=501, part=it's, is too large" in errors[0]["error_message"]  # type: ignore[index]
+    assert "ctid=(" in errors[1]["error_message"]  # type: ignore[index]
+    with Path(f"/proc/{bridge.process.pid if bridge.process else 0}/status").open() as status:
+        assert resident_peak(status.read()) - before < 30_000, "kB: neither row was read"
+
+
+def resident_peak(status: str) -> int:
+    """VmHWM of /proc/PID/status, in kB."""
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
 def is_running(bridge: Bridge, token: str) -> bool:
     """A snapshot of the table has sent some rows, and not all."""
     return any(s["table"] == token and s["state"] == "running" and s["rows"] for s in bridge.status()["snapshots"])

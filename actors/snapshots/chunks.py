@@ -88,8 +88,9 @@ class ChunkCutter:
 class RowTooLarge(ValueError):
     """A single row is too large for a message."""
 
-    def __init__(self, size_bytes: int, bytes_max: int) -> None:
-        super().__init__(f"a row of {size_bytes:,} bytes is too large for a message (limit {bytes_max:,} bytes)")
+    def __init__(self, size_bytes: int, bytes_max: int, row: str = "") -> None:
+        which = f", {row}," if row else ""
+        super().__init__(f"a row of {size_bytes:,} bytes{which} is too large for a message (limit {bytes_max:,} bytes)")
 
 
 _RAW_BYTES = 80

@@ -40,6 +40,10 @@ class OpenTable:
     watermark: Watermark
     rows_expected: int
     """From PostgreSQL's statistics."""
+    has_toast: bool
+    """Some rows are, or were, wider than a page."""
+    source: str
+    """The table's published rows, as what follows FROM in SQL."""
     _select: str
     _block_rows: int
 
@@ -104,9 +108,11 @@ async def open_table(
         block_rows = max(1, min(BLOCK_ROWS_MAX, payload_max // BLOCKS_A_CHUNK // width))
         if out_of_line == "t":  # some rows may be as large as a message, or larger
             block_rows = max(1, min(block_rows, WIDE_BLOCK_BYTES // payload_max))
-        select = f"SELECT {columns} FROM {published.own}{published.where}"
+        source = f"{published.own}{published.where}"
+        select = f"SELECT {columns} FROM {source}"
         yield OpenTable(
-            connection, relation, found.pk, version, description, watermark, int(expected or 0), select, block_rows
+            connection, relation, found.pk, version, description, watermark, int(expected or 0), out_of_line == "t", source,
+            select, block_rows,
         )  # fmt: skip
         finished = True
     finally:

@@ -21,6 +21,7 @@ from actors.positions import Lsn, format_lsn
 from actors.settings.config import Config
 from actors.snapshots.chunks import ChunkCutter
 from actors.snapshots.failures import SnapshotFailed
+from actors.snapshots.large_rows import refuse_large_rows
 from actors.snapshots.progress import SnapshotBoard
 from actors.snapshots.requests import Asked, SnapshotRequests
 from actors.snapshots.table_reader import OpenTable, VersionOf, open_table
@@ -37,6 +38,8 @@ log = get_logger("snapshotter")
 
 GATHER_BYTES_MAX = 8 * 1024 * 1024
 """Bytes that a chunk may hold before compression."""
+COMPRESSION_RATIO_MAX = 64
+"""Rows that would have to be compressed by more than this are not even tried."""
 STEP_ASIDE_S = 0.001
 """Pause between two blocks while events are under way, so that a snapshot does not add to their latency."""
 
@@ -92,6 +95,9 @@ class SnapshotTaker:
             # only now: a bridge killed in between finds the request again, or a start without an end
             await self._requests.answered(*served)
             log.info("snapshot begins", table=token, snapshot_id=head.snapshot_id, snapshot_lsn=format_lsn(lsn))
+            if table.has_toast:
+                # a row that is too large may still fit compressed
+                await refuse_large_rows(table, payload_max * (1 if compressor is None else COMPRESSION_RATIO_MAX))
             await self._send_rows(table, messages, compressor, progress)
         if await js.get_message(INIT, seq=starts[0]) is None:
             raise SnapshotFailed(

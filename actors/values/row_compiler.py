@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.errors import MalformedMessage
-from actors.messages import Notes
+from actors.messages import Notes, RawMessage
 from actors.values.text_values import Converter
 
-RowDecoder = Callable[[bytes, int], tuple[dict[str, object], int, Notes | None]]
-"""(message, offset of the tuple) -> (row, offset after the tuple, notes).
+RowDecoder = Callable[[RawMessage, int], tuple[dict[str, object], int, Notes | None]]
+"""(message, offset of the tuple) -> (row, offset after the tuple, notes). A compiled decoder takes bytes only.
 
 Lengths are read unsigned, so offsets only grow: if the last tuple ends at the message's end, every value was inside the
 message. Raises MalformedMessage.
@@ -93,7 +93,7 @@ def _column_source(i: int, converter: Converter) -> list[str]:
 def plain_row_decoder(columns: Sequence[tuple[str, Converter]]) -> RowDecoder:
     """Return the same decoder as a loop: the oracle of the compiled decoder in tests."""
 
-    def decode_row(message: bytes, offset: int) -> tuple[dict[str, object], int, Notes | None]:
+    def decode_row(message: RawMessage, offset: int) -> tuple[dict[str, object], int, Notes | None]:
         row: dict[str, object] = {}
         absent: tuple[str, ...] | None = None
         raw: tuple[str, ...] | None = None
@@ -107,7 +107,7 @@ def plain_row_decoder(columns: Sequence[tuple[str, Converter]]) -> RowDecoder:
                 if kind == _TEXT:
                     start = offset + 5
                     offset = start + _u4(message, offset + 1)[0]
-                    row[name], kept_as_text = converter.convert(message[start:offset])
+                    row[name], kept_as_text = converter.convert(bytes(message[start:offset]))
                     if kept_as_text:
                         raw = (*(raw or ()), name)
                 else:

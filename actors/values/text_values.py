@@ -56,11 +56,17 @@ class Converter:
     `convert` takes a value's bytes and returns the value and whether it was kept as PostgreSQL's text although the type has a
     native form. `inline`, if not empty, is the same conversion as an expression over the message `m` from `a` to `p`; it is
     valid when `guard` is true (always if `guard` is empty).
+
+    `text_per_byte` and `is_nested` say how small a long text can become when it is encoded (see `large_values`).
     """
 
     convert: Callable[[bytes], Converted]
     inline: str = ""
     guard: str = ""
+    text_per_byte: int = 1
+    """Bytes of text for each byte of the value as events carry it."""
+    is_nested: bool = False
+    """The value is a document or a list: its text may be much longer than the value."""
 
 
 def _text(text: bytes) -> Converted:
@@ -112,7 +118,7 @@ TEXT = Converter(_text, "m[a:p].decode()")
 INT = Converter(_int, "int(m[a:p])")
 FLOAT = Converter(_float, "float(m[a:p])")
 BOOL = Converter(_bool, "m[a] == 116")
-BYTEA = Converter(_bytea, "fromhex(m[a + 2:p].decode())")
+BYTEA = Converter(_bytea, "fromhex(m[a + 2:p].decode())", text_per_byte=2)
 TIMESTAMP = Converter(_timestamp, 'm[a:p].decode().replace(" ", "T", 1)', "m[p - 1] < 58")
 TIMESTAMPTZ = Converter(_timestamptz, 'm[a:p - 3].decode().replace(" ", "T", 1) + "Z"', "m[p - 3] == 43")
 JSON_FLOAT = Converter(_json_float, "float(m[a:p])", "m[p - 1] < 58")
@@ -125,23 +131,23 @@ _COMMON: dict[int, Converter] = {
     21: INT,
     23: INT,
     26: INT,
-    114: Converter(json_converter("msgpack")),
+    114: Converter(json_converter("msgpack"), is_nested=True),
     700: FLOAT,
     701: FLOAT,
     1114: TIMESTAMP,
     1184: TIMESTAMPTZ,
-    3802: Converter(jsonb_converter("msgpack")),
+    3802: Converter(jsonb_converter("msgpack"), is_nested=True),
 }
 _SCALARS: dict[str, dict[int, Converter]] = {
     "msgpack": _COMMON,
     "json": _COMMON
     | {
-        17: Converter(_json_bytea),
+        17: Converter(_json_bytea, text_per_byte=2),
         20: JSON_INT,
-        114: Converter(json_converter("json")),
+        114: Converter(json_converter("json"), is_nested=True),
         700: JSON_FLOAT,
         701: JSON_FLOAT,
-        3802: Converter(jsonb_converter("json")),
+        3802: Converter(jsonb_converter("json"), is_nested=True),
     },
 }
 
@@ -211,4 +217,4 @@ def _array_converter(element: Converter, delimiter: str, depth_max: int) -> Conv
         except ValueError:  # explicit bounds or dimensions that lists cannot keep, or an element that is kept as text
             return literal, True
 
-    return Converter(convert)
+    return Converter(convert, is_nested=True)

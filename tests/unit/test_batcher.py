@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.batcher import Batcher, Limits, batch_items
+from actors.batcher import Batcher, LeftOut, Limits, batch_items
 from actors.channels import Channel
 from actors.contract.bridge_record import Suspended
 from actors.contract.compression import Compressor
@@ -30,6 +30,7 @@ from actors.messages import (
     RowRun,
     SchemaChange,
     Table,
+    TooLarge,
     Transaction,
     Truncated,
 )
@@ -295,6 +296,25 @@ def test_the_largest_columns_are_left_out_until_a_row_fits(
     assert all(len(str(row[name])) >= size for name in omitted for size in kept), "the largest go first"
     assert bool(omitted) == (sent_size(whole) + (4 if pack > 1 else 0) > 4096) or sent_size(whole) in range(4090, 4102)
     assert batcher.omitting == bool(omitted)
+
+
+def test_a_value_that_was_not_decoded_is_left_out_and_its_row_can_be_named() -> None:
+    row: dict[str, object] = {"id": 7, "small": "s", "big": TooLarge(50_000_000), "bigger": "x" * 5000}
+    notes = Notes(raw=("small", "bigger"), too_large=("big",))
+    batcher = batcher_of(Limits(payload_max=4096))
+    (batch,) = fed(batcher, RowChange(UPDATE_A, TXN, 0, row, row, notes), COMMIT)
+    (event,) = bodies([batch])
+    assert (event["data"], event["old"]) == ({"id": 7, "small": "s"},) * 2
+    assert (event["omitted"], event["raw"]) == (["big", "bigger"], ["small"]), "raw names what is there"
+    assert batcher.left_out == [LeftOut("a", "id=7", "big, bigger", True)]
+
+
+def test_a_key_that_was_not_decoded_suspends_its_table() -> None:
+    suspensions = suspensions_of()
+    change = RowChange(INSERT_A, TXN, 0, {"id": TooLarge(5000), "small": "s"}, None, Notes(too_large=("id",)))
+    (batch,) = fed(batcher_of(Limits(payload_max=4096), suspensions=suspensions), change, COMMIT)
+    assert [e["operation"] for e in bodies([batch])] == ["GAP"]
+    assert set(suspensions.tables) == {"a"}
 
 
 HUGE = "k" * 5000

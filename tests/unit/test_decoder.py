@@ -10,7 +10,7 @@ import trio
 from actors.channels import Channel
 from actors.decoder import Decoder, decode_blocks
 from actors.errors import MalformedMessage
-from actors.messages import Block, Committed, IdleMark, Item, RowChange, RowRun, SchemaChange, Truncated
+from actors.messages import Block, Committed, IdleMark, Item, RawMessage, RowChange, RowRun, SchemaChange, TooLarge, Truncated
 from actors.positions import NO_LSN, ROW_RANK, SCHEMA_RANK, START, Lsn, Position
 from actors.snapshots.transaction_log import TransactionLog
 from actors.telemetry.telemetry import Telemetry
@@ -27,7 +27,7 @@ def decoder(skip: Position = START, known: dict[str, int] | None = None) -> Deco
     return Decoder(skip, known or {}, encoding="msgpack", arrays="literal")
 
 
-def decoded(decoder: Decoder, *messages: bytes) -> list[Item]:
+def decoded(decoder: Decoder, *messages: RawMessage) -> list[Item]:
     """All items, with the table described where the decoder asks for it."""
     items: list[Item] = []
     index, block = 0, list(messages)
@@ -124,6 +124,31 @@ def test_an_announcement_alone_changes_nothing() -> None:
 def test_silence_is_told_only_between_transactions() -> None:
     items = decoded(decoder(), pg.keepalive(500), begin(), pg.keepalive(900), commit(), pg.keepalive(1100))
     assert [item for item in items if isinstance(item, IdleMark)] == [IdleMark(Lsn(500)), IdleMark(Lsn(1100))]
+
+
+def test_of_a_large_message_what_no_message_can_carry_is_not_decoded() -> None:
+    small, large, row = b"a" * 200_000, b"b" * 2_000_000, pg.xlog(pg.insert(OID, [b"2", b"c"]))
+    many = [pg.xlog(pg.insert(OID, [b"1", text])) for text in (small, large)]
+    full = pg.xlog(pg.update(OID, [b"1", "u"], [b"1", large], kind="O"))
+    fits = pg.xlog(pg.update(OID, [b"1", small * 4], [b"1", small * 4], kind="O"))
+    one = decoder()
+    items = decoded(one, relation(), begin(), many[0], many[1])
+    for message in (full, fits, pg.xlog(pg.delete(OID, [b"1", large], kind="O"))):
+        items += decoded(one, row, memoryview(message))
+    items += decoded(one, row, commit())
+    _, run, inserted, _, updated, _, kept, _, deleted, _, committed = items
+    gone = TooLarge(len(large))
+    assert isinstance(run, RowRun)
+    assert run.rows == [{"id": 1, "name": small.decode()}]
+    changes = [change for change in (inserted, updated, kept, deleted) if isinstance(change, RowChange)]
+    assert [(change.seq, change.data, change.old) for change in changes] == [
+        (1, {"id": 1, "name": gone}, None),
+        (3, {"id": 1, "name": gone}, {"id": 1, "name": gone}),
+        (5, {"id": 1, "name": (small * 4).decode()}, {"id": 1, "name": (small * 4).decode()}),
+        (7, {"id": 1, "name": gone}, None),
+    ]
+    assert [change.notes and change.notes.too_large for change in changes] == [("name",), ("name",), None, ("name",)]
+    assert isinstance(committed, Committed)
 
 
 @pytest.mark.parametrize(

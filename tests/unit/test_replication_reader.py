@@ -6,11 +6,12 @@ import pytest
 import trio
 
 from actors.channels import Channel
+from actors.clients.postgres.replication import HUGE_BYTES
 from actors.errors import SourceUnavailable
 from actors.feedback import Feedback
 from actors.messages import Block
 from actors.positions import NO_LSN, Lsn
-from actors.replication_reader import BLOCK_BYTES_MAX, BLOCK_MESSAGES_MAX, read_blocks
+from actors.replication_reader import BLOCK_BYTES_MAX, BLOCK_MESSAGES_MAX, RENEW_AFTER_S, RETRY_RENEW_S, read_blocks
 from actors.telemetry.telemetry import Telemetry
 from tests import pgoutput_bytes as pg
 from tests.mock_time import on_mock_clock
@@ -117,3 +118,75 @@ async def test_the_end_of_the_connection_is_raised_after_what_came_before_it() -
         await reading.run()
     (block,) = [block async for block in reading.blocks.receiver()]
     assert block.wal_end == Lsn(1008)
+
+
+# -- the buffer that a huge message leaves behind
+
+HUGE = pg.xlog(b"I" + bytes(HUGE_BYTES), 1000)
+
+
+def data_of(blocks: list[Block]) -> list[bytes]:
+    return [bytes(message) for block in blocks for message in block.messages if message[:1] == b"w"]
+
+
+@on_mock_clock
+async def test_after_a_huge_message_an_idle_stream_goes_over_to_a_new_connection_once() -> None:
+    reading = Reading()
+    begin, *_, commit = transaction(1000, 1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reading.run)
+        reading.stream.feed(begin, HUGE)
+        await trio.sleep(2 * RENEW_AFTER_S)
+        assert not reading.stream.renewals, "amid a transaction there is no place to continue from"
+        reading.stream.feed(commit, pg.keepalive(2000))
+        await trio.sleep(1)
+        assert reading.stream.renewals == [1008]
+        reading.stream.feed(*transaction(3000, 2))
+        await trio.sleep(10 * RENEW_AFTER_S)
+        assert reading.stream.renewals == [1008]
+        reading.stream.feed(begin, HUGE, commit)
+        await trio.sleep(RENEW_AFTER_S / 2)
+        assert reading.stream.renewals == [1008], "more may follow"
+        await trio.sleep(RENEW_AFTER_S)
+        assert reading.stream.renewals == [1008, 1008]
+        reading.intake.cancel()
+    blocks = [block async for block in reading.blocks.receiver()]
+    assert data_of(blocks) == [begin, HUGE, commit, *transaction(3000, 2), begin, HUGE, commit]
+
+
+@pytest.mark.parametrize("refused", [0, 1, 1000])
+@on_mock_clock
+async def test_in_a_flood_nothing_is_lost_or_doubled_when_the_connection_changes(refused: int) -> None:
+    reading = Reading()
+    reading.stream.refuse_renewals = refused
+    begin, *_, commit = transaction(1000, 1)
+    messages = [begin, HUGE, commit]
+    for n in range(2, 400):
+        messages += transaction(1000 * n, *range(n % 7))
+
+    async def flood() -> None:
+        for start in range(0, len(messages), 5):
+            reading.stream.feed(*messages[start : start + 5], pg.keepalive(1, reply=True))
+            await trio.sleep(RETRY_RENEW_S / 40)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reading.run)
+        await flood()
+        await trio.sleep(1)
+        reading.intake.cancel()
+    blocks = [block async for block in reading.blocks.receiver()]
+    assert data_of(blocks) == messages
+    assert len(reading.stream.renewals) == (refused < 1000)
+
+
+@on_mock_clock
+async def test_the_connection_that_made_a_temporary_slot_is_kept() -> None:
+    reading = Reading()
+    reading.stream.is_renewable = False
+    begin, *_, commit = transaction(1000, 1)
+    reading.stream.feed(begin, HUGE, commit)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reading.run)
+        await trio.sleep(10 * RENEW_AFTER_S)
+        assert not reading.stream.renewals
+        nursery.cancel_scope.cancel()

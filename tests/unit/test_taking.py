@@ -61,7 +61,9 @@ def start_of(
 
     @asynccontextmanager
     async def open_table(*_: Any, **__: Any) -> AsyncGenerator[OpenTable]:
-        yield OpenTable(cast(PgConnection, EmptyTable()), RELATION, frozenset({"id"}), "v1", DESCRIPTION, watermark, 0, "", 1)
+        yield OpenTable(
+            cast(PgConnection, EmptyTable()), RELATION, frozenset({"id"}), "v1", DESCRIPTION, watermark, 0, False, "", "", 1
+        )
 
     monkeypatch.setattr(taking, "open_table", open_table)
     stream = StreamSetup("CDC", b"", "plain", 0, 1 << 20, 1 << 20, requests_kept=False)

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import psycopg
 import trio
 from psycopg import generators, pq
 
+from actors.clients.postgres import copy_data
 from actors.clients.postgres.connection import QUERY_TIMEOUT_S, PgConnection, PostgresError, drive
+from actors.clients.postgres.detour import PORTION_BYTES, Detour, waiting_bytes
 from actors.clients.postgres.slots import slot_state
 from actors.errors import Fatal, SourceUnavailable, WalbridgeError
-from actors.positions import Lsn, format_lsn, parse_lsn
+from actors.messages import LARGE_MESSAGE_BYTES, RawMessage
+from actors.positions import NO_LSN, Lsn, format_lsn, parse_lsn
 from actors.settings.config import PostgresConfig
 from actors.telemetry.log import get_logger
 from actors.wire.pgoutput_recoding import recoded
@@ -26,6 +30,14 @@ from actors.wire.sql_names import quoted
 log = get_logger("postgres")
 
 CLOSE_TIMEOUT_S = 2.0
+SLOT_FREE_TIMEOUT_S = 5.0
+RENEW_TIMEOUT_S = 10.0
+HUGE_BYTES = 8 * 1024 * 1024
+"""A message above this size leaves libpq with a buffer that is worth giving back (`renew`)."""
+_BULK_BYTES = 64 * 1024
+_READS_MAX = 4
+"""A message that is incomplete after one read may be large: its rest is read over a detour, if so many bytes wait, or if it
+takes more reads than this."""
 
 
 class SystemIdentity(NamedTuple):
@@ -43,6 +55,20 @@ async def identify_system(connection: PgConnection) -> SystemIdentity:
     return SystemIdentity(str(system_id), int(timeline or 0), parse_lsn(wal_end or "0/0"), database or "")
 
 
+class Server(NamedTuple):
+    """One run of one server: after a restart, or on a standby, something differs."""
+
+    system_id: str
+    timeline: int
+    started_at: str
+
+
+async def _server_of(connection: PgConnection) -> Server:
+    identity = await identify_system(connection)
+    ((started_at,),) = await connection.query("SELECT pg_postmaster_start_time()")
+    return Server(identity.system_id, identity.timeline, started_at or "")
+
+
 async def timeline_history(connection: PgConnection, timeline: int) -> list[tuple[int, Lsn]]:
     """Return (timeline, LSN where it was left) for every ancestor of `timeline`, oldest first."""
     ((_, content),) = await connection.query(f"TIMELINE_HISTORY {timeline}")
@@ -55,26 +81,38 @@ class ReplicationStream:
     To hold PostgreSQL back, stop reading: the socket fills and the WAL is kept. Status must still be sent.
     """
 
-    def __init__(self, connection: PgConnection, slot: str, publication: str) -> None:
-        self._connection = connection
-        self._pgconn = connection.pgconn
-        self._slot, self._publication = slot, publication
-        self._socket = connection.socket
+    def __init__(self, connection: PgConnection, slot: str, publication: str, server: Server | None = None) -> None:
+        self._slot, self._publication, self._server = slot, publication, server
+        self._detour: Detour | None
+        self._has_large_buffer: bool
+        self._use(connection)
         self._flushing = trio.Lock()
         self._closed = self._reading = False
         self._end: WalbridgeError | None = None
+        self._received = NO_LSN  # as of the last status
 
-    async def read_block(self, messages_max: int, bytes_max: int) -> list[bytes]:
+    def _use(self, connection: PgConnection) -> None:
+        self._detour, self._has_large_buffer = None, False
+        self._connection, self._pgconn, self._socket = connection, connection.pgconn, connection.socket
+
+    @property
+    def is_renewable(self) -> bool:
+        """Whether `renew` can work: the slot is not a temporary one, which its connection alone can read."""
+        return self._server is not None
+
+    async def read_block(self, messages_max: int, bytes_max: int) -> list[RawMessage]:
         """Return at least one CopyData payload (`w` or `k`), and all that have arrived already, up to the limits.
 
-        A cancelled call takes nothing. Raises SourceUnavailable when the connection ends, Fatal when the slot can no longer
-        be read.
+        One above LARGE_MESSAGE_BYTES may be a memoryview, whose memory is freed with its last slice. A cancelled call takes
+        nothing. Raises SourceUnavailable when the connection ends, Fatal when the slot can no longer be read.
         """
         await trio.lowlevel.checkpoint()  # before anything is taken: a cancellation later would lose messages
         get_copy_data = self._pgconn.get_copy_data
-        block: list[bytes] = []
-        room = bytes_max
+        block: list[RawMessage] = []
+        room, reads = bytes_max, 0
         try:
+            if self._detour is not None:
+                self._leave_detour()
             while self._end is None and len(block) < messages_max and room > 0:
                 size, data = get_copy_data(1)
                 if size > 0:
@@ -83,11 +121,14 @@ class ReplicationStream:
                 elif size == 0:
                     if block:
                         break
-                    await self._more()
+                    await self._more(reads)
+                    reads += 1
+                    if self._detour is not None:
+                        room -= await self._take_large(block)
                 else:
                     self._end = await self._ended()
-        except (psycopg.Error, trio.ClosedResourceError) as exc:
-            self._end = self._end or self._connection.lost(exc)
+        except (psycopg.Error, trio.ClosedResourceError, OSError) as exc:
+            self._end = self._end or self._lost(exc)
         if self._connection.notices and self._says_publication_missing():
             block = []  # changes may be missing in it already
         if self._end is not None and not block:
@@ -95,19 +136,107 @@ class ReplicationStream:
                 self._end = await self._publication_fault(self._end)
             raise self._end  # messages before the end were returned first, so a stream that fails at one message gets up to it
         if self._connection.encoding.keeps_bytes:
-            return [recoded(payload, self._connection.encoding) for payload in block]
+            return [recoded(bytes(payload), self._connection.encoding) for payload in block]
         return block
 
-    async def _more(self) -> None:
+    async def _take_large(self, block: list[RawMessage]) -> int:
+        """Append a message that may be large, if all of it has arrived; return its size."""
+        size, data = copy_data.get_copy_data(self._pgconn)
+        if size > 0:
+            block.append(data if size > LARGE_MESSAGE_BYTES else bytes(data))
+            self._has_large_buffer |= size > HUGE_BYTES
+        elif size < 0:
+            self._end = await self._ended()
+        return size
+
+    async def _more(self, reads: int = 0) -> None:
+        """Let libpq read more of a message that is incomplete after `reads` reads."""
         self._reading = True
         try:
-            await trio.lowlevel.wait_readable(self._socket)
+            if self._detour is None:
+                await trio.lowlevel.wait_readable(self._socket)
+                is_long = reads and (reads >= _READS_MAX or waiting_bytes(self._socket) >= _BULK_BYTES)
+                if is_long and not self._flushing.locked():
+                    self._detour = Detour(self._socket)
+            if self._detour is not None:
+                await self._detour.portion()
+                if reads == HUGE_BYTES // PORTION_BYTES:
+                    # the last word of a bridge whose memory does not suffice
+                    log.info(
+                        "a large message is arriving: it needs twice its size in memory", after_lsn=format_lsn(self._received)
+                    )
         finally:
             self._reading = False
         self._pgconn.consume_input()
 
+    def _leave_detour(self) -> None:
+        """Read directly again, unless libpq's buffer is large: then it would read too much at once."""
+        assert self._detour is not None, "there is one"
+        if not self._has_large_buffer and not self._flushing.locked():
+            self._pgconn.consume_input()
+            if self._detour.end():
+                self._detour = None
+
+    async def _end_detour(self) -> None:
+        while self._detour is not None:
+            self._pgconn.consume_input()
+            if self._detour.end():
+                self._detour = None
+            await trio.lowlevel.checkpoint()
+
+    def _lost(self, exc: BaseException | None = None) -> SourceUnavailable:
+        if self._detour is not None:
+            self._detour.close()
+        return self._connection.lost(exc)
+
+    async def renew(self, start_lsn: Lsn) -> bool:
+        """Continue from `start_lsn`, the end of a transaction, on a new connection: libpq keeps its largest buffer otherwise.
+
+        What was read beyond comes again. Return False, and keep the connection, if no other can be had now. Raises
+        SourceUnavailable if another server answers, or the slot cannot be had: then the next start has to check everything.
+        """
+        try:
+            connection = await PgConnection.connect(self._connection.config, application_name="walbridge", replication=True)
+        except (SourceUnavailable, Fatal) as exc:
+            log.info("keeping the connection with its large buffer: no second one to be had", reason=str(exc))
+            return False
+        try:
+            if await _server_of(connection) != self._server:
+                raise connection.lost(RuntimeError("another server answers, or it was restarted"))
+            async with self._flushing:
+                with trio.fail_after(RENEW_TIMEOUT_S) as deadline:
+                    deadline.shield = True  # between two connections there is nothing to drain to
+                    await self._move_to(connection, start_lsn)
+        except trio.TooSlowError as exc:
+            raise connection.lost(exc) from exc
+        except BaseException:
+            connection.close()
+            raise
+        return True
+
+    async def _move_to(self, connection: PgConnection, start_lsn: Lsn) -> None:
+        if self._end is not None:
+            raise self._end
+        try:
+            with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(psycopg.Error, trio.ClosedResourceError, OSError):
+                await self._end_copy()
+        finally:
+            self._end = self._lost(RuntimeError("it was to be replaced by another one"))
+        deadline = trio.current_time() + SLOT_FREE_TIMEOUT_S
+        while True:
+            try:
+                await _start(connection, self._slot, self._publication, start_lsn)
+                break
+            except PostgresError as exc:  # if the stream has not ended in order, PostgreSQL takes a moment to notice
+                if exc.sqlstate != "55006" or trio.current_time() > deadline:
+                    raise connection.lost(exc) from exc
+            await trio.sleep(0.1)
+        self._use(connection)
+        self._end = None
+
     async def send_status(self, received: Lsn, flushed: Lsn, applied: Lsn, *, reply_wanted: bool = False) -> None:
         """Report positions to PostgreSQL, and request a keepalive if wanted. Raises SourceUnavailable once the stream ended."""
+        self._received = received
         status = encode_status(received, flushed, applied, time.time_ns() // 1000, reply_wanted=reply_wanted)
         async with self._flushing:
             if self._end is not None:
@@ -116,13 +245,15 @@ class ReplicationStream:
                 while self._pgconn.put_copy_data(status) == 0:
                     await trio.lowlevel.wait_writable(self._socket)
                 await self._flush()
-            except (psycopg.Error, trio.ClosedResourceError) as exc:
-                self._end = self._end or self._connection.lost(exc)
+            except (psycopg.Error, trio.ClosedResourceError, OSError) as exc:
+                self._end = self._end or self._lost(exc)
                 raise self._end from exc
 
     async def _flush(self) -> None:
         while self._pgconn.flush():
             await trio.lowlevel.wait_writable(self._socket)
+        if self._detour is not None:
+            await self._detour.forward()
 
     async def close(self) -> None:
         """End the COPY cleanly so that the slot is free on return; give up after 2 s. A concurrent `read_block` raises."""
@@ -133,25 +264,30 @@ class ReplicationStream:
             deadline.shield = True
             try:
                 if self._end is None and not self._reading:
-                    await self._end_copy()
-            except (psycopg.Error, trio.ClosedResourceError):
+                    async with self._flushing:
+                        await self._end_copy()
+            except (psycopg.Error, trio.ClosedResourceError, OSError):
                 pass  # the stream has ended already
-        self._end = self._end or self._connection.lost()
+        self._end = self._end or self._lost()
+        if self._detour is not None:
+            self._detour.close()
         self._connection.close()
 
     async def _end_copy(self) -> None:
-        async with self._flushing:
-            self._pgconn.put_copy_end()
-            await self._flush()
+        self._pgconn.put_copy_end()
+        await self._flush()
         while (size := self._pgconn.get_copy_data(1)[0]) >= 0:
             if size == 0:
                 await self._more()
+        await self._end_detour()
         await drive(generators.fetch_many(self._pgconn), self._socket)  # PostgreSQL releases the slot before its last reply
 
     async def _ended(self) -> WalbridgeError:
         """Return the error with which PostgreSQL has ended the COPY."""
         with trio.move_on_after(CLOSE_TIMEOUT_S) as deadline:
             deadline.shield = True
+            async with self._flushing:
+                await self._end_detour()
             for result in await drive(generators.fetch_many(self._pgconn), self._socket):
                 try:
                     self._connection.check(result)
@@ -159,7 +295,7 @@ class ReplicationStream:
                     return stream_error(exc, self._slot, self._publication, streaming=True, standby=self._connection.is_standby)
                 except SourceUnavailable as exc:
                     return exc
-        return self._connection.lost(RuntimeError("the server ended the replication stream"))
+        return self._lost(RuntimeError("the server ended the replication stream"))
 
     def _says_publication_missing(self) -> bool:
         """Look through the notices; if one says so, the stream has ended."""
@@ -195,8 +331,23 @@ async def open_replication_stream(
     The stream owns `connection`, which created a temporary slot; without one it opens its own. Raises SourceUnavailable when
     the slot is in use, Fatal when the slot is lost or the publication is missing.
     """
+    has_own_slot = connection is not None
     if connection is None:
         connection = await PgConnection.connect(config, application_name="walbridge", replication=True)
+    try:
+        server = None if has_own_slot else await _server_of(connection)
+        try:
+            await _start(connection, slot, publication, start_lsn)
+        except PostgresError as exc:
+            raise await _refusal(config, exc, slot, publication) from exc
+        return ReplicationStream(connection, slot, publication, server)
+    except BaseException:
+        connection.close()
+        raise
+
+
+async def _start(connection: PgConnection, slot: str, publication: str, start_lsn: Lsn) -> None:
+    """Start the COPY. Raises PostgresError when PostgreSQL refuses, SourceUnavailable when the connection ends."""
     try:
         # libpq's buffer keeps the size of the largest message so far; a larger buffer makes larger blocks
         await connection.query("SELECT repeat('x', 1000000)")
@@ -205,18 +356,11 @@ async def open_replication_stream(
         connection.pgconn.send_query(connection.encoded(start))
         with trio.fail_after(QUERY_TIMEOUT_S):
             results = await drive(generators.execute(connection.pgconn), connection.socket)
-        try:
-            connection.check(results[-1])
-        except PostgresError as exc:
-            raise await _refusal(config, exc, slot, publication) from exc
+        connection.check(results[-1])
         if results[-1].status != pq.ExecStatus.COPY_BOTH:
             raise connection.lost()
-        return ReplicationStream(connection, slot, publication)
     except (psycopg.Error, trio.TooSlowError) as exc:
         raise connection.lost(exc) from exc
-    except BaseException:
-        connection.close()
-        raise
 
 
 _UNSENDABLE = {
