@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from actors.errors import ConfigError
 from actors.mirror.metrics import MirrorMetrics
 from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.run import REPORT_EVERY_S, _report
+from actors.mirror.table_choice import KeptTables
 from actors.mirror.track import CAUSES
 from actors.mirror.view import View
 from actors.settings.resolve import resolve_client
@@ -30,6 +32,7 @@ from tests.conftest import MakeBridge, MakeNats
 from tests.mirrors import MirrorProcess
 from tests.servers import HANG_S, Database, with_nats
 
+NO_REPLICA: Any = None
 Samples = dict[tuple[str, tuple[str, ...]], float]
 
 
@@ -160,7 +163,7 @@ def test_what_is_applied_is_counted_by_table_and_operation(
     assert found["mirror_snapshots_total", ()] == 2
     assert found["mirror_snapshot_rows_total", ()] == 1
     assert {labels: value for (name, labels), value in found.items() if name == "mirror_tables"} == {
-        ("waiting",): 0, ("live",): 2, ("stale",): 0, ("refused",): 0,
+        ("waiting",): 0, ("live",): 2, ("stale",): 0, ("refused",): 0, ("unpublished",): 0,
     }  # fmt: skip
     last = with_nats(nats.url, lambda client: client.jetstream().stream_info("CDC")).state.last_seq
     mirror.wait_value(lambda seq: seq == last, "mirror_position_sequence")
@@ -287,7 +290,8 @@ def test_verify_leaves_what_it_found_where_the_mirror_shows_it(
 def test_tables_beyond_the_limit_are_counted_together() -> None:
     counts = MirrorCounts()
     view = View("CDC", "sqlite", counts)
-    view.wanted = tuple(f"t{i}" for i in range(TABLES_MAX + 50))
+    tokens = tuple(f"t{i}" for i in range(TABLES_MAX + 50))
+    view.begin(NO_REPLICA, KeptTables(NO_REPLICA, tokens))
     metrics = MirrorMetrics(view)
     counts.rows["t0", "insert"] = 3
     for i in range(TABLES_MAX, TABLES_MAX + 50):
@@ -295,7 +299,7 @@ def test_tables_beyond_the_limit_are_counted_together() -> None:
     found = {key: value for key, value in parsed(metrics.render().decode()).items() if key[0] == "mirror_rows_applied_total"}
     assert len(found) == TABLES_MAX * len(OPERATIONS) + 1
     assert found["mirror_rows_applied_total", ("update", "_other")] == 100
-    view.wanted = tuple(reversed(view.wanted))
+    view.begin(NO_REPLICA, KeptTables(NO_REPLICA, tuple(reversed(tokens))))
     again = parsed(metrics.render().decode())
     assert again.items() >= found.items(), "the same series, whatever the order is now"
 

@@ -21,6 +21,7 @@ from actors.mirror import (
     Identity,
     Insert,
     NamesNoRow,
+    Published,
     Raw,
     Record,
     Schema,
@@ -41,6 +42,7 @@ from actors.mirror import (
     decode_schema,
     identity_of,
     is_certain,
+    is_other_version,
     is_out_of_date,
     position_of,
 )
@@ -55,6 +57,7 @@ __all__ = [
     "Identity",
     "Insert",
     "NamesNoRow",
+    "Published",
     "Raw",
     "Record",
     "Schema",
@@ -76,6 +79,7 @@ __all__ = [
     "decode_schema",
     "identity_of",
     "is_certain",
+    "is_other_version",
     "is_out_of_date",
     "position_of",
 ]

@@ -20,6 +20,7 @@ from actors.contract.records import (
     Event,
     Gap,
     Insert,
+    Published,
     Raw,
     Record,
     Schema,
@@ -31,7 +32,17 @@ from actors.contract.records import (
     Truncate,
     Update,
 )
-from actors.contract.rules import Identity, NamesNoRow, apply_to, counts, identity_of, is_certain, is_out_of_date, position_of
+from actors.contract.rules import (
+    Identity,
+    NamesNoRow,
+    apply_to,
+    counts,
+    identity_of,
+    is_certain,
+    is_other_version,
+    is_out_of_date,
+    position_of,
+)
 
 __all__ = [
     "ArrayChunk",
@@ -43,6 +54,7 @@ __all__ = [
     "Identity",
     "Insert",
     "NamesNoRow",
+    "Published",
     "Raw",
     "Record",
     "Schema",
@@ -63,6 +75,7 @@ __all__ = [
     "decode_schema",
     "identity_of",
     "is_certain",
+    "is_other_version",
     "is_out_of_date",
     "position_of",
 ]

@@ -7,6 +7,7 @@ import pytest
 from actors.commands.verify import show
 from actors.positions import Lsn
 from actors.verification.comparison import TableReport
+from actors.verification.proof import Result
 
 
 @pytest.mark.parametrize(
@@ -22,5 +23,5 @@ def test_a_difference_is_not_blamed_on_a_writer_when_messages_were_deleted(
 ) -> None:
     report = TableReport("users")
     report.source_rows, report.replica_rows, report.mismatched_keys = 2, 1, 1
-    show(Lsn(1), [report], deleted)
+    show(Result(Lsn(1), [report], [], deleted))
     assert f"fix: start the mirror once with --again users; {words}" in capsys.readouterr().out
