@@ -9,7 +9,7 @@ from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge
 from tests.published import publish_change
 from tests.servers import Database, wait_until_drained
-from tests.test_mirror_metrics import WatchedMirror
+from tests.watched_mirrors import WatchedMirror
 
 TABLES = """
 CREATE TABLE users (id int PRIMARY KEY);
@@ -60,15 +60,14 @@ def test_the_tables_of_a_running_mirror_follow_the_publication(
             assert 'code=WB509 table=orders reason="a test"' in mirror.log()
         bridge.start()
         database.execute("INSERT INTO users VALUES (12)")
-        for mirror in (everything, narrow):
+        for mirror in (everything, narrow):  # a restart is no time at which such a table may end the others
             mirror.stop()
             mirror.start()
             mirror.wait_for("SELECT max(id) FROM users", [(12,)])
             assert mirror.query("SELECT max(id) FROM orders") == [(10,)]
-            done = mirror.verify(database.dsn)
-            assert done.returncode == 1
-            assert "orders  not compared: no longer in the publication (WB509)" in done.stdout
-            mirror.assert_equal(database.dsn, "--tables", "users")
+        done = narrow.verify(database.dsn)
+        assert done.returncode == 1
+        assert "orders  not compared: no longer in the publication (WB509)" in done.stdout
 
         # back again, and a new one; the narrow mirror does not want that
         wait_until_drained(bridge, database)
@@ -85,15 +84,6 @@ def test_the_tables_of_a_running_mirror_follow_the_publication(
             mirror.wait_for("SELECT count(*) FROM orders", [(12,)])
             mirror.wait_until(mirror.is_ready)
         everything.assert_equal(database.dsn)
-        narrow.assert_equal(database.dsn)
-        assert "published, but not among the tables of this mirror: more" in narrow.verify(database.dsn).stdout
-
-        # dropped for ever: whoever drops the replica's table too has a mirror that is ready
-        bridge.stop()
-        database.execute("DROP TABLE more")
-        bridge.start()
-        everything.wait_for(STATES, [("more", "unpublished"), ("orders", "live"), ("users", "live")])
-        everything.change("DROP TABLE more")
-        everything.wait_for(STATES, [("orders", "live"), ("users", "live")])
-        everything.wait_until(everything.is_ready)
-        everything.assert_equal(database.dsn)
+        done = narrow.verify(database.dsn)
+        assert done.returncode == 0
+        assert "published, but not among the tables of this mirror: more" in done.stdout

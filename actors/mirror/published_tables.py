@@ -8,6 +8,7 @@ too. Whichever of the two is of a later sequence counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import methodcaller
 
 import trio
 
@@ -86,7 +87,8 @@ class PublishedTables:
             if token in replica.tables:
                 continue
             await register_tables(replica, [token])
-            await replica.change(token, lambda table, of=token: table.as_told(told[of]) if of in told else table)  # type: ignore[misc]
+            if token in told and told[token].version:  # a removal that is older than the record is void
+                await replica.change(token, methodcaller("as_told", told[token]))
             log.info("a table is published and is taken up", table=token)
             replica.need_copy(token)
 
