@@ -7,77 +7,30 @@ import sqlite3
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
-from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock
 
 from actors.embedded.nats import NatsServer
-from actors.embedded.process import free_port
 from actors.errors import ConfigError
 from actors.mirror.metrics import MirrorMetrics
 from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.run import REPORT_EVERY_S, _report
+from actors.mirror.table_choice import KeptTables
 from actors.mirror.track import CAUSES
 from actors.mirror.view import View
 from actors.settings.resolve import resolve_client
 from actors.telemetry.metrics import OPERATIONS, TABLES_MAX
 from tests.conftest import MakeBridge, MakeNats
-from tests.mirrors import MirrorProcess
 from tests.servers import HANG_S, Database, with_nats
+from tests.watched_mirrors import WatchedMirror, parsed
 
-Samples = dict[tuple[str, tuple[str, ...]], float]
-
-
-class WatchedMirror(MirrorProcess):
-    """A mirror that serves its metrics."""
-
-    def __init__(self, nats: NatsServer, to: str, folder: Path, *flags: str) -> None:
-        self.port = free_port()
-        super().__init__(nats, to, folder, "--port", str(self.port), *flags)
-
-    def get(self, path: str) -> tuple[int, str]:
-        """Status and body."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=HANG_S) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as exc:
-            return exc.code, exc.read().decode()
-
-    def is_ready(self) -> bool:
-        try:
-            return self.get("/ready")[0] == 200
-        except OSError:
-            return False
-
-    def samples(self) -> Samples:
-        """Every series: (name, values of its labels, sorted by their names) -> value."""
-        return parsed(self.get("/metrics")[1])
-
-    def value(self, name: str, *labels: str) -> float:
-        return self.samples()[name, labels]
-
-    def wait_value(self, condition: Callable[[float], bool], name: str, *labels: str) -> None:
-        """Until a series is so."""
-
-        def holds() -> bool:
-            try:
-                return condition(self.value(name, *labels))
-            except OSError:
-                return False
-
-        self.wait_until(holds, lambda: f"{name}{labels} is {self.value(name, *labels)}")
-
-
-def parsed(text: str) -> Samples:
-    families = text_string_to_metric_families(text)
-    return {
-        (s.name, tuple(value for _, value in sorted(s.labels.items()))): s.value for family in families for s in family.samples
-    }
+NO_REPLICA: Any = None
 
 
 @pytest.fixture
@@ -160,7 +113,7 @@ def test_what_is_applied_is_counted_by_table_and_operation(
     assert found["mirror_snapshots_total", ()] == 2
     assert found["mirror_snapshot_rows_total", ()] == 1
     assert {labels: value for (name, labels), value in found.items() if name == "mirror_tables"} == {
-        ("waiting",): 0, ("live",): 2, ("stale",): 0, ("refused",): 0,
+        ("waiting",): 0, ("live",): 2, ("stale",): 0, ("refused",): 0, ("unpublished",): 0,
     }  # fmt: skip
     last = with_nats(nats.url, lambda client: client.jetstream().stream_info("CDC")).state.last_seq
     mirror.wait_value(lambda seq: seq == last, "mirror_position_sequence")
@@ -287,7 +240,8 @@ def test_verify_leaves_what_it_found_where_the_mirror_shows_it(
 def test_tables_beyond_the_limit_are_counted_together() -> None:
     counts = MirrorCounts()
     view = View("CDC", "sqlite", counts)
-    view.wanted = tuple(f"t{i}" for i in range(TABLES_MAX + 50))
+    tokens = tuple(f"t{i}" for i in range(TABLES_MAX + 50))
+    view.begin(NO_REPLICA, KeptTables(NO_REPLICA, tokens))
     metrics = MirrorMetrics(view)
     counts.rows["t0", "insert"] = 3
     for i in range(TABLES_MAX, TABLES_MAX + 50):
@@ -295,7 +249,7 @@ def test_tables_beyond_the_limit_are_counted_together() -> None:
     found = {key: value for key, value in parsed(metrics.render().decode()).items() if key[0] == "mirror_rows_applied_total"}
     assert len(found) == TABLES_MAX * len(OPERATIONS) + 1
     assert found["mirror_rows_applied_total", ("update", "_other")] == 100
-    view.wanted = tuple(reversed(view.wanted))
+    view.begin(NO_REPLICA, KeptTables(NO_REPLICA, tuple(reversed(tokens))))
     again = parsed(metrics.render().decode())
     assert again.items() >= found.items(), "the same series, whatever the order is now"
 

@@ -21,9 +21,20 @@ from actors.contract.records import Column, Delete, Insert, Raw, Row, Update
 from actors.contract.rules import identity_of, written_columns
 from actors.contract.stream_view import LastMessage
 from actors.errors import ConfigError
-from actors.mirror.state import LIVE, STALE, Checkpoint, TableRecord, load_checkpoint, load_tables, load_verdicts, saved_verdict
+from actors.mirror.state import (
+    LIVE,
+    STALE,
+    Checkpoint,
+    TableRecord,
+    keeps_everything,
+    load_checkpoint,
+    load_tables,
+    load_tokens,
+    load_verdicts,
+    saved_verdict,
+)
 from actors.mirror.stores import postgres, sqlite
-from actors.mirror.stores.dialect import Statement
+from actors.mirror.stores.dialect import LATER_COLUMNS, Statement
 from actors.mirror.stores.open import open_store
 from actors.mirror.stores.row_statements import RowStatements, UnknownColumn
 from actors.mirror.stores.shapes import TableShape, encode_columns
@@ -419,17 +430,22 @@ def test_state_comes_back_and_only_its_owner_moves_it(url: str) -> None:
 
 def test_a_replica_of_an_earlier_version_keeps_its_checkpoint(url: str) -> None:
     checkpoint = Checkpoint("CDC", "now", Cursor(5, Position(Lsn(2**40), 3, 1)))
+    record = TableRecord("t", "", "t", LIVE, snapshot_id="s", snapshot_lsn=7)
 
     async def body(store: Store) -> None:
         await store.claim(BRIDGE)
         await store.run([checkpoint.first(store.dialect)], commit=True)
-        for column in ("message_seq", "message_id"):
-            sql = f"ALTER TABLE {store.dialect.own('position')} DROP COLUMN {column}"
+        await store.run([record.saved(store.dialect)], commit=True)
+        for table, column, _ in LATER_COLUMNS:
+            sql = f"ALTER TABLE {store.dialect.own(table)} DROP COLUMN {column}"
             await store.run([Statement(sql, [()])], commit=True)
+        assert await load_tokens(store) == ("t",)
 
     async def later(store: Store) -> None:
         await store.claim(BRIDGE)
         assert await load_checkpoint(store) == checkpoint
+        assert await load_tables(store) == {"t": record}, "live, of an unknown version"
+        assert not await keeps_everything(store)
 
     for step in (body, later, later):
         with_store(url, step)

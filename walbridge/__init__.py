@@ -22,6 +22,7 @@ from actors.mirror import (
     IncompleteRow,
     Insert,
     NamesNoRow,
+    Published,
     Raw,
     Record,
     Schema,
@@ -42,6 +43,7 @@ from actors.mirror import (
     decode_schema,
     identity_of,
     is_certain,
+    is_other_version,
     is_out_of_date,
     position_of,
 )
@@ -57,6 +59,7 @@ __all__ = [
     "IncompleteRow",
     "Insert",
     "NamesNoRow",
+    "Published",
     "Raw",
     "Record",
     "Schema",
@@ -78,6 +81,7 @@ __all__ = [
     "decode_schema",
     "identity_of",
     "is_certain",
+    "is_other_version",
     "is_out_of_date",
     "position_of",
 ]

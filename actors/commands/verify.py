@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,15 +15,14 @@ from cyclopts.validators import Number
 
 from actors.commands.mirror import names_of, secrets_of
 from actors.errors import Fatal, WalbridgeError
-from actors.positions import Lsn, format_lsn
+from actors.positions import format_lsn
 from actors.process import most_telling
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
 from actors.settings.setting import OTHER, REPLICA
 from actors.telemetry.log import set_up_logging
-from actors.verification.comparison import TableReport
 from actors.verification.hold_row import VerifyFailed
-from actors.verification.proof import Request
+from actors.verification.proof import Request, Result
 from actors.verification.proof import verify as prove
 
 
@@ -51,17 +50,19 @@ def run_verify(
     config = resolve(flags, os.environ, env_file)
     set_up_logging("WARNING", config.log.format, config.secrets + secrets_of(to))
     try:
-        lsn, reports, deleted = trio.run(prove, Request(config, to, names_of(tables), keys_max, timeout_s, _tell))
+        result = trio.run(prove, Request(config, to, names_of(tables), keys_max, timeout_s, _tell))
     except BaseExceptionGroup as group:
         raise _final(most_telling(group)) from group
     except WalbridgeError as exc:
         raise _final(exc) from exc
+    reports = result.reports
     equal = bool(reports) and all(report.is_equal for report in reports)
     if as_json:
-        body = {"equal": equal, "lsn": format_lsn(lsn), "tables": [asdict(r) | {"equal": r.is_equal} for r in reports]}
+        compared = [asdict(r) | {"equal": r.is_equal} for r in reports]
+        body = {"equal": equal, "lsn": format_lsn(result.lsn), "tables": compared, "not_mirrored": result.not_mirrored}
         print(orjson.dumps(body).decode())
     else:
-        show(lsn, reports, deleted)
+        show(result)
     return 0 if equal else 1
 
 
@@ -72,9 +73,10 @@ def _final(error: BaseException) -> BaseException:
     return error
 
 
-def show(lsn: Lsn, reports: Sequence[TableReport], deleted: int = 0) -> None:
-    """Print a line per table, and a line per row that differs. `deleted`: messages deleted in the middle of the stream."""
-    print(f"compared at LSN {format_lsn(lsn)}")
+def show(result: Result) -> None:
+    """Print a line per table, and a line per row that differs."""
+    reports, deleted = result.reports, result.deleted
+    print(f"compared at LSN {format_lsn(result.lsn)}")
     width = max(len(report.table) for report in reports)
     for report in reports:
         if report.problem:
@@ -89,6 +91,8 @@ def show(lsn: Lsn, reports: Sequence[TableReport], deleted: int = 0) -> None:
             print(f"  {one['row']}: {one['difference']}")
         if more := report.mismatched_keys - len(report.keys):
             print(f"  ... and {'' if report.all_counted else 'at least '}{more:,} more (--limit shows more)")
+    if result.not_mirrored:
+        print(f"published, but not among the tables of this mirror: {', '.join(result.not_mirrored)}")
     different = [report.table for report in reports if not report.is_equal and not report.problem]
     if different:
         if deleted:

@@ -118,6 +118,16 @@ def is_out_of_date(
     return why_out_of_date(Place(stream_seq, created, read_last), StreamView.of(stream_info), found)
 
 
+def is_other_version(version: str, published: str) -> bool:
+    """Return whether a copy is out of date where the stream says how its table is published from there on.
+
+    `version` is that of the copy's snapshot, `published` the event's (see `Published`). An unknown version is another one, and
+    so is every version of a table that is not published any more. The events after a copy's place decide, whatever their LSN:
+    `counts` is a rule for rows.
+    """
+    return not version or version != published
+
+
 def is_certain(held: Sequence[Column], announced: Sequence[Column]) -> bool:
     """Return whether rows of shape `held` become rows of shape `announced` without the source: only if columns were dropped.
 

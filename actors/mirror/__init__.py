@@ -20,6 +20,7 @@ from actors.contract.records import (
     Event,
     Gap,
     Insert,
+    Published,
     Raw,
     Record,
     Schema,
@@ -39,6 +40,7 @@ from actors.contract.rules import (
     counts,
     identity_of,
     is_certain,
+    is_other_version,
     is_out_of_date,
     position_of,
 )
@@ -54,6 +56,7 @@ __all__ = [
     "IncompleteRow",
     "Insert",
     "NamesNoRow",
+    "Published",
     "Raw",
     "Record",
     "Schema",
@@ -74,6 +77,7 @@ __all__ = [
     "decode_schema",
     "identity_of",
     "is_certain",
+    "is_other_version",
     "is_out_of_date",
     "position_of",
 ]

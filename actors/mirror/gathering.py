@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import trio
+
 from actors.clients.nats.ordered_consumer import Delivered, open_consumer
 from actors.contract import subjects
 from actors.contract.decoding import array_rows, decode_message
@@ -26,16 +28,18 @@ from actors.errors import MalformedMessage, SinkUnavailable
 from actors.mirror.replica import Replica
 from actors.mirror.snapshot_requests import ask_for_snapshot, find_usable_start, why_unusable
 from actors.mirror.source_stream import SourceStream
-from actors.mirror.state import WAITING
+from actors.mirror.state import UNPUBLISHED, WAITING
 from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.shapes import TableShape
-from actors.mirror.track import NEEDED_AS_BEFORE, FollowedTable
+from actors.mirror.track import NEEDED_AS_BEFORE, FollowedTable, Told
 from actors.telemetry.log import get_logger
 from actors.wire.nats import decode_headers
 
 log = get_logger("mirror")
 
 ASK_AGAIN_S = 30.0
+LOOK_S = 2.0
+"""How often to look whether the table is still published, while nothing of a snapshot comes."""
 ROWS_MAX = 5_000
 """Rows per local transaction."""
 
@@ -43,14 +47,21 @@ ROWS_MAX = 5_000
 class SnapshotUnusable(Exception):
     """A snapshot does not lead to the live tables' checkpoint: another one is needed."""
 
-    def __init__(self, reason: str, needed_seq: int = NEEDED_AS_BEFORE, *, init_seq: int = 0) -> None:
-        """`init_seq`: INIT sequence of the snapshot's start, if it must not be read again."""
+    def __init__(self, reason: str, needed_seq: int = NEEDED_AS_BEFORE, *, init_seq: int = 0, told: Told | None = None) -> None:
+        """`init_seq`: INIT sequence of the snapshot's start, if it must not be read again.
+
+        `told`: how the table is published, if the stream tells that after the snapshot.
+        """
         super().__init__(reason)
-        self.needed_seq, self.init_seq = needed_seq, init_seq
+        self.needed_seq, self.init_seq, self.told = needed_seq, init_seq, told
 
 
 class SnapshotRefused(Exception):
     """The bridge could not take the snapshot."""
+
+
+class NotPublished(Exception):
+    """The bridge does not publish the table any more."""
 
 
 class CannotMirror(Exception):
@@ -73,9 +84,11 @@ class Gathered:
 async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered:
     """Read a snapshot that INIT holds, or ask for one.
 
-    Raises SnapshotUnusable, SnapshotRefused, CannotMirror; ApplyConflict when the rows do not fit; SinkUnavailable.
+    Raises SnapshotUnusable, SnapshotRefused, NotPublished, CannotMirror; ApplyConflict when the rows do not fit;
+    SinkUnavailable.
     """
     js = source.js
+    check_published(replica, token)
     info = await js.stream_info(INIT)
     if info is None:
         raise SinkUnavailable("WB215", f"stream {INIT} is gone", means="waiting until a bridge has created it again")
@@ -89,10 +102,12 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
     if subjects.covers(info["config"].get("subjects") or (), arrays):
         filters += arrays
     async with open_consumer(js, INIT, filters, start_seq) as consumer:
-        reader = _SnapshotReader(replica, source, token)
+        reader, asked_at = _SnapshotReader(replica, source, token), trio.current_time()
         while True:
-            messages = await consumer.receive(ASK_AGAIN_S)
-            if not messages and reader.start is None:
+            messages = await consumer.receive(LOOK_S)
+            check_published(replica, token)
+            if not messages and reader.start is None and trio.current_time() - asked_at >= ASK_AGAIN_S:
+                asked_at = trio.current_time()
                 await ask_for_snapshot(source, token)  # no bridge may have been there to receive it
             for message in messages:
                 if reader.passes_over(message):
@@ -107,6 +122,12 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
                 gathered = await reader.take(message, record)
                 if gathered is not None:
                     return gathered
+
+
+def check_published(replica: Replica, token: str) -> None:
+    """Raise NotPublished when the table has been found to be no longer published, by whichever task."""
+    if replica.tables[token].state == UNPUBLISHED:
+        raise NotPublished
 
 
 async def _decode(source: SourceStream, message: Delivered) -> Record:

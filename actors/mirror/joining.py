@@ -15,13 +15,13 @@ from actors.contract.records import Event
 from actors.contract.subjects import CDC_NOTICES, cdc_of_table
 from actors.mirror.boundaries import Boundaries, Incomplete
 from actors.mirror.following import Follower
-from actors.mirror.gathering import Gathered, SnapshotUnusable
+from actors.mirror.gathering import Gathered, SnapshotUnusable, check_published
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
 from actors.mirror.state import WAITING, Checkpoint
 from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.shapes import TableShape
-from actors.mirror.track import Cursor, CutOff, FollowedTable, Track
+from actors.mirror.track import Cursor, CutOff, FollowedTable, Told, Track
 from actors.positions import START, format_lsn
 from actors.telemetry.log import get_logger
 
@@ -35,7 +35,7 @@ LOOK_S = 0.1
 async def join(replica: Replica, source: SourceStream, follower: Follower, gathered: Gathered) -> None:
     """Apply the events after the snapshot, and make the copy a live table at the live tables' checkpoint.
 
-    Raises SnapshotUnusable, OutOfDate; ApplyConflict when a change does not fit; SinkUnavailable.
+    Raises SnapshotUnusable, NotPublished, OutOfDate; ApplyConflict when a change does not fit; SinkUnavailable.
     """
     start = gathered.start
     before = await replica.shape_of(replica.tables[start.token])  # asked before the live tables stand still
@@ -71,6 +71,7 @@ class _Joiner:
         replica, track = self._replica, self._track
         while True:
             checkpoint = replica.checkpoint
+            check_published(replica, self._gathered.start.token)
             await self._events.receive(LOOK_S)
             taken = await self._events.take(None if checkpoint is None else checkpoint.cursor.stream_seq)
             if track.is_dirty:
@@ -147,6 +148,7 @@ class _Joiner:
     async def _go_live(self, checkpoint: Checkpoint) -> None:
         """Make the copy the live table at `checkpoint`."""
         replica, track, start, staging = self._replica, self._track, self._gathered.start, self._gathered.staging
+        check_published(replica, start.token)
         record = replica.tables[start.token]
         rest = track.drain()
         shape = replace(track.tables[start.token].shape, local=record.local)
@@ -156,7 +158,11 @@ class _Joiner:
             statements += dialect.refill(shape, staging.local)
         else:
             statements = [dialect.drop_table(record.local), dialect.rename_table(staging.local, record.local_name)]
-        live = record.as_live(shape, start.snapshot_id, start.snapshot_lsn, self._gathered.init_seq)
+        live = record.as_live(shape, start.snapshot_id, start.snapshot_lsn, self._gathered.init_seq, start.version)
+        if start.version:  # the snapshot tells how the table was published there
+            live = live.as_told(Told(start.version, start.stream_seq, ""))
+        if start.token in track.told:
+            live = live.as_told(track.told[start.token])
         switch = [Statement(sql, [()], token=start.token) for sql in statements]
         await replica.go_live(live, shape, [*rest, *switch], checkpoint)
         log.info(
@@ -173,7 +179,7 @@ class _Events:
     ) -> None:
         """`boundaries` are those on the subjects that `consumer` reads."""
         start = gathered.start
-        table = FollowedTable.of(replica.dialect, gathered.staging, start.snapshot_lsn)
+        table = FollowedTable.of(replica.dialect, gathered.staging, start.snapshot_lsn, start.version)
         self.track = Track(replica.dialect, Cursor(start.stream_seq, START), {start.token: table})
         self.boundaries = boundaries
         self._source, self._consumer = source, consumer
@@ -232,5 +238,5 @@ class _Events:
 
     def _take(self, message: Delivered, events: Sequence[Event]) -> None:
         self.track.take(message.seq, events, message.headers)
-        for stale in self.track.stale.values():
-            raise SnapshotUnusable(stale.reason, stale.needed_seq)
+        for token, stale in self.track.stale.items():
+            raise SnapshotUnusable(stale.reason, stale.needed_seq, told=self.track.told.get(token))

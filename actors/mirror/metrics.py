@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 from actors import __version__
-from actors.mirror.state import LIVE, REFUSED, STALE, WAITING
+from actors.mirror.state import STATES
 from actors.mirror.view import View
 from actors.telemetry.metrics import OPERATIONS, TABLES_MAX, counter, gauge
 
@@ -42,7 +42,7 @@ class MirrorMetrics:
         yield gauge("mirror_position_sequence", "Up to which everything is in the replica.", view.position_seq)
         yield gauge("mirror_history_used_ratio", "Share of the stream not applied yet.", self._history_used())
         states = GaugeMetricFamily("mirror_tables", "Tables, by state.", labels=["state"])
-        for state in (WAITING, LIVE, STALE, REFUSED):
+        for state in STATES:
             states.add_metric([state], sum(found == state for _, found in view.states))
         yield states
         yield self._rows()
@@ -68,7 +68,7 @@ class MirrorMetrics:
 
     def _rows(self) -> Metric:
         counts = self._view.counts
-        for token in self._view.wanted:
+        for token in self._view.tokens:
             if len(self._shown) < TABLES_MAX:  # those that came first: a counter may not change its name and fall
                 self._shown[token] = None
         series = dict.fromkeys(product(self._shown, OPERATIONS), 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -14,9 +14,11 @@ from actors.contract.records import Column
 from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.state import (
     LIVE,
+    UNPUBLISHED,
     Checkpoint,
     TableRecord,
     forget_checkpoint,
+    forget_table,
     load_checkpoint,
     load_tables,
     load_verdicts,
@@ -24,10 +26,14 @@ from actors.mirror.state import (
 from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.shapes import TableShape, encode_columns
 from actors.mirror.stores.store import Store, WriteAhead
-from actors.mirror.track import NEEDED_NOTHING, FollowedTable, Stale, Track
+from actors.mirror.track import NEEDED_NOTHING, FollowedTable, Stale, Told, Track
 from actors.telemetry.log import get_logger
 
 log = get_logger("mirror")
+
+
+NOT_PUBLISHED = "WB509"
+"""The code for a table of the replica that the bridge does not publish."""
 
 
 class Changed(Exception):
@@ -54,7 +60,9 @@ class Replica:
         self.moved = AsyncValue(0)
         """Grows when `checkpoint` or `generation` has changed."""
         self.to_recopy: trio.MemorySendChannel[str] | None = None
-        """Takes the tokens of tables that are no longer live; the session makes new copies of them."""
+        """Takes the tokens of tables that need a copy; the session makes the copies."""
+        self.told_of_others: dict[str, Told] = {}
+        """What the stream told of tables that the replica does not have."""
         self._lock = trio.Lock()
         self._session = secrets.token_hex(8)
 
@@ -81,7 +89,7 @@ class Replica:
     def followed(self) -> Mapping[str, FollowedTable]:
         """The live tables, for a new track."""
         return {
-            token: FollowedTable.of(self.dialect, shape, self.tables[token].snapshot_lsn)
+            token: FollowedTable.of(self.dialect, shape, self.tables[token].snapshot_lsn, self.tables[token].version)
             for token, shape in self.shapes.items()
         }
 
@@ -127,22 +135,45 @@ class Replica:
         await self.run([record.saved(self.dialect)])
         self.tables[record.token] = record
 
+    async def change(self, token: str, change: Callable[[TableRecord], TableRecord]) -> None:
+        """Store what `change` makes of a table's record, which other tasks may have changed meanwhile."""
+        async with self._lock:
+            before = self.tables[token]
+            record = change(before)
+            if record == before:
+                return
+            await self._run([record.saved(self.dialect)])
+            self.tables[token] = record
+        self._note_published({token: before})
+
+    async def leave_unpublished(self, token: str, reason: str) -> None:
+        """Stop following a table, or copying it, because the bridge does not publish it."""
+        await self.change(token, lambda record: record.as_unpublished(reason))
+        if token in self.shapes:
+            await self._leave({token: Stale(reason, NEEDED_NOTHING, "publication")})
+
+    async def forget_table(self, token: str) -> None:
+        """Remove what is stored about a table that is not live."""
+        await self.run(forget_table(self.dialect, token))
+        del self.tables[token]
+
     async def note_conflict(self, token: str, reason: str, *, keyed: bool | None) -> None:
         """Have a live table copied again because a change conflicted with its rows.
 
         `keyed` is as in TableRecord; None leaves it as it was.
         """
         stale = Stale(reason, NEEDED_NOTHING, "rows")
-        await self.save(self.tables[token].as_stale(stale.reason, stale.needed_seq, keyed=keyed))
+        await self.change(token, lambda record: record.as_stale(stale.reason, stale.needed_seq, keyed=keyed))
         await self._leave({token: stale})
 
     async def forget(self, reason: str) -> None:
         """Have all live tables copied again because the stream no longer holds what comes next."""
-        live = [token for token, record in self.tables.items() if record.state == LIVE]
-        records = {token: self.tables[token].as_stale(reason, NEEDED_NOTHING) for token in self.tables}
-        await self.run([forget_checkpoint(self.dialect), *(record.saved(self.dialect) for record in records.values())])
-        self.tables |= records
-        self.checkpoint = None
+        async with self._lock:
+            live = [token for token, record in self.tables.items() if record.state == LIVE]
+            records = {token: record.as_stale(reason, NEEDED_NOTHING) for token, record in self.tables.items()}
+            await self._run([forget_checkpoint(self.dialect), *(record.saved(self.dialect) for record in records.values())])
+            self.tables |= records
+            self.checkpoint = None
         self.moved.value += 1
         await self._leave(dict.fromkeys(live, Stale(reason, NEEDED_NOTHING, "stream")))
 
@@ -167,17 +198,38 @@ class Replica:
             log.debug("cannot roll back", reason=str(exc))
 
     async def _leave(self, stale: Mapping[str, Stale]) -> None:
-        """Stop following tables, and pass them on to be copied again."""
+        """Stop following tables, and pass on those that are still published to be copied again."""
         for token, why in stale.items():
             self.shapes.pop(token, None)
+            if self.tables[token].state == UNPUBLISHED:
+                continue
             self.counts.resnapshots[why.cause] += 1
             log.warning("a table must be copied again and keeps its rows until then", table=token, reason=why.reason)
         if stale:
             self.generation += 1
             self.moved.value += 1
-            if self.to_recopy is not None:
-                for token in stale:
-                    self.to_recopy.send_nowait(token)  # without a checkpoint: no other generation may come in between
+            for token in stale:
+                if self.tables[token].state != UNPUBLISHED:
+                    self.need_copy(token)  # without a checkpoint: no other generation may come in between
+
+    def need_copy(self, token: str) -> None:
+        """Have the session copy a table."""
+        if self.to_recopy is not None:
+            self.to_recopy.send_nowait(token)
+
+    def _note_published(self, before: Mapping[str, TableRecord]) -> None:
+        """Say which tables are no longer published, and copy those that are published again; `before` has their old records."""
+        for token, old in before.items():
+            record = self.tables[token]
+            if old.state != UNPUBLISHED == record.state:
+                drop = f"DROP TABLE {self.dialect.table(record.local)}"
+                log.warning(
+                    "a table is no longer published and keeps its rows", code=NOT_PUBLISHED, table=token, reason=record.reason,
+                    fix=f"publish it again; or if it is not needed, in the replica: {drop}",
+                )  # fmt: skip
+            elif old.state == UNPUBLISHED != record.state:
+                log.info("a table is published again and is copied", table=token)
+                self.need_copy(token)
 
     @asynccontextmanager
     async def still(self) -> AsyncGenerator[Checkpoint | None]:
@@ -228,6 +280,13 @@ class LocalTransaction:
         for token in track.reshaped & track.tables.keys():
             records[token] = replace(replica.tables[token], columns=encode_columns(track.tables[token].shape.columns))
         track.reshaped = set()
+        for token, told in track.told.items():
+            if token in replica.tables:
+                records[token] = records.get(token, replica.tables[token]).as_told(told)
+            else:
+                replica.told_of_others[token] = told
+        before = {token: replica.tables[token] for token in records}
+        track.told = {}
         statements += [record.saved(replica.dialect) for record in records.values()]
         # before any row: another mirror of this replica would have applied the same rows already
         statements[:0] = [replica.still_ours(), replica.checkpoint.moved(replica.dialect, track.closed, track.last_message)]
@@ -239,6 +298,7 @@ class LocalTransaction:
         replica.tables |= records
         self.release()
         replica.moved.value += 1
+        replica._note_published(before)
         if track.stale:
             stale, track.stale = track.stale, {}
             await replica._leave(stale)

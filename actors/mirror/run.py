@@ -17,7 +17,7 @@ from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.session import open_session, run_session, wait_for_bridge
 from actors.mirror.source_stream import SourceStream
 from actors.mirror.stores.open import check_replica, open_store
-from actors.mirror.table_choice import choose_tables
+from actors.mirror.table_choice import choose_tables, tokens_in
 from actors.mirror.view import View
 from actors.process import freeze_loaded_objects, most_telling
 from actors.settings.config import HttpConfig, NatsConfig
@@ -117,12 +117,13 @@ async def _connect_and_run(config: MirrorConfig, view: View, known: set[str], ag
     """Run one session until an error. Empties `again` after its tables are marked."""
     async with open_nats(config.nats, known) as connection:
         source = SourceStream(JetStream(connection), config.stream)
-        record = await wait_for_bridge(source, view)
-        wanted = choose_tables(config.tables, record)
-        again[:] = choose_tables(tuple(again), record, "--again") if again else ()
+        in_replica = await tokens_in(config.to)
+        record = await wait_for_bridge(source, view, has_tables=bool(in_replica))
+        chosen = choose_tables(config.tables, record, known=in_replica)
+        again[:] = choose_tables(again, record, "--again", in_replica)
         store = await open_store(config.to)  # after the tables' names were checked: a wrong name must not create a file
         try:
             replica = await open_session(store, source, record, view)
-            await run_session(replica, source, record, view, wanted, again, is_watched=config.http is not None)
+            await run_session(replica, source, record, view, chosen, again, is_watched=config.http is not None)
         finally:
             await store.close()

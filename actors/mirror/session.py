@@ -12,12 +12,13 @@ from actors.errors import ConfigError
 from actors.mirror.copying import Copier
 from actors.mirror.following import Follower
 from actors.mirror.holding import Holds
+from actors.mirror.published_tables import PublishedTables
 from actors.mirror.replica import Replica
 from actors.mirror.snapshot_requests import watch_requests
 from actors.mirror.source_stream import SourceStream
-from actors.mirror.state import LIVE
+from actors.mirror.state import LIVE, UNPUBLISHED, saved_choice
 from actors.mirror.stores.store import Store
-from actors.mirror.table_choice import register_tables
+from actors.mirror.table_choice import KeptTables, leave_others, register_tables
 from actors.mirror.track import NEEDED_NOTHING
 from actors.mirror.view import View
 from actors.mirror.write_ahead import watch_write_ahead
@@ -29,14 +30,17 @@ STREAM_EVERY_S = 2.0
 WATCH_EVERY_S = 2.0
 
 
-async def wait_for_bridge(source: SourceStream, view: View) -> BridgeRecord:
-    """Wait until a bridge has created the stream and recorded its tables; return the record."""
+async def wait_for_bridge(source: SourceStream, view: View, *, has_tables: bool) -> BridgeRecord:
+    """Wait until a bridge has created the stream and recorded its tables; return the record.
+
+    If the replica `has_tables`, the bridge need not have any: they may all be out of the publication.
+    """
     began_at = trio.current_time()
     waited = False
     while True:
         has_stream = await source.look()
         record = await source.record() if has_stream else None
-        if record is not None and record.tables:
+        if record is not None and (record.tables or has_tables):
             if waited:
                 log.info("a bridge has appeared", stream=source.name, waited_s=round(trio.current_time() - began_at, 1))
             return record
@@ -73,37 +77,44 @@ async def recopy(replica: Replica, tokens: list[str]) -> None:
 
 
 async def run_session(
-    replica: Replica, source: SourceStream, record: BridgeRecord, view: View, wanted: tuple[str, ...], again: list[str], *,
+    replica: Replica, source: SourceStream, record: BridgeRecord, view: View, chosen: tuple[str, ...], again: list[str], *,
     is_watched: bool,
 ) -> None:  # fmt: skip
-    """Mirror the tables `wanted` until an error.
+    """Mirror the tables `chosen`, or without any all that the bridge publishes, until an error.
 
     `again` are tables to copy again first. `is_watched`: metrics are served.
     """
-    await register_tables(replica, wanted)
+    kept = KeptTables(replica, chosen)
+    await replica.run([saved_choice(replica.dialect, everything=kept.everything)])
+    await register_tables(replica, chosen or record.tables)
+    await leave_others(replica, kept)
     await recopy(replica, again)
-    view.begin(replica, wanted)
+    view.begin(replica, kept)
     holds = Holds(replica)
-    follower = Follower(replica, source, holds, everything=set(wanted) >= set(record.tables))
+    follower = Follower(replica, source, holds, everything=kept.covers(record.tables))
     copier = Copier(replica, source, follower)
+    published = PublishedTables(replica, kept, copier.is_copying)
+    await published.compare(record)
     replica.to_recopy, to_recopy = trio.open_memory_channel[str](math.inf)
 
     position = replica.checkpoint.cursor.stream_seq if replica.checkpoint is not None else 0
-    live = sum(replica.tables[token].state == LIVE for token in wanted)
-    log.info("mirroring", stream=source.name, tables=len(wanted), live=live, position=position)
+    live = sum(replica.tables[token].state == LIVE for token in kept.tokens)
+    log.info("mirroring", stream=source.name, tables=len(kept.tokens), live=live, position=position)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follower.run)
         nursery.start_soon(holds.watch)
-        nursery.start_soon(watch_requests, replica, source, wanted)
+        nursery.start_soon(watch_requests, replica, source, kept)
         nursery.start_soon(watch_write_ahead, replica)
+        nursery.start_soon(published.watch, source)
         if is_watched:
             nursery.start_soon(_watch_stream, source.js, replica)
-            nursery.start_soon(_watch_verdicts, replica, wanted)
-        for token in wanted:
-            if replica.tables[token].state != LIVE:
+            nursery.start_soon(_watch_verdicts, replica, kept)
+        for token in kept.tokens:
+            if replica.tables[token].state not in (LIVE, UNPUBLISHED):
                 nursery.start_soon(copier.copy, token)
         async for token in to_recopy:
-            nursery.start_soon(copier.copy, token)
+            if token in kept.tokens:
+                nursery.start_soon(copier.copy, token)
 
 
 async def _watch_stream(js: JetStream, replica: Replica) -> None:
@@ -116,11 +127,11 @@ async def _watch_stream(js: JetStream, replica: Replica) -> None:
         await trio.sleep(WATCH_EVERY_S)
 
 
-async def _watch_verdicts(replica: Replica, wanted: tuple[str, ...]) -> None:
+async def _watch_verdicts(replica: Replica, kept: KeptTables) -> None:
     """Keep the metrics' results of `walbridge verify` current."""
     counts = replica.counts
     while True:
-        verdicts = await replica.verdicts()
+        verdicts, wanted = await replica.verdicts(), kept.tokens
         counts.mismatched_keys = sum(mismatched for token, (_, mismatched) in verdicts.items() if token in wanted)
         counts.verified_at = min((float(verdicts[t][0]) if t in verdicts else 0.0 for t in wanted), default=0.0)
         await trio.sleep(WATCH_EVERY_S)

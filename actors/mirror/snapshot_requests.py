@@ -13,6 +13,7 @@ from actors.errors import MalformedMessage
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
 from actors.mirror.state import STALE, WAITING
+from actors.mirror.table_choice import KeptTables
 from actors.telemetry.log import get_logger
 from actors.wire.nats import encode_pub
 
@@ -47,11 +48,15 @@ def why_unusable(replica: Replica, source: SourceStream, start: SnapshotStart) -
     """Why the events after a snapshot do not lead to the present; empty when they do. `source` must have looked."""
     if start.stream_seq < replica.tables[start.token].needed_seq:
         return "the snapshot is from before the table had to be copied again"
+    if not replica.tables[start.token].takes(start.version, start.stream_seq):
+        return "the snapshot is from before the table was published as it is now"
     return source.why_out_of_date(start.stream_seq)
 
 
 async def is_answered(replica: Replica, source: SourceStream, token: str, since_seq: int) -> bool:
     """Whether the bridge began or refused a snapshot after INIT's `since_seq`, or an older snapshot can be used."""
+    if token not in replica.tables:
+        return True  # forgotten meanwhile: nobody waits for it
     newest = max(since_seq, replica.tables[token].init_seq)
     for subject in (init_start(token), init_error(token)):
         if await newest_answer(source.js, subject, source.name, newest) is not None:
@@ -59,7 +64,7 @@ async def is_answered(replica: Replica, source: SourceStream, token: str, since_
     return (await find_usable_start(replica, source, token))[0] is not None
 
 
-async def watch_requests(replica: Replica, source: SourceStream, wanted: tuple[str, ...]) -> None:
+async def watch_requests(replica: Replica, source: SourceStream, kept: KeptTables) -> None:
     """Warn while nobody answers the requests for snapshots: without a bridge a copy waits forever. Runs until cancelled."""
     first_seq = seen_seq = -1
     while True:
@@ -67,7 +72,7 @@ async def watch_requests(replica: Replica, source: SourceStream, wanted: tuple[s
         last_seq = int(info["state"]["last_seq"]) if info is not None else 0
         first_seq = last_seq if first_seq < 0 else first_seq
         if last_seq == seen_seq:  # if INIT grows, a bridge takes a snapshot, and the others come after it
-            waiting = [token for token in wanted if replica.tables[token].state in (WAITING, STALE)]
+            waiting = [token for token in kept.tokens if replica.tables[token].state in (WAITING, STALE)]
             unanswered = [token for token in waiting if not await is_answered(replica, source, token, first_seq)]
             if unanswered:
                 log.warning(

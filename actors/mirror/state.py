@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from actors.contract.records import Column
+from actors.contract.rules import is_other_version
 from actors.contract.stream_view import UNKNOWN_MESSAGE, LastMessage, Place
 from actors.mirror.stores.dialect import Dialect, Statement
 from actors.mirror.stores.shapes import TableShape, decode_columns, encode_columns
 from actors.mirror.stores.store import Store
-from actors.mirror.track import NEEDED_NOTHING, Cursor
+from actors.mirror.track import NEEDED_NOTHING, Cursor, Told
 from actors.positions import Lsn, Position
 
-WAITING, LIVE, STALE, REFUSED = "waiting", "live", "stale", "refused"
+WAITING, LIVE, STALE, REFUSED, UNPUBLISHED = "waiting", "live", "stale", "refused", "unpublished"
+STATES = (WAITING, LIVE, STALE, REFUSED, UNPUBLISHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class TableRecord:
     local_name: str
     state: str
     """`waiting`: does not exist yet. `live`: follows the replica's checkpoint. `stale`: keeps its last rows while a new copy is
-    made. `refused`: cannot be mirrored here until the next start, which tries again."""
+    made. `refused`: cannot be mirrored here until the next start, which tries again. `unpublished`: keeps its last rows
+    until the bridge publishes the table again."""
     reason: str = ""
     """Why the table is not live."""
     source_schema: str = ""
@@ -40,6 +43,11 @@ class TableRecord:
     """The stream sequence that a new snapshot's `stream_seq` must have reached."""
     init_seq: int = 0
     """INIT sequence of the start of the last snapshot used; the next snapshot must be newer."""
+    version: str = ""
+    """How the table was published when the last snapshot used was taken; empty when unknown."""
+    told_version: str = ""
+    """How it is published as of `told_seq`, according to the stream or to a snapshot that joins the stream there."""
+    told_seq: int = 0
 
     @property
     def local(self) -> tuple[str, str]:
@@ -59,12 +67,15 @@ class TableRecord:
     def as_stale(self, reason: str, needed_seq: int, *, keyed: bool | None = None) -> TableRecord:
         """The record of a table that must be copied again, from a snapshot as new as `needed_seq` says (see `Stale`).
 
-        A table that was never live stays waiting, and a refused table stays refused.
+        A table that was never live stays waiting, and one that is refused or not published stays that.
         """
-        needed = 0 if needed_seq == NEEDED_NOTHING else max(needed_seq, self.needed_seq)
-        if self.state == REFUSED:
-            return replace(self, needed_seq=needed)
-        changed = replace(self, state=STALE if self.was_live else WAITING, reason=reason, needed_seq=needed)
+        if needed_seq == NEEDED_NOTHING:
+            needed = replace(self, needed_seq=0, told_version="", told_seq=0)
+        else:
+            needed = replace(self, needed_seq=max(needed_seq, self.needed_seq))
+        if self.state in (REFUSED, UNPUBLISHED):
+            return needed
+        changed = replace(needed, state=STALE if self.was_live else WAITING, reason=reason)
         if keyed is None or keyed == bool(self.keyed):
             return changed
         return replace(
@@ -72,14 +83,46 @@ class TableRecord:
         )  # the existing table still has the key, so it cannot be refilled
 
     def as_taken_up(self) -> TableRecord:
-        """The record of a refused table that is tried again."""
+        """The record of a table that was refused or not published, and is tried again."""
         return replace(self, state=STALE if self.was_live else WAITING, reason="")
 
-    def as_live(self, shape: TableShape, snapshot_id: str, snapshot_lsn: int, init_seq: int) -> TableRecord:
-        """The record of a table that is followed from here on."""
+    def as_refused(self, reason: str) -> TableRecord:
+        """The record of a table that cannot be mirrored here."""
+        return self if self.state == UNPUBLISHED else replace(self, state=REFUSED, reason=reason)
+
+    def as_delayed(self, reason: str) -> TableRecord:
+        """The record of a table whose copy must wait."""
+        return self if self.state == UNPUBLISHED else replace(self, reason=reason)
+
+    def as_unpublished(self, reason: str) -> TableRecord:
+        """The record of a table that the bridge does not publish."""
+        return replace(self, state=UNPUBLISHED, reason=reason)
+
+    def as_told(self, told: Told) -> TableRecord:
+        """The record after the stream has told how the table is published, unless it has told something newer.
+
+        A live table must have been compared with what was told (see `Track`).
+        """
+        if told.seq <= self.told_seq:
+            return self
+        record = replace(self, told_version=told.version, told_seq=told.seq)
+        if not told.version:
+            return record.as_unpublished(told.reason)
+        return record.as_taken_up() if self.state == UNPUBLISHED else record
+
+    def takes(self, version: str, stream_seq: int) -> bool:
+        """Whether a snapshot leads to a copy of the table as it is published now, as far as was told.
+
+        It may have been taken before that was told, but not before it was so.
+        """
+        return stream_seq >= self.told_seq or not is_other_version(version, self.told_version)
+
+    def as_live(self, shape: TableShape, snapshot_id: str, snapshot_lsn: int, init_seq: int, version: str = "") -> TableRecord:
+        """The record of a table that is followed from here on, with a copy of a snapshot of this version."""
         return replace(
             self, state=LIVE, reason="", source_schema=shape.schema, source_table=shape.table, relation_id=shape.relation_id,
             columns=encode_columns(shape.columns), snapshot_id=snapshot_id, snapshot_lsn=snapshot_lsn, init_seq=init_seq,
+            version=version,
         )  # fmt: skip
 
     def saved(self, dialect: Dialect) -> Statement:
@@ -152,16 +195,40 @@ async def load_tables(store: Store) -> dict[str, TableRecord]:
     """Read the records of the replica's tables, by token."""
     rows = await store.query(
         "SELECT token, local_schema, local_name, state, reason, source_schema, source_table, relation_id, columns, keyed,"
-        f" snapshot_id, snapshot_lsn, needed_seq, init_seq FROM {store.dialect.own('tables')} ORDER BY token"
+        " snapshot_id, snapshot_lsn, needed_seq, init_seq, version, told_version, told_seq"
+        f" FROM {store.dialect.own('tables')} ORDER BY token"
     )
     found: dict[str, TableRecord] = {}
     for token, schema, name, state, reason, source_schema, source_table, relation_id, columns, *rest in rows:
-        keyed, snapshot_id, snapshot_lsn, needed_seq, init_seq = rest
+        keyed, snapshot_id, snapshot_lsn, needed_seq, init_seq, version, told_version, told_seq = rest
         found[token] = TableRecord(
             token, schema, name, state, reason, source_schema, source_table, int(relation_id), columns, int(keyed),
-            snapshot_id, int(snapshot_lsn), int(needed_seq), int(init_seq),
+            snapshot_id, int(snapshot_lsn), int(needed_seq), int(init_seq), version, told_version, int(told_seq),
         )  # fmt: skip
     return found
+
+
+async def load_tokens(store: Store) -> tuple[str, ...]:
+    """Read the tokens of the replica's tables, also of a replica that no mirror of this version has claimed yet."""
+    return tuple(str(row[0]) for row in await store.query(f"SELECT token FROM {store.dialect.own('tables')} ORDER BY token"))
+
+
+def forget_table(dialect: Dialect, token: str) -> list[Statement]:
+    """The statements that remove what is stored about a table. They leave its rows alone."""
+    mark = dialect.parameter(1)
+    return [Statement(f"DELETE FROM {dialect.own(name)} WHERE token = {mark}", [(token,)]) for name in ("tables", "verified")]
+
+
+def saved_choice(dialect: Dialect, *, everything: bool) -> Statement:
+    """The statement that stores whether the mirror keeps all tables that the bridge publishes, or chosen ones."""
+    sql = f"UPDATE {dialect.own('owner')} SET everything = {dialect.parameter(1)} WHERE id = 1"
+    return Statement(sql, [(int(everything),)])
+
+
+async def keeps_everything(store: Store) -> bool:
+    """Read whether the last mirror of this replica keeps all tables that the bridge publishes."""
+    rows = await store.query(f"SELECT everything FROM {store.dialect.own('owner')}")
+    return bool(rows) and bool(int(rows[0][0]))
 
 
 async def load_verdicts(store: Store) -> dict[str, tuple[int, int]]:

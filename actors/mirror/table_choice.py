@@ -2,43 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.table_token import split_token, table_token
 from actors.errors import ConfigError
 from actors.mirror.replica import Replica
-from actors.mirror.state import LIVE, WAITING, TableRecord
+from actors.mirror.state import LIVE, WAITING, TableRecord, load_tokens
+from actors.mirror.stores.open import open_store
 from actors.mirror.track import NEEDED_NOTHING
 from actors.telemetry.log import get_logger
 
 log = get_logger("mirror")
 
 
-def choose_tables(wanted: tuple[str, ...], record: BridgeRecord, flag: str = "--tables") -> tuple[str, ...]:
-    """The tokens of tables given by token, `table` or `schema.table`; all tables when none is given.
+class KeptTables:
+    """The tables that a mirror keeps: the chosen ones, or else all that the replica has, to which published ones are added."""
 
-    Raises ConfigError, which names `flag`, for a table that the bridge does not publish.
+    def __init__(self, replica: Replica, chosen: tuple[str, ...]) -> None:
+        """`chosen` is empty for all."""
+        self._replica, self._chosen = replica, chosen
+        self.everything = not chosen
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tables' tokens, published or not."""
+        return self._chosen or tuple(self._replica.tables)
+
+    def covers(self, published: Collection[str]) -> bool:
+        """Whether all these tables are kept."""
+        return self.everything or set(self._chosen) >= set(published)
+
+
+def choose_tables(
+    wanted: Sequence[str], record: BridgeRecord, flag: str = "--tables", known: Collection[str] = ()
+) -> tuple[str, ...]:
+    """The tokens of tables given by token, `table` or `schema.table`.
+
+    Raises ConfigError, which names `flag`, for a table that the bridge does not publish and that is not among the tokens
+    `known` either: those of tables that were published once.
     """
     found: list[str] = []
     for name in wanted:
         schema, dot, table = name.partition(".")
         candidates = [name, table_token("public", name), *([table_token(schema, table)] if dot else [])]
-        token = next((candidate for candidate in candidates if candidate in record.tables), None)
+        token = next((one for tokens in (record.tables, known) for one in candidates if one in tokens), None)
         if token is None:
-            raise ConfigError(
-                "WB507", f"{flag}: {name!r} is no table that the bridge publishes",
-                fix=f"give some of {', '.join(sorted(record.tables))}",
-            )  # fmt: skip
+            published = f"give some of {', '.join(sorted(record.tables))}" if record.tables else "publish a table first"
+            raise ConfigError("WB507", f"{flag}: {name!r} is no table that the bridge publishes", fix=published)
         found.append(token)
-    return tuple(dict.fromkeys(found or record.tables))
+    return tuple(dict.fromkeys(found))
 
 
-async def register_tables(replica: Replica, wanted: tuple[str, ...]) -> None:
-    """Add records of new tables, and stop following tables that are no longer wanted.
+async def tokens_in(url: str) -> tuple[str, ...]:
+    """The tokens of the tables that the replica at `url` has; none when there is no replica yet."""
+    try:
+        store = await open_store(url, create=False)
+    except ConfigError:
+        return ()
+    try:
+        return await load_tokens(store)
+    finally:
+        await store.close()
 
-    A table that was not followed for a while cannot be followed later: its events in between are passed.
-    """
+
+async def register_tables(replica: Replica, tokens: Collection[str]) -> None:
+    """Add the records of tables that the replica does not have."""
     taken = {(record.local_schema, record.local_name.lower()) for record in replica.tables.values()}
-    for token in wanted:
+    for token in tokens:
         if token not in replica.tables:
             local = replica.dialect.local_name(*split_token(token))
             name, number = local[1], 1
@@ -47,8 +78,12 @@ async def register_tables(replica: Replica, wanted: tuple[str, ...]) -> None:
                 name = f"{local[1]}_{number}"
             taken.add((local[0], name.lower()))
             await replica.save(TableRecord(token, local[0], name, WAITING))
+
+
+async def leave_others(replica: Replica, kept: KeptTables) -> None:
+    """Stop following tables that are no longer kept: their events are passed, so they cannot be followed later."""
     for token, record in list(replica.tables.items()):
-        if token not in wanted and record.state == LIVE:
+        if token not in kept.tokens and record.state == LIVE:
             await replica.save(record.as_stale("it was not mirrored for a while", NEEDED_NOTHING))
             replica.shapes.pop(token)
             log.info("a table is no longer mirrored and stays as it is", table=token)

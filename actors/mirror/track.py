@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 from actors.contract.records import Change, Delete, Event, Gap, Insert, Published, SchemaChange, Truncate, Update
-from actors.contract.rules import IncompleteRow, NamesNoRow, counts, identity_of, is_certain, written_columns
+from actors.contract.rules import (
+    IncompleteRow,
+    NamesNoRow,
+    counts,
+    identity_of,
+    is_certain,
+    is_other_version,
+    written_columns,
+)
 from actors.contract.stream_view import UNKNOWN_MESSAGE, LastMessage
 from actors.mirror.stores.dialect import Dialect, Params, Statement
 from actors.mirror.stores.row_statements import RowStatements, UnknownColumn
@@ -31,15 +39,17 @@ class FollowedTable:
     shape: TableShape
     snapshot_lsn: int
     statements: RowStatements
+    version: str
+    """The snapshot's: how the table was published then. Empty when unknown."""
 
     @classmethod
-    def of(cls, dialect: Dialect, shape: TableShape, snapshot_lsn: int) -> FollowedTable:
-        return cls(shape, snapshot_lsn, RowStatements(dialect, shape))
+    def of(cls, dialect: Dialect, shape: TableShape, snapshot_lsn: int, version: str = "") -> FollowedTable:
+        return cls(shape, snapshot_lsn, RowStatements(dialect, shape), version)
 
 
-Cause = Literal["gap", "schema", "stream", "rows"]
+Cause = Literal["gap", "schema", "stream", "rows", "publication"]
 """Why a table is copied again, for the metrics: changes are permanently lost, its columns changed, the stream no longer holds
-what comes next, or a change conflicted with the replica's rows."""
+what comes next, a change conflicted with the replica's rows, or the table is published differently."""
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 
@@ -56,6 +66,16 @@ class Stale(NamedTuple):
     needed_seq: int
     """The stream sequence that a new snapshot must have reached, or NEEDED_AS_BEFORE, or NEEDED_NOTHING."""
     cause: Cause
+
+
+class Told(NamedTuple):
+    """What the stream last said of how a table is published."""
+
+    version: str
+    """Empty when the table is not published any more."""
+    seq: int
+    """The stream's sequence where it said so."""
+    reason: str
 
 
 class Track:
@@ -82,6 +102,8 @@ class Track:
         self.gathered = 0
         """Number of changes since the last `drain`."""
         self.stale: dict[str, Stale] = {}
+        self.told: dict[str, Told] = {}
+        """How tables are published, followed here or not; what was told of them since this was last emptied."""
         self.reshaped: set[str] = set()
         """Tables whose columns changed; the new ones must be stored together with the rows."""
         self.unknown_values = 0
@@ -133,7 +155,7 @@ class Track:
                 self._gap(event)  # type: ignore[arg-type]
                 continue
             if kind is Published:
-                self.close()
+                self._published(event)  # type: ignore[arg-type]
                 continue
             position = (event.lsn, event.seq, SCHEMA_RANK if kind is SchemaChange else ROW_RANK)
             # else it was applied already, or will never be complete
@@ -251,6 +273,16 @@ class Track:
         table.shape = replace(shape, columns=columns, local_types=types)
         table.statements = RowStatements(self._dialect, table.shape)
         self.reshaped.add(change.token)
+
+    def _published(self, event: Published) -> None:
+        """Stop following a table whose copy the event makes out of date. It comes between transactions."""
+        self.close()
+        version = "" if event.change == "removed" else event.version
+        self.told[event.token] = Told(version, self._seq, event.reason)
+        table = self.tables.get(event.token)
+        if table is not None and is_other_version(table.version, version):
+            # what was told, and not a sequence alone, decides which snapshots are new enough
+            self._drop(event.token, Stale(f"it is published differently: {event.reason}", NEEDED_AS_BEFORE, "publication"))
 
     def _gap(self, gap: Gap) -> None:
         """Stop following the tables that a gap names. Positions after a gap may be lower than before it."""

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from actors.mirror.mirror_counts import MirrorCounts
-from actors.mirror.replica import Replica
-from actors.mirror.state import REFUSED, STALE, WAITING
+from actors.mirror.replica import NOT_PUBLISHED, Replica
+from actors.mirror.state import REFUSED, STALE, UNPUBLISHED, WAITING
+from actors.mirror.table_choice import KeptTables
+
+_NOT_READY = {
+    "cannot be mirrored, see the log": (REFUSED,),
+    f"no longer published ({NOT_PUBLISHED})": (UNPUBLISHED,),
+    "being copied": (WAITING, STALE),
+}
+"""Why tables are not current, what a person must do something about first."""
 
 
 class View:
@@ -13,17 +21,22 @@ class View:
     def __init__(self, stream: str, kind: str, counts: MirrorCounts) -> None:
         self.stream, self.kind, self.counts = stream, kind, counts
         self.replica: Replica | None = None
-        self.wanted: tuple[str, ...] = ()
+        self._kept: KeptTables | None = None
         self.reason = "starting"
 
-    def begin(self, replica: Replica, wanted: tuple[str, ...]) -> None:
+    def begin(self, replica: Replica, kept: KeptTables) -> None:
         """Show the replica of a session that has begun."""
-        self.replica, self.wanted, self.counts.connected, self.reason = replica, wanted, True, ""
+        self.replica, self._kept, self.counts.connected, self.reason = replica, kept, True, ""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The mirrored tables."""
+        return self._kept.tokens if self._kept is not None else ()
 
     @property
     def states(self) -> list[tuple[str, str]]:
         """(token, state) of each mirrored table."""
-        return [(t, self.replica.tables[t].state) for t in self.wanted] if self.replica is not None else []
+        return [(t, self.replica.tables[t].state) for t in self.tokens] if self.replica is not None else []
 
     @property
     def has_checkpoint(self) -> bool:
@@ -41,7 +54,8 @@ class View:
         """Why the replica is not current; empty when all tables are live and followed."""
         if not self.counts.connected:
             return self.reason
-        refused = [token for token, state in self.states if state == REFUSED]
-        copied = [token for token, state in self.states if state in (WAITING, STALE)]
-        words, tokens = ("cannot be mirrored, see the log", refused) if refused else ("being copied", copied)
-        return f"{words}: {', '.join(tokens[:5])}{' ...' if len(tokens) > 5 else ''}" if tokens else ""
+        for words, reasons in _NOT_READY.items():
+            tokens = [token for token, state in self.states if state in reasons]
+            if tokens:
+                return f"{words}: {', '.join(tokens[:5])}{' ...' if len(tokens) > 5 else ''}"
+        return ""

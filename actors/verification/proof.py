@@ -6,9 +6,9 @@ everything that committed below the snapshot's LSN, and nothing else. Both sides
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -18,7 +18,8 @@ from actors.contract.bridge_record import BridgeRecord
 from actors.contract.stream_view import StreamView
 from actors.contract.subjects import BRIDGES
 from actors.errors import ConfigError
-from actors.mirror.state import LIVE, REFUSED, STALE, WAITING, TableRecord, load_tables
+from actors.mirror.replica import NOT_PUBLISHED
+from actors.mirror.state import LIVE, REFUSED, STALE, UNPUBLISHED, WAITING, TableRecord, keeps_everything, load_tables
 from actors.mirror.stores.open import open_store
 from actors.mirror.stores.store import Store
 from actors.mirror.table_choice import choose_tables
@@ -51,11 +52,20 @@ class Request:
     """Shows the user a sentence about what verify is waiting for."""
 
 
-async def verify(request: Request) -> tuple[Lsn, list[TableReport], int]:
-    """Compare the tables; return the LSN, a report per table, and how many messages were deleted in the middle of the stream.
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a verification has found."""
 
-    Raises Fatal when the tables cannot be compared, or Transient.
-    """
+    lsn: Lsn
+    reports: list[TableReport]
+    not_mirrored: list[str]
+    """Tokens of published tables that the replica does not have, and need not have: the mirror keeps chosen tables."""
+    deleted: int = 0
+    """Number of messages that were deleted in the middle of the stream."""
+
+
+async def verify(request: Request) -> Result:
+    """Compare the tables. Raises Fatal when they cannot be compared, or Transient."""
     store = await open_store(request.to, create=False)
     try:
         async with open_nats(request.config.nats, set()) as connection:
@@ -66,55 +76,74 @@ async def verify(request: Request) -> tuple[Lsn, list[TableReport], int]:
             raise ConfigError("WB510", f"no bridge has written stream {stream}", fix="give its name with --stream")
         record = BridgeRecord.decode(entry.data, stream)
         tables = await load_tables(store)
-        chosen = choose_tables(request.tables, record) if request.tables else tuple(tables)
-        if not chosen:
+        if not tables and not request.tables:
             raise ConfigError("WB511", "the replica has no tables", fix="walbridge mirror --to ... creates them")
-        lsn, reports = await _Verification(request, store, record.publication, chosen).run()
-        return lsn, reports, 0 if info is None else StreamView.of(info).deleted_count
+        chosen = choose_tables(request.tables, record, known=tables)
+        keeps_all = await keeps_everything(store)
+        async with open_source(request.config.postgres, record.publication) as source:
+            result = await _Verification(request, store, source, chosen, keeps_all=keeps_all).run()
+        return result if info is None else replace(result, deleted=StreamView.of(info).deleted_count)
     finally:
         await store.close()
 
 
 class _Verification:
-    """One verification of chosen tables."""
+    """One verification of chosen tables, or without any of all that the replica has or should have."""
 
-    def __init__(self, request: Request, store: Store, publication: str, chosen: tuple[str, ...]) -> None:
-        self._request, self._store, self._publication, self._chosen = request, store, publication, chosen
+    def __init__(self, request: Request, store: Store, source: Source, chosen: tuple[str, ...], *, keeps_all: bool) -> None:
+        """`keeps_all`: the mirror takes up every table that is published."""
+        self._request, self._store, self._source, self._chosen = request, store, source, chosen
+        self._keeps_all = keeps_all
+        self._published: frozenset[str] = frozenset()
 
-    async def run(self) -> tuple[Lsn, list[TableReport]]:
+    async def run(self) -> Result:
         """Compare once no copy is being made, or at the timeout, when a missing table is a difference."""
         request = self._request
         deadline, told = trio.current_time() + request.timeout_s, ""
         while True:
             left_s = deadline - trio.current_time()
             records = await load_tables(self._store)
+            await self._source.look()
+            self._published = frozenset(self._source.tables)
             missing = [] if left_s <= 0 else self._being_copied(records)  # a mirror without a live table cannot answer
             if not missing and all(record.state != LIVE for record in records.values()):
                 raise _nothing_to_compare(records, request.timeout_s)
             found = missing or await self._compare_held(is_last=left_s <= 0)
             if not isinstance(found, list):
                 return found
-            reasons = [f"{token} ({reason})" if (reason := records[token].reason) else token for token in found]
+            reasons = [f"{token} ({_reason(records, token)})" if _reason(records, token) else token for token in found]
             if ", ".join(reasons) != told:
                 told = ", ".join(reasons)
                 request.tell(f"waiting until a copy is made of {told}; {left_s:.0f} s at most")
             await trio.sleep(COPY_LOOK_EVERY_S)
 
-    def _being_copied(self, records: dict[str, TableRecord]) -> list[str]:
-        return [token for token in self._chosen if token in records and records[token].state in (WAITING, STALE)]
+    def _compared(self, records: Mapping[str, TableRecord]) -> tuple[str, ...]:
+        if self._chosen:
+            return self._chosen
+        return tuple(sorted(records.keys() | self._published) if self._keeps_all else records)
 
-    async def _compare_held(self, *, is_last: bool) -> tuple[Lsn, list[TableReport]] | list[str]:
+    def _being_copied(self, records: Mapping[str, TableRecord]) -> list[str]:
+        """The tables that the mirror is copying, or will copy once it has heard that they are published."""
+        states = {token: records[token].state for token in records}
+        missing = WAITING if self._keeps_all else REFUSED
+        return [
+            token for token in self._compared(records)
+            if token in self._published and states.get(token, missing) in (WAITING, STALE, UNPUBLISHED)
+        ]  # fmt: skip
+
+    async def _compare_held(self, *, is_last: bool) -> Result | list[str]:
         """Compare at one LSN. Unless `is_last`, return the tables that are being copied, without keeping the mirror still."""
-        request = self._request
+        request, source = self._request, self._source
         postgres, at_most = request.config.postgres, f"{request.timeout_s:g} s at most"
         hold = HoldRow(self._store, request.to, request.tell)
-        async with hold.present(), open_source(postgres, self._publication, self._chosen) as source:
+        async with hold.present():
             async with self._told_when_long(f"waiting for the mirror to answer; {HELD_WITHIN_S:g} s at most"):
                 await hold.wait("held", HELD_WITHIN_S)
-            if not is_last and (missing := self._being_copied(await hold.tables())):
+            records = await hold.tables()
+            if not is_last and (missing := self._being_copied(records)):
                 return missing
             async with self._told_when_long(f"waiting for a snapshot of the source, which {source.delayed_by}; {at_most}"):
-                lsn = await source.take_snapshot(request.timeout_s)
+                lsn = await source.take_snapshot(self._compared(records), request.timeout_s)
             await hold.set_lsn(lsn)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(write_to_wal, postgres)
@@ -126,11 +155,12 @@ class _Verification:
                 return missing
             reader = await open_store(request.to, create=False)  # the row's own connection shows signs of life
             try:
-                reports = [await _compare(t, source, reader, records.get(t), request.keys_max) for t in self._chosen]
+                reports = [await _compare(t, source, reader, records.get(t), request.keys_max) for t in self._compared(records)]
             finally:
                 await reader.close()
             await hold.store_verdicts(reports)
-        return lsn, reports
+        left_out = [] if self._chosen or self._keeps_all else sorted(self._published - records.keys())
+        return Result(lsn, reports, left_out)
 
     @asynccontextmanager
     async def _told_when_long(self, words: str) -> AsyncGenerator[None]:
@@ -146,10 +176,20 @@ class _Verification:
             nursery.cancel_scope.cancel()
 
 
+def _reason(records: Mapping[str, TableRecord], token: str) -> str:
+    return records[token].reason if token in records else "published, but not yet in the replica"
+
+
 def _nothing_to_compare(records: dict[str, TableRecord], waited_s: float) -> VerifyFailed:
     """The error, with the reasons, when no table is live, so that no mirror could ever answer."""
     refused = [record for record in records.values() if record.state == REFUSED]
     said = "; ".join(f"{record.token}: {record.reason}" for record in records.values() if record.reason)
+    if records and all(record.state == UNPUBLISHED for record in records.values()):
+        return VerifyFailed(
+            "WB512", f"no table of the replica is published any more: {', '.join(records)}", said=said,
+            means="the replica has their last rows, which nothing can be compared with",
+            fix="publish them again: ALTER PUBLICATION ... ADD TABLE ...",
+        )  # fmt: skip
     if refused:
         return VerifyFailed(
             "WB512", f"the mirror could not make its first copy of {', '.join(record.token for record in refused)}", said=said,
@@ -166,8 +206,11 @@ def _nothing_to_compare(records: dict[str, TableRecord], waited_s: float) -> Ver
 
 def _why_not_live(record: TableRecord | None) -> str:
     if record is None:
-        return "not mirrored"
-    words = {REFUSED: "it could not be copied", WAITING: "no copy of it yet", STALE: "it must be copied again"}[record.state]
+        return "published, but not in the replica"
+    words = {
+        REFUSED: "it could not be copied", WAITING: "no copy of it yet", STALE: "it must be copied again",
+        UNPUBLISHED: f"the mirror has not heard yet that it is published again ({NOT_PUBLISHED})",
+    }[record.state]  # fmt: skip
     return f"{words}: {record.reason}" if record.reason else words
 
 
@@ -176,7 +219,7 @@ async def _compare(token: str, source: Source, replica: Store, record: TableReco
     report = TableReport(token)
     table = source.tables.get(token)
     if table is None:
-        report.problem = "no longer in the publication"
+        report.problem = f"no longer in the publication ({NOT_PUBLISHED})" if record else "not in the publication"
     elif record is None or record.state != LIVE:
         report.problem = _why_not_live(record)
     if report.problem or table is None or record is None:

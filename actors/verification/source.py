@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,16 +26,23 @@ BLOCK_ROWS = 1_000
 class Source:
     """Reads the source's tables in one transaction, which sees them as of the LSN of `take_snapshot`."""
 
-    def __init__(
-        self, config: PostgresConfig, connection: PgConnection, tables: dict[str, PublishedTable], *, standby: bool
-    ) -> None:
-        self._config, self._connection = config, connection
-        self.tables = tables
+    def __init__(self, config: PostgresConfig, connection: PgConnection, publication: str) -> None:
+        self._config, self._connection, self._publication = config, connection, publication
+        self.tables: dict[str, PublishedTable] = {}
+        """The published tables by token, as of the last look; after `take_snapshot` those that it locked."""
+        standby = connection.is_standby
         self.delayed_by = f"the primary delays while it is idle: {ON_THE_PRIMARY}" if standby else "open transactions delay"
         """What makes a snapshot take long, in words that follow "which"."""
 
-    async def take_snapshot(self, timeout_s: float) -> Lsn:
-        """Lock the tables against changes of their shape, and import the snapshot of a temporary slot; return its LSN."""
+    async def look(self) -> None:
+        """Read which tables are published now. Ends the transaction of an earlier snapshot."""
+        await self._connection.query("ROLLBACK")
+        published = await published_tables(self._connection, self._publication)
+        self.tables = {table.token: table for table in published}
+
+    async def take_snapshot(self, chosen: Collection[str], timeout_s: float) -> Lsn:
+        """Lock the chosen tables, as far as they are published, and import the snapshot of a temporary slot; return its LSN."""
+        self.tables = {token: table for token, table in self.tables.items() if token in chosen}
         names = ", ".join(table.own for table in self.tables.values())
         await self._connection.query(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; SET LOCAL lock_timeout = '30s'"
@@ -47,6 +54,10 @@ class Source:
             await self._connection.query(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         finally:
             replication.close()
+        locked, self.tables = self.tables, {}
+        for table in await published_tables(self._connection, self._publication):  # as this transaction sees them
+            if table.token in locked and table.relation_oid == locked[table.token].relation_oid:
+                self.tables[table.token] = await with_row_filter(self._connection, self._publication, table)
         return lsn
 
     async def describe(self, table: PublishedTable) -> tuple[Relation, list[Canonical], frozenset[str]]:
@@ -70,13 +81,11 @@ class Source:
 
 
 @asynccontextmanager
-async def open_source(config: PostgresConfig, publication: str, chosen: tuple[str, ...]) -> AsyncGenerator[Source]:
-    """Connect to the source; the chosen tables that are not published are left out."""
+async def open_source(config: PostgresConfig, publication: str) -> AsyncGenerator[Source]:
+    """Connect to the source."""
     connection = await PgConnection.connect(config, application_name="walbridge verify")
     try:
-        published = {table.token: table for table in await published_tables(connection, publication)}
-        tables = {t: await with_row_filter(connection, publication, published[t]) for t in chosen if t in published}
-        yield Source(config, connection, tables, standby=connection.is_standby)
+        yield Source(config, connection, publication)
     finally:
         connection.close()
 

@@ -6,7 +6,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import trio
+
 from actors.clients.nats.jetstream import JetStream, StoredMessage
+from actors.clients.nats.ordered_consumer import Delivered
 from actors.mirror.source_stream import SourceStream
 
 
@@ -87,3 +90,21 @@ class FakeJetStream:
 def source_of(js: FakeJetStream, name: str = "CDC") -> SourceStream:
     """The mirror's view of a stream in memory."""
     return SourceStream(cast(JetStream, js), name)
+
+
+class ReadingConsumer:
+    """A consumer that brings everything that the stream has from a sequence on, at once, and then nothing."""
+
+    is_at_end = True
+
+    def __init__(self, js: FakeJetStream, start_seq: int) -> None:
+        self._coming = [
+            Delivered(subject, seq, f"NATS/1.0\r\nNats-Msg-Id: {msg_id}\r\n\r\n".encode(), body)
+            for seq, (subject, msg_id, body) in enumerate(filter(None, js.streams["CDC"]), 1)
+            if seq >= start_seq
+        ]
+
+    async def receive(self, within_s: float) -> list[Delivered]:
+        await trio.sleep(0 if self._coming else 0.01)
+        coming, self._coming = self._coming, []
+        return coming

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +19,7 @@ from actors.mirror.holding import Holds
 from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
-from actors.mirror.state import WAITING, Checkpoint, TableRecord
+from actors.mirror.state import LIVE, WAITING, Checkpoint, TableRecord
 from actors.mirror.stores.shapes import TableShape
 from actors.mirror.stores.sqlite import SqliteStore
 from actors.mirror.track import Cursor
@@ -41,16 +42,17 @@ def test_all_tables_are_gathered_while_the_live_tables_are_behind(monkeypatch: p
         await trio.sleep(1)
         gathering -= 1
         gathered.append(token)
-        return SimpleNamespace(start=SimpleNamespace(snapshot_lsn=100))
+        return SimpleNamespace(token=token, start=SimpleNamespace(snapshot_lsn=100))
 
-    async def join(_: object, __: object, ___: object, ____: object) -> None:
+    async def join(_: object, __: object, ___: object, copied: Any) -> None:
         nonlocal joining
         assert reached.is_set()
         joining += 1
         most["join"] = max(most["join"], joining)
         await trio.sleep(1)
         joining -= 1
-        joined.append("one")
+        joined.append(copied.token)
+        replica.tables[copied.token] = replace(replica.tables[copied.token], state=LIVE)
 
     async def wait_for(lsn: int) -> None:
         assert lsn == 100

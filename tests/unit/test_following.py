@@ -25,7 +25,7 @@ from actors.mirror.stores.shapes import TableShape
 from actors.mirror.stores.sqlite import SqliteStore
 from actors.mirror.track import Cursor
 from actors.positions import START
-from tests.unit.fake_stream import FakeJetStream, event, source_of
+from tests.unit.fake_stream import FakeJetStream, ReadingConsumer, event, source_of
 
 
 class SilentConsumer:
@@ -36,24 +36,6 @@ class SilentConsumer:
     async def receive(self, within_s: float) -> list[Delivered]:
         await trio.sleep(0.01)
         return []
-
-
-class ReadingConsumer:
-    """A consumer that brings everything that the stream has from a sequence on, at once, and then nothing."""
-
-    is_at_end = True
-
-    def __init__(self, js: FakeJetStream, start_seq: int) -> None:
-        self._coming = [
-            Delivered(subject, seq, f"NATS/1.0\r\nNats-Msg-Id: {msg_id}\r\n\r\n".encode(), body)
-            for seq, (subject, msg_id, body) in enumerate(filter(None, js.streams["CDC"]), 1)
-            if seq >= start_seq
-        ]
-
-    async def receive(self, within_s: float) -> list[Delivered]:
-        await trio.sleep(0 if self._coming else 0.01)
-        coming, self._coming = self._coming, []
-        return coming
 
 
 async def go_live(replica: Replica, token: str, checkpoint: Checkpoint) -> None:

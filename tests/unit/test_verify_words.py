@@ -7,6 +7,7 @@ import pytest
 from actors.commands.verify import show
 from actors.positions import Lsn
 from actors.verification.comparison import TableReport
+from actors.verification.proof import Result
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def test_a_difference_is_not_blamed_on_a_writer_when_messages_were_deleted(
 ) -> None:
     report = TableReport("users")
     report.source_rows, report.replica_rows, report.mismatched_keys = 2, 1, 1
-    show(Lsn(1), [report], deleted)
+    show(Result(Lsn(1), [report], [], deleted))
     causes = "causes: a value that was too large for a message, a change that causes no event, another writer to the replica\n"
     assert capsys.readouterr().out.endswith(
         f"(--limit shows more)\n{words}{causes}fix: start the mirror once with --again users\n"

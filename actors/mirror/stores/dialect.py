@@ -20,6 +20,10 @@ Params = Sequence[Any]
 LATER_COLUMNS = (
     ("position", "message_seq", "bigint NOT NULL DEFAULT 0"),
     ("position", "message_id", "text NOT NULL DEFAULT ''"),
+    ("tables", "version", "text NOT NULL DEFAULT ''"),
+    ("tables", "told_version", "text NOT NULL DEFAULT ''"),
+    ("tables", "told_seq", "bigint NOT NULL DEFAULT 0"),
+    ("owner", "everything", "int NOT NULL DEFAULT 0"),
 )
 """Columns of the mirror's own tables (table, column, type) that replicas made by earlier versions get when they are claimed."""
 
