@@ -39,6 +39,8 @@ class Session:
     """By table token; only tables that have a dictionary."""
     suspensions: Suspensions
     transactions: TransactionLog
+    remembered: int = 0
+    """Of so many messages, the first ones, JetStream may remember the ids although it holds them no more."""
 
     @property
     def start(self) -> Start:

@@ -54,6 +54,8 @@ class FakeNats:
 
     streams: dict[str, list[Stored]] = field(default_factory=lambda: {name: [] for name in STREAMS.values()})
     refusal: dict[str, object] | None = None
+    taken: list[str] = field(default_factory=lambda: ["cdc.>", "init.>", "$KV.>"])
+    """Subjects that every stream claims to take."""
     silent: bool = False
     """Store, but withhold the acknowledgements of events until `speak`."""
 
@@ -195,7 +197,11 @@ class FakeNats:
         stream = self.streams[action.rpartition(".")[2]]
         prefix = str(query.get("subjects_filter", "")).removesuffix(">")
         subjects = {m.subject: 1 for m in stream if m.subject.startswith(prefix)}
-        return {"config": {}, "state": {"last_seq": len(stream), "subjects": subjects}, "total": len(subjects)}
+        return {
+            "config": {"subjects": self.taken},
+            "state": {"last_seq": len(stream), "subjects": subjects},
+            "total": len(subjects),
+        }
 
 
 def _headers(block: bytes) -> dict[str, str]:

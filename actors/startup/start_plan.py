@@ -16,6 +16,7 @@ from actors.contract.bridge_record import BridgeRecord
 from actors.contract.compression import Decompressors
 from actors.contract.decoding import decode_body
 from actors.contract.event_encoder import EventEncoder
+from actors.contract.message_ids import id_in
 from actors.contract.subjects import BRIDGES, CDC_ALL, DICTIONARIES
 from actors.contract.table_token import table_token
 from actors.errors import MalformedMessage
@@ -33,10 +34,11 @@ from actors.startup.checkpoint import (
     plan_start,
     start_after_loss,
     tail_position,
+    unheld_at_end,
 )
 from actors.startup.streams import StreamSetup
 from actors.telemetry.log import get_logger
-from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, WRONG_LAST_SEQUENCE
+from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, OWN_MSG_ID_HEADER, WRONG_LAST_SEQUENCE
 
 log = get_logger("startup")
 
@@ -52,6 +54,8 @@ class StartPlan:
     tables: tuple[PublishedTable, ...]
     wal_end: Lsn
     """Where PostgreSQL's WAL ended at the start; below it the bridge is catching up."""
+    unheld: int = 0
+    """Sequences at the stream's end, after the message from which the bridge continues, that no longer have a message."""
     slot_connection: PgConnection | None = None
     """The connection that created a temporary slot and alone can read it; owned by the stream that is opened on it."""
 
@@ -73,7 +77,7 @@ async def find_start(
     record, revision, history = await _read_record(js, stream)
     check_owner(record, stream, slot)
     tail = await _read_tail(js, setup)
-    position = tail_position(tail, record)
+    position, unheld = tail_position(tail, record), unheld_at_end(tail, record)
     tables = tuple(await published_tables(connection, config.source.publication))
     tokens = [table_token(t.schema, t.name) for t in tables]
     replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge startup")
@@ -115,7 +119,7 @@ async def find_start(
         source.database,
     )  # fmt: skip
     return StartPlan(
-        start, confirmed_lsn, RecordStore(js, stream, record, revision), tables, source.wal_end,
+        start, confirmed_lsn, RecordStore(js, stream, record, revision), tables, source.wal_end, unheld,
         replication if temporary else None,
     )  # fmt: skip
 
@@ -132,9 +136,12 @@ async def take_over(plan: StartPlan, js: JetStream, encoder: EventEncoder) -> St
     if gap is None:
         return plan
     message = encoder.gap(gap)
-    headers = {MSG_ID_HEADER: message.msg_id.decode(), EXPECTED_LAST_SEQUENCE_HEADER: str(last_seq)}
+    expected, seq = {EXPECTED_LAST_SEQUENCE_HEADER: str(last_seq)}, 0
     try:
-        seq = await js.publish(message.subject.decode(), message.body, headers)
+        for id_header in (MSG_ID_HEADER, OWN_MSG_ID_HEADER):  # the second if JetStream remembers the id of a lost message
+            if seq <= last_seq:
+                headers = expected | {id_header: message.msg_id.decode()}
+                seq = await js.publish(message.subject.decode(), message.body, headers)
     except JetStreamError as exc:
         if exc.err_code not in WRONG_LAST_SEQUENCE:
             raise
@@ -159,7 +166,7 @@ async def _read_tail(js: JetStream, setup: StreamSetup) -> StreamTail:
     message = await js.get_message(setup.stream, last_by_subj=CDC_ALL)
     if message is None:
         return StreamTail(setup.stream, setup.last_seq, None, deleted=setup.last_seq)
-    msg_id = message.headers.get(MSG_ID_HEADER)
+    msg_id = id_in(message.headers)
     transaction = await _transaction_of(js, message)
     return StreamTail(setup.stream, setup.last_seq, msg_id, msg_id is None, setup.last_seq - message.seq, transaction)
 
