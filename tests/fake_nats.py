@@ -56,6 +56,8 @@ class FakeNats:
     refusal: dict[str, object] | None = None
     taken: list[str] = field(default_factory=lambda: ["cdc.>", "init.>", "$KV.>"])
     """Subjects that every stream claims to take."""
+    remembered: dict[str, int] = field(default_factory=dict)
+    """Ids of messages that were deleted within the duplicate window, and their sequences."""
     silent: bool = False
     """Store, but withhold the acknowledgements of events until `speak`."""
 
@@ -147,6 +149,10 @@ class FakeNats:
             return
         stream = next((name for prefix, name in STREAMS.items() if message.subject.startswith(prefix)), None)
         if stream is None:
+            return
+        known = self.remembered.get(message.headers.get("Nats-Msg-Id", ""))
+        if known is not None:
+            await self._send(message.reply, {"stream": stream, "seq": known, "duplicate": True})
             return
         error = self._store(stream, message)
         reply: dict[str, object] = {"error": error} if error else {"stream": stream, "seq": len(self.streams[stream])}
