@@ -234,6 +234,7 @@ async def _ensure(js: JetStream, wanted: Sequence[tuple[Role, StreamConfig]], re
                     raise
                 log.warning("requests for snapshots are not kept while the bridge is down", reason=str(exc), fix=exc.fix)
             missing.remove(config)
+        room.report()
     return infos
 
 
@@ -267,7 +268,9 @@ async def _cannot_create(
     if err_code in NO_ROOM:
         means = f"JetStream cannot reserve even {human_bytes(SMALLEST_BYTES)} for it: the account's limit, the server's "
         means += "max_file_store or its disk is taken by other streams"
-        fix = f"nats account info; nats stream report   # see what takes the room, and make some; then: {fix}"
+        shrink = room.commands_to_shrink()
+        look = "nats account info; nats stream report   # see what takes the room, and make some; then: " + fix
+        fix = "\n".join([*shrink, "walbridge run"]) if shrink else look
     elif err_code == ErrCode.SUBJECTS_OVERLAP:
         means = await _who_takes(js, wanted.subjects or ())
         fix = f"take the subjects from that stream: nats stream edit NAME --subjects=...; then: {fix}"

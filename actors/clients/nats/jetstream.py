@@ -88,6 +88,10 @@ class JetStream:
         """Create a stream; an existing stream with the same configuration is not an error."""
         return await self._api(f"STREAM.CREATE.{config['name']}", config, f"create stream {config['name']}")
 
+    async def update_stream(self, config: Mapping[str, object]) -> dict[str, Any]:
+        """Give a stream another configuration, complete."""
+        return await self._api(f"STREAM.UPDATE.{config['name']}", config, f"edit stream {config['name']}")
+
     async def streams_taking(self, subject: str) -> list[str]:
         """Return the names of the streams that take a subject, or a part of it if it has wildcards."""
         return list(map(str, (await self._api("STREAM.NAMES", {"subject": subject}, "list streams")).get("streams") or ()))
