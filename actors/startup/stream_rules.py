@@ -36,6 +36,7 @@ from actors.contract.subjects import (
 )
 from actors.errors import ConfigError
 from actors.settings.config import Config
+from actors.telemetry.quantities import counted, human_bytes
 from actors.telemetry.telemetry import Problem
 from actors.values.formats import SnapshotFormat
 
@@ -260,7 +261,7 @@ def _msgs_per_subject(role: Role, config: Settings) -> Finding | None:
     most, unlimited = _number(config, "max_msgs_per_subject"), f"{role.edit} --max-msgs-per-subject=-1"
     if not most:
         return None
-    what = f"keeps only {most} messages per subject"
+    what = f"keeps only {counted(most, 'message')} per subject"
     if role.kind == "changes":
         return _refused(role, "WB238", what, "it removes changes from its middle, which readers then lack", unlimited)
     if role.kind == "snapshots":
@@ -270,7 +271,7 @@ def _msgs_per_subject(role: Role, config: Settings) -> Finding | None:
         return _risky(role, what, means, unlimited)
     if role.kind == "records" and most < HISTORY:
         means = "after a power cut of NATS older versions prove that nothing is missing; without them a gap event is stored"
-        return _risky(role, f"keeps only {most} versions", means, f"{role.edit} --max-msgs-per-subject={HISTORY}")
+        return _risky(role, f"keeps only {counted(most, 'version')}", means, f"{role.edit} --max-msgs-per-subject={HISTORY}")
     return None
 
 
@@ -313,7 +314,7 @@ def _max_msgs(role: Role, config: Settings) -> Finding | None:
     if role.kind != "changes" or not 0 < most < _FEW_MESSAGES:
         return None
     means = "a reader that is away for a moment loses changes"
-    return _risky(role, f"keeps only {most} messages", means, f"{role.edit} --max-msgs=-1")
+    return _risky(role, f"keeps only {counted(most, 'message')}", means, f"{role.edit} --max-msgs=-1")
 
 
 def _max_bytes(role: Role, config: Settings) -> Finding | None:
@@ -321,7 +322,7 @@ def _max_bytes(role: Role, config: Settings) -> Finding | None:
     if role.kind not in ("changes", "snapshots") or not 0 < most < _FEW_BYTES:
         return None
     means = "a reader that is away for a moment loses changes" if role.kind == "changes" else "larger snapshots fail"
-    return _risky(role, f"keeps only {most} bytes", means, f"{role.edit} --max-bytes=1GB   # or more")
+    return _risky(role, f"keeps only {human_bytes(most)}", means, f"{role.edit} --max-bytes=1GB   # or more")
 
 
 def _max_msg_size(role: Role, config: Settings) -> Finding | None:
@@ -366,7 +367,7 @@ def _max_consumers(role: Role, config: Settings) -> Finding | None:
     if role.kind not in ("changes", "snapshots") or not 0 < most < _FEW_CONSUMERS:
         return None
     means = "a mirror needs several while it copies: further readers are refused"
-    return _risky(role, f"takes at most {most} consumers", means, f"{role.edit} --max-consumers=-1")
+    return _risky(role, f"takes at most {counted(most, 'consumer')}", means, f"{role.edit} --max-consumers=-1")
 
 
 def _delete_markers(role: Role, config: Settings) -> Finding | None:
