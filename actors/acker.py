@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import trio
@@ -30,6 +30,10 @@ class Durable(NamedTuple):
     position: Position
     lsn: Lsn
     """Everything below is stored, so it may be confirmed."""
+
+
+CheckStream = Callable[[], Awaitable[None]]
+"""Returns if the stream keeps what it has acknowledged, by its present settings; raises ConfigError if not."""
 
 
 class AckLedger:
@@ -72,17 +76,22 @@ async def confirm_stored(
     telemetry: Telemetry,
     *,
     ack_deadline_s: float,
+    check_stream: CheckStream,
 ) -> None:
     """Follow every batch until it is stored, and confirm stored changes: first in the KV record, then to PostgreSQL.
 
+    Somebody may edit the stream at any time so that it throws away what it acknowledges. So its settings are looked at before
+    each confirmation, after the acknowledgements: what came after an edit is never confirmed.
+
     Ends when `published_in` has ended, every batch is stored and the last LSN is confirmed. Raises SinkUnavailable when NATS
-    is away or acknowledges nothing for `ack_deadline_s` while a batch waits; SinkFenced when another bridge took over.
+    is away or acknowledges nothing for `ack_deadline_s` while a batch waits; SinkFenced when another bridge took over;
+    ConfigError from `check_stream`.
     """
     wake = AsyncValue(0)
     settle = _Settler(ledger, stored_schemas, stored_publication, telemetry)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_await_acks, acks, ledger, settle, wake, ack_deadline_s)
-        nursery.start_soon(_confirm_regularly, ledger, store, feedback, settle, telemetry)
+        nursery.start_soon(_confirm_regularly, ledger, store, feedback, settle, telemetry, check_stream)
         with published_in:
             async for batch in published_in:
                 ledger.published(batch)
@@ -93,7 +102,7 @@ async def confirm_stored(
         while ledger.open_batches:
             await settle.settled.wait_transition()
         nursery.cancel_scope.cancel()
-    await _confirm(ledger, store, feedback, settle, telemetry)
+    await _confirm(ledger, store, feedback, settle, telemetry, check_stream)
 
 
 class _Settler:
@@ -163,20 +172,33 @@ async def _await_acks(
 
 
 async def _confirm_regularly(
-    ledger: AckLedger, store: RecordStore, feedback: Feedback, settle: _Settler, telemetry: Telemetry
+    ledger: AckLedger,
+    store: RecordStore,
+    feedback: Feedback,
+    settle: _Settler,
+    telemetry: Telemetry,
+    check_stream: CheckStream,
 ) -> None:
     """Confirm every second, and sooner after each megabyte of WAL."""
     while True:
         with trio.move_on_after(CONFIRM_EVERY_S):
             goal = feedback.confirmed.value + CONFIRM_EVERY_BYTES
             await settle.settled.wait_value(lambda _, goal=goal: ledger.durable.lsn >= goal)
-        await _confirm(ledger, store, feedback, settle, telemetry)
+        await _confirm(ledger, store, feedback, settle, telemetry, check_stream)
 
 
-async def _confirm(ledger: AckLedger, store: RecordStore, feedback: Feedback, settle: _Settler, telemetry: Telemetry) -> None:
+async def _confirm(
+    ledger: AckLedger,
+    store: RecordStore,
+    feedback: Feedback,
+    settle: _Settler,
+    telemetry: Telemetry,
+    check_stream: CheckStream,
+) -> None:
     durable = ledger.durable
     if durable.lsn <= feedback.confirmed.value and durable.seq == store.record.last_seq:
         return
+    await check_stream()
     confirmed = max(durable.lsn, store.record.confirmed_lsn)
     await store.update(
         position=durable.position,

@@ -8,16 +8,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import trio
 
 from actors.clients.nats.connection import SinkRefused, open_nats
 from actors.clients.nats.jetstream import JetStream
+from actors.clients.nats.link import JetStreamLink
 from actors.clients.postgres.connection import PgConnection, SourceRefused
 from actors.clients.postgres.replication import open_replication_stream
-from actors.contract.subjects import request
-from actors.errors import ConfigError, HistoryDiverged, SinkFenced, SinkUnavailable, SourceUnavailable, Transient
+from actors.errors import ConfigError, HistoryDiverged, SinkFenced, SourceUnavailable, Transient
 from actors.feedback import Feedback
 from actors.http_server import serve_http
 from actors.pipeline import run_pipeline
@@ -30,14 +29,15 @@ from actors.settings.config import Config
 from actors.snapshots.transaction_log import TransactionLog
 from actors.startup.other_bridges import read_other_bridges, same_tables_elsewhere
 from actors.startup.postgres_preflight import check_postgres
+from actors.startup.remembered_ids import RememberedIds
 from actors.startup.start_plan import StartPlan, take_over
+from actors.startup.stream_rules import roles_of
 from actors.startup.streams import prepare_streams
 from actors.status_reporter import LiveStream
-from actors.stream_monitor import watch_stream
+from actors.stream_monitor import watch_streams
 from actors.telemetry.log import get_logger, print_metrics_line
 from actors.telemetry.telemetry import Problem, Telemetry
 from actors.wal_monitor import watch_slot
-from actors.wire.nats import encode_pub
 
 log = get_logger("bridge")
 
@@ -59,13 +59,13 @@ def run(config: Config, beside: Beside | None = None) -> int:
 
 async def _run(config: Config, beside: Beside | None) -> int:
     telemetry, stop = Telemetry(), trio.Event()
-    supervisor = Supervisor(config, telemetry, stop)
+    supervisor, link = Supervisor(config, telemetry, stop), JetStreamLink(config.nats, config.publish.stream)
     try:
         async with trio.open_nursery() as outer:  # outlives the drain, so that health still answers
             await outer.start(stop_on_signal, stop, outer.cancel_scope)
             serve = partial(
                 serve_http, config, telemetry,
-                stop=stop, stream_info=supervisor.link.stream_info, request_snapshot=supervisor.link.request_snapshot,
+                stop=stop, stream_info=link.stream_info, request_snapshot=link.request_snapshot,
             )  # fmt: skip
             await outer.start(serve)
             outer.start_soon(_log_metrics, telemetry)
@@ -76,8 +76,8 @@ async def _run(config: Config, beside: Beside | None) -> int:
             if beside is not None:
                 outer.start_soon(beside, config)
             outer.start_soon(watch_slot, config.postgres, config.source.slot, telemetry)
-            link = supervisor.link
-            outer.start_soon(watch_stream, link.stream_info, link.stream_consumers, config.publish.stream, telemetry)
+            outer.start_soon(link.run)
+            outer.start_soon(watch_streams, link, roles_of(config), telemetry)
             code = await supervisor.run()
             log.info(
                 "stopped" if code == 0 else "stopped without draining",
@@ -92,34 +92,6 @@ async def _run(config: Config, beside: Beside | None) -> int:
     return 1  # a second signal
 
 
-class JetStreamLink:
-    """JetStream while a run of the pipeline is connected. The supervisor sets `js`; HTTP and the stream_monitor use it.
-
-    Every method raises SinkUnavailable while NATS is away.
-    """
-
-    def __init__(self, stream: str) -> None:
-        self.js: JetStream | None = None
-        self._stream = stream
-
-    def _connected(self) -> JetStream:
-        if self.js is None:
-            raise SinkUnavailable("WB200", "not connected to NATS")
-        return self.js
-
-    async def stream_info(self, name: str) -> dict[str, Any] | None:
-        """Return a stream's configuration and state; None when there is no such stream."""
-        return await self._connected().stream_info(name)
-
-    async def stream_consumers(self, name: str) -> list[dict[str, Any]]:
-        """List a stream's consumers. Raises SinkRefused when the NATS user may not list them."""
-        return await self._connected().consumers(name)
-
-    async def request_snapshot(self, token: str) -> None:
-        """Publish a request for a table's snapshot, as any client may."""
-        await self._connected().connection.send(encode_pub(request(token, self._stream).encode(), b"", b""))
-
-
 class Supervisor:
     """Runs the pipeline, and restarts it from the stream's tail after a transient fault. Nothing else retries.
 
@@ -127,7 +99,6 @@ class Supervisor:
     """
 
     def __init__(self, config: Config, telemetry: Telemetry, stop: trio.Event) -> None:
-        self.link = JetStreamLink(config.publish.stream)
         self._config, self._telemetry, self._stop = config, telemetry, stop
         self._live: LiveStream | None = None
         self._opening: trio.CancelScope | None = None  # cancelled by a stop: there is nothing to drain yet
@@ -137,6 +108,7 @@ class Supervisor:
         self._has_streamed = self._history_diverged = False
         self._transactions = TransactionLog()
         self._publication = PublicationModel(config.source.publication)
+        self._remembered = RememberedIds()
 
     async def run(self) -> int:
         """Run until stopped; return 0 when drained, 1 when stopped while not streaming. Raises Fatal errors."""
@@ -175,7 +147,7 @@ class Supervisor:
         except Transient as fault:
             return fault
         finally:
-            self.link.js, self._opening, self._telemetry.nats_connected = None, None, False
+            self._opening, self._telemetry.nats_connected = None, False
         if opening.cancelled_caught:
             return Transient("WB311", "stopped before streaming began")
         return None
@@ -201,7 +173,7 @@ class Supervisor:
                     js, stream=publishing.stream, mode=publishing.mode, replicas=config.nats.replicas,
                     fmt=config.snapshots.format, zstd=config.snapshots.zstd or config.snapshots.zstd_events,
                 )  # fmt: skip
-                self.link.js, telemetry.nats_connected, telemetry.publish_mode = js, True, setup.mode
+                telemetry.nats_connected, telemetry.publish_mode = True, setup.mode
                 await self._close_stream()  # it stayed open while NATS was away; a slot has one reader
                 session = await open_session(
                     config, catalog, js, setup, self._transactions, self._publication, telemetry,
@@ -213,7 +185,9 @@ class Supervisor:
                 live = await self._start_stream(session.plan, statuses)
                 # Only the slot's reader writes the record: a bridge that waits for the slot must not disturb its reader.
                 telemetry.gaps += session.start.gap is not None
-                session = replace(session, plan=await take_over(session.plan, js, session.encoder))
+                remembered = self._remembered.messages(setup.last_seq, session.plan.unheld)
+                plan = await take_over(session.plan, js, session.encoder)
+                session = replace(session, plan=plan, remembered=remembered)
                 self._opening = None
                 self._show_streaming(session)
                 show = partial(self._show_problems, "publication")
@@ -257,6 +231,7 @@ class Supervisor:
         telemetry.reconnects += from_source
         telemetry.nats_reconnects += not from_source
         telemetry.fenced += isinstance(fault, SinkFenced)
+        self._remembered.note(fault)
         telemetry.state = "waiting_postgres" if from_source else "waiting_nats"
         telemetry.not_ready_reason = str(fault)
         telemetry.note_fault(Problem(fault.code, fault.what, fault.said, fault.means, fault.fix))

@@ -40,7 +40,7 @@ class Transient(WalbridgeError):
 TRANSIENT_CODES = (
     "WB101", "WB102", "WB103", "WB104", "WB108", "WB118", "WB119", "WB122", "WB124", "WB151",
     "WB200", "WB201", "WB202", "WB203", "WB204", "WB206", "WB208",
-    "WB210", "WB211", "WB212", "WB220", "WB221", "WB222", "WB223",
+    "WB210", "WB211", "WB212", "WB220", "WB221", "WB222", "WB223", "WB225",
     "WB311", "WB320",
 )  # fmt: skip
 """Codes of every `Transient` that the bridge's modules raise, as a test verifies; the mirror has more."""
@@ -64,6 +64,13 @@ class SinkUnavailable(Transient):
 
 class SinkFenced(SinkUnavailable):
     """Another writer published to the bridge's stream: the last sequence is not the one that this bridge wrote."""
+
+    stored_seq = -1
+    """The stream's last sequence as this bridge knew it; -1 if it did not know."""
+
+
+class TakenForDuplicate(SinkUnavailable):
+    """JetStream dropped a message because it remembers the message's id, though not the message."""
 
 
 class Fatal(WalbridgeError):

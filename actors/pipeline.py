@@ -23,6 +23,7 @@ from actors.session import Session
 from actors.settings.config import Config
 from actors.snapshots.taking import SnapshotSetup
 from actors.snapshotter import Snapshotter
+from actors.startup.streams import check_changes
 from actors.status_reporter import LiveStream, send_status
 from actors.telemetry.telemetry import Problem, Telemetry
 
@@ -62,8 +63,9 @@ async def run_pipeline(
     )  # fmt: skip
     limits = Limits(pack=publish.pack, payload_max=setup.max_payload)
     batcher = Batcher(session.encoder, limits, config.source.slot, session.suspensions)
-    publisher = Publisher(setup.mode, acks.reply_prefix, start.last_seq)
+    publisher = Publisher(setup.mode, acks.reply_prefix, start.last_seq, session.remembered)
     ledger = AckLedger(start.last_seq, start.skip)
+    check_stream = partial(check_changes, session.js, setup.stream)
     blocks = Channel[Block]("blocks", 4, CHANNEL_BYTES_MAX)
     items = Channel[list[Item]]("items", 4, CHANNEL_BYTES_MAX)
     batches = Channel[Batch]("batches", 4, CHANNEL_BYTES_MAX)
@@ -101,8 +103,8 @@ async def run_pipeline(
                 publish_batches, batches.receiver(), published.sender(), nats, publisher, acks, Window(), telemetry
             )
             stages.start_soon(
-                partial(confirm_stored, ack_deadline_s=ACK_DEADLINE_S), published.receiver(), acks, ledger, store,
-                live.feedback, session.schemas.stored, session.publication.stored, telemetry,
+                partial(confirm_stored, ack_deadline_s=ACK_DEADLINE_S, check_stream=check_stream), published.receiver(), acks,
+                ledger, store, live.feedback, session.schemas.stored, session.publication.stored, telemetry,
             )  # fmt: skip
         await session.schemas.finish()
         await monitor.write()

@@ -12,7 +12,7 @@ from actors.clients.nats.acknowledgements import Acknowledgements
 from actors.clients.nats.connection import NatsConnection
 from actors.messages import Batch, SentBatch
 from actors.telemetry.telemetry import Telemetry
-from actors.wire.jetstream import frame_fast_batch, frame_plain
+from actors.wire.jetstream import MSG_ID_HEADER, OWN_MSG_ID_HEADER, frame_fast_batch, frame_plain
 
 FLOW = 500
 """The server is asked to acknowledge every so many messages of a fast batch, 500 at most. It need not follow a batch's size:
@@ -29,8 +29,10 @@ class Window(NamedTuple):
 class Publisher:
     """Frames batches for one stream. Its only state is the last sequence."""
 
-    def __init__(self, mode: Literal["fast", "plain"], reply_prefix: bytes, last_seq: int) -> None:
+    def __init__(self, mode: Literal["fast", "plain"], reply_prefix: bytes, last_seq: int, remembered: int = 0) -> None:
+        """`remembered`: of so many messages, the first ones, JetStream may remember the ids although it holds them no more."""
         self.last_seq = last_seq
+        self._remembered = remembered
         self._mode, self._reply_prefix = mode, reply_prefix
         # the server keeps an unfinished batch for 10 s: a later batch must not have the same id
         self._unique = secrets.token_hex(4).encode()
@@ -39,9 +41,14 @@ class Publisher:
         """Return the bytes that publish a batch right after the previous one."""
         before = self.last_seq
         self.last_seq += len(batch.messages)
+        id_header = MSG_ID_HEADER
+        if self._remembered > 0:
+            self._remembered -= len(batch.messages)
+            id_header = OWN_MSG_ID_HEADER
         if self._mode == "fast":
-            return frame_fast_batch(batch.messages, self._reply_prefix, b"%d-%b" % (self.last_seq, self._unique), FLOW, before)
-        return frame_plain(batch.messages, self._reply_prefix, before)
+            batch_id = b"%d-%b" % (self.last_seq, self._unique)
+            return frame_fast_batch(batch.messages, self._reply_prefix, batch_id, FLOW, before, id_header)
+        return frame_plain(batch.messages, self._reply_prefix, before, id_header)
 
 
 async def publish_batches(

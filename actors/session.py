@@ -42,6 +42,8 @@ class Session:
     suspensions: Suspensions
     transactions: TransactionLog
     publication: PublicationModel
+    remembered: int = 0
+    """Of so many messages, the first ones, JetStream may remember the ids although it holds them no more."""
 
     @property
     def start(self) -> Start:

@@ -1,11 +1,11 @@
 """stream_monitor: watches how full the CDC stream is, which of its consumers risk missing messages, and whether somebody
-deletes messages from it.
+deletes messages from it or edits a stream.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -13,22 +13,23 @@ from typing import Any
 import trio
 
 from actors.clients.nats.connection import SinkRefused
+from actors.clients.nats.link import JetStreamLink
 from actors.contract.stream_view import StreamView
 from actors.errors import SinkUnavailable
+from actors.startup.stream_rules import Role, examine
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import ConsumerHealth, Problem, StreamHealth, Telemetry
 
 log = get_logger("stream_monitor")
 
 LOOK_EVERY_S = 10.0
+OTHERS_EVERY = 6
+"""Looks at the CDC stream per look at the other streams."""
 LOOK_AGAIN_S = 1.0
 """While NATS is away or not up yet."""
 SHOWN_MAX = 20
 DELETED = "deleted messages"
 """Key of the problem."""
-
-StreamInfo = Callable[[str], Awaitable[dict[str, Any] | None]]
-Consumers = Callable[[str], Awaitable[Sequence[Mapping[str, Any]]]]
 
 
 def stream_health(info: Mapping[str, Any], now_unix_s: float) -> StreamHealth:
@@ -85,24 +86,62 @@ def _unix_s(text: str) -> float:
     return datetime.fromisoformat(seconds.rstrip("Z") + "+00:00").timestamp()
 
 
-async def watch_stream(info: StreamInfo, consumers: Consumers, stream: str, telemetry: Telemetry) -> None:
-    """Check the stream every 10 s, until cancelled. Never ends the bridge."""
-    may_list = True
+class Watched:
+    """The streams of a bridge as the monitor last found them: what their settings would do is shown as problems.
+
+    Settings with which the CDC stream cannot work end the bridge. Elsewhere the bridge goes on as long as it can, and refuses
+    them at its next start.
+    """
+
+    def __init__(self, roles: Sequence[Role], telemetry: Telemetry) -> None:
+        """`roles`: the CDC stream first."""
+        self.changes, self.others = roles[0], roles[1:]
+        self._telemetry = telemetry
+        self._shown: dict[str, dict[str, Problem]] = {}
+
+    def examine(self, role: Role, info: Mapping[str, Any] | None) -> None:
+        """Compare a stream's settings with what the bridge would have made. Raises ConfigError."""
+        found = [] if info is None else examine(role, info["config"])
+        if role is self.changes and found and found[0].refused:
+            found[0].refuse()
+        known = self._shown.get(role.name, {})
+        for key in known:
+            self._telemetry.problems.pop(key, None)
+        shown = {finding.what: known.get(finding.what, finding.problem) for finding in found}
+        for finding in found:
+            if finding.what not in known:
+                tell = log.error if finding.refused else log.warning
+                tell(finding.what, code=finding.code, means=finding.means, fix=finding.fix)
+        self._shown[role.name] = shown
+        self._telemetry.problems.update(shown)
+
+
+async def watch_streams(asked: JetStreamLink, roles: Sequence[Role], telemetry: Telemetry) -> None:
+    """Look at the CDC stream every 10 s and at the other streams every minute, until cancelled.
+
+    Raises ConfigError when somebody has given the CDC stream a setting with which nothing may be confirmed any more.
+    """
+    watched = Watched(roles, telemetry)
+    stream, may_list, looks = watched.changes.name, True, 0
     while True:
         try:
-            found = await info(stream)
+            found = await asked.stream_info(stream)
+            watched.examine(watched.changes, found)
             if found is not None:
                 deleted_before = telemetry.stream.deleted
                 telemetry.stream = stream_health(found, time.time())
                 note_deleted(telemetry, stream, deleted_before)
                 if may_list:
                     try:
-                        listed = await consumers(stream)
+                        listed = await asked.stream_consumers(stream)
                         telemetry.consumers = furthest_behind(listed, telemetry.stream.messages)
                     except SinkRefused as exc:
                         may_list = False  # the bridge can do without this permission: further requests would fill NATS's log
                         log.info("the page shows no consumers: the NATS user may not list them", said=exc.said)
+            for role in watched.others if looks % OTHERS_EVERY == 0 else ():
+                watched.examine(role, await asked.stream_info(role.name))
+            looks += 1
             await trio.sleep(LOOK_EVERY_S)
         except SinkUnavailable as exc:
-            log.debug("cannot check the stream", error=str(exc))
+            log.debug("cannot check the streams", error=str(exc))
             await trio.sleep(LOOK_AGAIN_S)

@@ -54,6 +54,10 @@ class FakeNats:
 
     streams: dict[str, list[Stored]] = field(default_factory=lambda: {name: [] for name in STREAMS.values()})
     refusal: dict[str, object] | None = None
+    taken: list[str] = field(default_factory=lambda: ["cdc.>", "init.>", "$KV.>"])
+    """Subjects that every stream claims to take."""
+    remembered: dict[str, int] = field(default_factory=dict)
+    """Ids of messages that were deleted within the duplicate window, and their sequences."""
     silent: bool = False
     """Store, but withhold the acknowledgements of events until `speak`."""
 
@@ -146,6 +150,10 @@ class FakeNats:
         stream = next((name for prefix, name in STREAMS.items() if message.subject.startswith(prefix)), None)
         if stream is None:
             return
+        known = self.remembered.get(message.headers.get("Nats-Msg-Id", ""))
+        if known is not None:
+            await self._send(message.reply, {"stream": stream, "seq": known, "duplicate": True})
+            return
         error = self._store(stream, message)
         reply: dict[str, object] = {"error": error} if error else {"stream": stream, "seq": len(self.streams[stream])}
         if message.reply.endswith(".$FI") and not error:  # within a batch, which its last message (2) commits
@@ -195,7 +203,11 @@ class FakeNats:
         stream = self.streams[action.rpartition(".")[2]]
         prefix = str(query.get("subjects_filter", "")).removesuffix(">")
         subjects = {m.subject: 1 for m in stream if m.subject.startswith(prefix)}
-        return {"config": {}, "state": {"last_seq": len(stream), "subjects": subjects}, "total": len(subjects)}
+        return {
+            "config": {"subjects": self.taken},
+            "state": {"last_seq": len(stream), "subjects": subjects},
+            "total": len(subjects),
+        }
 
 
 def _headers(block: bytes) -> dict[str, str]:

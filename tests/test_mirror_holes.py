@@ -34,11 +34,15 @@ async def delete_message(client: Client) -> None:
     await js.delete_msg("CDC", last.seq)
 
 
-async def limit_subjects(client: Client) -> None:
+async def limit_subjects(client: Client, most: int = 2) -> None:
     js = client.jetstream()
     config = (await js.stream_info("CDC")).config
-    config.max_msgs_per_subject = 2
+    config.max_msgs_per_subject = most
     await js.update_stream(config)
+
+
+async def lift_the_limit(client: Client) -> None:
+    await limit_subjects(client, -1)
 
 
 def add_orders(database: Database, first: int, last: int) -> None:
@@ -65,6 +69,11 @@ def test_messages_deleted_in_the_middle(
     add_orders(database, 11, 20)
     wait_until_drained(bridge, database)
     with_nats(nats.url, harm)
+    if harm is limit_subjects:  # the bridge does not go on while changes are thrown away
+        database.execute("UPDATE users SET id = 30 WHERE id = 0")
+        assert bridge.wait() == 2
+        with_nats(nats.url, lift_the_limit)
+        bridge.start()
     later = make_mirror()  # which finds the snapshots of the first one in INIT
     for one in (mirror, narrow):
         one.start()

@@ -15,7 +15,7 @@ from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.snapshot_answers import newest_answer
 from actors.contract.event_encoder import read_any_document
 from actors.contract.subjects import INIT, init_error, init_meta, request
-from actors.contract.table_token import as_token
+from actors.contract.table_token import TOKEN_MAX, as_token
 from actors.errors import ConfigError, SinkUnavailable
 from actors.process import most_telling
 from actors.settings.config import NatsConfig
@@ -40,6 +40,8 @@ def snapshot(
     env_file: EnvFile = None,
 ) -> int:
     """Request a snapshot and follow it."""
+    if len(as_token(table)) > TOKEN_MAX:
+        raise ConfigError("WB002", f"no table of PostgreSQL has so long a name: {table[:64]}...")
     client = resolve_client(flags, os.environ, env_file)
     return ask_for_snapshot(client.nats, table, client.stream, wait=wait, as_json=json)
 

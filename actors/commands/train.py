@@ -29,6 +29,7 @@ from actors.settings.config import Config
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
 from actors.settings.setting import OTHER, SNAPSHOTS, SOURCE
+from actors.startup.streams import ensure_bucket
 from actors.telemetry.log import set_up_logging
 
 SIZE_MIN_BYTES, SIZE_MAX_BYTES = 1024, 256 * 1024
@@ -151,7 +152,7 @@ async def _upload(config: Config, trained: Trained) -> None:
     async with open_nats(config.nats, set()) as nats:
         js = JetStream(nats)
         try:
-            await js.ensure_bucket(DICTIONARIES, history=10, replicas=config.nats.replicas)
+            await ensure_bucket(js, DICTIONARIES, config.nats.replicas)
             ready = await publish_dictionaries(js, {trained.token: trained.dictionary}, config.publish.stream)
         except (JetStreamError, SinkRefused) as exc:
             raise _not_uploaded(exc.said) from exc

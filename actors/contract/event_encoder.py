@@ -22,8 +22,8 @@ from actors.values.row_blocks import array_head
 from actors.wire.jetstream import OutMessage
 
 NO_NOTES = Notes()
-HEADER_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: 18446744073709551615\r\nNats-Msg-Id: \r\n\r\n")
-"""Bytes of each message as sent besides its id, body and own header lines; they count against max_payload."""
+HEADER_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: 18446744073709551615\r\nWalbridge-Msg-Id: \r\n\r\n")
+"""Bytes of each message as sent besides its id, body and own header lines, at most; they count against max_payload."""
 _out_message = partial(tuple.__new__, OutMessage)  # what OutMessage(...) does, in half of the time
 
 

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from actors.contract.subjects import BRIDGE_TOKEN
 from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK, Lsn, Position
+from actors.wire.jetstream import MSG_ID_HEADER, OWN_MSG_ID_HEADER
+
+
+def id_in(headers: Mapping[str, str]) -> str | None:
+    """Return the id of a stored message; None when no bridge wrote the message."""
+    found = headers.get(MSG_ID_HEADER)
+    return headers.get(OWN_MSG_ID_HEADER) if found is None else found
 
 
 def position_of(msg_id: str) -> Position:

@@ -110,7 +110,7 @@ def is_out_of_date(
 
     Empty when the copy can continue. `stream_info` is JetStream's reply to STREAM.INFO asked with `{"deleted_details": true}`;
     without that, any deleted message counts as one that the copy lacks. An empty `created` matches any stream. `message_id` is
-    the Nats-Msg-Id that the message at `stream_seq` had when the copy read it, `found_id` the one there now, None when there is
+    the id that the message at `stream_seq` had when the copy read it, `found_id` the one there now, None when there is
     no message; both matter only if `message_id` is given.
     """
     read_last = LastMessage(stream_seq if message_id else 0, message_id)

@@ -22,7 +22,7 @@ class LastMessage(NamedTuple):
 
     seq: int
     message_id: str
-    """Its Nats-Msg-Id."""
+    """Its id, from either header."""
 
 
 UNKNOWN_MESSAGE = LastMessage(0, "")

@@ -130,6 +130,11 @@ def bucket_stream(bucket: str) -> str:
     return f"KV_{bucket}"
 
 
+def bucket_of(stream: str) -> str:
+    """The bucket that a stream holds; empty if it holds none."""
+    return stream.removeprefix("KV_") if stream.startswith("KV_") else ""
+
+
 def bucket_keys(bucket: str) -> str:
     """Pattern of all keys of a bucket."""
     return f"$KV.{bucket}.>"
@@ -178,6 +183,9 @@ def is_dictionary_of(key: str, token: str, stream: str = CDC) -> bool:
     newest = dictionary_key(token, stream=stream)
     return re.fullmatch(rf"{re.escape(newest)}(\.[0-9a-f]{{8}})?", key) is not None
 
+
+OWN_PATTERNS = (CDC_ALL, f"*.{CDC_ALL}", INIT_ALL, "snapshot.>", "$KV.>")
+"""Where nobody but bridges publishes, except requests for snapshots."""
 
 # -- reading
 
@@ -268,6 +276,19 @@ def covers(patterns: Iterable[str], subjects: Iterable[str]) -> bool:
     """Return whether each of the subjects matches one of the patterns."""
     taken = list(patterns)
     return all(any(matches(pattern, subject) for pattern in taken) for subject in subjects)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Return whether some subject matches both patterns."""
+    left, right = one.split("."), other.split(".")
+    for i in range(max(len(left), len(right))):
+        if i >= len(left) or i >= len(right):
+            return False
+        if ">" in (left[i], right[i]):
+            return True
+        if "*" not in (left[i], right[i]) and left[i] != right[i]:
+            return False
+    return True
 
 
 def matches(pattern: str, subject: str) -> bool:

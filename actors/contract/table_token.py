@@ -2,6 +2,8 @@
 
 import re
 
+TOKEN_MAX = 600
+"""No table's token is longer: PostgreSQL's names have at most 63 bytes, and each byte becomes at most three."""
 _ILLEGAL = re.compile(rb"[^A-Za-z0-9_-]")
 _ESCAPED = re.compile(r"=([0-9A-F]{2})")
 

@@ -50,17 +50,18 @@ class NatsServer:
         token: str | None = None,
         max_payload: int | None = None,
         sync_interval: str | None = None,
+        max_file_store: str | None = None,
         monitor_port: int | None = None,
         extra_config: str = "",
     ) -> None:
         """`users` maps names to passwords; without users and token any local client may connect.
 
-        `max_payload` is in bytes; `sync_interval` as in JetStream's configuration ("10s", "always");
+        `max_payload` is in bytes; `sync_interval` and `max_file_store` as in JetStream's configuration ("10s", "10GB");
         `extra_config` is appended unchanged.
         """
         self.binary, self.data_dir, self.port = binary, data_dir.absolute(), port
         self.users, self.token = dict(users or {}), token
-        self.max_payload, self.sync_interval = max_payload, sync_interval
+        self.max_payload, self.sync_interval, self.max_file_store = max_payload, sync_interval, max_file_store
         self.monitor_port, self.extra_config = monitor_port, extra_config
         self.config_path = self.data_dir / CONFIG_FILE
         self.pid_path = self.data_dir / PID_FILE
@@ -149,6 +150,7 @@ class NatsServer:
             access = f"users: [{users}]" if users else f"token: {text(self.token)}"
             lines.append(f"authorization {{ {access} }}")
         sync = "" if self.sync_interval is None else f", sync_interval: {self.sync_interval}"
-        lines += [f"jetstream {{ store_dir: {text(self.data_dir)}{sync} }}", self.extra_config]
+        room = "" if self.max_file_store is None else f", max_file_store: {self.max_file_store}"
+        lines += [f"jetstream {{ store_dir: {text(self.data_dir)}{sync}{room} }}", self.extra_config]
         self.config_path.touch(mode=0o600)
         self.config_path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from actors.clients.nats.ordered_consumer import Delivered
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.compression import ENCODING_HEADER, Decompressors
 from actors.contract.decoding import decode_events
+from actors.contract.message_ids import id_in
 from actors.contract.message_ids import position_of as position_of_id
 from actors.contract.records import Event
 from actors.contract.stream_view import (
@@ -24,13 +25,13 @@ from actors.contract.subjects import BRIDGES, DICTIONARIES
 from actors.errors import Fatal, MalformedMessage, SinkUnavailable
 from actors.positions import Position
 from actors.telemetry.log import get_logger
-from actors.wire.jetstream import MSG_ID_HEADER
+from actors.wire.jetstream import MSG_ID_HEADER, OWN_MSG_ID_HEADER
 from actors.wire.nats import decode_headers
 
 log = get_logger("mirror")
 
 _ENCODING = ENCODING_HEADER.encode()
-_MESSAGE_ID = MSG_ID_HEADER.encode()
+_MESSAGE_ID, _OWN_MESSAGE_ID = MSG_ID_HEADER.encode(), OWN_MSG_ID_HEADER.encode()
 
 
 class OutOfDate(Exception):
@@ -107,7 +108,7 @@ class SourceStream:
         if not place.needs_message:
             return None
         message = await self.js.get_message(self.name, seq=place.needs_message)
-        return None if message is None else FoundMessage(message.headers.get(MSG_ID_HEADER, ""), message.time)
+        return None if message is None else FoundMessage(id_in(message.headers) or "", message.time)
 
     async def check_jumps(self, seen: int, messages: Sequence[Delivered], created: str) -> None:
         """Check, if sequences are missing, that other subjects have them, and not that the stream has deleted them."""
@@ -143,7 +144,7 @@ class SourceStream:
         """What the stream has at `seq` for a later comparison; `known`, of an earlier place, if `seq` itself was deleted."""
         message = await self.message_of_a_bridge(seq)
         if message is not None:
-            return LastMessage(message.seq, message.headers[MSG_ID_HEADER])
+            return LastMessage(message.seq, id_in(message.headers) or "")
         return known if known.seq >= self._view.first_seq else UNKNOWN_MESSAGE
 
     async def ends_its_transaction(self, message: StoredMessage) -> bool:
@@ -158,7 +159,7 @@ class SourceStream:
         """The events of one message; none if no bridge wrote it. Raises Fatal when a bridge's message cannot be read."""
         headers = message.headers
         try:
-            if _MESSAGE_ID in headers:
+            if _MESSAGE_ID in headers or _OWN_MESSAGE_ID in headers:
                 return decode_events(message.payload if _ENCODING not in headers else await self.unpacked(message))
         except MalformedMessage as exc:
             if bridge_position(decode_headers(headers)) is not None:  # else the id is somebody else's too
@@ -195,6 +196,6 @@ class SourceStream:
 def bridge_position(headers: Mapping[str, str]) -> Position | None:
     """The position in a message's id; None when no bridge wrote the message."""
     try:
-        return position_of_id(headers[MSG_ID_HEADER])
-    except (KeyError, ValueError):
+        return position_of_id(id_in(headers) or "")
+    except ValueError:
         return None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
+from actors.contract.message_ids import id_in
 from actors.contract.records import Change, Delete, Event, Gap, Insert, Published, SchemaChange, Truncate, Update
 from actors.contract.rules import (
     IncompleteRow,
@@ -21,7 +22,6 @@ from actors.mirror.stores.dialect import Dialect, Params, Statement
 from actors.mirror.stores.row_statements import RowStatements, UnknownColumn
 from actors.mirror.stores.shapes import TableShape
 from actors.positions import ROW_RANK, SCHEMA_RANK, START, Lsn, Position
-from actors.wire.jetstream import MSG_ID_HEADER
 from actors.wire.nats import decode_headers
 
 
@@ -136,7 +136,7 @@ class Track:
         """The message at `closed`."""
         seq, headers = self._closed_by
         if headers:  # read when a local transaction ends, not per message
-            self._last_message, self._closed_by = LastMessage(seq, decode_headers(headers).get(MSG_ID_HEADER, "")), (0, b"")
+            self._last_message, self._closed_by = LastMessage(seq, id_in(decode_headers(headers)) or ""), (0, b"")
         return self._last_message
 
     def leaves_out(self, lsn: int, stream_seq: int) -> bool:

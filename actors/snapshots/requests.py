@@ -10,6 +10,7 @@ import trio
 from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.contract.subjects import CDC, REQUEST_ALL, REQUESTS, parse, request
+from actors.contract.table_token import TOKEN_MAX
 from actors.telemetry.log import get_logger
 from actors.wire.nats import Msg
 
@@ -18,7 +19,6 @@ log = get_logger("snapshotter")
 WAITING_MAX = 10_000
 """Distinct tables, as many as the stream keeps. Further requests are found when the stream is read again."""
 READ_AGAIN_S = 30.0
-_TOKEN_MAX = 600
 
 
 class Asked(NamedTuple):
@@ -76,7 +76,7 @@ class SnapshotRequests:
 
     def add(self, asked: Asked) -> None:
         """Add a request; an equal one changes nothing."""
-        if 0 < len(asked.token) <= _TOKEN_MAX and (len(self._waiting) < WAITING_MAX or asked.token in self.known):
+        if 0 < len(asked.token) <= TOKEN_MAX and (len(self._waiting) < WAITING_MAX or asked.token in self.known):
             self._waiting.setdefault(asked)
             self._news.set()
 

@@ -14,7 +14,7 @@ from actors.clients.nats.publish_window import PublishWindow
 from actors.clients.postgres.publications import PublishedTable
 from actors.contract.compression import Compressor
 from actors.contract.event_encoder import EventEncoder
-from actors.contract.message_ids import position_of
+from actors.contract.message_ids import id_in, position_of
 from actors.contract.snapshot_encoder import Message, SnapshotHead, SnapshotMessages, new_snapshot_id
 from actors.contract.subjects import INIT
 from actors.positions import Lsn, format_lsn
@@ -32,7 +32,6 @@ from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import SnapshotProgress
 from actors.values.row_blocks import RowBlocks
 from actors.values.text_values import JSON_OIDS, TEXT, Converter, base_type, converter_for
-from actors.wire.jetstream import MSG_ID_HEADER
 
 log = get_logger("snapshotter")
 
@@ -118,7 +117,7 @@ class SnapshotTaker:
 
         async def look_up(seq: int) -> Stored | None:
             message = await self._js.get_message(stream, seq=seq, next_by_subj=">")
-            return None if message is None else Stored(message.seq, position_of(message.headers[MSG_ID_HEADER]).lsn)
+            return None if message is None else Stored(message.seq, position_of(id_in(message.headers) or "").lsn)
 
         info = await self._js.stream_info(stream)
         state = info["state"] if info is not None else {"first_seq": 1, "last_seq": 0}

@@ -109,6 +109,17 @@ def tail_position(tail: StreamTail, record: BridgeRecord | None) -> Position | N
     return found
 
 
+def unheld_at_end(tail: StreamTail, record: BridgeRecord | None) -> int:
+    """Return how many sequences after the message at `tail_position` no longer have a message.
+
+    The bridge publishes the changes of these messages again, and JetStream may remember their ids.
+    """
+    held = tail.last_seq - tail.deleted
+    if record is not None and held < record.last_seq <= tail.last_seq:
+        held = record.last_seq
+    return tail.last_seq - held
+
+
 def _foreign(tail: StreamTail, found: str) -> ConfigError:
     return ConfigError(
         "WB241",

@@ -16,6 +16,7 @@ from actors.contract.bridge_record import BridgeRecord
 from actors.contract.compression import Decompressors
 from actors.contract.decoding import decode_body
 from actors.contract.event_encoder import EventEncoder
+from actors.contract.message_ids import id_in
 from actors.contract.subjects import BRIDGES, CDC_ALL, DICTIONARIES, parse
 from actors.errors import MalformedMessage
 from actors.messages import Transaction
@@ -32,12 +33,13 @@ from actors.startup.checkpoint import (
     plan_start,
     start_after_loss,
     tail_position,
+    unheld_at_end,
 )
 from actors.startup.streams import StreamSetup
 from actors.startup.upgrade import after_upgrade, no_upgrade, why_no_upgrade
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import Problem
-from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, WRONG_LAST_SEQUENCE
+from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, OWN_MSG_ID_HEADER, WRONG_LAST_SEQUENCE
 
 log = get_logger("startup")
 
@@ -54,6 +56,8 @@ class StartPlan:
     """Where PostgreSQL's WAL ended at the start; below it the bridge is catching up."""
     upgraded: bool = False
     """The server is another one than before, made from it by pg_upgrade, and the user has said so."""
+    unheld: int = 0
+    """Sequences at the stream's end, after the message from which the bridge continues, that no longer have a message."""
     slot_connection: PgConnection | None = None
     """The connection that created a temporary slot and alone can read it; owned by the stream that is opened on it."""
 
@@ -84,7 +88,7 @@ async def find_start(
     record, revision, history = await _read_record(js, stream)
     check_owner(record, stream, slot)
     tail = await _read_tail(js, setup)
-    position = tail_position(tail, record)
+    position, unheld = tail_position(tail, record), unheld_at_end(tail, record)
     tokens, upgraded = sorted(tables), False
     replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge startup")
     try:
@@ -134,7 +138,7 @@ async def find_start(
         source.database, record.published if record else "",
     )  # fmt: skip
     return StartPlan(
-        start, confirmed_lsn, RecordStore(js, stream, record, revision), source.wal_end, upgraded,
+        start, confirmed_lsn, RecordStore(js, stream, record, revision), source.wal_end, upgraded, unheld,
         replication if temporary else None,
     )  # fmt: skip
 
@@ -151,9 +155,12 @@ async def take_over(plan: StartPlan, js: JetStream, encoder: EventEncoder) -> St
     if gap is None:
         return plan
     message = encoder.gap(gap)
-    headers = {MSG_ID_HEADER: message.msg_id.decode(), EXPECTED_LAST_SEQUENCE_HEADER: str(last_seq)}
+    expected, seq = {EXPECTED_LAST_SEQUENCE_HEADER: str(last_seq)}, 0
     try:
-        seq = await js.publish(message.subject.decode(), message.body, headers)
+        for id_header in (MSG_ID_HEADER, OWN_MSG_ID_HEADER):  # the second if JetStream remembers the id of a lost message
+            if seq <= last_seq:
+                headers = expected | {id_header: message.msg_id.decode()}
+                seq = await js.publish(message.subject.decode(), message.body, headers)
     except JetStreamError as exc:
         if exc.err_code not in WRONG_LAST_SEQUENCE:
             raise
@@ -178,7 +185,7 @@ async def _read_tail(js: JetStream, setup: StreamSetup) -> StreamTail:
     message = await js.get_message(setup.stream, last_by_subj=CDC_ALL)
     if message is None:
         return StreamTail(setup.stream, setup.last_seq, None, deleted=setup.last_seq)
-    msg_id = message.headers.get(MSG_ID_HEADER)
+    msg_id = id_in(message.headers)
     event = await _last_event_of(js, message)
     subject = parse(message.subject)
     return StreamTail(

@@ -12,35 +12,40 @@ from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.contract.subjects import (
     ARRAY_ALL,
-    BRIDGES,
     CDC_ALL,
-    DICTIONARIES,
     INIT,
     INIT_ALL,
     REQUEST_ALL,
     REQUESTS,
-    SCHEMAS,
-    arrays_of_table,
+    bucket_keys,
+    bucket_of,
+    bucket_stream,
     cdc_subjects,
-    covers,
-    init_subjects,
     publish_prefix,
-    request,
 )
 from actors.errors import ConfigError, SinkUnavailable
 from actors.settings.config import PublishMode
+from actors.startup.stream_rules import (
+    HISTORY,
+    PAYLOAD_MIN_BYTES,
+    ROLE_OF_REQUESTS,
+    Role,
+    buckets_of,
+    examine,
+    role_of_bucket,
+    role_of_changes,
+    role_of_snapshots,
+    takes,
+    unknown_fields,
+)
+from actors.startup.stream_sizes import NO_ROOM, SMALLEST_BYTES, Sizes, as_flag
 from actors.telemetry.log import get_logger
+from actors.telemetry.quantities import human_bytes
 from actors.values.formats import SnapshotFormat
 from actors.wire.jetstream import UNAVAILABLE, ErrCode
 
 DAY_S = 86_400
 GIB = 1 << 30
-PAYLOAD_MIN_BYTES = 4096
-"""A smaller message cannot even hold a schema event."""
-BUCKETS = (SCHEMAS, BRIDGES)
-CDC_SUBJECTS, INIT_SUBJECTS, ARRAY_SUBJECTS = cdc_subjects("x"), init_subjects("x"), arrays_of_table("x")
-"""Subjects that the streams must take for any table; `x` stands for its token."""
-
 
 log = get_logger("startup")
 
@@ -118,6 +123,22 @@ def requests_config(replicas: int) -> StreamConfig:
     )
 
 
+def bucket_config(bucket: str, replicas: int) -> StreamConfig:
+    """Return the configuration of a bucket, as the nats command line would make it."""
+    return StreamConfig(
+        name=bucket_stream(bucket),
+        subjects=[bucket_keys(bucket)],
+        storage=StorageType.FILE,
+        num_replicas=replicas,
+        max_msgs_per_subject=HISTORY,
+        discard=DiscardPolicy.NEW,
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        allow_direct=True,
+        duplicate_window=120,
+    )
+
+
 async def prepare_streams(
     js: JetStream, *, stream: str, mode: PublishMode, replicas: int, fmt: SnapshotFormat = "map", zstd: bool = False
 ) -> StreamSetup:
@@ -126,24 +147,12 @@ async def prepare_streams(
     Raises ConfigError, with the command that fixes the cause, for what cannot work; SinkUnavailable when NATS does not answer.
     """
     version = js.connection.version
-    info = await _ensure(js, cdc_config(stream, replicas, version))
+    buckets = [(role_of_bucket(bucket), bucket_config(bucket, replicas)) for bucket in buckets_of(zstd=zstd)]
+    changes = role_of_changes(stream), cdc_config(stream, replicas, version)
+    snapshots = role_of_snapshots(fmt), init_config(replicas, fmt)
+    infos = await _ensure(js, [*buckets, (ROLE_OF_REQUESTS, requests_config(replicas)), changes, snapshots], replicas)
+    info, init = infos[stream], infos[INIT]
     config = info["config"]
-    _check_cdc(stream, config)
-    init = await _ensure(js, init_config(replicas, fmt))
-    _check_covered(INIT, init["config"], _init_patterns("map"), INIT_SUBJECTS)
-    if fmt == "array":
-        _check_covered(INIT, init["config"], _init_patterns("array"), INIT_SUBJECTS + ARRAY_SUBJECTS)
-    _check_writable(INIT, init["config"])
-    for bucket in (*BUCKETS, DICTIONARIES) if zstd else BUCKETS:
-        try:
-            await js.ensure_bucket(bucket, history=10, replicas=replicas)
-        except (JetStreamError, SinkRefused) as exc:
-            if isinstance(exc, JetStreamError) and exc.status == UNAVAILABLE:
-                raise
-            raise ConfigError(
-                "WB231", f"KV bucket {bucket} is missing and cannot be created", said=exc.said,
-                fix=f"nats kv add {bucket} --history=10 --replicas={replicas}",
-            ) from exc  # fmt: skip
     fast = version >= (2, 14, 0) and bool(config.get("allow_batched"))
     if mode == "fast" and not fast:
         raise ConfigError(
@@ -152,72 +161,147 @@ async def prepare_streams(
             said=f"nats-server {js.connection.info.get('version')}, allow_batched {bool(config.get('allow_batched'))}",
             fix=f"nats-server 2.14 or later and: nats stream edit {stream} --allow-fast; or --publish auto",
         )
-    payload_max = _payload_max(js, config)
-    init_payload_max = _payload_max(js, init["config"])
+    requests = infos.get(REQUESTS)
     return StreamSetup(
         stream,
-        b"" if _takes(config, CDC_SUBJECTS) else publish_prefix(stream).encode(),
+        b"" if takes(config, cdc_subjects("x")) else publish_prefix(stream).encode(),
         "plain" if mode == "plain" or not fast else "fast",
         int(info["state"]["last_seq"]),
-        payload_max,
-        init_payload_max,
-        await _requests_kept(js, replicas),
+        _payload_max(js, config),
+        _payload_max(js, init["config"]),
+        requests is not None and takes(requests["config"], ROLE_OF_REQUESTS.published),
     )
+
+
+async def check_changes(js: JetStream, stream: str) -> None:
+    """Look whether the running CDC stream still keeps what it acknowledges.
+
+    Raises ConfigError, with the command that fixes it, if somebody has edited the stream so that it does not; SinkUnavailable
+    when it is gone, or NATS does not answer.
+    """
+    found = await js.stream_info(stream)
+    if found is None:
+        raise SinkUnavailable("WB221", f"stream {stream} is gone", means="nothing is confirmed to PostgreSQL")
+    _refuse(role_of_changes(stream), found["config"])
+
+
+async def ensure_bucket(js: JetStream, bucket: str, replicas: int) -> None:
+    """Create a bucket if it is missing. Raises JetStreamError, and SinkRefused without permission."""
+    if await js.stream_info(bucket_stream(bucket)) is None:
+        await Sizes(js, replicas).create(bucket_config(bucket, replicas))
 
 
 def _payload_max(js: JetStream, config: Mapping[str, Any]) -> int:
     limits = [js.connection.max_payload, int(config.get("max_msg_size", -1))]
     payload_max = min(limit for limit in limits if limit > 0)
-    if payload_max < PAYLOAD_MIN_BYTES:
-        name = config["name"]
+    if payload_max < PAYLOAD_MIN_BYTES:  # the server's: the stream's has been checked
         raise ConfigError(
             "WB233",
-            f"messages of stream {name} may have only {payload_max} bytes; the bridge needs {PAYLOAD_MIN_BYTES}",
-            fix=f"raise max_payload of nats-server, or: nats stream edit {name} --max-msg-size=-1",
+            f"the server takes messages of at most {payload_max} bytes; the bridge needs {PAYLOAD_MIN_BYTES}",
+            fix="raise max_payload of nats-server",
         )
     return payload_max
 
 
-async def _requests_kept(js: JetStream, replicas: int) -> bool:
-    """Create stream REQUESTS if allowed; without it requests are received only while the bridge runs."""
-    try:
-        info = await _ensure(js, requests_config(replicas))
-    except ConfigError as exc:
-        log.warning("requests for snapshots are not kept while the bridge is down", reason=str(exc), fix=exc.fix)
-        return False
-    return _takes(info["config"], [request("x")])
+async def _ensure(js: JetStream, wanted: Sequence[tuple[Role, StreamConfig]], replicas: int) -> dict[str, dict[str, Any]]:
+    """Return the infos of all streams by name; create what is missing, and check what exists.
+
+    Without stream REQUESTS, which may be left out, requests are received only while the bridge runs. Transient errors, and
+    errors of the query, pass through.
+    """
+    infos: dict[str, dict[str, Any]] = {}
+    missing: list[StreamConfig] = []
+    for role, config in wanted:
+        found = await js.stream_info(role.name)
+        if found is None:
+            missing.append(config)
+        else:
+            _refuse(role, found["config"])
+            unknown = unknown_fields(found["config"])
+            if unknown:
+                log.debug("a newer server: these settings are not checked", stream=role.name, settings=", ".join(unknown))
+            infos[role.name] = found
+    if missing:
+        room = Sizes(js, replicas)
+        await room.plan(missing)
+        for config in list(missing):
+            if infos and config.max_bytes:
+                await room.fit(missing, next(iter(infos.values()))["config"])
+            try:
+                infos[str(config.name)] = await _create(js, config, room, missing)
+            except ConfigError as exc:
+                if config.name != REQUESTS:
+                    raise
+                log.warning("requests for snapshots are not kept while the bridge is down", reason=str(exc), fix=exc.fix)
+            missing.remove(config)
+        room.report()
+    return infos
 
 
-async def _ensure(js: JetStream, wanted: StreamConfig) -> dict[str, Any]:
-    """Return a stream's info; create the stream if missing. Transient errors, and errors of the query, pass through."""
-    name = str(wanted.name)
-    found = await js.stream_info(name)
-    if found is not None:
-        return found
+def _refuse(role: Role, config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for what cannot work. The stream_monitor shows the rest."""
+    for finding in examine(role, config):
+        if finding.refused:
+            finding.refuse()
+
+
+async def _create(js: JetStream, wanted: StreamConfig, room: Sizes, missing: Sequence[StreamConfig]) -> dict[str, Any]:
     try:
-        return await js.create_stream(wanted.as_dict())
+        return await room.create(wanted)
     except (JetStreamError, SinkRefused) as exc:
         if isinstance(exc, JetStreamError) and exc.status == UNAVAILABLE:
             raise
-        means, fix = "", _add_command(wanted)
-        if isinstance(exc, JetStreamError) and exc.err_code == ErrCode.SUBJECTS_OVERLAP:
-            means = await _who_takes(js, wanted.subjects or ())
-            fix = f"take the subjects from that stream: nats stream edit NAME --subjects=...; then: {fix}"
-        raise ConfigError(
-            "WB230", f"stream {name} is missing and cannot be created", said=exc.said, means=means, fix=fix
-        ) from exc
+        if isinstance(exc, JetStreamError) and exc.err_code == ErrCode.STREAM_NAME_IN_USE:
+            found = await js.stream_info(str(wanted.name))
+            if found is not None:  # another bridge has just made it
+                return found
+        raise await _cannot_create(js, wanted, room, missing, exc) from exc
 
 
-def _add_command(wanted: StreamConfig) -> str:
+async def _cannot_create(
+    js: JetStream, wanted: StreamConfig, room: Sizes, missing: Sequence[StreamConfig], exc: JetStreamError | SinkRefused
+) -> ConfigError:
+    """Say why, with the command that creates the stream; without permission, with those for all that is missing."""
+    err_code = exc.err_code if isinstance(exc, JetStreamError) else 0
+    refused = isinstance(exc, SinkRefused)
+    means, fix = "", "\n".join(_add_command(one, room.likely(one)) for one in (missing if refused else [wanted]))
+    if err_code in NO_ROOM:
+        means = f"JetStream cannot reserve even {human_bytes(SMALLEST_BYTES)} for it: the account's limit, the server's "
+        means += "max_file_store or its disk is taken by other streams"
+        shrink = room.commands_to_shrink()
+        look = "nats account info; nats stream report   # see what takes the room, and make some; then: " + fix
+        fix = "\n".join([*shrink, "walbridge run"]) if shrink else look
+    elif err_code == ErrCode.SUBJECTS_OVERLAP:
+        means = await _who_takes(js, wanted.subjects or ())
+        fix = f"take the subjects from that stream: nats stream edit NAME --subjects=...; then: {fix}"
+    bucket = bucket_of(str(wanted.name))
+    if bucket:
+        return ConfigError("WB231", f"KV bucket {bucket} is missing and cannot be created", said=exc.said, means=means, fix=fix)
+    return ConfigError("WB230", f"stream {wanted.name} is missing and cannot be created", said=exc.said, means=means, fix=fix)
+
+
+def _add_command(wanted: StreamConfig, size: int) -> str:
+    """Return the command that creates what the bridge would, with a size that fits as far as anybody can tell."""
+    replicas = wanted.num_replicas or 1
+    bucket = bucket_of(str(wanted.name))
+    if bucket:
+        limit = f" --max-bucket-size={as_flag(size)}" if size else ""
+        return f"nats kv add {bucket} --history={HISTORY} --replicas={replicas}{limit}"
     parts = [
         f"nats stream add {wanted.name} --subjects='{','.join(wanted.subjects or ())}'",
-        "--storage=file --retention=limits --discard=old",
+        f"--storage=file --retention=limits --discard={'new' if wanted.discard == DiscardPolicy.NEW else 'old'}",
     ]
+    if wanted.max_age:
+        parts.append(f"--max-age={int(wanted.max_age) // DAY_S}d")
+    if size:
+        parts.append(f"--max-bytes={as_flag(size)}")
+    if wanted.max_msgs_per_subject == 1:
+        parts.append("--max-msgs-per-subject=1 --discard-per-subject")
     transform = wanted.subject_transform
     if transform is not None:
         parts.append(f"--transform-source='{transform.src}' --transform-destination='{transform.dest}'")
-    if wanted.num_replicas != 1:
-        parts.append(f"--replicas={wanted.num_replicas}")
+    if replicas != 1:
+        parts.append(f"--replicas={replicas}")
     return " ".join([*parts, "--defaults"])
 
 
@@ -227,61 +311,3 @@ async def _who_takes(js: JetStream, taken: Sequence[str]) -> str:
     except SinkUnavailable:  # no permission to list streams: the server's own words must do
         return ""
     return f"{' and '.join(names)} takes {', '.join(taken)} or a part of it" if names else ""
-
-
-def _check_cdc(stream: str, config: Mapping[str, Any]) -> None:
-    _check_writable(stream, config)
-    prefix = publish_prefix(stream)
-    if not prefix:
-        _check_covered(stream, config, [CDC_ALL], CDC_SUBJECTS)
-    elif not _takes(config, CDC_SUBJECTS):
-        published = prefix + CDC_ALL
-        _check_covered(stream, config, [published], [prefix + subject for subject in CDC_SUBJECTS])
-        transform = config.get("subject_transform") or {}
-        if (transform.get("src"), transform.get("dest")) != (published, CDC_ALL):
-            raise ConfigError(
-                "WB234",
-                f"stream {stream} does not map {published} to {CDC_ALL}",
-                means="its messages would not have the subjects that consumers read",
-                fix=f"nats stream edit {stream} --transform-source='{published}' --transform-destination='{CDC_ALL}'",
-            )
-    if config.get("retention", "limits") != "limits":
-        raise ConfigError(
-            "WB235",
-            f"stream {stream} has retention {config['retention']}",
-            means="it removes messages that one consumer has read, or that no consumer has asked for",
-            fix=f"nats stream rm {stream}   # the bridge creates it again, with retention limits",
-        )
-
-
-def _check_writable(stream: str, config: Mapping[str, Any]) -> None:
-    for wrong, means, fix in (
-        (config.get("no_ack"), "no_ack: a publish is never acknowledged, so nothing could ever be confirmed", "--ack"),
-        (config.get("sealed"), "sealed: nothing can be stored in it any more", ""),
-        (config.get("mirror"), "a mirror of another stream: only the original can be written", ""),
-        (config.get("sources"), "fed from other streams too, whose messages would come between the bridge's", ""),
-        (config.get("persist_mode") == "async", "persist_mode async: it acknowledges before it has written anything", ""),
-    ):
-        if wrong:
-            raise ConfigError(
-                "WB236",
-                f"stream {stream} is {means}" if not fix else f"stream {stream} has {means}",
-                fix=f"nats stream edit {stream} {fix}"
-                if fix
-                else f"nats stream rm {stream}   # the bridge creates it again; or use another stream: --stream NAME",
-            )
-
-
-def _check_covered(stream: str, config: Mapping[str, Any], patterns: Sequence[str], published: Sequence[str]) -> None:
-    if not _takes(config, published):
-        wanted = ",".join(patterns)
-        raise ConfigError(
-            "WB237",
-            f"stream {stream} takes {', '.join(config.get('subjects') or ['nothing'])}, not {wanted}",
-            fix=f"nats stream edit {stream} --subjects='{wanted}'",
-        )
-
-
-def _takes(config: Mapping[str, Any], published: Sequence[str]) -> bool:
-    """Return whether the stream takes every one of these subjects."""
-    return covers(config.get("subjects") or (), published)

@@ -10,7 +10,7 @@ import trio
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 
-from actors.contract.table_token import as_token
+from actors.contract.table_token import TOKEN_MAX, as_token
 from actors.errors import SinkUnavailable
 from actors.settings.config import Config
 from actors.telemetry.metrics import Metrics
@@ -22,6 +22,8 @@ from actors.web.status import status_document
 
 RequestSnapshot = Callable[[str], Awaitable[None]]
 """Takes a table's token."""
+STREAM_NAME_MAX = 255
+"""Characters of a stream's name, as JetStream has it."""
 StreamInfo = Callable[[str], Awaitable[dict[str, Any] | None]]
 PATHS = (
     "/",
@@ -84,7 +86,7 @@ def make_app(
     @app.get("/streams/info")
     async def streams_info() -> tuple[Response, int]:
         name = request.args.get("stream", "")
-        if not name or not all(c.isalnum() or c in "-_" for c in name):
+        if not 0 < len(name) <= STREAM_NAME_MAX or not all(c.isalnum() or c in "-_" for c in name):
             return jsonify({"error": "give the stream's name: /streams/info?stream=CDC"}), 400
         try:
             info = await stream_info(name)
@@ -95,6 +97,8 @@ def make_app(
     @app.post("/snapshot/<path:table>")
     async def snapshot(table: str) -> tuple[Response, int]:
         token = as_token(table)
+        if len(token) > TOKEN_MAX:
+            return jsonify({"error": "no table of PostgreSQL has so long a name"}), 404
         try:
             await request_snapshot(token)
         except SinkUnavailable as exc:

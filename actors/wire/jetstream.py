@@ -17,6 +17,9 @@ import orjson
 from actors.wire.nats import Msg
 
 MSG_ID_HEADER = "Nats-Msg-Id"
+"""The id of a message. JetStream drops a message whose id it has seen within the stream's duplicate window."""
+OWN_MSG_ID_HEADER = "Walbridge-Msg-Id"
+"""The id of a message that JetStream would drop, because it remembers the id of a message that it no longer holds."""
 EXPECTED_LAST_SEQUENCE_HEADER = "Nats-Expected-Last-Sequence"
 EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER = "Nats-Expected-Last-Subject-Sequence"
 LAST_CONSUMER_HEADER, PENDING_MESSAGES_HEADER = "Nats-Last-Consumer", "Nats-Pending-Messages"
@@ -31,17 +34,22 @@ UNAVAILABLE = 503
 class ErrCode(IntEnum):
     """The `err_code`s of JetStream that code checks or metrics name. `nats errors lookup CODE` explains each."""
 
+    ACCOUNT_RESOURCES_EXCEEDED = 10002
+    NO_SUITABLE_PEERS = 10005
     CLUSTER_NOT_AVAILABLE = 10008
     INSUFFICIENT_RESOURCES = 10023
     MESSAGE_NOT_FOUND = 10037
     NOT_ENABLED_FOR_ACCOUNT = 10039
     STORAGE_RESOURCES_EXCEEDED = 10047
     MESSAGE_EXCEEDS_MAXIMUM = 10054
+    STREAM_NAME_IN_USE = 10058
     STREAM_NOT_FOUND = 10059
     SUBJECTS_OVERLAP = 10065
     WRONG_LAST_MSG_ID = 10070
     WRONG_LAST_SEQUENCE = 10071
     STORE_FAILED = 10077
+    MAX_BYTES_REQUIRED = 10113
+    STREAM_MAX_BYTES_EXCEEDED = 10122
     DUPLICATE_IN_PROCESS = 10158
     WRONG_LAST_SEQUENCE_CONSTANT = 10164
     TOO_MANY_REQUESTS = 10167
@@ -51,11 +59,26 @@ WRONG_LAST_SEQUENCE = frozenset({ErrCode.WRONG_LAST_SEQUENCE, ErrCode.WRONG_LAST
 """The last sequence of a stream or subject is not the expected one. A replicated stream answers with the second code while
 messages are being replicated."""
 
-_HEADERS = f"NATS/1.0\r\n{EXPECTED_LAST_SEQUENCE_HEADER}: %d\r\n{MSG_ID_HEADER}: %b\r\n%b\r\n".encode()
-_HEADERS_BYTES = len(_HEADERS % (0, b"", b"")) - 1
-"""Without the sequence, the id and more header lines."""
-_FAST_FRAME = b"HPUB %b %b%d.%d.$FI %d %d\r\n" + _HEADERS + b"%b\r\n"
-_PLAIN_FRAME = b"HPUB %b %b.%d %d %d\r\n" + _HEADERS + b"%b\r\n"
+
+class _Frames(NamedTuple):
+    """How messages are framed whose id is in one of the two headers."""
+
+    headers_bytes: int
+    """Without the sequence, the id and more header lines."""
+    fast: bytes
+    plain: bytes
+
+
+def _frames(id_header: str) -> _Frames:
+    headers = f"NATS/1.0\r\n{EXPECTED_LAST_SEQUENCE_HEADER}: %d\r\n{id_header}: %b\r\n%b\r\n".encode()
+    return _Frames(
+        len(headers % (0, b"", b"")) - 1,
+        b"HPUB %b %b%d.%d.$FI %d %d\r\n" + headers + b"%b\r\n",
+        b"HPUB %b %b.%d %d %d\r\n" + headers + b"%b\r\n",
+    )
+
+
+_FRAMES = {header: _frames(header) for header in (MSG_ID_HEADER, OWN_MSG_ID_HEADER)}
 
 
 class OutMessage(NamedTuple):
@@ -87,40 +110,54 @@ class Refused(NamedTuple):
     description: str
 
 
-PublishReply = Stored | Progress | Refused
+class Duplicate(NamedTuple):
+    """The server dropped a message whose id it remembers. The message need not be in the stream any more."""
+
+    seq: int
+    """Where the message with that id was stored; 0 when the server does not say."""
 
 
-def frame_fast_batch(messages: Sequence[OutMessage], reply_prefix: bytes, batch_id: bytes, flow: int, last_seq: int) -> bytes:
+PublishReply = Stored | Progress | Refused | Duplicate
+
+
+def frame_fast_batch(
+    messages: Sequence[OutMessage],
+    reply_prefix: bytes,
+    batch_id: bytes,
+    flow: int,
+    last_seq: int,
+    id_header: str = MSG_ID_HEADER,
+) -> bytes:
     """Return frames that publish `messages` right after stream sequence `last_seq`, as one fast-ingest batch.
 
     The batch id is the batch's last sequence, a dash and a unique text; `parse_publish_reply` reads the expected sequence from
     it.
     """
     frames: list[bytes] = []
+    headers_bytes, frame, _ = _FRAMES[id_header]
     commit = len(messages)
     target = b"%b.%b.%d.fail." % (reply_prefix, batch_id, flow)
     digits, longer_from = _digits(last_seq)
     for i, (subject, msg_id, body, more) in enumerate(messages, 1):
         if last_seq >= longer_from:
             digits, longer_from = _digits(last_seq)
-        size = _HEADERS_BYTES + digits + len(msg_id) + len(more)
+        size = headers_bytes + digits + len(msg_id) + len(more)
         op = 2 if i == commit else i > 1
-        frames.append(_FAST_FRAME % (subject, target, i, op, size, size + len(body), last_seq, msg_id, more, body))
+        frames.append(frame % (subject, target, i, op, size, size + len(body), last_seq, msg_id, more, body))
         last_seq += 1
     return b"".join(frames)
 
 
-def frame_plain(messages: Sequence[OutMessage], reply_prefix: bytes, last_seq: int) -> bytes:
+def frame_plain(messages: Sequence[OutMessage], reply_prefix: bytes, last_seq: int, id_header: str = MSG_ID_HEADER) -> bytes:
     """Return frames that publish `messages` right after `last_seq`, each acknowledged on `<prefix>.<its sequence>`."""
     frames: list[bytes] = []
+    headers_bytes, _, frame = _FRAMES[id_header]
     digits, longer_from = _digits(last_seq)
     for subject, msg_id, body, more in messages:
         if last_seq >= longer_from:
             digits, longer_from = _digits(last_seq)
-        size = _HEADERS_BYTES + digits + len(msg_id) + len(more)
-        frames.append(
-            _PLAIN_FRAME % (subject, reply_prefix, last_seq + 1, size, size + len(body), last_seq, msg_id, more, body)
-        )
+        size = headers_bytes + digits + len(msg_id) + len(more)
+        frames.append(frame % (subject, reply_prefix, last_seq + 1, size, size + len(body), last_seq, msg_id, more, body))
         last_seq += 1
     return b"".join(frames)
 
@@ -149,6 +186,8 @@ def parse_publish_reply(message: Msg, reply_prefix: bytes) -> PublishReply:
             return Refused(400, 0, f"the server missed messages {reply.get('last_seq')} to {reply.get('seq')} of a batch")
         # the first token after the prefix begins with the sequence: a plain message's own, or a batch's last
         expected = int(message.subject[len(reply_prefix) + 1 :].split(b".", 1)[0].split(b"-", 1)[0])
-        return Stored(int(reply["seq"]), expected)
+        seq = int(reply["seq"])
+        # a batch of nothing but duplicates ends at sequence 0
+        return Duplicate(seq) if reply.get("duplicate") or not seq else Stored(seq, expected)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         return Refused(0, 0, f"the reply is not an acknowledgement: {message.payload[:200]!r} ({exc!r})")

@@ -11,7 +11,11 @@ import orjson
 from actors.errors import MalformedMessage
 
 CONTROL_LINE_MAX = 65_536
-"""INFO of a large cluster is the longest line; the server's limit for lines from clients is 4,096."""
+"""INFO of a large cluster is the longest line."""
+SENT_LINE_MAX = 4_096
+"""A server ends the connection at a longer line, unless its `max_control_line` is larger."""
+_SENT_LINE_MORE = 256
+"""Of such a line, for the reply subject and sizes: more than this client needs."""
 PAYLOAD_MAX = 64 * 1024 * 1024 + 65_536
 """nats-server refuses a max_payload above 64 MB; headers come on top."""
 HEADER_VERSION = b"NATS/1.0"
@@ -145,8 +149,10 @@ _ILLEGAL_SUBJECT = re.compile(rb"[\x00-\x20\x7f]|^$|^\.|\.$|\.\.")
 
 
 def checked_subject(subject: str) -> bytes:
-    """Return a subject as bytes. Raises ValueError if it would break the frame or has empty tokens."""
+    """Return a subject as bytes. Raises ValueError if it would break the frame, has empty tokens, or is too long to be sent."""
     raw = subject.encode()
+    if len(raw) > SENT_LINE_MAX - _SENT_LINE_MORE:
+        raise ValueError(f"a subject of {len(raw)} bytes, {subject[:64]!r}..., is longer than a NATS server takes")
     if _ILLEGAL_SUBJECT.search(raw):
         raise ValueError(f"{subject!r} is not a legal subject")
     return raw

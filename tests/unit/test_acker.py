@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from actors.feedback import Feedback
 from actors.messages import Batch, EventKind, PublishedChange, SchemaChange, SentBatch, Table
 from actors.positions import NO_LSN, START, Lsn, Position
 from actors.settings.resolve import resolve
+from actors.startup.streams import check_changes
 from actors.telemetry.telemetry import Telemetry
 from actors.wire.jetstream import OutMessage
 from actors.wire.nats import Msg
@@ -66,7 +68,7 @@ class Acking:
             await confirm_stored(
                 self._channel.receiver(), self.acks, AckLedger(0, START), self.store, self.feedback, self.stored_schemas.append,
                 lambda change, seq: self.stored_publication.append((change, seq)),
-                self.telemetry, ack_deadline_s=ack_deadline_s,
+                self.telemetry, ack_deadline_s=ack_deadline_s, check_stream=partial(check_changes, js, "CDC"),
             )  # fmt: skip
             self.ended = True
 

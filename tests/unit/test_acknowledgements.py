@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from actors.clients.nats.acknowledgements import Acknowledgements
-from actors.errors import SinkFenced, SinkUnavailable
+from actors.errors import SinkFenced, SinkUnavailable, TakenForDuplicate
 from actors.wire.nats import Msg
 
 PREFIX = b"_INBOX.x"
@@ -112,3 +112,30 @@ def test_who_waits_is_woken_by_the_acknowledgement_and_by_the_refusal() -> None:
 
     assert trio.run(wait, reply(11)) == 11
     assert trio.run(wait, refused(10071)) == "WB220"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"stream":"CDC","seq":8,"duplicate": true}',
+        b'{"stream":"CDC","seq":8,"duplicate": true,"batch":"11-u","count":1}',
+        b'{"stream":"CDC","seq":0,"batch":"13-u","count":3}',  # a batch of nothing but duplicates
+        b'{"type":"err","seq":3,"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 10"}}',
+    ],
+    ids=["plain", "a batch of one", "a batch", "the first of a batch"],
+)  # as nats-server 2.15.1 answers
+def test_a_message_that_is_taken_for_a_duplicate_is_told_from_another_writers(payload: bytes) -> None:
+    acks, _ = acknowledgements(10)
+    acks.on_reply(Msg(PREFIX + b".13-u.500.fail.3.2.$FI", 1, b"", b"", payload))
+    with pytest.raises(TakenForDuplicate) as caught:
+        trio.run(acks.beyond, 10)
+    assert caught.value.code == "WB225"
+
+
+def test_a_fence_says_how_far_the_stream_was_known() -> None:
+    acks, _ = acknowledgements(10)
+    acks.on_reply(reply(12))
+    acks.on_reply(refused(10071))
+    with pytest.raises(SinkFenced) as caught:
+        trio.run(acks.beyond, 10)
+    assert caught.value.stored_seq == 12

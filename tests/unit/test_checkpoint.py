@@ -18,6 +18,7 @@ from actors.startup.checkpoint import (
     plan_start,
     start_after_loss,
     tail_position,
+    unheld_at_end,
 )
 
 SOURCE = Source("cdc_slot", "7000", 1, (), Lsn(9000), Lsn(1000))
@@ -249,3 +250,18 @@ def test_the_end_of_a_gap_in_an_older_versions_record_proves_nothing():
     raw = orjson.loads(replace(RECORD, position=Position(Lsn(850), 0, GAP_RANK), confirmed_lsn=Lsn(900)).encode())
     del raw["pending_gap"]
     assert BridgeRecord.decode(orjson.dumps(raw), "CDC").confirmed_lsn == 850
+
+
+@pytest.mark.parametrize(
+    ("tail", "record", "unheld"),
+    [
+        (TAIL, RECORD, 0),
+        (replace(TAIL, last_seq=70), RECORD, 0),  # the record is older than the last message
+        (replace(TAIL, last_seq=60, deleted=10), RECORD, 10),  # it names the last message that is held
+        (StreamTail("CDC", 60, None, deleted=60), RECORD, 10),  # nothing is held, the record says what was
+        (StreamTail("CDC", 60, None, deleted=60), None, 60),
+        (replace(TAIL, last_seq=55, deleted=10), RECORD, 5),  # the record is newer than the last message
+    ],
+)
+def test_how_much_at_the_end_is_no_longer_held(tail, record, unheld):
+    assert unheld_at_end(tail, record) == unheld

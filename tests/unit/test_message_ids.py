@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.contract.message_ids import gap_id, message_id, position_of
+from actors.contract.message_ids import gap_id, id_in, message_id, position_of
 from actors.contract.subjects import BRIDGE_TOKEN
 from actors.contract.table_token import table_token
 from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK, Lsn, Position
@@ -65,3 +65,16 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         position_of(text)
     except ValueError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ({"Nats-Msg-Id": "a"}, "a"),
+        ({"Walbridge-Msg-Id": "b"}, "b"),
+        ({"Nats-Msg-Id": "a", "Walbridge-Msg-Id": "b"}, "a"),
+        ({"Nats-Msg-Size": "3"}, None),
+    ],
+)
+def test_an_id_is_in_one_of_two_headers(headers: dict[str, str], found: str | None) -> None:
+    assert id_in(headers) == found

@@ -150,3 +150,19 @@ def _leaves(group: BaseException) -> list[BaseException]:
     if isinstance(group, BaseExceptionGroup):
         return [leaf for inner in group.exceptions for leaf in _leaves(inner)]
     return [group]
+
+
+@pytest.mark.parametrize("mode", ["plain", "fast"])
+def test_ids_that_the_server_remembers_go_in_another_header(mode: str) -> None:
+    publisher = Publisher(mode, b"_INBOX.x", 7, remembered=3)  # type: ignore[arg-type]
+    frames = [publisher.frames(batch(first, 2)) for first in (0, 2, 4)]
+    for data, name, other in zip(
+        frames, (b"Walbridge-Msg-Id", b"Walbridge-Msg-Id", b"Nats-Msg-Id"), (b"Nats-Msg", b"Nats-Msg", b"Walb"), strict=True
+    ):
+        assert data.count(b"\r\n" + name + b": a-") == 2
+        assert other not in data
+        for line in data.split(b"HPUB ")[1:]:
+            head, _, rest = line.partition(b"\r\n")
+            header_size, total = map(int, head.split()[-2:])
+            assert rest[:header_size].endswith(b"\r\n\r\n")
+            assert len(rest) == total + 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import orjson
 import pytest
 import trio
@@ -9,7 +11,7 @@ import trio
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.clients.nats.record_store import RecordStore
 from actors.contract.bridge_record import BridgeRecord
-from actors.errors import SinkFenced
+from actors.errors import SinkFenced, SinkUnavailable
 from tests.unit.nats_peer import Published, connected
 
 RECORD = BridgeRecord(slot="cdc_slot", publication="cdc_pub", system_id="1", timeline=1)
@@ -20,14 +22,38 @@ def refusal(err_code: int) -> bytes:
     return orjson.dumps({"stream": "KV_bridges", "seq": 0, "error": {"code": 400, "err_code": err_code, "description": "no"}})
 
 
+def held(headers: str = "") -> bytes:
+    """The bucket's last message on the key, as the server answers."""
+    block = base64.b64encode(f"NATS/1.0\r\n{headers}\r\n".encode()).decode()
+    message = {"subject": "$KV.bridges.CDC", "seq": 9, "hdrs": block, "data": "", "time": "2026-01-01T00:00:00Z"}
+    return orjson.dumps({"message": message})
+
+
+GONE = b'{"error":{"code":404,"err_code":10037,"description":"no message found"}}'
+
+
 @pytest.mark.parametrize("err_code", [10071, 10164], ids=["alone", "replicated"])
-def test_a_second_writer_of_the_record_fences_this_one(err_code: int) -> None:
+@pytest.mark.parametrize(
+    ("last", "kind", "words"),
+    [
+        (held(), SinkFenced, "another bridge has written the record of stream CDC"),
+        (held("KV-Operation: DEL\r\n"), SinkUnavailable, "the record of stream CDC in KV bridges was deleted"),
+        (held("KV-Operation: PURGE\r\n"), SinkUnavailable, "the record of stream CDC in KV bridges was deleted"),
+        (GONE, SinkUnavailable, "the record of stream CDC in KV bridges was purged, or has expired"),
+    ],
+)
+def test_only_a_second_writer_of_the_record_is_called_one(
+    last: bytes, kind: type[SinkUnavailable], words: str, err_code: int
+) -> None:
+    def answer(published: Published) -> bytes:
+        return last if "MSG.GET" in published.subject else refusal(err_code)
+
     async def update() -> None:
-        async with connected(lambda _: refusal(err_code)) as (connection, _):
+        async with connected(answer) as (connection, _):
             store = RecordStore(JetStream(connection), "CDC", RECORD, 7)
-            with pytest.raises(SinkFenced) as caught:
+            with pytest.raises(SinkUnavailable) as caught:
                 await store.update(last_seq=1)
-            assert caught.value.code == "WB223"
+            assert (type(caught.value), caught.value.code, caught.value.what) == (kind, "WB223", words)
             assert store.record == RECORD
 
     trio.run(update)

@@ -73,3 +73,12 @@ def test_a_bridge_that_does_not_own_the_record_stores_no_gap() -> None:
     ):
         trio.run(taken_over, nats, GAP)
     assert nats.streams["CDC"] == []
+
+
+def test_a_gap_whose_id_the_server_remembers_is_stored_with_its_id_in_the_other_header() -> None:
+    nats = FakeNats(remembered={"3e8-0-_bridge-gap": 0})
+    made = trio.run(taken_over, nats, GAP)
+    (stored,) = nats.streams["CDC"]
+    assert "Nats-Msg-Id" not in stored.headers
+    assert (stored.headers["Walbridge-Msg-Id"], made.start.last_seq) == ("3e8-0-_bridge-gap", 1)
+    assert [r.pending_gap for r in records(nats)] == [GAP, None]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from actors.contract import subjects
-from actors.contract.subjects import OPERATIONS, Subject, matches, parse
+from actors.contract.subjects import OPERATIONS, Subject, matches, overlap, parse
 from actors.contract.table_token import table_token
 from actors.wire.nats import checked_subject
 
@@ -180,3 +181,15 @@ def test_whatever_is_asked_for_is_a_request() -> None:
 )  # fmt: skip
 def test_patterns_match_as_the_server_says(pattern: str, subject: str, expected: bool) -> None:
     assert matches(pattern, subject) is expected
+
+
+PATTERNS = st.lists(st.sampled_from(["a", "b", "*"]), min_size=1, max_size=3).flatmap(
+    lambda tokens: st.sampled_from([".".join(tokens), ".".join([*tokens, ">"]), ">"])
+)
+ALL = [".".join(tokens) for length in range(1, 6) for tokens in product("abx", repeat=length)]
+"""Every subject that two such patterns can tell apart: `x` stands for any other token."""
+
+
+@given(PATTERNS, PATTERNS)
+def test_two_patterns_overlap_if_some_subject_matches_both(one: str, other: str) -> None:
+    assert overlap(one, other) == any(matches(one, subject) and matches(other, subject) for subject in ALL)

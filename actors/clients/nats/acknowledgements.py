@@ -6,8 +6,8 @@ from collections import Counter
 
 from trio_util import AsyncValue
 
-from actors.errors import SinkFenced, SinkUnavailable
-from actors.wire.jetstream import WRONG_LAST_SEQUENCE, Refused, Stored, parse_publish_reply
+from actors.errors import SinkFenced, SinkUnavailable, TakenForDuplicate
+from actors.wire.jetstream import WRONG_LAST_SEQUENCE, Duplicate, Refused, Stored, parse_publish_reply
 from actors.wire.nats import Msg
 
 
@@ -33,12 +33,16 @@ class Acknowledgements:
                 self._fail(_not_at_its_place(reply))
             elif reply.seq > self.stored_seq.value:
                 self.stored_seq.value = reply.seq
+        elif isinstance(reply, Duplicate):
+            self._fail(_duplicate(f"duplicate: true, seq {reply.seq}" if reply.seq else "all messages of a batch were dropped"))
         elif isinstance(reply, Refused):
             self._rejected[reply.err_code or reply.code] += 1
-            self._fail(_refused(reply))
+            self._fail(_refused(reply, self.stored_seq.value))
 
     def _fail(self, error: SinkUnavailable) -> None:
         if self.failure is None:  # the first refusal is the cause, the rest follow from it
+            if isinstance(error, SinkFenced):
+                error.stored_seq = self.stored_seq.value
             self.failure = error
             self.stored_seq.value = -1  # wakes every task that waits
 
@@ -50,9 +54,11 @@ class Acknowledgements:
         return int(self.stored_seq.value)
 
 
-def _refused(reply: Refused) -> SinkUnavailable:
+def _refused(reply: Refused, stored_seq: int) -> SinkUnavailable:
     said = f"{reply.code} {reply.err_code} {reply.description}"
     if reply.err_code in WRONG_LAST_SEQUENCE:
+        if reply.description == f"wrong last sequence: {stored_seq}":  # within a batch the server drops duplicates silently
+            return _duplicate(said)
         return not_where_left(
             said, "another writer published to it, or an acknowledgement was lost: reading the stream's tail again"
         )
@@ -68,7 +74,17 @@ def _refused(reply: Refused) -> SinkUnavailable:
 def _not_at_its_place(reply: Stored) -> SinkUnavailable:
     return not_where_left(
         f"stored up to {reply.seq} instead of {reply.expected_seq}",
-        "the server took some messages for duplicates or ended a batch: reading the stream's tail again",
+        "the server ended a batch, or another writer published: reading the stream's tail again",
+    )
+
+
+def _duplicate(said: str) -> TakenForDuplicate:
+    return TakenForDuplicate(
+        "WB225",
+        "JetStream took a message for a duplicate",
+        said=said,
+        means="it remembers the id of a message that the stream no longer holds: somebody deleted it within the duplicate "
+        "window. Sending it again, with its id in header Walbridge-Msg-Id",
     )
 
 

@@ -69,7 +69,8 @@ class NatsConnection:
     @property
     def max_payload(self) -> int:
         """Bytes of the largest message, headers included, that this server takes."""
-        return int(self.info.get("max_payload", 1024 * 1024))
+        announced = self.info.get("max_payload")
+        return announced if isinstance(announced, int) else 1024 * 1024
 
     @property
     def version(self) -> tuple[int, int, int]:
@@ -169,7 +170,9 @@ class NatsConnection:
 
     def _take_info(self, fields: Mapping[str, Any]) -> None:
         self.info.update(fields)
-        self._known.update(fields.get("connect_urls") or ())
+        urls = fields.get("connect_urls")
+        if isinstance(urls, list):
+            self._known.update(url for url in urls if isinstance(url, str))
 
     def _on_error(self, text: str) -> None:
         if "permissions violation" in text.lower():

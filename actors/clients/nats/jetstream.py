@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import orjson
 import trio
-from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 
 from actors.clients.nats.connection import NatsConnection, SinkRefused
-from actors.contract.subjects import bucket_key, bucket_keys, bucket_stream, parse
+from actors.contract.subjects import bucket_key, bucket_stream, parse
 from actors.errors import SinkUnavailable
 from actors.wire.jetstream import EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER, KV_OPERATION_HEADER, WRONG_LAST_SEQUENCE, ErrCode
 from actors.wire.nats import Msg, decode_headers
@@ -57,6 +56,10 @@ class JetStream:
         self.connection = connection
         self._may_delete_consumers = True
 
+    async def account(self) -> dict[str, Any]:
+        """Return the account's limits, and what it uses and has reserved."""
+        return await self._api("INFO", {}, "describe the account")
+
     async def stream_info(self, name: str, *, deleted_details: bool = False) -> dict[str, Any] | None:
         """Return a stream's configuration and state; None when there is no such stream.
 
@@ -86,6 +89,10 @@ class JetStream:
     async def create_stream(self, config: Mapping[str, object]) -> dict[str, Any]:
         """Create a stream; an existing stream with the same configuration is not an error."""
         return await self._api(f"STREAM.CREATE.{config['name']}", config, f"create stream {config['name']}")
+
+    async def update_stream(self, config: Mapping[str, object]) -> dict[str, Any]:
+        """Give a stream another configuration, complete."""
+        return await self._api(f"STREAM.UPDATE.{config['name']}", config, f"edit stream {config['name']}")
 
     async def streams_taking(self, subject: str) -> list[str]:
         """Return the names of the streams that take a subject, or a part of it if it has wildcards."""
@@ -145,23 +152,6 @@ class JetStream:
         return int(_checked(reply, f"store a message on {subject}")["seq"])
 
     # -- key-value buckets: https://docs.nats.io/nats-concepts/jetstream/key-value-store (ADR-8)
-
-    async def ensure_bucket(self, name: str, *, history: int, replicas: int) -> None:
-        """Create a bucket unless it exists, as the nats command line would."""
-        if await self.stream_info(bucket_stream(name)) is None:
-            config = StreamConfig(
-                name=bucket_stream(name),
-                subjects=[bucket_keys(name)],
-                storage=StorageType.FILE,
-                num_replicas=replicas,
-                max_msgs_per_subject=history,
-                discard=DiscardPolicy.NEW,
-                allow_rollup_hdrs=True,
-                deny_delete=True,
-                allow_direct=True,
-                duplicate_window=120,
-            )
-            await self.create_stream(config.as_dict())
 
     async def kv_get(self, bucket: str, key: str) -> KvEntry | None:
         """Return a key's newest version from the bucket's leader; None when the key is missing or deleted."""

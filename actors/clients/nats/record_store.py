@@ -9,9 +9,9 @@ import trio
 
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.contract.bridge_record import BridgeRecord
-from actors.contract.subjects import BRIDGES
-from actors.errors import SinkFenced
-from actors.wire.jetstream import WRONG_LAST_SEQUENCE
+from actors.contract.subjects import BRIDGES, bucket_key, bucket_stream
+from actors.errors import SinkFenced, SinkUnavailable
+from actors.wire.jetstream import KV_OPERATION_HEADER, WRONG_LAST_SEQUENCE
 
 
 class RecordStore:
@@ -41,10 +41,21 @@ class RecordStore:
             except JetStreamError as exc:
                 if exc.err_code not in WRONG_LAST_SEQUENCE:
                     raise
-                raise SinkFenced(
-                    "WB223",
-                    f"another bridge has written the record of stream {self.stream}",
-                    said=str(exc),
-                    means="this bridge stops writing and reads the stream's tail again",
-                ) from exc
+                raise await self._moved(exc) from exc
             self.record = record
+
+    async def _moved(self, refusal: JetStreamError) -> SinkUnavailable:
+        """Say why the record is not at the revision of this bridge's last write: another bridge's, or somebody removed it."""
+        last = await self._js.get_message(bucket_stream(BRIDGES), last_by_subj=bucket_key(BRIDGES, self.stream))
+        means = "this bridge stops writing and reads the stream's tail again"
+        if last is None or KV_OPERATION_HEADER in last.headers:
+            how = "purged, or has expired" if last is None else "deleted"
+            return SinkUnavailable(
+                "WB223", f"the record of stream {self.stream} in KV {BRIDGES} was {how}", said=refusal.said,
+                means=f"{means}; it writes a new record",
+                fix=f"nobody may remove keys of {BRIDGES}, and it must have no time limit: nats kv info {BRIDGES}",
+            )  # fmt: skip
+        return SinkFenced(
+            "WB223", f"another bridge has written the record of stream {self.stream}", said=refusal.said, means=means,
+            fix=f"stop the other bridge: nats kv get {BRIDGES} {self.stream}   # names its slot",
+        )  # fmt: skip
