@@ -11,7 +11,7 @@ import trio
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.clients.nats.record_store import RecordStore
 from actors.contract.bridge_record import BridgeRecord
-from actors.errors import SinkFenced, SinkUnavailable
+from actors.errors import ConfigError, SinkFenced, SinkUnavailable
 from tests.unit.nats_peer import Published, connected
 
 RECORD = BridgeRecord(slot="cdc_slot", publication="cdc_pub", system_id="1", timeline=1)
@@ -83,5 +83,17 @@ def test_each_write_expects_the_revision_of_the_last() -> None:
             assert {m.subject for m in published} == {"$KV.bridges.CDC"}
             assert BridgeRecord.decode(published[1].body, "CDC") == store.record
             assert store.record.last_seq == 2
+
+    trio.run(update)
+
+
+def test_a_record_that_no_message_can_carry_is_refused_with_words() -> None:
+    async def update() -> None:
+        async with connected(lambda _: refusal(10077)) as (connection, published):
+            store = RecordStore(JetStream(connection), "CDC", RECORD, 7)
+            with pytest.raises(ConfigError, match="more than a message may have") as caught:
+                await store.update(tables=tuple(f"table_{i:060}" for i in range(20_000)))
+            assert (caught.value.code, store.record, published) == ("WB244", RECORD, [])
+            assert "20,000 tables" in caught.value.means
 
     trio.run(update)

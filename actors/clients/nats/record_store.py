@@ -10,8 +10,11 @@ import trio
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.subjects import BRIDGES, bucket_key, bucket_stream
-from actors.errors import SinkFenced, SinkUnavailable
+from actors.errors import ConfigError, SinkFenced, SinkUnavailable
 from actors.wire.jetstream import KV_OPERATION_HEADER, WRONG_LAST_SEQUENCE
+
+OVERHEAD_BYTES = 1024
+"""Room for the headers of a write."""
 
 
 class RecordStore:
@@ -31,13 +34,22 @@ class RecordStore:
         """Write the record with these fields changed; return once JetStream has stored it.
 
         Shielded from cancellation for the time of one request, since the revision would be unknown afterwards. Raises
-        SinkFenced when another bridge has written the record since, SinkUnavailable when NATS does not answer.
+        SinkFenced when another bridge has written the record since, SinkUnavailable when NATS does not answer, ConfigError when
+        the record is larger than a message may be.
         """
         async with self._lock:
             record = replace(self.record, **changes)
+            data, size_max = record.encode(), self._js.connection.max_payload - OVERHEAD_BYTES
+            if len(data) > size_max:  # the server would end the connection
+                raise ConfigError(
+                    "WB244", f"the record of stream {self.stream} has {len(data):,} bytes, more than a message may have",
+                    means=f"it lists the {len(record.tables):,} tables of the publication and their schemas",
+                    fix="set max_payload: 8MB in nats-server's configuration, and reload it; or divide the tables among "
+                    "several bridges",
+                )  # fmt: skip
             try:
                 with trio.CancelScope(shield=True):
-                    self._revision = await self._js.kv_put(BRIDGES, self.stream, record.encode(), self._revision)
+                    self._revision = await self._js.kv_put(BRIDGES, self.stream, data, self._revision)
             except JetStreamError as exc:
                 if exc.err_code not in WRONG_LAST_SEQUENCE:
                     raise
