@@ -45,7 +45,7 @@ async def describe_columns(connection: PgConnection, relation_oids: Sequence[int
           d.adbin IS NOT NULL AND a.attrelid IN (SELECT oid FROM locked)
         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-        LEFT JOIN pg_catalog.pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
+        LEFT JOIN pg_catalog.pg_index i ON i.indrelid = a.attrelid AND i.indisprimary AND i.indisvalid
         WHERE a.attrelid IN ({oids}) AND a.attnum > 0::pg_catalog.int2 AND NOT a.attisdropped
         ORDER BY a.attrelid, a.attnum
         {_AS_BEFORE}
