@@ -67,7 +67,7 @@ class PublishedTable(NamedTuple):
     toasted: tuple[str, ...]
     """Published columns whose unchanged values PostgreSQL may leave out of an update."""
     children: tuple[str, ...]
-    """Tables that inherit from this one and are not published."""
+    """Tables that inherit from this one and are not published, as names in SQL."""
     facts: TableFacts
     row_filter: str = ""
     """The publication's WHERE for this table, as SQL; only from `with_row_filter`."""
@@ -220,7 +220,7 @@ def _table(row: Sequence[str | None], types: Mapping[int, TypeInfo]) -> Publishe
         int(attributes_xid or 0), int(filenode or 0),
         tuple(Enum(t.oid, t.labels) for t in made_of if t.labels),
         tuple(Composite(t.oid, tuple(a[1:] for a in t.attributes)) for t in made_of if t.attributes),
-        schema_id(relation, types),
+        schema_id(relation, types), max(numbers, default=0), len(sent),
     )  # fmt: skip
     return PublishedTable(
         relation=relation,
@@ -405,7 +405,8 @@ def _statement(version: int) -> str:
       CASE WHEN NOT has_table_privilege(c.oid, 'SELECT') THEN (SELECT string_agg(a.attnum::text, ' ') FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         AND NOT has_column_privilege(c.oid, a.attnum, 'SELECT')) END,
-      (SELECT json_agg(kn.nspname || '.' || k.relname ORDER BY 1) FROM pg_inherits i JOIN pg_class k ON k.oid = i.inhrelid
+      (SELECT json_agg(quote_ident(kn.nspname) || '.' || quote_ident(k.relname) ORDER BY kn.nspname, k.relname)
+        FROM pg_inherits i JOIN pg_class k ON k.oid = i.inhrelid
         JOIN pg_namespace kn ON kn.oid = k.relnamespace WHERE i.inhparent = c.oid AND c.relkind = 'r'
         AND k.oid NOT IN (SELECT oid FROM listed)),
       pg_snapshot_xmax(pg_current_snapshot())
