@@ -85,9 +85,10 @@ async def open_session(
     start, store = plan.start, plan.store
     try:
         told = publication.told
-        if store.record.published != publication.digest:  # the process begins, or somebody else has written meanwhile
+        # the process begins, or somebody else has written meanwhile: an older version writes no hash, and leaves the entries
+        if not store.record.published or store.record.published != publication.digest:
             told = await read_entries(js, setup.stream)
-        publication.begin(told if store.record.published else None, setup.last_seq, upgraded=plan.upgraded)
+        publication.begin(told if told or store.record.published else None, setup.last_seq, upgraded=plan.upgraded)
         await schemas.publish_current(tables, {token: known.schema_id for token, known in publication.told.items()})
     except BaseException:
         plan.close()

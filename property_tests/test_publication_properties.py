@@ -97,7 +97,7 @@ class Act(NamedTuple):
 ACTS = st.builds(
     Act,
     st.sampled_from([
-        "drop", "create", "filter", "rename label", "new label", "field", "vacuum full", "statistics", "rewrite", "look", "look",
+        "drop", "create", "filter", "rename label", "new label", "field", "vacuum full", "statistics", "rewrite", "column made again", "look", "look",
         "look", "store", "store", "write", "restart", "power cut", "snapshot", "snapshot",
     ]),
     st.sampled_from(NAMES), st.integers(0, 5),
@@ -125,7 +125,9 @@ class World:
 
     def create(self, token: str) -> None:
         oid = self.next()
-        self.facts[token] = TableFacts(token, oid, str(oid), oid, oid, (Enum(7, ("x",)),), (Composite(8, ((25, -1),)),), oid)
+        self.facts[token] = TableFacts(
+            token, oid, str(oid), oid, oid, (Enum(7, ("x",)),), (Composite(8, ((25, -1),)),), oid, 2, 2
+        )
 
     def catalog(self, act: Act) -> None:
         facts = self.facts.get(act.token)
@@ -141,6 +143,7 @@ class World:
             "field": {"composites": (Composite(8, (*composite.fields, (number, -1))),)},
             "vacuum full": {"filenode": number},
             "statistics": {"attributes_xid": number},
+            "column made again": {"newest_column": number},
             "rewrite": {"filenode": number, "attributes_xid": number},
         }[act.kind]
         self.facts[act.token] = facts._replace(**change)  # type: ignore[arg-type]

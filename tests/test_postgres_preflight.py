@@ -78,6 +78,49 @@ def test_tables_without_identity_are_named_and_the_fix_mends_them(server: str, r
 
 
 @BOTH
+def test_what_makes_postgresql_refuse_updates_is_named_and_the_fix_mends_it(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    database: Database = request.getfixturevalue(server)
+    database.execute("""
+        CREATE TABLE orders (id int PRIMARY KEY, amount int); CREATE TABLE listed (a int, b int);
+        ALTER TABLE listed REPLICA IDENTITY FULL;
+        CREATE TABLE parts (id int PRIMARY KEY, v int, doc text) PARTITION BY RANGE (id);
+        CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10);
+        CREATE TABLE "Parts 2" PARTITION OF parts FOR VALUES FROM (10) TO (20);
+        CREATE PUBLICATION p FOR TABLE orders WHERE (amount > 5), listed (a);
+        CREATE PUBLICATION rooted FOR TABLE parts WHERE (v > 5) WITH (publish_via_partition_root);
+    """)
+    problems = check(database.dsn)
+    assert "public.orders (amount)" in problems["WB136"].what
+    assert "public.listed" in problems["WB134"].what
+    assert set(check(database.dsn, publication="rooted")) == {"WB130", "WB136"}
+    with pytest.raises(psycopg.errors.InvalidColumnReference):
+        database.execute("UPDATE parts SET v = 1")
+    database.execute(check(database.dsn, publication="rooted")["WB136"].fix.split("--")[0])
+    assert check(database.dsn, publication="rooted") == {}, "the partitions' identities, not the root's"
+    database.execute(
+        "ALTER TABLE orders REPLICA IDENTITY FULL; ALTER PUBLICATION p SET TABLE listed, orders WHERE (amount > 5)"
+    )
+    assert check(database.dsn) == {}
+    database.execute("UPDATE parts SET v = 1; UPDATE orders SET amount = 1; UPDATE listed SET a = 1")
+
+
+def test_generated_columns_that_full_has_and_the_publication_does_not_are_named(database: Database) -> None:
+    database.execute("""
+        CREATE TABLE sums (a int, twice int GENERATED ALWAYS AS (a * 2) STORED); ALTER TABLE sums REPLICA IDENTITY FULL;
+        CREATE PUBLICATION p FOR TABLE sums;
+    """)
+    problem = check(database.dsn)["WB135"]
+    assert "public.sums (twice)" in problem.what
+    with pytest.raises(psycopg.errors.InvalidColumnReference):
+        database.execute("DELETE FROM sums")
+    database.execute(problem.fix.split("--")[0])
+    assert check(database.dsn) == {}
+    database.execute("DELETE FROM sums")
+
+
+@BOTH
 def test_a_role_must_be_able_to_replicate_and_is_told_what_it_may_not_read(server: str, request: pytest.FixtureRequest) -> None:
     database: Database = request.getfixturevalue(server)
     role = f"Bridge {database.name}"

@@ -27,8 +27,8 @@ class Composite(NamedTuple):
     """A composite type that a table's columns use."""
 
     oid: int
-    fields: tuple[tuple[int, int], ...]
-    """Type OID and typmod of each: a value's text has no names."""
+    fields: tuple[tuple[int, ...], ...]
+    """Type OID, typmod and number of each: a value's text has no names."""
 
 
 class TableFacts(NamedTuple):
@@ -45,6 +45,10 @@ class TableFacts(NamedTuple):
     enums: tuple[Enum, ...]
     composites: tuple[Composite, ...]
     schema_id: int
+    newest_column: int = 0
+    """The highest number of a published column. PostgreSQL gives no number twice."""
+    columns: int = 0
+    """How many columns are published."""
 
 
 class KnownType(NamedTuple):
@@ -70,6 +74,9 @@ class KnownTable:
     version: str
     horizon: int
     """Transactions from this xid on have written to the table as it is published in this version; earlier ones may not."""
+    newest_column: int = 0
+    """0 if a bridge wrote the entry that did not look at it."""
+    columns: int = 0
     told_seq: int = 0
     """The stream's last sequence when the event that tells of this version was stored; 0 if no event had to."""
 
@@ -78,14 +85,15 @@ class KnownTable:
         """A table that is seen in this version for the first time."""
         return cls(
             facts.relation_oid, facts.definition, facts.attributes_xid, facts.filenode,
-            _known_types(facts), facts.schema_id, _digest(facts[1:-1])[:8], horizon,
+            _known_types(facts), facts.schema_id, _digest((*facts[1:7], facts.newest_column))[:8], horizon,
+            facts.newest_column, facts.columns,
         )  # fmt: skip
 
     def seen_again(self, facts: TableFacts) -> KnownTable:
         """The table with what may change without a new version."""
         return replace(
             self, attributes_xid=facts.attributes_xid, filenode=facts.filenode, types=_known_types(facts),
-            schema_id=facts.schema_id,
+            schema_id=facts.schema_id, newest_column=facts.newest_column, columns=facts.columns,
         )  # fmt: skip
 
     def difference(self, facts: TableFacts) -> str:
@@ -96,6 +104,12 @@ class KnownTable:
             return "it is published differently"
         if facts.attributes_xid != self.attributes_xid and facts.filenode != self.filenode:
             return "ALTER TABLE has rewritten its rows"
+        # one that is only added is in the SCHEMA event; one of the same name as before may not be, and has other values
+        if 0 < self.newest_column < facts.newest_column and facts.columns <= self.columns:
+            return "a column was dropped and made again"
+        return self._types_difference(facts)
+
+    def _types_difference(self, facts: TableFacts) -> str:
         known = {known.oid: known for known in self.types}
         for enum in facts.enums:
             before = known.get(enum.oid)
@@ -119,6 +133,8 @@ class KnownTable:
                 "definition": self.definition,
                 "attributes_xid": self.attributes_xid,
                 "filenode": self.filenode,
+                "newest_column": self.newest_column,
+                "columns": self.columns,
                 "types": [list(known) for known in self.types],
             }
         )
@@ -131,7 +147,8 @@ class KnownTable:
             return cls(
                 int(raw["relation_id"]), str(raw["definition"]), int(raw["attributes_xid"]), int(raw["filenode"]),
                 tuple(KnownType(int(oid), int(labels), str(digest)) for oid, labels, digest in raw["types"]),
-                int(raw["schema_id"]), str(raw["version"]), int(raw["horizon"]), int(raw["told_seq"]),
+                int(raw["schema_id"]), str(raw["version"]), int(raw["horizon"]),
+                int(raw.get("newest_column", 0)), int(raw.get("columns", 0)), int(raw["told_seq"]),
             )  # fmt: skip
         except (ValueError, KeyError, TypeError):
             return None

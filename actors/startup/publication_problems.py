@@ -17,12 +17,16 @@ def publication_problems(
     publication: str, facts: PublicationFacts, tables: Sequence[PublishedTable], locks: Sequence[TableLock], role: str
 ) -> list[Problem]:
     """Return what the look at a publication shows that will matter sooner or later. `locks` are long ones."""
+    refused = [t for t in tables if t.refusal and (facts.updates or facts.deletes)]
     found = [
         _no_tables(publication) if not tables else None,
-        _no_identity([t for t in tables if not t.has_key and not t.unpublished_key and (facts.updates or facts.deletes)]),
-        _half_identity(publication, [t for t in tables if t.unpublished_key and (facts.updates or facts.deletes)]),
+        _no_identity([t for t in refused if t.refusal == "no identity"]),
+        _half_identity(publication, [t for t in refused if t.refusal == "unpublished"]),
+        _list_under_full(publication, [t for t in refused if t.refusal == "list under FULL"]),
+        _hidden_generated(publication, [t for t in refused if t.refusal == "generated"]),
+        _filter_outside_identity([t for t in refused if t.refusal == "filter"]),
         _not_readable([t for t in tables if t.unreadable], role),
-        _holes([t for t in tables if t.is_filtered and facts.updates and t.toasted and t.replica_identity != "f"]),
+        _holes([t for t in tables if t.is_filtered and facts.updates and t.toasted and t.not_full]),
         _children(publication, [t for t in tables if t.children]),
         _locked(tables, locks),
     ]
@@ -46,10 +50,7 @@ def _no_identity(tables: Sequence[PublishedTable]) -> Problem | None:
         f"{_named(tables)} no usable replica identity, yet updates or deletes are published",
         means="PostgreSQL refuses the application's UPDATE and DELETE on it; a deferrable key, an invalid index and a unique "
         "index with a WHERE are none",
-        fix=_each(
-            tables, lambda t: f"ALTER TABLE {t.qualified} ADD PRIMARY KEY (...);   -- or: ALTER TABLE {t.qualified} REPLICA "
-            "IDENTITY FULL;"
-        ),
+        fix=_each(tables, lambda t: f"ALTER TABLE {t.qualified} ADD PRIMARY KEY (...);   -- or: {_full(t)}"),
     )  # fmt: skip
 
 
@@ -59,9 +60,46 @@ def _half_identity(publication: str, tables: Sequence[PublishedTable]) -> Proble
     return Problem(
         "WB131",
         f"{_named(tables)} columns of the replica identity that are not published: "
-        + _listed([f"{_name(t)} ({', '.join(t.unpublished_key)})" for t in tables]),
+        + _listed([f"{_name(t)} ({', '.join(t.refused_for)})" for t in tables]),
         means="PostgreSQL refuses the application's UPDATE and DELETE on it",
         fix=f"ALTER PUBLICATION {quoted(publication)} SET TABLE ...;   -- name all tables, these with those columns too",
+    )
+
+
+def _list_under_full(publication: str, tables: Sequence[PublishedTable]) -> Problem | None:
+    if not tables:
+        return None
+    return Problem(
+        "WB134",
+        f"{_named(tables)} REPLICA IDENTITY FULL and a list of published columns",
+        means="PostgreSQL refuses the application's UPDATE and DELETE on it, even if the list names all columns",
+        fix=f"ALTER PUBLICATION {quoted(publication)} SET TABLE ...;   -- name all tables, these without a list; or give them "
+        "a key as REPLICA IDENTITY",
+    )
+
+
+def _hidden_generated(publication: str, tables: Sequence[PublishedTable]) -> Problem | None:
+    if not tables:
+        return None
+    return Problem(
+        "WB135",
+        f"{_named(tables)} generated columns in the replica identity that are not published: "
+        + _listed([f"{_name(t)} ({', '.join(t.refused_for)})" for t in tables]),
+        means="PostgreSQL refuses the application's UPDATE and DELETE on it; FULL has all columns in the identity",
+        fix=f"ALTER PUBLICATION {quoted(publication)} SET (publish_generated_columns = stored);   -- virtual columns cannot be "
+        "published: then ALTER TABLE ... REPLICA IDENTITY DEFAULT",
+    )
+
+
+def _filter_outside_identity(tables: Sequence[PublishedTable]) -> Problem | None:
+    if not tables:
+        return None
+    return Problem(
+        "WB136",
+        f"{_named(tables)} a row filter with columns outside the replica identity: "
+        + _listed([f"{_name(t)} ({', '.join(t.refused_for)})" for t in tables]),
+        means="PostgreSQL refuses the application's UPDATE and DELETE on it",
+        fix=_each(tables, lambda t: _full(t) + "   -- or filter by columns of the key"),
     )
 
 
@@ -93,7 +131,7 @@ def _holes(tables: Sequence[PublishedTable]) -> Problem | None:
         f"rows that an UPDATE moves into a row filter may arrive without large values: {columns}",
         means="PostgreSQL sends such a row as an insert without the unchanged values that it stores out of line; each makes "
         "mirrors copy the table again",
-        fix=_each(tables, lambda t: f"ALTER TABLE {t.qualified} REPLICA IDENTITY FULL;"),
+        fix=_each(tables, _full),
     )
 
 
@@ -124,6 +162,11 @@ def _locked(tables: Sequence[PublishedTable], locks: Sequence[TableLock]) -> Pro
         fix=f"SELECT pg_cancel_backend({oldest.pid});   -- or wait" if oldest.pid
         else "ROLLBACK PREPARED '...';   -- or COMMIT PREPARED; SELECT gid, prepared FROM pg_prepared_xacts",
     )  # fmt: skip
+
+
+def _full(table: PublishedTable) -> str:
+    """The statements that make old rows complete: partitions do not inherit that from their root."""
+    return " ".join(f"ALTER TABLE {name} REPLICA IDENTITY FULL;" for name in table.not_full[:SHOWN_MAX])
 
 
 def _name(table: PublishedTable) -> str:

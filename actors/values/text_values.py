@@ -24,6 +24,8 @@ class Attribute(NamedTuple):
     name: str
     type_oid: int
     typmod: int
+    number: int = 0
+    """Never given twice: a field that is dropped and made again has another one."""
 
 
 class TypeInfo(NamedTuple):

@@ -45,7 +45,7 @@ async def describe_columns(connection: PgConnection, relation_oids: Sequence[int
           d.adbin IS NOT NULL AND a.attrelid IN (SELECT oid FROM locked)
         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-        LEFT JOIN pg_catalog.pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
+        LEFT JOIN pg_catalog.pg_index i ON i.indrelid = a.attrelid AND i.indisprimary AND i.indisvalid
         WHERE a.attrelid IN ({oids}) AND a.attnum > 0::pg_catalog.int2 AND NOT a.attisdropped
         ORDER BY a.attrelid, a.attnum
         {_AS_BEFORE}
@@ -86,7 +86,7 @@ async def describe_types(connection: PgConnection, oids: Sequence[int]) -> dict[
             SELECT t.oid, t.typtype, coalesce(r.rngsubtype, m.rngsubtype, nullif(t.typbasetype, 0), t.typelem),
               coalesce(e.typdelim, ','), t.typelem <> 0 AND t.typlen = -1 AND t.typcategory = 'A',
               (SELECT json_agg(l.enumlabel ORDER BY l.oid) FROM pg_enum l WHERE l.enumtypid = t.oid),
-              (SELECT json_agg(json_build_array(a.attname, a.atttypid::int8, a.atttypmod) ORDER BY a.attnum)
+              (SELECT json_agg(json_build_array(a.attname, a.atttypid::int8, a.atttypmod, a.attnum) ORDER BY a.attnum)
                 FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped AND t.typtype = 'c')
             FROM pg_type t LEFT JOIN pg_type e ON e.oid = t.typelem LEFT JOIN pg_range r ON r.rngtypid = t.oid
             LEFT JOIN pg_range m ON m.rngmultitypid = t.oid WHERE t.oid = ANY ($1::oid[])

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from actors.clients.postgres.catalog import describe_types
 from actors.clients.postgres.connection import PgConnection
@@ -25,6 +25,10 @@ _TOASTABLE = "xem"
 """pg_attribute.attstorage of columns whose values may be stored out of line."""
 
 
+SHOWN_HOLDERS = 11
+"""So many partitions with one identity are read: enough to say what is wrong, and how to fix it."""
+
+
 class PublicationFacts(NamedTuple):
     """The operations that a publication publishes."""
 
@@ -35,6 +39,11 @@ class PublicationFacts(NamedTuple):
     via_root: bool
 
 
+Refusal = Literal["", "no identity", "unpublished", "list under FULL", "generated", "filter"]
+"""What CheckCmdReplicaIdentity of PostgreSQL refuses: no usable identity; a column of it left out by the publication's list;
+any list under FULL; a generated column of it that is not published; a row filter that reads a column outside of it."""
+
+
 class PublishedTable(NamedTuple):
     """One table of a publication, as its events name it."""
 
@@ -42,10 +51,12 @@ class PublishedTable(NamedTuple):
     """As a Relation message describes the table."""
     columns: tuple[str, ...]
     """The published columns."""
-    has_key: bool
-    """PostgreSQL accepts updates and deletes: the replica identity is a usable key or FULL, and all of it is published."""
-    unpublished_key: tuple[str, ...]
-    """Columns of the replica identity that the publication leaves out."""
+    refusal: Refusal
+    """Why PostgreSQL refuses the application's updates and deletes, if they are published."""
+    refused_for: tuple[str, ...]
+    """The columns that it refuses them for."""
+    not_full: tuple[str, ...]
+    """Of the tables that hold the rows (the table, or partitions), some without REPLICA IDENTITY FULL, as names in SQL."""
     pk: frozenset[str]
     """The primary key's columns; none if some of them are not published."""
     unreadable: str
@@ -56,7 +67,7 @@ class PublishedTable(NamedTuple):
     toasted: tuple[str, ...]
     """Published columns whose unchanged values PostgreSQL may leave out of an update."""
     children: tuple[str, ...]
-    """Tables that inherit from this one and are not published."""
+    """Tables that inherit from this one and are not published, as names in SQL."""
     facts: TableFacts
     row_filter: str = ""
     """The publication's WHERE for this table, as SQL; only from `with_row_filter`."""
@@ -172,18 +183,19 @@ class PublicationReader:
 # -- one row of the statement
 
 _COLUMNS = 5
+_NO_GENERATED = "-"
+"""Ends the options of publications that publish no generated column, not even a listed one: PostgreSQL before 18."""
 
 
 def _table(row: Sequence[str | None], types: Mapping[int, TypeInfo]) -> PublishedTable:
     (
         schema, name, oid_text, replident, kind, columns_text, attributes_xid, filenode, entries, options, filtered, listed,
-        identity_text, pk_text, leaves_without, partitions, readable, denied, children,
+        identity_text, pk_text, filter_columns, held, partitions, readable, denied, children,
     ) = row  # fmt: skip
     oid, is_partitioned = int(oid_text or 0), kind == "p"
     columns = [_Attribute(*column) for column in _json(columns_text)]
-    generated = {"", "s"} if options and options.endswith("s") else {""}
     only = None if listed is None else {int(number) for number in listed.split()}
-    sent = [c for c in columns if c.generated in generated and (only is None or c.number in only)]
+    sent = [c for c in columns if _is_sent(c, only, options or "")]
     names = {c.number: c.name for c in columns}
     numbers = {c.number for c in sent}
     identity = _numbers(identity_text)
@@ -194,21 +206,28 @@ def _table(row: Sequence[str | None], types: Mapping[int, TypeInfo]) -> Publishe
         tuple(Column(c.name, c.type_oid, c.typmod, c.number in identity) for c in sent),
     )  # fmt: skip
     pk = _numbers(pk_text)
-    has_identity = leaves_without is None if is_partitioned else replident == "f" or bool(identity)
-    missing = () if replident == "f" else tuple(names[number] for number in identity if number not in numbers)
+    holders = [_Holder(*json.loads(holder)) for holder in _json(held)]
+    if not is_partitioned:
+        key = None if replident == "f" else [names[number] for number in identity]
+        holders = [_Holder(key, schema or "", name or "")]
+    generated = {c.name: c.number in numbers for c in columns if c.generated}
+    reads = [names.get(int(number), "") for number in (filter_columns or "").split()]
+    listed_names = None if only is None else {names[number] for number in only}
+    refusal, refused_for = _refused(holders, listed_names, generated, reads, (options or "").endswith(_NO_GENERATED))
     made_of = _made_of(sent, types)
     facts = TableFacts(
         table_token(relation.schema, relation.name), oid, _digest([entries, options, filtered, partitions]),
         int(attributes_xid or 0), int(filenode or 0),
         tuple(Enum(t.oid, t.labels) for t in made_of if t.labels),
         tuple(Composite(t.oid, tuple(a[1:] for a in t.attributes)) for t in made_of if t.attributes),
-        schema_id(relation, types),
+        schema_id(relation, types), max(numbers, default=0), len(sent),
     )  # fmt: skip
     return PublishedTable(
         relation=relation,
         columns=tuple(c.name for c in sent),
-        has_key=has_identity and not missing,
-        unpublished_key=missing,
+        refusal=refusal,
+        refused_for=refused_for,
+        not_full=tuple(f"{quoted(h.schema)}.{quoted(h.name)}" for h in holders if h.key is not None),
         pk=frozenset(names[number] for number in pk) if numbers.issuperset(pk) else frozenset(),
         unreadable=_unreadable(readable or "", {int(number) for number in (denied or "").split()} & numbers, names),
         is_filtered=bool(filtered),
@@ -217,6 +236,47 @@ def _table(row: Sequence[str | None], types: Mapping[int, TypeInfo]) -> Publishe
         children=tuple(_json(children)),
         facts=facts,
     )
+
+
+def _is_sent(column: _Attribute, only: Collection[int] | None, options: str) -> bool:
+    """Whether a column is published: `only` are those of the publication's list for the table, if there is one."""
+    if options.endswith(_NO_GENERATED):
+        return not column.generated and (only is None or column.number in only)
+    if only is not None:  # whatever the publication says about generated columns
+        return column.number in only
+    return not column.generated or (column.generated == "s" and options.endswith("s"))
+
+
+class _Holder(NamedTuple):
+    """A table that holds rows, with the columns of its replica identity: all of them, None, under FULL."""
+
+    key: list[str] | None
+    schema: str
+    name: str
+
+
+def _refused(
+    holders: Sequence[_Holder],
+    listed: Collection[str] | None,
+    generated: Mapping[str, bool],
+    reads: Sequence[str],
+    before_18: bool,
+) -> tuple[Refusal, tuple[str, ...]]:
+    """The first thing for which PostgreSQL refuses updates, and the columns; `generated` says which of them are published."""
+    keys = [holder.key for holder in holders if holder.key is not None]
+    in_keys = dict.fromkeys(name for key in keys for name in key)
+    has_full = len(keys) < len(holders)
+    if not all(keys):
+        return "no identity", ()
+    if has_full and listed is not None:
+        return "list under FULL", ()
+    if listed is not None and not in_keys.keys() <= set(listed):
+        return "unpublished", tuple(name for name in in_keys if name not in listed)
+    hidden = [name for name, is_sent in generated.items() if not is_sent and listed is None and (has_full or name in in_keys)]
+    if hidden and not before_18:
+        return "generated", tuple(hidden)
+    outside = [name for name in dict.fromkeys(reads) if any(name not in key for key in keys)]
+    return ("filter", tuple(outside)) if outside else ("", ())
 
 
 class _Attribute(NamedTuple):
@@ -269,10 +329,13 @@ def _digest(value: object) -> str:
 
 # -- the statement
 
-_IDENTITY = """(SELECT i.indnkeyatts || ' ' || i.indkey::text FROM pg_index i WHERE i.indrelid = {table}.oid
-      AND i.indisvalid AND i.indisunique AND i.indimmediate AND i.indpred IS NULL
-      AND CASE {table}.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)"""
-"""The index that PostgreSQL takes as replica identity (RelationGetIndexList in relcache.c)."""
+_IDENTITY = """i.indrelid = {table}.oid AND {valid} AND i.indisunique AND i.indimmediate AND i.indpred IS NULL
+      AND CASE {table}.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END"""
+"""What makes `i` the index that PostgreSQL takes as replica identity (RelationGetIndexList in relcache.c)."""
+
+_VALID = "i.indisvalid"
+_VALID_SINCE_18 = "(i.indisvalid OR (i.indisprimary AND {table}.relkind = 'p'))"
+"""A root's primary key counts while partitions still lack theirs."""
 
 
 def _statement(version: int) -> str:
@@ -282,7 +345,8 @@ def _statement(version: int) -> str:
     if version < 150000:
         namespaces = "SELECT 0::oid AS oid, 0::oid AS pnnspid, 0::oid AS pnpubid WHERE false"
         prqual = prattrs = "NULL::text"
-    generated = "p.pubgencols::text" if version >= 180000 else "'n'"
+    generated = "p.pubgencols::text" if version >= 180000 else f"'{_NO_GENERATED}'"
+    identity = _IDENTITY.format(table="c", valid=(_VALID_SINCE_18 if version >= 180000 else _VALID).format(table="c"))
     return f"""
     WITH RECURSIVE pub AS MATERIALIZED (
       SELECT p.oid, p.puballtables, p.pubviaroot,
@@ -290,20 +354,21 @@ def _statement(version: int) -> str:
           {generated}) AS options
       FROM pg_publication p WHERE p.pubname = $1
     ), publishable AS MATERIALIZED (
-      SELECT c.oid, c.relnamespace, c.relkind, c.relpersistence FROM pg_class c
+      SELECT c.oid, c.relnamespace, c.relkind, c.relispartition FROM pg_class c
       WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
     ), namespaces AS MATERIALIZED (
       SELECT s.oid, s.pnnspid FROM ({namespaces}) s JOIN pub ON pub.oid = s.pnpubid
     ), named AS MATERIALIZED (  -- by the publication's clauses; each with the entries that name it
       SELECT c.oid, string_agg(x.entry, ' ' ORDER BY x.entry) AS entries FROM publishable c JOIN (
         SELECT c.oid, 'all' AS entry FROM publishable c JOIN pub ON pub.puballtables
+          AND NOT (pub.pubviaroot AND c.relispartition)
         UNION ALL SELECT r.prrelid, r.oid::text FROM pg_publication_rel r JOIN pub ON pub.oid = r.prpubid
         UNION ALL SELECT c.oid, s.oid::text FROM namespaces s JOIN publishable c ON c.relnamespace = s.pnnspid
       ) x ON x.oid = c.oid GROUP BY c.oid
     ), tree AS (  -- each named table, and the partitions below it
       SELECT n.oid AS root, n.oid, n.entries FROM named n
       UNION ALL SELECT t.root, i.inhrelid, t.entries FROM tree t JOIN pg_class p ON p.oid = t.oid AND p.relkind = 'p'
-        JOIN pg_inherits i ON i.inhparent = t.oid
+        JOIN pg_inherits i ON i.inhparent = t.oid AND NOT i.inhdetachpending
     ), listed AS MATERIALIZED (
       SELECT n.oid, n.entries FROM named n JOIN pub ON pub.pubviaroot
       WHERE NOT EXISTS (SELECT FROM tree t WHERE t.oid = n.oid AND t.root <> n.oid)
@@ -315,12 +380,23 @@ def _statement(version: int) -> str:
         a.attlen) ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
       -- ALTER TABLE ... TYPE ... USING moves both of these, VACUUM FULL and TRUNCATE only the second
       (SELECT max(a.xmin::text::int8) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0), c.relfilenode,
-      l.entries, pub.options, md5(f.filter), f.columns, {_IDENTITY.format(table="c")},
+      l.entries, pub.options, md5(f.filter), f.columns,
+      (SELECT i.indnkeyatts || ' ' || i.indkey::text FROM pg_index i WHERE {identity}),
       (SELECT i.indnkeyatts || ' ' || i.indkey::text FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
         AND i.indisvalid),
-      -- the identity that counts is that of the table that holds the row: a partition's, not its root's
-      (SELECT min(h.relname) FROM tree t JOIN pg_class h ON h.oid = t.oid AND h.relkind = 'r' WHERE c.relkind = 'p'
-        AND t.root = c.oid AND h.relreplident <> 'f' AND {_IDENTITY.format(table="h")} IS NULL),
+      (SELECT string_agg(DISTINCT m.found[1], ' ') FROM pg_publication_rel e,
+        regexp_matches({prqual}, ':varattno ([0-9]+)', 'g') AS m (found) WHERE e.prrelid = c.oid AND e.prpubid = pub.oid),
+      -- the identity that counts is that of the table that holds the row: a partition's, not its root's; some of each kind
+      (SELECT json_agg(json_build_array(x.key::json, x.schema, x.name)::text ORDER BY x.schema, x.name) FROM (
+        SELECT *, row_number() OVER (PARTITION BY y.key ORDER BY y.schema, y.name) AS number FROM (
+          SELECT CASE WHEN h.relreplident <> 'f' THEN coalesce((SELECT json_agg(a.attname ORDER BY a.attname) FROM pg_index i
+              JOIN pg_attribute a ON a.attrelid = h.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+              WHERE {_IDENTITY.format(table="h", valid=_VALID)})::text, '[]') END AS key,
+            hn.nspname AS schema, h.relname AS name
+          FROM tree t JOIN pg_class h ON h.oid = t.oid AND h.relkind = 'r' JOIN pg_namespace hn ON hn.oid = h.relnamespace
+          WHERE c.relkind = 'p' AND t.root = c.oid
+        ) y
+      ) x WHERE x.number <= {SHOWN_HOLDERS}),
       -- nothing tells of partitions that come, go or are truncated when their rows are published as the root's
       (SELECT md5(string_agg(h.oid || ' ' || h.relfilenode, ',' ORDER BY h.oid)) FROM tree t JOIN pg_class h ON h.oid = t.oid
         AND h.relkind <> 'p' WHERE c.relkind = 'p' AND t.root = c.oid),
@@ -329,7 +405,8 @@ def _statement(version: int) -> str:
       CASE WHEN NOT has_table_privilege(c.oid, 'SELECT') THEN (SELECT string_agg(a.attnum::text, ' ') FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         AND NOT has_column_privilege(c.oid, a.attnum, 'SELECT')) END,
-      (SELECT json_agg(kn.nspname || '.' || k.relname ORDER BY 1) FROM pg_inherits i JOIN pg_class k ON k.oid = i.inhrelid
+      (SELECT json_agg(quote_ident(kn.nspname) || '.' || quote_ident(k.relname) ORDER BY kn.nspname, k.relname)
+        FROM pg_inherits i JOIN pg_class k ON k.oid = i.inhrelid
         JOIN pg_namespace kn ON kn.oid = k.relnamespace WHERE i.inhparent = c.oid AND c.relkind = 'r'
         AND k.oid NOT IN (SELECT oid FROM listed)),
       pg_snapshot_xmax(pg_current_snapshot())
