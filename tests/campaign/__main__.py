@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -33,6 +34,7 @@ def main() -> int:
     say(f"seed {options.seed}, logs in {world.folder}")
     done: Counter[str] = Counter()
     refused: Counter[str] = Counter()
+    noticed: Counter[str] = Counter()
     wrong: list[str] = []
     quiet = Quiet(world)
 
@@ -41,8 +43,7 @@ def main() -> int:
         for one in found:
             say(f"WRONG after {done.total()} faults: {one}")
         wrong.extend(found)
-        for one in world.noticed():
-            say(f"noticed: {one[:400]}")
+        noticed.update(re.findall(r"table=(\S+)", "\n".join(world.noticed())))
         say(f"{done.total()} faults, {world.writers.committed} transactions, {dict(quiet.judged)}")
 
     try:
@@ -68,6 +69,7 @@ def main() -> int:
         world.close(keep=options.keep or bool(wrong))
     say(f"faults: {dict(done)}")
     say(f"refused: {dict(refused)}; ended by themselves: {dict(world.ended)}; writers refused: {world.writers.refused}")
+    say(f"conflicts that made a mirror copy again, before the bridge had looked at the publication: {dict(noticed)}")
     say(f"seed {options.seed}: {done.total()} faults in {time.monotonic() - began:.0f} s, {len(wrong)} wrong")
     return 1 if wrong else 0
 

@@ -31,7 +31,6 @@ class GapSeen(NamedTuple):
     """A gap event."""
 
     stream_seq: int
-    lsn: int
     from_lsn: int
     to_lsn: int
     tables: tuple[str, ...]
@@ -146,7 +145,7 @@ class _Excuses:
         self._holes = [(hole, _between(hole, order)) for hole in evidence.holes]
         self._in_hole: Counter[Hole] = Counter()
         self._suspended = [
-            (gap.tables[0], gap.lsn, _first_after(gap, evidence.stored))
+            (gap.tables[0], gap.from_lsn, _first_after(gap, evidence.stored))
             for gap in evidence.gaps if gap.suspends
         ]  # fmt: skip
 

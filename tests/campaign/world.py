@@ -57,7 +57,8 @@ class World:
         self.role_dsn = f"postgresql://walbridge:campaign@127.0.0.1:{self.to_postgres.port}/campaign"
         self.bridge = Bridge(self.role_dsn, f"nats://127.0.0.1:{self.to_nats.port}", self.folder)
         self._argv = list(self.bridge.argv)
-        self.bridge.start()
+        self.start_bridge("--snapshot-format", "array")  # INIT gets all subjects, so that a restart with other flags can work
+        self.bridge.wait_ready()
         self.witness = Witness(OwnSession(self.database), self.nats.url)
         replica = Database(self.postgres, "replica")
         replica.close()
