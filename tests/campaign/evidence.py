@@ -151,7 +151,7 @@ class _Excuses:
 
     def of(self, at: int, change: Expected) -> str:
         """The reason; empty without one."""
-        if any(gap.from_lsn <= change.lsn <= gap.to_lsn and change.token in gap.tables for gap in self._ranges):
+        if any(gap.from_lsn <= change.lsn < gap.to_lsn and change.token in gap.tables for gap in self._ranges):
             return "gap event"
         if any(token == change.token and since <= change.lsn <= until for token, since, until in self._suspended):
             return "suspended table"
