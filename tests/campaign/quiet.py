@@ -80,8 +80,16 @@ class Quiet:
         world.sql("DELETE FROM keyed WHERE id < 0; DELETE FROM bag WHERE length(b) > 1000")
 
     def _act_as_needed(self) -> None:
-        """Do what the documents say that a person must do: snapshots of suspended tables, new copies of rows that lack values."""
+        """Do what the documents say that a person must do.
+
+        Snapshots of suspended tables, new copies of rows that lack values, no copies of tables that are gone for good.
+        """
         world = self._world
+        for mirror in world.mirrors:
+            gone = f"SELECT local_schema, local_name FROM {mirror.own('tables')} WHERE state = 'unpublished'"
+            for schema, name in mirror.query(gone):
+                if name not in TABLES:
+                    mirror.change(f'DROP TABLE "{schema}"."{name}"' if schema else f'DROP TABLE "{name}"')
         for token in world.bridge.status().get("suspended_tables", ()):
             world.bridge.post(f"/snapshot/{token}")
         if omitted := sorted(world.witness.omitted & set(TABLES)):

@@ -19,7 +19,7 @@ from actors.embedded.nats import NatsServer, find_nats_server
 from actors.embedded.postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
 from actors.embedded.process import free_port, unprivileged_account
 from tests.campaign.proxy import Proxy
-from tests.campaign.tables import SETUP
+from tests.campaign.tables import SETUP, TABLES
 from tests.campaign.witness import OwnSession, Witness
 from tests.campaign.writers import Writers
 from tests.servers import Bridge, Database
@@ -66,6 +66,8 @@ class World:
         self.mirrors = [WatchedMirror(nats_url, to, self.folder) for to in (f"sqlite:///{self.folder}/replica.db", replica.dsn)]
         for mirror in self.mirrors:
             mirror.start()
+        for mirror in self.mirrors:
+            mirror.wait_live(len(TABLES))
         self.writers = Writers(self.postgres.dsn("campaign"), seed)
         self.ended: Counter[str] = Counter()
         """How often bridge or mirror ended by themselves, by their last error."""
