@@ -155,7 +155,7 @@ def drop_the_slot(world: World, dice: random.Random) -> None:
     else:
         return
     time.sleep(dice.uniform(0, 2))
-    world.wait(lambda: not world.to_accept & {"WB107", "WB108"} or world.to_accept == {"WB107"}, 40)
+    world.wait(lambda: "cdc_slot" in world.slots() and world.bridge.get("/ready")[0] == 200, 40)
 
 
 def set_the_role(world: World, dice: random.Random) -> None:

@@ -33,6 +33,7 @@ class Quiet:
         self._undo()
         if not world.wait(lambda: world.bridge.get("/ready")[0] == 200, DRAINED_S):
             return [f"the bridge is not ready: {world.bridge.get('/ready')[1]}\n{world.bridge.log()[-3000:]}"]
+        world.to_accept.clear()  # a loss was accepted, or there was none
         self._act_as_needed()
         ask(world.nats.url, "nobody_knows_this")  # have the publication looked at
         world.sql("INSERT INTO pair VALUES (-1, 'quiet', 0) ON CONFLICT (b, a) DO UPDATE SET v = pair.v + 1")

@@ -86,6 +86,10 @@ class World:
         with psycopg.connect(self.postgres.dsn("campaign"), autocommit=True, connect_timeout=5) as session:
             return session.execute(statement.encode(), params).fetchall()
 
+    def slots(self) -> set[str]:
+        """Names of the replication slots."""
+        return {str(name) for (name,) in self.query("SELECT slot_name FROM pg_replication_slots")}
+
     def start_bridge(self, *flags: str) -> None:
         """Start the bridge with these flags, now and until it is started with others."""
         self.bridge.argv = [*self._argv, *flags]
@@ -97,7 +101,6 @@ class World:
             code = self._last_code(self.bridge.log())
             self.ended[f"bridge {code}"] += 1
             accepted = code in self.to_accept
-            self.to_accept.discard(code)
             flags = [flag for flag in self.bridge.argv[len(self._argv) :] if flag != "--accept-gap"]
             self.start_bridge(*flags, *(["--accept-gap"] if accepted else []))
         for mirror in self.mirrors:
