@@ -160,7 +160,7 @@ class Decoder:
             items.append(PublishedChange(position, news.token, news.change, news.version, news.reason, self._last))
         schema = news.schema
         if schema is not None and self._known.get(news.token) != schema.table.schema_id:
-            items.append(schema._replace(position=Position(lsn, self._next_seq, SCHEMA_RANK)))
+            items.append(schema._replace(position=Position(lsn, self._next_seq, SCHEMA_RANK), last=True))
             self._next_seq += 1
             self._known[news.token] = schema.table.schema_id
             self._unannounced.pop(schema.table.relation.oid, None)

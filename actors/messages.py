@@ -132,6 +132,8 @@ class SchemaChange(NamedTuple):
     """False when the catalog had changed already and no longer described this shape."""
     is_complete: bool = True
     """False when the table was locked, so that `body` lacks the columns' defaults."""
+    last: bool = False
+    """True between two transactions: no event of the transaction before it follows."""
 
 
 PublicationChange = Literal["added", "changed", "removed"]

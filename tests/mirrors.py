@@ -26,6 +26,14 @@ class MirrorProcess(embedded_mirror.MirrorProcess):
         env = nats.environment_of("mirror") if isinstance(nats, ComposeNats) else None
         super().__init__(nats, to, folder, *flags, env=env)
 
+    def start_with(self, *flags: str) -> None:
+        """Start it once with more flags, as its documents say for `--again`."""
+        usual, self._flags = self._flags, (*self._flags, *flags)
+        try:
+            self.start()
+        finally:
+            self._flags = usual
+
     def verify(self, source: str, *flags: str) -> subprocess.CompletedProcess[str]:
         """Run `walbridge verify` against it."""
         env = {**self.env, "DATABASE_URL": source}

@@ -38,13 +38,22 @@ class WalOracle:
         """All changes committed since, in commit order."""
         return list(_changes(self._read()))
 
-    def _read(self) -> Iterator[bytes]:
+    def taken(self) -> list[Expected]:
+        """Changes committed since, as `expected`, and let PostgreSQL remove their WAL.
+
+        May repeat transactions that came before: the slot moves only so far, and back if the server is killed.
+        """
+        ((until,),) = self._database.execute("SELECT pg_current_wal_flush_lsn()")
+        changes = list(_changes(self._read(until)))
+        self._database.execute("SELECT pg_replication_slot_advance(%s, %s)", [self._slot, until])
+        return changes
+
+    def _read(self, until: str | None = None) -> Iterator[bytes]:
         # the functions print values by the session's settings; the bridge pins the same
         self._database.execute("SET timezone = 'UTC'; SET datestyle = 'ISO'; SET bytea_output = 'hex'")
         query = sql.SQL(
-            "SELECT data FROM pg_logical_slot_peek_binary_changes("
-            "{}, NULL, NULL, 'proto_version', '1', 'publication_names', {})"
-        ).format(sql.Literal(self._slot), sql.Literal('"' + self._publication.replace('"', '""') + '"'))
+            "SELECT data FROM pg_logical_slot_peek_binary_changes({}, {}, NULL, 'proto_version', '1', 'publication_names', {})"
+        ).format(sql.Literal(self._slot), sql.Literal(until), sql.Literal('"' + self._publication.replace('"', '""') + '"'))
         for (data,) in self._database.execute(query.as_string(None)):
             yield bytes(data)
 
@@ -61,7 +70,9 @@ def _changes(messages: Iterator[bytes]) -> Iterator[Expected]:
             case pgoutput.Insert(oid, new):
                 yield _event(lsn, seq, "INSERT", relations[oid], new)
                 seq += 1
-            case pgoutput.Update(oid, _, _, new):
+            case pgoutput.Update(oid, kind, old, new):
+                if kind == "O":  # the whole old row has the values that the new row lacks because they did not change
+                    new = tuple(b if a.kind == "u" else a for a, b in zip(new, old or (), strict=True))
                 yield _event(lsn, seq, "UPDATE", relations[oid], new)
                 seq += 1
             case pgoutput.Delete(oid, _, old):

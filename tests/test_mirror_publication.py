@@ -8,7 +8,8 @@ from pathlib import Path
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge
 from tests.published import publish_change
-from tests.servers import Database, wait_until_drained
+from tests.servers import Database, read_stream, wait_for, wait_until_drained
+from tests.snapshots import ask
 from tests.watched_mirrors import WatchedMirror
 
 TABLES = """
@@ -87,3 +88,23 @@ def test_the_tables_of_a_running_mirror_follow_the_publication(
         done = narrow.verify(database.dsn)
         assert done.returncode == 0
         assert "published, but not among the tables of this mirror: more" in done.stdout
+
+
+def test_a_new_shape_of_an_idle_table_at_the_streams_end_keeps_no_copy_waiting(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, tmp_path: Path
+) -> None:
+    """It belongs to no transaction, so that none is open which could have more."""
+    database.execute(TABLES)
+    bridge = make_bridge(database, nats)
+    mirror = WatchedMirror(nats, f"sqlite:///{tmp_path}/replica.db", tmp_path)
+    with mirror.running():
+        mirror.wait_live(2)
+        database.execute("ALTER TABLE users ADD v int; INSERT INTO users VALUES (11, 1)")
+        wait_until_drained(bridge, database)
+        database.execute("ALTER PUBLICATION cdc_pub SET TABLE users (id), orders")
+        ask(nats.url, "nobody_knows_this")  # have the publication looked at
+        wait_for(lambda: [e.body["operation"] for e in read_stream(nats.url)][-2:] == ["PUBLISHED", "SCHEMA"])
+        assert read_stream(nats.url)[-1].body["last"]
+        mirror.wait_for("SELECT name FROM pragma_table_info('users')", [("id",)])
+        mirror.wait_until(mirror.is_ready)
+        mirror.assert_equal(database.dsn)

@@ -176,6 +176,20 @@ def test_a_dropped_slot_ends_the_bridge_until_the_gap_is_accepted(
     assert [e.body["operation"] for e in wait_for_events(nats.url, 4)] == ["INSERT", "GAP", "INSERT", "INSERT"]
 
 
+def test_a_gap_names_tables_that_were_published_when_the_changes_were_lost(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    database.execute("""CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE taken_out (id int PRIMARY KEY);
+        CREATE PUBLICATION cdc_pub FOR TABLE t, taken_out""")
+    bridge = make_bridge(database, nats)
+    assert bridge.stop() == 0
+    database.execute("SELECT pg_drop_replication_slot('cdc_slot')")
+    database.execute("INSERT INTO taken_out VALUES (1)")
+    database.execute("ALTER PUBLICATION cdc_pub DROP TABLE taken_out")
+    make_bridge(database, nats, "--accept-gap")
+    assert wait_for_events(nats.url, 1)[0].body["tables"] == ["t", "taken_out"]
+
+
 def test_a_lost_slot_says_which_range_and_goes_on_when_accepted(
     make_postgres: MakePostgres, nats: NatsServer, make_bridge: MakeBridge
 ) -> None:

@@ -233,3 +233,31 @@ def test_half_of_a_key_is_no_primary_key(database: Database, nats: NatsServer, m
     held: list[StoredEvent] = wait_for_events(nats.url, 2, "KV_schemas")
     pk = {e.body["table"]: [c["pk"] for c in e.body["columns"]] for e in held}
     assert pk == {"half": [False, False], "wide": [True, False]}
+
+
+@BOTH
+def test_what_was_changed_and_changed_back_between_two_looks_is_told(
+    server: str, request: pytest.FixtureRequest, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    """The catalog reads as before, but what was written meanwhile is in no event."""
+    database: Database = request.getfixturevalue(server)
+    database.execute("""
+        CREATE TABLE plain (id int PRIMARY KEY); CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
+        CREATE TABLE half PARTITION OF parts FOR VALUES FROM (0) TO (10) PARTITION BY RANGE (id);
+        CREATE TABLE quarter PARTITION OF half FOR VALUES FROM (0) TO (5); INSERT INTO parts VALUES (1), (2);
+        CREATE PUBLICATION cdc_pub FOR TABLE plain, parts WITH (publish_via_partition_root)""")
+    make_bridge(database, nats)
+    for statement in ("ALTER TABLE parts DETACH PARTITION half", "DELETE FROM half WHERE id = 1",
+                      "ALTER TABLE parts ATTACH PARTITION half FOR VALUES FROM (0) TO (10)"):  # fmt: skip
+        database.execute(statement)
+    have_it_looked(nats.url)
+    wait_for(lambda: {token: change for token, (change, _) in told(nats.url).items()} == {"parts": "changed"})
+    version = told(nats.url)["parts"][1]
+    database.execute("ALTER PUBLICATION cdc_pub SET (publish = 'insert')")
+    database.execute("ALTER PUBLICATION cdc_pub SET (publish = 'insert, update, delete, truncate')")
+    time.sleep(2.5)  # a table that nobody knows is looked for once in a while
+    have_it_looked(nats.url)
+    wait_for(
+        lambda: {token: change for token, (change, _) in told(nats.url).items()} == {"parts": "changed", "plain": "changed"}
+    )
+    assert told(nats.url)["parts"][1] != version

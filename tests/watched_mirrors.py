@@ -20,7 +20,7 @@ Samples = dict[tuple[str, tuple[str, ...]], float]
 class WatchedMirror(MirrorProcess):
     """A mirror that serves its metrics."""
 
-    def __init__(self, nats: NatsServer, to: str, folder: Path, *flags: str) -> None:
+    def __init__(self, nats: NatsServer | str, to: str, folder: Path, *flags: str) -> None:
         self.port = free_port()
         super().__init__(nats, to, folder, "--port", str(self.port), *flags)
 

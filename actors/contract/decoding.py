@@ -155,7 +155,15 @@ def _schema_change(body: Body) -> SchemaChange:
     token = body["msg_id"].split("-", 2)[2].rpartition("-")[0]
     schema = body["schema"][: -1 - len(body["table"])]
     return SchemaChange(
-        token, schema, body["table"], body["lsn"], body["seq"], False, body["schema_id"], body["relation_id"], _columns(body)
+        token,
+        schema,
+        body["table"],
+        body["lsn"],
+        body["seq"],
+        body.get("last", False),
+        body["schema_id"],
+        body["relation_id"],
+        _columns(body),
     )
 
 

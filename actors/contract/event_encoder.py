@@ -106,7 +106,9 @@ class EventEncoder(ABC):
         """Encode a SCHEMA event: the value of KV `schemas` plus its place in the stream."""
         token, position = change.table.token, change.position
         msg_id = message_id(position, token, "schema")
-        place = {"operation": "SCHEMA", "msg_id": msg_id, "lsn": position.lsn, "seq": position.seq}
+        place: dict[str, object] = {"operation": "SCHEMA", "msg_id": msg_id, "lsn": position.lsn, "seq": position.seq}
+        if change.last:
+            place["last"] = True
         subject = cdc_schema(token).encode()
         return OutMessage(self._prefix + subject, msg_id.encode(), self.document(change.body | place))
 

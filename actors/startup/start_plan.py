@@ -90,6 +90,8 @@ async def find_start(
     tail = await _read_tail(js, setup)
     position, unheld = tail_position(tail, record), unheld_at_end(tail, record)
     tokens, upgraded = sorted(tables), False
+    # a table that was taken out of the publication meanwhile may have been published when its changes were lost
+    affected = sorted({*tables, *(_tables_before(record) if record else ())})
     replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge startup")
     try:
         source = await _read_source(connection, replication, slot, record)
@@ -116,10 +118,10 @@ async def find_start(
         if source.lost or confirmed_lsn is None:
             confirmed_lsn = await _make_slot(replication, slot, temporary=temporary, show=show)
         if loss is not None:
-            start = start_after_loss(loss, source, confirmed_lsn, tail, tokens)
+            start = start_after_loss(loss, source, confirmed_lsn, tail, affected)
         else:
             source = replace(source, confirmed_lsn=confirmed_lsn)
-            start = plan_start(source, tail, record, history, position, tokens)
+            start = plan_start(source, tail, record, history, position, affected)
     except BaseException:
         replication.close()
         raise
@@ -244,3 +246,8 @@ async def _read_source(connection: PgConnection, replication: PgConnection, slot
 async def _make_slot(replication: PgConnection, slot: str, *, temporary: bool, show: Callable[[Problem], None]) -> Lsn:
     log.info("creating the replication slot", slot=slot, temporary=temporary)
     return await create_slot(replication, slot, temporary=temporary, show=show)
+
+
+def _tables_before(record: BridgeRecord) -> set[str]:
+    """Return tokens of the tables that were published at the record's time, or that its pending gap event names."""
+    return {*record.tables, *(record.pending_gap.tables if record.pending_gap else ())}

@@ -350,7 +350,9 @@ def _statement(version: int) -> str:
     return f"""
     WITH RECURSIVE pub AS MATERIALIZED (
       SELECT p.oid, p.puballtables, p.pubviaroot,
-        concat(p.oid, ' ', p.pubinsert::int, p.pubupdate::int, p.pubdelete::int, p.pubtruncate::int, p.pubviaroot::int, ' ',
+        -- xmin: options that were other ones between two looks hid changes as well; ADD TABLE and the like do not move it
+        concat(p.oid, ' ', p.xmin, ' ',
+          p.pubinsert::int, p.pubupdate::int, p.pubdelete::int, p.pubtruncate::int, p.pubviaroot::int, ' ',
           {generated}) AS options
       FROM pg_publication p WHERE p.pubname = $1
     ), publishable AS MATERIALIZED (
@@ -397,9 +399,9 @@ def _statement(version: int) -> str:
           WHERE c.relkind = 'p' AND t.root = c.oid
         ) y
       ) x WHERE x.number <= {SHOWN_HOLDERS}),
-      -- nothing tells of partitions that come, go or are truncated when their rows are published as the root's
-      (SELECT md5(string_agg(h.oid || ' ' || h.relfilenode, ',' ORDER BY h.oid)) FROM tree t JOIN pg_class h ON h.oid = t.oid
-        AND h.relkind <> 'p' WHERE c.relkind = 'p' AND t.root = c.oid),
+      -- nothing tells of partitions that come, go, come back or are truncated when their rows are published as the root's
+      (SELECT md5(string_agg(concat(h.oid, ' ', h.relfilenode, ' ', i.xmin), ',' ORDER BY h.oid)) FROM tree t
+        JOIN pg_class h ON h.oid = t.oid JOIN pg_inherits i ON i.inhrelid = t.oid WHERE c.relkind = 'p' AND t.root = c.oid),
       CASE WHEN has_schema_privilege(n.oid, 'USAGE') THEN 's' ELSE '' END
         || CASE WHEN row_security_active(c.oid) THEN '' ELSE 'r' END,
       CASE WHEN NOT has_table_privilege(c.oid, 'SELECT') THEN (SELECT string_agg(a.attnum::text, ' ') FROM pg_attribute a
