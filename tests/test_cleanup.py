@@ -190,7 +190,7 @@ def test_what_another_bridge_uses_stays(used: Bridge, database: Database, nats: 
         return found
 
     left = with_nats(nats.url, subjects)
-    assert {s for s in left if s.startswith("$KV")} == {"$KV.schemas.TWO.u", "$KV.bridges.TWO"}
+    assert {s for s in left if s.startswith("$KV")} == {"$KV.schemas.TWO.u", "$KV.bridges.TWO", "$KV.bridges.TWO.u"}
     assert not [s for s in left if ".t" in s]
     assert [s for s in left if s.startswith("init.snap.u.")]
 

@@ -80,11 +80,16 @@ async def open_table(
     try:
         # libpq's buffer keeps the size of the largest message so far; a larger buffer makes fewer, larger reads
         await connection.query("SELECT repeat('x', 1000000)")
-        await connection.query(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off;"
-            f" SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}; LOCK TABLE {published.own} IN ACCESS SHARE MODE",
-            timeout_s=LOCK_TIMEOUT_S + 5,
-        )
+        try:
+            await connection.query(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off;"
+                f" SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}; LOCK TABLE {published.own} IN ACCESS SHARE MODE",
+                timeout_s=LOCK_TIMEOUT_S + 5,
+            )
+        except PostgresError as exc:
+            if exc.sqlstate in ("42P01", "3F000"):  # no such table or schema: dropped or renamed since the look
+                raise TableChanged from exc
+            raise
         watermark = await take_watermark(config, connection)
         found = await published_table(connection, publication, published.relation_oid)
         known = version_of(found.facts) if found is not None and found.token == published.token else None

@@ -148,8 +148,9 @@ def takes(config: Settings, published: Iterable[str]) -> bool:
 
 
 def _refused(role: Role, code: str, what: str, means: str, fix: str) -> Finding:
-    # the bridge can do without stream REQUESTS: then requests are received only while it runs
-    return Finding(role.kind != "requests", code, f"stream {role.name} {what}", means, fix)
+    # the bridge can do without stream REQUESTS, and then receives requests only while it runs; and without dictionaries
+    is_needed = role.kind != "requests" and role.name != bucket_stream(DICTIONARIES)
+    return Finding(is_needed, code, f"stream {role.name} {what}", means, fix)
 
 
 def _risky(role: Role, what: str, means: str, fix: str) -> Finding:
