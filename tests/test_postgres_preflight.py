@@ -106,6 +106,22 @@ def test_what_makes_postgresql_refuse_updates_is_named_and_the_fix_mends_it(
     database.execute("UPDATE parts SET v = 1; UPDATE orders SET amount = 1; UPDATE listed SET a = 1")
 
 
+@BOTH
+def test_partitions_of_which_there_is_no_wal_are_named_and_the_fix_mends_it(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    database: Database = request.getfixturevalue(server)
+    database.execute("""
+        CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY LIST (id); CREATE TABLE parts_1 PARTITION OF parts FOR VALUES IN (1);
+        CREATE UNLOGGED TABLE "Parts 2" PARTITION OF parts FOR VALUES IN (2);
+        CREATE PUBLICATION p FOR TABLE parts WITH (publish_via_partition_root);
+    """)
+    problem = check(database.dsn)["WB137"]
+    assert 'public."Parts 2"' in problem.what
+    database.execute(problem.fix.split("--")[0])
+    assert check(database.dsn) == {}
+
+
 def test_generated_columns_that_full_has_and_the_publication_does_not_are_named(database: Database) -> None:
     database.execute("""
         CREATE TABLE sums (a int, twice int GENERATED ALWAYS AS (a * 2) STORED); ALTER TABLE sums REPLICA IDENTITY FULL;

@@ -60,6 +60,8 @@ TABLES = {
     "half_keyed": "(id int NOT NULL, v text) PARTITION BY LIST (id)",
     "half_keyed_1": "PARTITION OF half_keyed FOR VALUES IN (1)",
     "half_keyed_2": "PARTITION OF half_keyed FOR VALUES IN (2); ALTER TABLE ONLY half_keyed ADD PRIMARY KEY (id)",
+    "mixed": "(id int, v text) PARTITION BY LIST (id)",
+    "mixed_1": "PARTITION OF mixed FOR VALUES IN (1); ALTER TABLE {t} REPLICA IDENTITY FULL",
     "empty_root": "(id int PRIMARY KEY) PARTITION BY LIST (id)",
 }  # fmt: skip
 SINCE_18 = {
@@ -68,7 +70,7 @@ SINCE_18 = {
     "temporal": "(id int4range, at daterange, v text, PRIMARY KEY (id, at WITHOUT OVERLAPS))",
 }
 BESIDE = """
-    CREATE UNLOGGED TABLE unlogged (id int PRIMARY KEY);
+    CREATE UNLOGGED TABLE unlogged (id int PRIMARY KEY); CREATE UNLOGGED TABLE mixed_2 PARTITION OF mixed FOR VALUES IN (2);
     CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER away FOREIGN DATA WRAPPER nothing; CREATE FOREIGN TABLE far (id int) SERVER away;
     CREATE MATERIALIZED VIEW seen AS SELECT * FROM plain; CREATE SEQUENCE counted;
 """

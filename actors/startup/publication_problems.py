@@ -28,6 +28,7 @@ def publication_problems(
         _not_readable([t for t in tables if t.unreadable], role),
         _holes([t for t in tables if t.is_filtered and facts.updates and t.toasted and t.not_full]),
         _children(publication, [t for t in tables if t.children]),
+        _without_wal([t for t in tables if t.without_wal]),
         _locked(tables, locks),
     ]
     return [problem for problem in found if problem is not None]
@@ -145,6 +146,19 @@ def _children(publication: str, tables: Sequence[PublishedTable]) -> Problem | N
         means="PostgreSQL publishes the children that exist when their parent is added, not those that come later: neither "
         "changes nor snapshots have their rows",
         fix=f"ALTER PUBLICATION {quoted(publication)} ADD TABLE {', '.join(children[:SHOWN_MAX])};",
+    )
+
+
+def _without_wal(tables: Sequence[PublishedTable]) -> Problem | None:
+    if not tables:
+        return None
+    partitions = [partition for table in tables for partition in table.without_wal]
+    return Problem(
+        "WB137",
+        f"unlogged or foreign partitions of published tables: {_listed(partitions)}",
+        means="snapshots have their rows, but PostgreSQL sends none of their changes: copies keep what they had",
+        fix=" ".join(f"ALTER TABLE {partition} SET LOGGED;" for partition in partitions[:SHOWN_MAX])
+        + "   -- a foreign table: ALTER TABLE ... DETACH PARTITION",
     )
 
 

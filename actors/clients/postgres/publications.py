@@ -68,6 +68,8 @@ class PublishedTable(NamedTuple):
     """Published columns whose unchanged values PostgreSQL may leave out of an update."""
     children: tuple[str, ...]
     """Tables that inherit from this one and are not published, as names in SQL."""
+    without_wal: tuple[str, ...]
+    """Unlogged and foreign partitions, as names in SQL: PostgreSQL sends nothing of them, and snapshots have their rows."""
     facts: TableFacts
     row_filter: str = ""
     """The publication's WHERE for this table, as SQL; only from `with_row_filter`."""
@@ -190,7 +192,7 @@ _NO_GENERATED = "-"
 def _table(row: Sequence[str | None], types: Mapping[int, TypeInfo]) -> PublishedTable:
     (
         schema, name, oid_text, replident, kind, columns_text, attributes_xid, filenode, entries, options, filtered, listed,
-        identity_text, pk_text, filter_columns, held, partitions, readable, denied, children,
+        identity_text, pk_text, filter_columns, held, partitions, readable, denied, children, without_wal,
     ) = row  # fmt: skip
     oid, is_partitioned = int(oid_text or 0), kind == "p"
     columns = [_Attribute(*column) for column in _json(columns_text)]
@@ -234,6 +236,7 @@ def _table(row: Sequence[str | None], types: Mapping[int, TypeInfo]) -> Publishe
         is_partitioned=is_partitioned,
         toasted=tuple(c.name for c in sent if c.length == -1 and c.storage in _TOASTABLE),
         children=tuple(_json(children)),
+        without_wal=tuple(_json(without_wal)),
         facts=facts,
     )
 
@@ -395,7 +398,8 @@ def _statement(version: int) -> str:
               JOIN pg_attribute a ON a.attrelid = h.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
               WHERE {_IDENTITY.format(table="h", valid=_VALID)})::text, '[]') END AS key,
             hn.nspname AS schema, h.relname AS name
-          FROM tree t JOIN pg_class h ON h.oid = t.oid AND h.relkind = 'r' JOIN pg_namespace hn ON hn.oid = h.relnamespace
+          FROM tree t JOIN pg_class h ON h.oid = t.oid AND h.relkind = 'r' AND h.relpersistence = 'p'
+            JOIN pg_namespace hn ON hn.oid = h.relnamespace
           WHERE c.relkind = 'p' AND t.root = c.oid
         ) y
       ) x WHERE x.number <= {SHOWN_HOLDERS}),
@@ -411,6 +415,10 @@ def _statement(version: int) -> str:
         FROM pg_inherits i JOIN pg_class k ON k.oid = i.inhrelid
         JOIN pg_namespace kn ON kn.oid = k.relnamespace WHERE i.inhparent = c.oid AND c.relkind = 'r'
         AND k.oid NOT IN (SELECT oid FROM listed)),
+      (SELECT json_agg(quote_ident(hn.nspname) || '.' || quote_ident(h.relname) ORDER BY hn.nspname, h.relname)
+        FROM tree t JOIN pg_class h ON h.oid = t.oid AND h.relkind IN ('r', 'f')
+        AND (h.relkind = 'f' OR h.relpersistence <> 'p') JOIN pg_namespace hn ON hn.oid = h.relnamespace
+        WHERE c.relkind = 'p' AND t.root = c.oid),
       pg_snapshot_xmax(pg_current_snapshot())
     FROM listed l CROSS JOIN pub JOIN pg_class c ON c.oid = l.oid JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN LATERAL (
