@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -410,3 +411,20 @@ def test_the_role_of_the_readme_is_enough(database: Database, nats: NatsServer, 
         assert [event.subject for event in wait_for_events(nats.url, 2)] == ["cdc.users.insert", "cdc.orders.insert"]
     finally:
         database.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+def test_each_act_of_the_table_is_done_by_a_test_that_is_never_skipped() -> None:
+    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    table = section(text, "What somebody does, and who sees it")
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines() if row.startswith("| ")][1:]
+    functions = {
+        node.name: node
+        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert len(rows) > 20
+    for row in rows:
+        (name,) = re.findall(r"`(test_\w+)`$", row[-1])
+        assert name in functions, row[0]
+        assert "skip" not in "".join(map(ast.dump, functions[name].decorator_list))
