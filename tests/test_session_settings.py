@@ -102,7 +102,8 @@ def test_whatever_the_role_and_the_environment_have_set(
     database, dsn = odd_role
     monkeypatch.setenv("PGTZ", "Asia/Tokyo")  # libpq sends these beside the options, and later than them
     monkeypatch.setenv("PGDATESTYLE", "German")
-    monkeypatch.setenv("PGOPTIONS", "-c statement_timeout=1ms")
+    # enough for the statement that sets it, and shorter than the sleep below
+    monkeypatch.setenv("PGOPTIONS", "-c statement_timeout=250ms")
 
     async def check() -> None:
         config = PostgresConfig(psycopg.conninfo.make_conninfo(dsn, client_encoding="LATIN1"))
