@@ -42,6 +42,9 @@ from actors.wal_monitor import watch_slot
 log = get_logger("bridge")
 
 METRICS_EVERY_S = 15.0
+FIRST_RETRY_S = 0.25
+STREAMED_LONG_S = 10.0
+"""A run that streamed for longer was a success: the pauses after it begin again with the shortest."""
 
 
 Beside = Callable[[Config], Awaitable[None]]
@@ -92,6 +95,11 @@ async def _run(config: Config, beside: Beside | None) -> int:
     return 1  # a second signal
 
 
+def pause_before_retry_s(longest_s: float, failed_runs: int) -> float:
+    """Return how long to wait after a fault: a server that restarts, or a cut connection, is back at once; an outage is not."""
+    return min(longest_s, FIRST_RETRY_S * 2.0 ** min(failed_runs, 10))
+
+
 class Supervisor:
     """Runs the pipeline, and restarts it from the stream's tail after a transient fault. Nothing else retries.
 
@@ -105,6 +113,8 @@ class Supervisor:
         self._known_servers: set[str] = set()
         self._preflight: dict[str, tuple[Problem, ...]] = {}  # by which check has found them
         self._down_since: float | None = None
+        self._streaming_since: float | None = None
+        self._failed_runs = 0  # since the last one that streamed for long
         self._has_streamed = self._history_diverged = False
         self._transactions = TransactionLog()
         self._publication = PublicationModel(config.source.publication)
@@ -240,7 +250,11 @@ class Supervisor:
 
     async def _stopped_while_waiting(self, fault: Transient) -> bool:
         """Wait before the next run, with jitter; return True when a stop was requested meanwhile."""
-        delay_s = fault.retry_s * random.uniform(0.75, 1.25)
+        since, self._streaming_since = self._streaming_since, None
+        if since is not None and time.monotonic() - since > STREAMED_LONG_S:
+            self._failed_runs = 0
+        delay_s = pause_before_retry_s(fault.retry_s, self._failed_runs) * random.uniform(0.75, 1.25)
+        self._failed_runs += 1
         waiting_for = "PostgreSQL" if isinstance(fault, SourceUnavailable) else "NATS"
         log.warning(f"waiting for {waiting_for}", reason=str(fault), next_try_s=round(delay_s, 1))
         with trio.move_on_after(delay_s):
@@ -253,7 +267,7 @@ class Supervisor:
         telemetry, config = self._telemetry, self._config
         telemetry.state, telemetry.not_ready_reason, telemetry.fault = "streaming", "", None
         telemetry.tables = tuple(sorted(session.publication.tables))
-        self._has_streamed = True
+        self._has_streamed, self._streaming_since = True, time.monotonic()
         away = ""
         if self._down_since is not None:
             away, self._down_since = f" after {time.monotonic() - self._down_since:.1f} s", None
