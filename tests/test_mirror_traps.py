@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -407,8 +408,16 @@ def begun(mirror: MirrorProcess, token: str) -> list[float]:
 def test_what_others_have_put_into_the_streams_is_passed_over(
     database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
 ) -> None:
+    # an event of another installation, sent on by somebody under an id of their own
+    copied = json.dumps(
+        {"subject": "cdc.users.insert", "operation": "INSERT", "msg_id": "ffffffff-0-users-insert", "table": "users",
+         "schema": "public", "lsn": 0xFFFFFFFF, "seq": 0, "xid": 1, "commit_ts": 0, "key": ["id"], "last": True,
+         "data": {"id": 5000, "name": "Eve"}}
+    ).encode()  # fmt: skip
+
     async def publish(client: Client, subjects: Sequence[str] = ("cdc.users.insert", "cdc._bridge.gap")) -> None:
-        for body in (b"garbage", b"", b"5", b"[]", b"\xc1", b'{"operation": "INSERT"}', b'{"operation": "INSERT", "lsn": 1}'):
+        malformed = (b"garbage", b"", b"5", b"[]", b"\xc1", b'{"operation": "INSERT"}', b'{"operation": "INSERT", "lsn": 1}')
+        for body in (*malformed, copied):
             for subject in subjects:
                 await client.publish(subject, body)
                 await client.publish(subject, body, headers={"Nats-Msg-Id": f"mine-{subject}-{body!r}"})

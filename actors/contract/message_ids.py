@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from actors.contract.subjects import BRIDGE_TOKEN
 from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK, Lsn, Position
 from actors.wire.jetstream import MSG_ID_HEADER, OWN_MSG_ID_HEADER
+
+_RANKS = {
+    **dict.fromkeys(("insert", "update", "delete", "truncate"), ROW_RANK),
+    "schema": SCHEMA_RANK,
+    # a suspended table's gap takes the place of the row that was too large; the bridge's own gap comes before its position
+    "gap": ROW_RANK,
+    "published": GAP_RANK,  # it stands between transactions: before a change that its transaction does not have
+}
+_ID = re.compile(rf"([0-9a-f]{{1,16}})-([0-9]{{1,20}})-(.+)-({'|'.join(_RANKS)})")
+"""An LSN has 64 bits. int() alone would also read signs, prefixes, underscores and the digits of other scripts."""
 
 
 def id_in(headers: Mapping[str, str]) -> str | None:
@@ -20,17 +31,18 @@ def position_of(msg_id: str) -> Position:
 
     Raises ValueError when no bridge made the id.
     """
-    lsn, seq, rest = msg_id.split("-", 2)
-    token, dash, operation = rest.rpartition("-")
-    ranks = {"insert": ROW_RANK, "update": ROW_RANK, "delete": ROW_RANK, "truncate": ROW_RANK, "schema": SCHEMA_RANK}
-    # a suspended table's gap takes the place of the row that was too large; the bridge's own gap comes before its position
-    ranks["gap"] = GAP_RANK if token == BRIDGE_TOKEN else ROW_RANK
-    ranks["published"] = GAP_RANK  # it stands between transactions: before a change that its transaction does not have
-    if not dash or not token or operation not in ranks or not seq.isdecimal():
+    found = _ID.fullmatch(msg_id)
+    if found is None:
         raise ValueError(f"{msg_id!r} is not a message id of a bridge")
+    lsn, seq, token, operation = found.groups()
     # the bridge's own gaps are numbered: two may have one position
     is_numbered = operation == "gap" and token == BRIDGE_TOKEN
-    return Position(Lsn(int(lsn, 16)), 0 if is_numbered else int(seq), ranks[operation])
+    return Position(Lsn(int(lsn, 16)), 0 if is_numbered else int(seq), GAP_RANK if is_numbered else _RANKS[operation])
+
+
+def has_id_of(headers: bytes, lsn: int, seq: int) -> bool:
+    """Return whether a raw header block has the id of an event at this place. Cheap enough for each message."""
+    return b"-Msg-Id: %x-%d-" % (lsn, seq) in headers
 
 
 def message_id(position: Position, token: str, operation: str) -> str:

@@ -9,7 +9,7 @@ from actors.clients.nats.ordered_consumer import Delivered
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.compression import ENCODING_HEADER, Decompressors
 from actors.contract.decoding import decode_events
-from actors.contract.message_ids import id_in
+from actors.contract.message_ids import has_id_of, id_in
 from actors.contract.message_ids import position_of as position_of_id
 from actors.contract.records import Event
 from actors.contract.stream_view import (
@@ -158,17 +158,21 @@ class SourceStream:
     async def decode(self, message: Delivered) -> list[Event]:
         """The events of one message; none if no bridge wrote it. Raises Fatal when a bridge's message cannot be read."""
         headers = message.headers
-        try:
-            if _MESSAGE_ID in headers or _OWN_MESSAGE_ID in headers:
-                return decode_events(message.payload if _ENCODING not in headers else await self.unpacked(message))
-        except MalformedMessage as exc:
-            if bridge_position(decode_headers(headers)) is not None:  # else the id is somebody else's too
+        if _MESSAGE_ID in headers or _OWN_MESSAGE_ID in headers:
+            try:
+                events = decode_events(message.payload if _ENCODING not in headers else await self.unpacked(message))
+                if events and has_id_of(headers, events[-1].lsn, events[-1].seq):
+                    return events
+                said = "its id is not that of its last event"
+            except MalformedMessage as exc:
+                said = exc.what
+            if bridge_position(decode_headers(headers)) is not None:  # else the id is somebody else's, whatever the body is
                 raise Fatal(
-                    "WB515", f"message {message.seq} of stream {self.name} cannot be read", said=exc.what,
+                    "WB515", f"message {message.seq} of stream {self.name} cannot be read", said=said,
                     means="the mirror stops before it, because nothing after it would be certain",
                     fix=f"install the bridge's version of Walbridge here too; else report it with: "
                     f"nats stream get {self.name} {message.seq}",
-                ) from exc  # fmt: skip
+                )  # fmt: skip
         log.warning(
             "skipping a message that is no bridge's", stream=self.name, seq=message.seq, subject=message.subject,
             fix="let only the bridge publish on cdc.>: walbridge export nats-permissions",

@@ -52,10 +52,12 @@ def test_any_table_has_ids_of_printable_ascii(schema: str, table: str, lsn: int,
 @pytest.mark.parametrize(
     "foreign",
     ["", "-", "mine", "1-2", "1-2-", "1-2-users", "1-2-users-", "1-2--insert", "x-2-users-insert", "1-x-users-insert",
-     "1--2-users-insert", "1-2-users-upsert", "snap-1764115200-ab12", "1-2-users-INSERT"],
+     "1--2-users-insert", "1-2-users-upsert", "snap-1764115200-ab12", "1-2-users-INSERT",
+     "0x1-2-users-insert", "1_0-2-users-insert", "+1-2-users-insert", " 1-2-users-insert", "A-2-users-insert",
+     "1-٢-users-insert", "10000000000000000-2-users-insert"],
 )  # fmt: skip
 def test_what_no_bridge_wrote_is_refused(foreign: str) -> None:
-    with pytest.raises(ValueError, match=r"id|literal|unpack"):
+    with pytest.raises(ValueError, match="not a message id of a bridge"):
         position_of(foreign)
 
 
