@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import trio
+from nats.aio.client import Client
 
 from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream, StoredMessage
 from actors.embedded.nats import NatsServer
+from actors.mirror import gathering
 from actors.mirror.boundaries import Boundaries
+from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
+from actors.mirror.table_choice import register_tables
 from actors.settings.config import NatsConfig
+from tests.conftest import MakeBridge
+from tests.servers import Database, with_nats
+from tests.snapshots import ask, wait_for_snapshots
 from tests.unit.fake_stream import FOREIGN, event
+from tests.unit.test_published_tables import with_replica
 
 STORED = [
     event("a", 0x10, 0),
@@ -77,3 +87,31 @@ async def stored(js: JetStream) -> SourceStream:
     for subject, msg_id, body in STORED:
         await js.publish(subject, body, {"Nats-Msg-Id": msg_id} if msg_id else None)
     return SourceStream(js, "CDC")
+
+
+def test_a_snapshot_whose_end_was_deleted_is_not_waited_for(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); INSERT INTO users SELECT generate_series(1, 10)")
+    database.execute("CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats)
+    ask(nats.url, "users")
+    wait_for_snapshots(nats.url, "users", 1)
+
+    async def delete_meta(client: Client) -> None:
+        js = client.jetstream()
+        meta = await js.get_last_msg("INIT", "init.meta.users")
+        assert meta.seq is not None
+        await js.delete_msg("INIT", meta.seq)
+
+    with_nats(nats.url, delete_meta)
+    monkeypatch.setattr(gathering, "ASK_AGAIN_S", 0.5)
+    monkeypatch.setattr(gathering, "LOOK_S", 0.1)
+
+    async def copy(replica: Replica) -> None:
+        async with open_nats(NatsConfig((nats.url,)), set()) as connection:
+            await register_tables(replica, ["users"])
+            gathered = await gathering.gather(replica, SourceStream(JetStream(connection), "CDC"), "users")
+            assert gathered.rows == 10
+
+    with_replica(tmp_path, copy)

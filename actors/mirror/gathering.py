@@ -106,9 +106,14 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
         while True:
             messages = await consumer.receive(LOOK_S)
             check_published(replica, token)
-            if not messages and reader.start is None and trio.current_time() - asked_at >= ASK_AGAIN_S:
+            if not messages and trio.current_time() - max(asked_at, reader.heard_at) >= ASK_AGAIN_S:
+                # no bridge may have been there to receive it, or the rest of the snapshot was deleted from INIT
+                if reader.start is not None:
+                    log.info(
+                        "asking for another snapshot", table=token, why=f"nothing more of it has come for {ASK_AGAIN_S:g} s"
+                    )
                 asked_at = trio.current_time()
-                await ask_for_snapshot(source, token)  # no bridge may have been there to receive it
+                await ask_for_snapshot(source, token)
             for message in messages:
                 if reader.passes_over(message):
                     continue
@@ -147,6 +152,8 @@ class _SnapshotReader:
         self._init_seq, self._created = 0, ""
         self._table: FollowedTable | None = None
         self._chunks = self._rows = 0
+        self.heard_at = 0.0
+        """When a part of the snapshot came last, on trio's clock."""
 
     def passes_over(self, message: Delivered) -> bool:
         """Whether a message has rows of another snapshot than this one: an older one, or another bridge's."""
@@ -190,6 +197,7 @@ class _SnapshotReader:
             log.info("waiting for another snapshot", table=self._token, snapshot_id=start.snapshot_id, reason=reason)
             self.start = self._table = None
             return
+        self.heard_at = trio.current_time()
         self.start, self._init_seq, self._created = start, init_seq, self._source.created
         self._chunks = self._rows = 0
         shape = await self._make_table(start)
@@ -205,6 +213,7 @@ class _SnapshotReader:
         await self._add(table, rows)
         self._chunks += 1
         self._rows += len(rows)
+        self.heard_at = trio.current_time()
 
     async def _make_table(self, start: SnapshotStart) -> TableShape:
         """Create the staging table."""
