@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from nats.aio.client import Client
 
 from actors.contract.compression import dictionary_id
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge
 from tests.mirrors import MirrorProcess
-from tests.servers import ROOT, Bridge, Database, decode_body, read_messages
+from tests.servers import ROOT, Bridge, Database, decode_body, read_messages, with_nats
 from tests.snapshots import ask, snapshots, wait_for_snapshots
 
 
@@ -67,6 +68,14 @@ def test_two_databases_with_a_table_of_one_name(
     assert first.stop() == 0
     first.start()
     assert len(problems(first)) == 1, "the one that was there first sees it when it starts again"
+    assert first.stop() == 0
+
+    async def remove_stream(client: Client) -> None:
+        await client.jetstream().delete_stream("CDC")
+
+    with_nats(nats.url, remove_stream)
+    ask(nats.url, "users")
+    assert wait_for_snapshots(nats.url, "users", before + 3)[-1].start["stream"] == "OTHER", "CDC's bridge answers nothing now"
 
 
 def keys(nats: NatsServer, bucket: str) -> dict[str, bytes]:

@@ -70,7 +70,10 @@ class PublishConfig:
     stream: str = setting(
         "CDC", flag="--stream", group=PUBLISHING, words="CDC stream; a second bridge gets its own",
         details="the stream; a second bridge gets its own",
-        read=matching(r"[A-Za-z0-9_-]{1,64}", "is not a stream name; give letters, digits, _ and -, e.g. CDC2"),
+        read=matching(
+            r"(?!(INIT|REQUESTS|KV_.*)$)[A-Za-z0-9_-]{1,64}",
+            "cannot be the stream of changes; give letters, digits, _ and -, e.g. CDC2, and not INIT, REQUESTS or KV_...",
+        ),
     )  # fmt: skip
     mode: PublishMode = setting(
         "auto", flag="--publish", group=PUBLISHING, words="auto, fast or plain", read=choice("auto", "fast", "plain"),

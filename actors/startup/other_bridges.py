@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.subjects import BRIDGE_RECORDS, BRIDGES
@@ -15,16 +16,27 @@ SHOWN_MAX = 10
 
 
 async def read_other_bridges(js: JetStream, stream: str) -> dict[str, BridgeRecord]:
-    """The records of all bridges but that of `stream`, by stream. An entry that no bridge can have written is left out."""
+    """The records of all bridges but that of `stream`, by stream.
+
+    Left out is an entry that no bridge can have written, and one whose stream somebody has removed: its bridge answers nothing.
+    """
     found: dict[str, BridgeRecord] = {}
     for other in sorted(await js.keys_of(BRIDGES, BRIDGE_RECORDS)):
-        entry = None if other == stream else await js.kv_get(BRIDGES, other)
+        entry = None if other == stream or not await _has_stream(js, other) else await js.kv_get(BRIDGES, other)
         try:
             if entry is not None:
                 found[other] = BridgeRecord.decode(entry.data, other)
         except ConfigError:
             continue
     return found
+
+
+async def _has_stream(js: JetStream, stream: str) -> bool:
+    """Whether the stream exists, or the user may not know."""
+    try:
+        return await js.stream_info(stream) is not None
+    except SinkRefused:
+        return True
 
 
 def same_tables_elsewhere(own: BridgeRecord, others: Mapping[str, BridgeRecord]) -> list[Problem]:

@@ -25,6 +25,8 @@ USER = {"POSTGRES_BRIDGE_USER": "bridge"}
         (["--pack", "-1"], {}, ["--pack", "-1"]),
         (["--slot", "Bad-Slot"], {}, ["--slot", "'Bad-Slot'", "cdc_slot"]),
         (["--stream", "a.b"], {}, ["--stream", "'a.b'", "CDC2"]),
+        (["--stream", "INIT"], {}, ["--stream", "'INIT'", "CDC2"]),
+        (["mirror", "--stream", "KV_bridges", "--to", "sqlite:///x"], {}, ["--stream", "'KV_bridges'", "CDC2"]),
         (["--arrays", "x"], {}, ["--arrays", "literal, list"]),
         ([], {"BRIDGE_PORT": "abc"}, ["BRIDGE_PORT", "'abc'", "1-65535"]),
         ([], {"PG_PORT": "x"}, ["PG_PORT", "'x'"]),
