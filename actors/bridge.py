@@ -256,7 +256,10 @@ class Supervisor:
         delay_s = pause_before_retry_s(fault.retry_s, self._failed_runs) * random.uniform(0.75, 1.25)
         self._failed_runs += 1
         waiting_for = "PostgreSQL" if isinstance(fault, SourceUnavailable) else "NATS"
-        log.warning(f"waiting for {waiting_for}", reason=str(fault), next_try_s=round(delay_s, 1))
+        log.warning(
+            f"waiting for {waiting_for}", reason=str(fault), next_try_s=round(delay_s, 1),
+            **({"fix": fault.fix} if fault.fix else {}),
+        )  # fmt: skip
         with trio.move_on_after(delay_s):
             await self._stop.wait()
         return self._stop.is_set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
 from actors.clients.nats.connection import NatsConnection, open_nats
-from actors.clients.nats.jetstream import JetStream
+from actors.clients.nats.jetstream import JetStream, JetStreamError
+from actors.clients.nats.ordered_consumer import open_consumer
 from actors.embedded.nats import NatsServer
 from actors.errors import ConfigError
 from actors.process import most_telling
@@ -118,6 +120,44 @@ def test_an_account_that_demands_limits_gets_them_and_they_fit(room: str, make_n
     assert set(limits) == {"CDC", "INIT", "REQUESTS", "KV_bridges", "KV_schemas", "KV_dictionaries"}
     assert min(limits.values()) >= 2 * MIB
     assert min(limits["CDC"], limits["INIT"]) >= 16 * MIB
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [("max_file: 20GB, max_streams: 3", "raise max_streams"),
+     ("max_file: 20GB, store_max_stream_bytes: 1MB", "raise store_max_stream_bytes")],
+)  # fmt: skip
+def test_what_no_smaller_stream_helps_against_is_named(limits: str, words: str, make_nats: MakeNats) -> None:
+    server = make_nats(extra_config=ACCOUNT.format(f"{limits}, max_mem: 1MB"))
+    with pytest.raises(ConfigError) as caught:
+        prepare(NatsConfig((server.url,), user="u", password="p"))
+    assert caught.value.code == "WB230"
+    assert words in caught.value.fix
+    assert "nats stream add" not in caught.value.fix, "the account refuses that as well"
+
+
+def test_a_full_bucket_and_an_account_without_consumers_are_refused_with_what_helps(make_nats: MakeNats) -> None:
+    server = make_nats(extra_config=ACCOUNT.format("max_file: 20GB, max_mem: 1MB, max_consumers: 1"))
+    config = NatsConfig((server.url,), user="u", password="p")
+    prepare(config)
+    edit(server.url.replace("//", "//u:p@"), "KV_bridges", max_msgs=1)
+
+    async def refusals() -> list[str]:
+        found: list[str] = []
+        async with open_nats(config, set()) as connection:
+            js = JetStream(connection)
+            await js.kv_put("bridges", "CDC", b"1")
+            async with open_consumer(js, "CDC", ["cdc.>"], 1):
+                for refused in (partial(js.kv_put, "bridges", "CDC", b"2"),
+                                partial(js.create_consumer, "CDC", {"name": "more", "ack_policy": "none"})):  # fmt: skip
+                    with pytest.raises(JetStreamError) as caught:
+                        await refused()
+                    found.append(caught.value.fix)
+        return found
+
+    full, consumers = trio.run(refusals)
+    assert full.startswith("nats stream edit KV_bridges --max-bytes=-1 --max-msgs=-1")
+    assert consumers.startswith("nats consumer ls CDC")
 
 
 # -- what a bridge refuses, and what it only warns of

@@ -414,7 +414,8 @@ def test_the_start_of_a_snapshot_that_the_stream_has_dropped_is_an_error(
     ask(nats.url, "users")
 
     def failed() -> bool:
-        return any("start_lost" in str(decode_body(m.data)[0]) for m in read_messages(nats.url, "INIT") if "error" in m.subject)
+        errors = [str(decode_body(m.data)[0]) for m in read_messages(nats.url, "INIT") if "error" in m.subject]
+        return any("start_lost" in error and "nats stream edit INIT --max-bytes=64MB" in error for error in errors)
 
     wait_for(failed)
 

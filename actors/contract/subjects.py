@@ -184,7 +184,7 @@ def is_dictionary_of(key: str, token: str, stream: str = CDC) -> bool:
     return re.fullmatch(rf"{re.escape(newest)}(\.[0-9a-f]{{8}})?", key) is not None
 
 
-OWN_PATTERNS = (CDC_ALL, f"*.{CDC_ALL}", INIT_ALL, "snapshot.>", "$KV.>")
+_OWN_PATTERNS = (CDC_ALL, INIT_ALL, "snapshot.>", "$KV.>")
 """Where nobody but bridges publishes, except requests for snapshots."""
 
 # -- reading
@@ -289,6 +289,14 @@ def overlap(one: str, other: str) -> bool:
         if "*" not in (left[i], right[i]) and left[i] != right[i]:
             return False
     return True
+
+
+def is_own(pattern: str) -> bool:
+    """Return whether a pattern has subjects on which nobody but bridges publishes, except requests for snapshots."""
+    if any(overlap(pattern, own) for own in _OWN_PATTERNS):
+        return True
+    # with the prefix of a stream other than CDC: no pattern of NATS says that a token begins with `_`
+    return pattern[0] in "_*>" and overlap(pattern, f"*.{CDC_ALL}")
 
 
 def matches(pattern: str, subject: str) -> bool:

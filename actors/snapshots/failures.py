@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from actors.clients.postgres.connection import PostgresError
 from actors.snapshots.chunks import RowTooLarge
+from actors.startup.stream_sizes import as_flag
+
+_LARGER_BYTES = 64 << 20
+"""The smallest limit of INIT that is suggested."""
 
 
 class SnapshotFailed(Exception):
@@ -20,6 +27,20 @@ class NoWatermark(Exception):
 
 class TableChanged(Exception):
     """The table has changed since the publication was read, or readers have not been told yet: read the publication again."""
+
+
+def start_lost(init: Mapping[str, Any] | None) -> SnapshotFailed:
+    """Return why stream INIT no longer has the start of a running snapshot; `init` is what JetStream says of the stream."""
+    config, held = ({}, 0) if init is None else (init["config"], int(init["state"]["bytes"]))
+    bytes_max = int(config.get("max_bytes") or 0)
+    if int(config.get("max_msgs") or 0) > 0:
+        why = "it may have too few messages: nats stream edit INIT --max-msgs=-1"
+    elif 0 < bytes_max < 2 * held:
+        larger = as_flag(max(2 * bytes_max, _LARGER_BYTES))
+        why = f"the snapshot is larger than the stream may be: nats stream edit INIT --max-bytes={larger}   # or more"
+    else:
+        why = "somebody has purged or deleted it, or the stream's max_age has; request the snapshot again"
+    return SnapshotFailed("start_lost", f"stream INIT has lost the start of this snapshot: {why}")
 
 
 def failure_of(exc: Exception) -> SnapshotFailed:

@@ -20,7 +20,7 @@ from actors.contract.subjects import INIT
 from actors.positions import Lsn, format_lsn
 from actors.settings.config import Config
 from actors.snapshots.chunks import ChunkCutter
-from actors.snapshots.failures import SnapshotFailed
+from actors.snapshots.failures import start_lost
 from actors.snapshots.large_rows import refuse_large_rows
 from actors.snapshots.progress import SnapshotBoard
 from actors.snapshots.requests import Asked, SnapshotRequests
@@ -99,10 +99,7 @@ class SnapshotTaker:
                 await refuse_large_rows(table, payload_max * (1 if compressor is None else COMPRESSION_RATIO_MAX))
             await self._send_rows(table, messages, compressor, progress)
         if await js.get_message(INIT, seq=starts[0]) is None:
-            raise SnapshotFailed(
-                "start_lost", "stream INIT has dropped the start of this snapshot: the snapshot exceeds the stream's limit; "
-                "nats stream edit INIT --max-bytes=... "
-            )  # fmt: skip
+            raise start_lost(await js.stream_info(INIT))
         meta = messages.meta(progress.chunks, progress.rows)
         await js.publish(meta.subject, meta.body)
         self._board.done(progress)

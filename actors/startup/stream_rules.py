@@ -19,7 +19,6 @@ from actors.contract.subjects import (
     DICTIONARIES,
     INIT,
     INIT_ALL,
-    OWN_PATTERNS,
     REQUEST_ALL,
     REQUESTS,
     SCHEMAS,
@@ -30,6 +29,7 @@ from actors.contract.subjects import (
     cdc_subjects,
     covers,
     init_subjects,
+    is_own,
     overlap,
     publish_prefix,
     request,
@@ -47,9 +47,19 @@ HISTORY = 10
 _SHORT_NS, _FEW_MESSAGES, _FEW_BYTES, _FEW_CONSUMERS = 60 * 10**9, 10_000, 16 << 20, 10
 """Below these limits a stream keeps so little that a reader which is away for a moment loses changes."""
 
+_FEW_BYTES_OF_BUCKET = 2 << 20
+"""The smallest bucket that a bridge makes."""
+
 Settings = Mapping[str, Any]
 """A stream's configuration as JetStream reports it. Fields may be absent that have no value."""
 Kind = Literal["changes", "snapshots", "requests", "records", "documents"]
+_IF_SMALL: Mapping[Kind, str] = {
+    "changes": "a reader that is away for a moment loses changes",
+    "snapshots": "larger snapshots fail",
+    "records": "once it is full the bridge confirms nothing",
+    "documents": "once it is full the bridge waits until it can write the schemas and dictionaries of its tables",
+}
+"""What follows from a small limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,18 +322,20 @@ def _max_age(role: Role, config: Settings) -> Finding | None:
 
 def _max_msgs(role: Role, config: Settings) -> Finding | None:
     most = _number(config, "max_msgs")
-    if role.kind != "changes" or not 0 < most < _FEW_MESSAGES:
+    if role.kind == "requests" or not 0 < most < _FEW_MESSAGES:
         return None
-    means = "a reader that is away for a moment loses changes"
-    return _risky(role, f"keeps only {counted(most, 'message')}", means, f"{role.edit} --max-msgs=-1")
+    return _risky(role, f"keeps only {counted(most, 'message')}", _IF_SMALL[role.kind], f"{role.edit} --max-msgs=-1")
 
 
 def _max_bytes(role: Role, config: Settings) -> Finding | None:
     most = _number(config, "max_bytes")
-    if role.kind not in ("changes", "snapshots") or not 0 < most < _FEW_BYTES:
+    is_bucket = role.kind in ("records", "documents")
+    if role.kind == "requests" or not 0 < most < (_FEW_BYTES_OF_BUCKET if is_bucket else _FEW_BYTES):
         return None
-    means = "a reader that is away for a moment loses changes" if role.kind == "changes" else "larger snapshots fail"
-    return _risky(role, f"keeps only {human_bytes(most)}", means, f"{role.edit} --max-bytes=1GB   # or more")
+    larger = "64MB" if is_bucket else "1GB"
+    return _risky(
+        role, f"keeps only {human_bytes(most)}", _IF_SMALL[role.kind], f"{role.edit} --max-bytes={larger}   # or more"
+    )
 
 
 def _max_msg_size(role: Role, config: Settings) -> Finding | None:
@@ -346,7 +358,7 @@ def _republish(role: Role, config: Settings) -> Finding | None:
     target = str((config.get("republish") or {}).get("dest") or "")
     # a reference to a token of the source stands for one token, whatever it is
     pattern = re.sub(r"\{\{[^}]*\}\}|\$\d+", "*", target)
-    if not target or not any(overlap(pattern, taken) for taken in OWN_PATTERNS):
+    if not target or not is_own(pattern):
         return None
     means = "the copies would come between the messages of a bridge"
     return _refused(role, "WB236", f"republishes its messages on {target}", means, f"{role.edit} --no-republish")

@@ -40,7 +40,7 @@ from actors.startup.stream_rules import (
 )
 from actors.startup.stream_sizes import NO_ROOM, SMALLEST_BYTES, Sizes, as_flag
 from actors.telemetry.log import get_logger
-from actors.telemetry.quantities import human_bytes
+from actors.telemetry.quantities import counted, human_bytes
 from actors.values.formats import SnapshotFormat
 from actors.wire.jetstream import UNAVAILABLE, ErrCode
 
@@ -265,12 +265,21 @@ async def _cannot_create(
     err_code = exc.err_code if isinstance(exc, JetStreamError) else 0
     refused = isinstance(exc, SinkRefused)
     means, fix = "", "\n".join(_add_command(one, room.likely(one)) for one in (missing if refused else [wanted]))
-    if err_code in NO_ROOM:
+    if err_code in NO_ROOM - {ErrCode.STREAM_MAX_BYTES_EXCEEDED}:
         means = f"JetStream cannot reserve even {human_bytes(SMALLEST_BYTES)} for it: the account's limit, the server's "
         means += "max_file_store or its disk is taken by other streams"
         shrink = room.commands_to_shrink()
         look = "nats account info; nats stream report   # see what takes the room, and make some; then: " + fix
         fix = "\n".join([*shrink, "walbridge run"]) if shrink else look
+    elif err_code == ErrCode.STREAM_MAX_BYTES_EXCEEDED:
+        means = f"the account allows no stream of {human_bytes(SMALLEST_BYTES)}"
+        fix = "raise store_max_stream_bytes of the account to 1GB or more in nats-server's configuration, and reload it; then: "
+        fix += "walbridge run"
+    elif err_code == ErrCode.MAXIMUM_STREAMS:
+        means = f"the account may have no more streams; {counted(len(missing), 'stream')} and buckets are missing: "
+        means += ", ".join(str(one.name) for one in missing)
+        fix = "nats stream ls --all   # remove streams that nobody needs, or raise max_streams of the account in nats-server's "
+        fix += "configuration, and reload it; then: walbridge run"
     elif err_code == ErrCode.SUBJECTS_OVERLAP:
         means = await _who_takes(js, wanted.subjects or ())
         fix = f"take the subjects from that stream: nats stream edit NAME --subjects=...; then: {fix}"

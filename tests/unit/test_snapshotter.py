@@ -13,7 +13,7 @@ from actors.clients.nats.jetstream import JetStream
 from actors.clients.postgres.connection import PostgresError
 from actors.contract.bridge_record import BridgeRecord
 from actors.snapshots.chunks import RowTooLarge
-from actors.snapshots.failures import SnapshotFailed, failure_of
+from actors.snapshots.failures import SnapshotFailed, failure_of, start_lost
 from actors.snapshots.progress import REMEMBERED_MAX, SnapshotBoard
 from actors.snapshots.requests import Asked, SnapshotRequests, verdict_on
 from actors.snapshotter import UNKNOWN_AT_ONCE, UNKNOWN_EVERY_S, UnknownTables
@@ -63,6 +63,23 @@ def test_the_board_forgets_the_oldest() -> None:
     for number in range(REMEMBERED_MAX + 5):
         board.done(board.running(f"t{number}"))
     assert list(telemetry.snapshots) == [f"t{n}" for n in range(5, REMEMBERED_MAX + 5)]
+
+
+@pytest.mark.parametrize(
+    ("config", "held", "words"),
+    [
+        ({"max_bytes": 5 << 30}, 4 << 30, "nats stream edit INIT --max-bytes=10GB"),
+        ({"max_bytes": 5000}, 4000, "nats stream edit INIT --max-bytes=64MB"),
+        ({"max_bytes": 5 << 30, "max_msgs": 5}, 100, "nats stream edit INIT --max-msgs=-1"),
+        ({"max_bytes": 5 << 30, "max_msgs": -1}, 100, "somebody has purged or deleted it"),
+        ({"max_bytes": -1}, 100, "somebody has purged or deleted it"),
+    ],
+)
+def test_a_lost_start_is_explained_by_what_the_stream_may_hold(config: dict[str, int], held: int, words: str) -> None:
+    failure = start_lost({"config": config, "state": {"bytes": held}})
+    assert failure.kind == "start_lost"
+    assert words in str(failure)
+    assert "somebody" in str(start_lost(None)), "the whole stream is gone"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,18 @@ from collections import Counter
 from trio_util import AsyncValue
 
 from actors.errors import SinkFenced, SinkUnavailable, TakenForDuplicate
-from actors.wire.jetstream import WRONG_LAST_SEQUENCE, Duplicate, Refused, Stored, parse_publish_reply
+from actors.wire.jetstream import WRONG_LAST_SEQUENCE, Duplicate, ErrCode, Refused, Stored, parse_publish_reply
 from actors.wire.nats import Msg
+
+_FULL = frozenset(
+    {
+        ErrCode.ACCOUNT_RESOURCES_EXCEEDED,
+        ErrCode.INSUFFICIENT_RESOURCES,
+        ErrCode.STORAGE_RESOURCES_EXCEEDED,
+        ErrCode.STORE_FAILED,
+    }
+)
+"""A stream, an account or a disk has no more room."""
 
 
 class Acknowledgements:
@@ -67,7 +77,7 @@ def _refused(reply: Refused, stored_seq: int) -> SinkUnavailable:
         "JetStream refused a message",
         said=said,
         means="nothing is confirmed to PostgreSQL; retrying from the stream's tail",
-        fix="a full stream or account: nats stream info; nats account info",
+        fix="nats stream info; nats account info   # what is full" if reply.err_code in _FULL else "",
     )
 
 

@@ -115,7 +115,16 @@ class JetStream:
     async def create_consumer(self, stream: str, config: Mapping[str, object]) -> dict[str, Any]:
         """Create a consumer by its `name`; return its info."""
         request = {"stream_name": stream, "config": config, "action": "create"}
-        return await self._api(f"CONSUMER.CREATE.{stream}.{config['name']}", request, f"create a consumer of stream {stream}")
+        name = config["name"]
+        try:
+            return await self._api(f"CONSUMER.CREATE.{stream}.{name}", request, f"create a consumer of stream {stream}")
+        except JetStreamError as exc:
+            if exc.err_code == ErrCode.MAXIMUM_CONSUMERS:
+                exc.fix = (
+                    f"nats consumer ls {stream}   # remove what nobody needs, or raise the limit: nats stream edit {stream} "
+                )
+                exc.fix += "--max-consumers=-1; or, of the account, max_consumers in nats-server's configuration, and reload it"
+            raise
 
     async def delete_consumer(self, stream: str, name: str) -> None:
         """Delete a consumer if the user may; otherwise it ends by itself some time after its last read."""
@@ -187,6 +196,17 @@ class JetStream:
 
     async def kv_put(self, bucket: str, key: str, value: bytes, expected_revision: int | None = None) -> int:
         """Write a key; return the new revision. Refused if the key is not at `expected_revision` (0: must not exist)."""
+        try:
+            return await self._kv_put(bucket, key, value, expected_revision)
+        except JetStreamError as exc:
+            edit = f"nats stream edit {bucket_stream(bucket)}"
+            if exc.err_code == ErrCode.STORE_FAILED:  # a full bucket does not even give up old versions
+                exc.fix = f"{edit} --max-bytes=-1 --max-msgs=-1   # or make room, if the disk of nats-server is full"
+            elif exc.err_code == ErrCode.MESSAGE_EXCEEDS_MAXIMUM:
+                exc.fix = f"{edit} --max-msg-size=-1"
+            raise
+
+    async def _kv_put(self, bucket: str, key: str, value: bytes, expected_revision: int | None) -> int:
         subject = bucket_key(bucket, key)
         if expected_revision is None:
             return await self.publish(subject, value)
