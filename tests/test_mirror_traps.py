@@ -199,6 +199,23 @@ def test_views_do_not_keep_a_table_from_another_shape(
     mirror.assert_equal(database.dsn)
 
 
+def test_what_somebody_has_dropped_from_the_replica_is_made_again(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY, name text); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats)
+    mirror = make_mirror()
+    mirror.wait_live(1)
+    harms = "DROP TABLE users", "ALTER TABLE users DROP COLUMN name", f"DELETE FROM {mirror.own('position')}"
+    for number, harm in enumerate(harms):
+        mirror.stop()
+        mirror.change(harm)
+        mirror.start()
+        database.execute("INSERT INTO users VALUES (%s, 'Ada')", [number])
+        mirror.wait_for("SELECT count(name) FROM users", [(number + 1,)])
+    mirror.assert_equal(database.dsn)
+
+
 def test_partitions_with_keys_that_their_root_does_not_have(
     database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
 ) -> None:

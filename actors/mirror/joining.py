@@ -38,7 +38,7 @@ async def join(replica: Replica, source: SourceStream, follower: Follower, gathe
     Raises SnapshotUnusable, NotPublished, OutOfDate; ApplyConflict when a change does not fit; SinkUnavailable.
     """
     start = gathered.start
-    before = await replica.shape_of(replica.tables[start.token])  # asked before the live tables stand still
+    before = await replica.shape_now(replica.tables[start.token])  # asked before the live tables stand still
     follower.joiners += 1
     try:
         filters = [cdc_of_table(start.token), CDC_NOTICES]

@@ -125,6 +125,13 @@ class Replica:
         async with self._lock:
             return await self.store.exists(local)
 
+    async def shape_now(self, record: TableRecord) -> TableShape:
+        """The shape of a table according to its record; without columns if somebody dropped the table or a column of it."""
+        shape = await self.shape_of(record)
+        async with self._lock:
+            held = await self.store.columns(record.local)
+        return shape if held.issuperset(shape.names) else replace(shape, columns=(), local_types=())
+
     async def make_schema(self, local: tuple[str, str]) -> list[str]:
         """The statements that must run before a table of this name can be created."""
         async with self._lock:

@@ -64,6 +64,9 @@ async def open_session(store: Store, source: SourceStream, record: BridgeRecord,
             "WB506", f"the replica is a mirror of stream {replica.checkpoint.stream}, not of {source.name}",
             fix="give the stream's name with --stream, or another replica with --to",
         )  # fmt: skip
+    if replica.checkpoint is None and replica.shapes:  # somebody has emptied the mirror's own table
+        log.warning("the replica does not say how far it is: its tables are copied again")
+        await replica.forget("the replica's place in the stream is lost")
     return replica
 
 

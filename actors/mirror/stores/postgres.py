@@ -283,6 +283,15 @@ class PostgresStore:
             )
         )
 
+    async def columns(self, local: tuple[str, str]) -> set[str]:
+        found = await self.query(
+            "SELECT attname::text FROM pg_attribute JOIN pg_class c ON c.oid = attrelid"
+            " JOIN pg_namespace n ON n.oid = relnamespace"
+            " WHERE nspname = $1 AND relname = $2 AND attnum > 0 AND NOT attisdropped",
+            local,
+        )
+        return {str(name) for (name,) in found}
+
     async def make_schema(self, local: tuple[str, str]) -> list[str]:
         if await self.query("SELECT 1 FROM pg_namespace WHERE nspname = $1", (local[0],)):
             return []

@@ -143,6 +143,9 @@ class SqliteStore:
     async def exists(self, local: tuple[str, str]) -> bool:
         return bool(await self.query("SELECT 1 FROM sqlite_master WHERE lower(name) = lower(?)", (local[1],)))
 
+    async def columns(self, local: tuple[str, str]) -> set[str]:
+        return {str(name) for (name,) in await self.query("SELECT name FROM pragma_table_info(?)", (local[1],))}
+
     async def make_schema(self, local: tuple[str, str]) -> list[str]:
         return []
 

@@ -77,6 +77,9 @@ class Store(Protocol):
     async def exists(self, local: tuple[str, str]) -> bool:
         """Whether a table, view or the like has this name."""
 
+    async def columns(self, local: tuple[str, str]) -> set[str]:
+        """The names of a table's columns; none when there is no such table."""
+
     async def make_schema(self, local: tuple[str, str]) -> list[str]:
         """The statements that must run before a table of this name can be created."""
 
