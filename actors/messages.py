@@ -213,6 +213,8 @@ class Batch:
     newest_commit_us: int
     schema_changes: tuple[SchemaChange, ...] = ()
     published: tuple[PublishedChange, ...] = ()
+    is_whole: bool = True
+    """False when a transaction goes on in the next batch. Told only of batches that are cut at the ends of transactions."""
 
 
 class SentBatch(NamedTuple):

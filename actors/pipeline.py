@@ -15,9 +15,10 @@ from actors.clients.nats.acknowledgements import Acknowledgements
 from actors.contract.event_encoder import event_encoder
 from actors.decoder import Decoder, decode_blocks
 from actors.errors import Fatal
+from actors.joined_batches import BatchSize
 from actors.messages import Batch, Block, Item, SchemaChange, SentBatch
 from actors.publication_monitor import PublicationMonitor
-from actors.publisher import Publisher, Window, publish_batches
+from actors.publisher import Publisher, Window, durable_window, publish_batches
 from actors.replication_reader import read_blocks
 from actors.session import Session
 from actors.settings.config import Config
@@ -61,7 +62,11 @@ async def run_pipeline(
         start.skip, dict(store.record.schemas), encoding=publish.encoding, arrays=publish.arrays,
         payload_max=setup.max_payload, log=session.transactions, expected=start.expected,
     )  # fmt: skip
-    limits = Limits(pack=publish.pack, payload_max=setup.max_payload)
+    limits, window = Limits(pack=publish.pack, payload_max=setup.max_payload), Window()
+    if setup.mode == "durable":
+        size = BatchSize(messages_max=session.batch_messages_max)
+        limits = limits._replace(messages_max=size.messages_max, bytes_max=size.bytes_max, at_ends=True)
+        window = durable_window(size)
     batcher = Batcher(session.encoder, limits, config.source.slot, session.suspensions)
     publisher = Publisher(setup.mode, acks.reply_prefix, start.last_seq, session.remembered)
     ledger = AckLedger(start.last_seq, start.skip)
@@ -99,9 +104,7 @@ async def run_pipeline(
                 monitor.news, telemetry,
             )  # fmt: skip
             stages.start_soon(batch_items, items.receiver(), batches.sender(), batcher, session.suspensions, telemetry)
-            stages.start_soon(
-                publish_batches, batches.receiver(), published.sender(), nats, publisher, acks, Window(), telemetry
-            )
+            stages.start_soon(publish_batches, batches.receiver(), published.sender(), nats, publisher, acks, window, telemetry)
             stages.start_soon(
                 partial(confirm_stored, ack_deadline_s=ACK_DEADLINE_S, check_stream=check_stream), published.receiver(), acks,
                 ledger, store, live.feedback, session.schemas.stored, session.publication.stored, telemetry,

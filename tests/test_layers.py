@@ -28,7 +28,7 @@ LAYERS = (
     ("process",),
     ("clients", "web"),
     ("startup",),
-    ("snapshots", "suspensions", "feedback", "publication_model"),
+    ("snapshots", "suspensions", "feedback", "publication_model", "batch_draft", "joined_batches"),
     (*ACTORS, "mirror", "embedded", "sample", "dictionaries"),
     ("session",),
     ("pipeline", "verification", "demo"),
