@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from actors.batch_draft import BatchDraft
+from actors.batches.draft import BatchDraft
 from actors.channels import Receiver, Sender
 from actors.contract.event_encoder import EventEncoder, sent_size
 from actors.contract.omitted_columns import without_largest_columns

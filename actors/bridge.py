@@ -185,6 +185,7 @@ class Supervisor:
                     fmt=config.snapshots.format, zstd=config.snapshots.zstd or config.snapshots.zstd_events,
                 )  # fmt: skip
                 telemetry.nats_connected, telemetry.publish_mode = True, setup.mode
+                telemetry.confirm_hold_s = publishing.confirm_hold_s
                 await self._close_stream()  # it stayed open while NATS was away; a slot has one reader
                 session = await open_session(
                     config, catalog, js, setup, self._transactions, self._publication, telemetry,
@@ -212,7 +213,7 @@ class Supervisor:
             self._config.postgres, slot=source.slot, publication=source.publication, start_lsn=plan.start.start_lsn,
             connection=plan.slot_connection,
         )  # fmt: skip
-        live = self._live = LiveStream(stream, Feedback(plan.confirmed_lsn))
+        live = self._live = LiveStream(stream, Feedback(plan.confirmed_lsn, is_held=self._config.publish.confirm_hold_s > 0))
         statuses.start_soon(live.run_status)
         self._telemetry.postgres_connected = True
         return live

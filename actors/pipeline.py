@@ -10,12 +10,12 @@ import trio
 
 from actors.acker import AckLedger, confirm_stored
 from actors.batcher import Batcher, Limits, batch_items
+from actors.batches.joining import BatchSize
 from actors.channels import Channel
 from actors.clients.nats.acknowledgements import Acknowledgements
 from actors.contract.event_encoder import event_encoder
 from actors.decoder import Decoder, decode_blocks
 from actors.errors import Fatal
-from actors.joined_batches import BatchSize
 from actors.messages import Batch, Block, Item, SchemaChange, SentBatch
 from actors.publication_monitor import PublicationMonitor
 from actors.publisher import Publisher, Window, durable_window, publish_batches
@@ -73,7 +73,8 @@ async def run_pipeline(
     check_stream = partial(check_changes, session.js, setup.stream)
     blocks = Channel[Block]("blocks", 4, CHANNEL_BYTES_MAX)
     items = Channel[list[Item]]("items", 4, CHANNEL_BYTES_MAX)
-    batches = Channel[Batch]("batches", 4, CHANNEL_BYTES_MAX)
+    # what waits here is joined, and nothing must wait before it: then latency is that of one batch, not of every channel
+    batches = Channel[Batch]("batches", 4 if window.join is None else window.join.messages_max, CHANNEL_BYTES_MAX)
     published = Channel[SentBatch]("published", 10_000, CHANNEL_BYTES_MAX)
     channels = (blocks, items, batches, published)
     telemetry.begin_run({channel.name: channel for channel in channels}, start.last_seq)
@@ -106,8 +107,11 @@ async def run_pipeline(
             stages.start_soon(batch_items, items.receiver(), batches.sender(), batcher, session.suspensions, telemetry)
             stages.start_soon(publish_batches, batches.receiver(), published.sender(), nats, publisher, acks, window, telemetry)
             stages.start_soon(
-                partial(confirm_stored, ack_deadline_s=ACK_DEADLINE_S, check_stream=check_stream), published.receiver(), acks,
-                ledger, store, live.feedback, session.schemas.stored, session.publication.stored, telemetry,
+                partial(
+                    confirm_stored, ack_deadline_s=ACK_DEADLINE_S, check_stream=check_stream, hold_s=publish.confirm_hold_s
+                ),
+                published.receiver(), acks, ledger, store, live.feedback, session.schemas.stored, session.publication.stored,
+                telemetry,
             )  # fmt: skip
         await session.schemas.finish()
         await monitor.write()

@@ -8,10 +8,10 @@ from collections import deque
 from functools import partial
 from typing import Literal, NamedTuple
 
+from actors.batches.joining import BatchSize, joined
 from actors.channels import Receiver, Sender
 from actors.clients.nats.acknowledgements import Acknowledgements
 from actors.clients.nats.connection import NatsConnection
-from actors.joined_batches import BatchSize, joined
 from actors.messages import Batch, SentBatch
 from actors.telemetry.telemetry import Telemetry
 from actors.wire.jetstream import MSG_ID_HEADER, OWN_MSG_ID_HEADER, frame_atomic_batch, frame_fast_batch, frame_plain
@@ -19,6 +19,10 @@ from actors.wire.jetstream import MSG_ID_HEADER, OWN_MSG_ID_HEADER, frame_atomic
 FLOW = 500
 """The server is asked to acknowledge every so many messages of a fast batch, 500 at most. It need not follow a batch's size:
 the last message of each batch commits it, and the acknowledgement of that one counts for all before it."""
+
+
+SINGLES_MAX = 32
+"""An atomic batch costs nats-server as much as some hundred single messages, but ten if it syncs each one (`always`)."""
 
 
 class Window(NamedTuple):
@@ -66,11 +70,17 @@ class Publisher:
             self._remembered -= len(batch.messages)
             id_header = OWN_MSG_ID_HEADER
         batch_id = b"%d-%b" % (self.last_seq, self._unique)
-        if self._mode == "durable" and len(batch.messages) > 1:  # one message alone is atomic in any case, and cheaper
+        if self._mode == "durable" and not _needs_no_atomic_batch(batch):
             return frame_atomic_batch(batch.messages, self._reply_prefix, batch_id, before, id_header)
         if self._mode == "fast":
             return frame_fast_batch(batch.messages, self._reply_prefix, batch_id, FLOW, before, id_header)
         return frame_plain(batch.messages, self._reply_prefix, before, id_header)
+
+
+def _needs_no_atomic_batch(batch: Batch) -> bool:
+    """Return whether each transaction is one message, and there are so few that they cost the server less one by one."""
+    messages = len(batch.messages)
+    return messages == 1 or (messages == batch.transactions and messages <= SINGLES_MAX)
 
 
 async def publish_batches(

@@ -83,7 +83,7 @@ async def open_session(
     tables = list(publication.tables.values())
     plan = await find_start(
         config, catalog, js, setup, {table.token: table.relation_oid for table in tables},
-        history_diverged=history_diverged, show=telemetry.show_wait,
+        history_diverged=history_diverged, stored_before=telemetry.stored_seq, show=telemetry.show_wait,
     )  # fmt: skip
     start, store = plan.start, plan.store
     try:

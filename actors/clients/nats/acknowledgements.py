@@ -82,8 +82,7 @@ def _too_large(reply: Refused, said: str) -> BatchTooLarge:
         "WB226",
         "the server takes only smaller atomic batches",
         said=said,
-        means="batches are made smaller from here on: larger transactions are divided",
-        fix="to have transactions of up to 1,000 events whole: raise jetstream { limits { max_batch_size } } of nats-server",
+        means="batches are made smaller from here on: a transaction that does not fit into one is seen in parts",
     )
     error.messages_max = int(limit[1]) if limit else 1
     return error

@@ -14,10 +14,9 @@ class BatchSize(NamedTuple):
     bytes_max: int = 4 * 1024 * 1024
 
     def can_join(self, first: Batch, second: Batch) -> bool:
-        """Return whether two batches fit into one. A part of a transaction stays alone."""
+        """Return whether two batches fit into one that ends with a transaction."""
         return (
-            first.is_whole
-            and second.is_whole
+            second.is_whole
             and len(first.messages) + len(second.messages) <= self.messages_max
             and first.size_bytes + second.size_bytes <= self.bytes_max
         )
@@ -36,5 +35,5 @@ def joined(first: Batch, second: Batch) -> Batch:
         first.messages + second.messages, first.size_bytes + second.size_bytes, counts, second.position or first.position,
         max(first.end_lsn, second.end_lsn), first.oldest_commit_us or second.oldest_commit_us,
         second.newest_commit_us or first.newest_commit_us, first.schema_changes + second.schema_changes,
-        first.published + second.published,
+        first.published + second.published, True, first.transactions + second.transactions,
     )  # fmt: skip

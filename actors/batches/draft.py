@@ -25,9 +25,11 @@ class _End(NamedTuple):
     counts: dict[EventKind, int]
     position: Position | None
     end_lsn: Lsn
+    oldest_us: int
     newest_us: int
     schemas: int
     published: int
+    transactions: int
 
 
 class BatchDraft:
@@ -51,6 +53,7 @@ class BatchDraft:
         self._newest: RowChange | Truncated | None = None
         self._oldest_us = self._newest_us = 0
         self._end: _End | None = None
+        self._transactions = 0
 
     @property
     def is_empty(self) -> bool:
@@ -92,9 +95,11 @@ class BatchDraft:
     def end_transaction(self) -> None:
         """Note that no transaction is open after the last message."""
         self._settle()
+        if len(self.messages) > (self._end.messages if self._end is not None else 0):
+            self._transactions += 1
         self._end = _End(
-            len(self.messages), self.size_bytes, dict(self._counts), self._position, self.end_lsn, self._newest_us,
-            len(self.schemas), len(self.published),
+            len(self.messages), self.size_bytes, dict(self._counts), self._position, self.end_lsn, self._oldest_us,
+            self._newest_us, len(self.schemas), len(self.published), self._transactions,
         )  # fmt: skip
 
     def cut(self, *, is_whole: bool = True) -> Batch:
@@ -102,7 +107,7 @@ class BatchDraft:
         self._settle()
         batch = Batch(
             self.messages, self.size_bytes, self._counts, self._position, self.end_lsn, self._oldest_us, self._newest_us,
-            tuple(self.schemas), tuple(self.published), is_whole,
+            tuple(self.schemas), tuple(self.published), is_whole, self._transactions,
         )  # fmt: skip
         self._start()
         return batch
@@ -115,19 +120,19 @@ class BatchDraft:
         if self.is_complete:
             return self.cut()
         batch = Batch(
-            self.messages[: end.messages], end.size_bytes, end.counts, end.position, end.end_lsn, self._oldest_us,
-            end.newest_us, tuple(self.schemas[: end.schemas]), tuple(self.published[: end.published]),
+            self.messages[: end.messages], end.size_bytes, end.counts, end.position, end.end_lsn, end.oldest_us,
+            end.newest_us, tuple(self.schemas[: end.schemas]), tuple(self.published[: end.published]), True, end.transactions,
         )  # fmt: skip
+        self._settle()
         counts = {kind: count - end.counts.get(kind, 0) for kind, count in self._counts.items()}
-        rest = (
-            self.messages[end.messages :], self.size_bytes - end.size_bytes, self.schemas[end.schemas :],
-            self.published[end.published :], self._newest, self._position,
-        )  # fmt: skip
+        counts = {kind: count for kind, count in counts.items() if count}
+        rest = self.messages[end.messages :], self.size_bytes - end.size_bytes, self._position
+        schemas, published = self.schemas[end.schemas :], self.published[end.published :]
+        commit_us = self._newest_us if counts else 0  # one transaction is open: all events of the rest have its commit time
         self._start()
-        self.messages, self.size_bytes, self.schemas, self.published, self._newest, self._position = rest
-        self._counts = {kind: count for kind, count in counts.items() if count}
-        if self._newest is not None:  # one transaction is open, so all events of the rest have its commit time
-            self._oldest_us = self._newest.txn.commit_us
+        self.messages, self.size_bytes, self._position = rest
+        self.schemas, self.published, self._counts = schemas, published, counts
+        self._oldest_us = self._newest_us = commit_us
         return batch
 
     def _settle(self) -> None:
