@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 import trio
@@ -13,6 +13,8 @@ from trio_util import AsyncValue
 from actors.channels import Receiver
 from actors.clients.nats.acknowledgements import Acknowledgements
 from actors.clients.nats.record_store import RecordStore
+from actors.confirm_hold import ConfirmHold
+from actors.contract.bridge_record import Held
 from actors.errors import SinkUnavailable
 from actors.feedback import Feedback
 from actors.messages import PublishedChange, SchemaChange, SentBatch
@@ -77,8 +79,10 @@ async def confirm_stored(
     *,
     ack_deadline_s: float,
     check_stream: CheckStream,
+    hold_s: float = 0.0,
 ) -> None:
-    """Follow every batch until it is stored, and confirm stored changes: first in the KV record, then to PostgreSQL.
+    """Follow every batch until it is stored, and confirm stored changes: first in the KV record, then, after `hold_s`, to
+    PostgreSQL. What is still held at the end stays unconfirmed.
 
     Somebody may edit the stream at any time so that it throws away what it acknowledges. So its settings are looked at before
     each confirmation, after the acknowledgements: what came after an edit is never confirmed.
@@ -88,10 +92,13 @@ async def confirm_stored(
     ConfigError from `check_stream`.
     """
     wake = AsyncValue(0)
+    confirmation = _Confirmation(
+        ledger, store, feedback, telemetry, check_stream, ConfirmHold(hold_s, store.record.held, trio.current_time())
+    )
     settle = _Settler(ledger, stored_schemas, stored_publication, telemetry)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_await_acks, acks, ledger, settle, wake, ack_deadline_s)
-        nursery.start_soon(_confirm_regularly, ledger, store, feedback, settle, telemetry, check_stream)
+        nursery.start_soon(_confirm_regularly, ledger, confirmation, settle)
         with published_in:
             async for batch in published_in:
                 ledger.published(batch)
@@ -102,7 +109,7 @@ async def confirm_stored(
         while ledger.open_batches:
             await settle.settled.wait_transition()
         nursery.cancel_scope.cancel()
-    await _confirm(ledger, store, feedback, settle, telemetry, check_stream)
+    await confirmation(settle.schemas)
 
 
 class _Settler:
@@ -171,41 +178,49 @@ async def _await_acks(
             )
 
 
-async def _confirm_regularly(
-    ledger: AckLedger,
-    store: RecordStore,
-    feedback: Feedback,
-    settle: _Settler,
-    telemetry: Telemetry,
-    check_stream: CheckStream,
-) -> None:
+async def _confirm_regularly(ledger: AckLedger, confirmation: _Confirmation, settle: _Settler) -> None:
     """Confirm every second, and sooner after each megabyte of WAL."""
     while True:
         with trio.move_on_after(CONFIRM_EVERY_S):
-            goal = feedback.confirmed.value + CONFIRM_EVERY_BYTES
+            goal = confirmation.recorded_lsn + CONFIRM_EVERY_BYTES
             await settle.settled.wait_value(lambda _, goal=goal: ledger.durable.lsn >= goal)
-        await _confirm(ledger, store, feedback, settle, telemetry, check_stream)
+        await confirmation(settle.schemas)
 
 
-async def _confirm(
-    ledger: AckLedger,
-    store: RecordStore,
-    feedback: Feedback,
-    settle: _Settler,
-    telemetry: Telemetry,
-    check_stream: CheckStream,
-) -> None:
-    durable = ledger.durable
-    if durable.lsn <= feedback.confirmed.value and durable.seq == store.record.last_seq:
-        return
-    await check_stream()
-    confirmed = max(durable.lsn, store.record.confirmed_lsn)
-    await store.update(
-        position=durable.position,
-        last_seq=durable.seq,
-        confirmed_lsn=confirmed,
-        schemas={**store.record.schemas, **settle.schemas},
-    )
-    if durable.lsn > feedback.confirmed.value:
-        feedback.confirmed.value = durable.lsn
-        telemetry.confirmed_lsn = durable.lsn
+class _Confirmation:
+    """Writes into the record what is stored, and confirms it to PostgreSQL once it has been held for long enough."""
+
+    def __init__(
+        self, ledger: AckLedger, store: RecordStore, feedback: Feedback, telemetry: Telemetry, check_stream: CheckStream,
+        hold: ConfirmHold,
+    ) -> None:  # fmt: skip
+        self._ledger, self._store, self._feedback, self._telemetry = ledger, store, feedback, telemetry
+        self._check_stream, self._hold = check_stream, hold
+        self.recorded_lsn = feedback.confirmed.value
+        """Of the ledger, as it was last written; the confirmed one, unless something is held."""
+
+    async def __call__(self, schemas: Mapping[str, int]) -> None:
+        durable, store, feedback, now = self._ledger.durable, self._store, self._feedback, trio.current_time()
+        if durable.lsn:
+            self._hold.reached(Held(durable.seq, durable.position, durable.lsn, store.record.timeline), now)
+        due = self._hold.due(now) if durable.lsn else NO_LSN  # before that, it is not known whose history PostgreSQL sends
+        is_news = (
+            durable.lsn > self.recorded_lsn
+            or durable.seq != store.record.last_seq
+            or (durable.lsn and self._hold.held != store.record.held)
+        )
+        if not is_news and due <= feedback.confirmed.value:
+            return
+        await self._check_stream()
+        if is_news:
+            await store.update(
+                position=durable.position,
+                last_seq=durable.seq,
+                confirmed_lsn=max(durable.lsn, store.record.confirmed_lsn),
+                schemas={**store.record.schemas, **schemas},
+                held=self._hold.held,
+            )
+            self.recorded_lsn = max(self.recorded_lsn, durable.lsn)
+        if due > feedback.confirmed.value:
+            feedback.confirmed.value = due
+            self._telemetry.confirmed_lsn = due

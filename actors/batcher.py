@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from actors.batches.draft import BatchDraft
 from actors.channels import Receiver, Sender
 from actors.contract.event_encoder import EventEncoder, sent_size
 from actors.contract.omitted_columns import without_largest_columns
@@ -22,7 +23,7 @@ from actors.messages import (
     TooLarge,
     Truncated,
 )
-from actors.positions import NO_LSN, Position
+from actors.positions import NO_LSN, Lsn, Position
 from actors.suspensions import Suspensions, suspension_gap
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import Telemetry
@@ -44,6 +45,9 @@ class Limits(NamedTuple):
     """Consecutive events of one transaction and subject that one message may hold."""
     payload_max: int = 1024 * 1024
     """Bytes of one message, headers included: the smaller of the server's max_payload and the stream's max_msg_size."""
+    at_ends: bool = False
+    """Cut at the ends of transactions: only a transaction that is larger than a batch is divided, and none is sent before its
+    end is known. The limits are then exact: only a message that is larger than `bytes_max` by itself exceeds them, alone."""
 
 
 class LeftOut(NamedTuple):
@@ -76,18 +80,8 @@ class Batcher:
         self._group: list[OutMessage] = []  # events for the next message
         self._group_kind: EventKind | None = None
         self._group_bytes = 0
-        self._start_batch()
-
-    def _start_batch(self) -> None:
-        self._messages: list[OutMessage] = []
-        self._bytes = 0
-        self._counts: dict[EventKind, int] = {}
-        self._position: Position | None = None  # of the last message, unless that is `_newest`
-        self._newest: RowChange | Truncated | None = None
-        self._oldest_us = self._newest_us = 0
-        self._end_lsn = NO_LSN
-        self._schemas: list[SchemaChange] = []
-        self._published: list[PublishedChange] = []
+        self._draft = BatchDraft()
+        self._full: list[Batch] = []  # cut to make room, not handed on yet
 
     def feed(self, items: list[Item]) -> Iterator[Batch]:
         """Encode items and yield each full batch. Record new suspensions before sending a batch."""
@@ -100,25 +94,27 @@ class Batcher:
                 case Committed():
                     self._release(last=True)
                     self._close_group()
-                    self._end_lsn = item.end_lsn
+                    self._end_transaction(item.end_lsn)
                 case RowChange() | Truncated():
                     self._hold(item)
                 case IdleMark():
                     assert self._held is None, "an idle mark comes between transactions"
-                    self._end_lsn = item.wal_end
+                    self._end_transaction(item.wal_end)
                 case SchemaChange():
                     self._add_schema(item)
                 case PublishedChange():
                     assert self._held is None, "what is published changes between transactions"
                     self._append(self._encoder.published(item), item.position)
-                    self._published.append(item)
-            if self._is_full():
-                yield self._cut()
+                    self._draft.published.append(item)
+                    self._end_transaction()
+            yield from self._cut_full()
 
     def flush(self) -> Batch | None:
         """Return what has been gathered, or None. An event held back stays back: its transaction's end is still to come."""
+        if self._limits.at_ends:
+            return self._draft.cut_complete()
         self._close_group()
-        return self._cut() if self._messages or self._end_lsn else None
+        return None if self._draft.is_empty else self._draft.cut()
 
     # -- one item
 
@@ -127,7 +123,7 @@ class Batcher:
 
         With packing or suspended tables every row is fed alone; so is a row that is too large.
         """
-        limits, index, last = self._limits, 0, len(run.rows) - 1
+        limits, draft, index, last = self._limits, self._draft, 0, len(run.rows) - 1
         while index <= last:
             if index == last or self._packs or self._suspensions.tables:
                 self._hold(run.change(index))
@@ -135,25 +131,21 @@ class Batcher:
             elif self._held is not None:
                 self._release(last=False)  # this may suspend the run's own table
             else:
-                stop = min(last, index + limits.messages_max - len(self._messages))
-                room = limits.bytes_max - self._bytes
+                stop = min(last, index + limits.messages_max - len(draft.messages))
+                room = limits.bytes_max - draft.size_bytes
                 made, size = self._encoder.rows(run, index, stop, room, limits.payload_max)
+                fits = bool(made)
+                while limits.at_ends and size > room and made and (draft.messages or len(made) > 1):
+                    size -= sent_size(made.pop())
                 if made:
                     index += len(made)
-                    self._add_sent(run, index - 1, made, size)
+                    draft.add_rows(run, index - 1, made, size)
+                elif fits or stop == index:
+                    self._cut_once()
                 else:  # the row is too large
                     self._hold(run.change(index))
                     index += 1
-            if self._is_full():
-                yield self._cut()
-
-    def _add_sent(self, run: RowRun, newest: int, made: list[OutMessage], size: int) -> None:
-        if not self._oldest_us:
-            self._oldest_us = run.txn.commit_us
-        self._messages += made
-        self._bytes += size
-        self._counts[run.kind] = self._counts.get(run.kind, 0) + len(made)
-        self._newest = run.change(newest)
+            yield from self._cut_full()
 
     def _hold(self, change: RowChange | Truncated) -> None:
         """Hold back the newest event, unless its table is suspended."""
@@ -163,7 +155,9 @@ class Batcher:
     def _add_schema(self, change: SchemaChange) -> None:
         if self._is_published(change):
             self._append(self._encoder.schema(change), change.position)
-            self._schemas.append(change)
+            self._draft.schemas.append(change)
+            if change.last:
+                self._end_transaction()
 
     def _add_gap(self, gap: Gap, *, last: bool) -> None:
         self._append(self._encoder.gap(gap, last=last), gap.position)
@@ -223,13 +217,9 @@ class Batcher:
         if self._packs:
             self._add_to_group(change.kind, message, size)
         else:
-            self._messages.append(message)
-            self._bytes += size
-        counts = self._counts
-        counts[change.kind] = counts.get(change.kind, 0) + 1
-        self._newest = change
-        if not self._oldest_us:
-            self._oldest_us = change.txn.commit_us
+            self._make_room(size)
+            self._draft.add_message(message, size)
+        self._draft.count(change)
         return True
 
     def _whole(self, change: RowChange, *, last: bool) -> tuple[OutMessage | None, int]:
@@ -246,38 +236,53 @@ class Batcher:
     def _append(self, message: OutMessage, position: Position) -> None:
         """Add a message that is not a row event."""
         self._close_group()
-        self._messages.append(message)
-        self._bytes += sent_size(message)
-        self._settle()
-        self._position = position
+        size = sent_size(message)
+        self._make_room(size)
+        self._draft.add_other(message, size, position)
 
-    def _settle(self) -> None:
-        """Take position and times from the newest change: once per batch, not per event."""
-        newest, self._newest = self._newest, None
-        if newest is not None:
-            self._position = Position(newest.txn.commit_lsn, newest.seq)
-            self._newest_us = newest.txn.commit_us
+    def _end_transaction(self, end_lsn: Lsn = NO_LSN) -> None:
+        """Note that no transaction is open, and that everything below `end_lsn` has been handed on."""
+        self._draft.end_lsn = end_lsn or self._draft.end_lsn
+        if self._limits.at_ends:
+            self._draft.end_transaction()
 
-    def _is_full(self) -> bool:
-        return len(self._messages) >= self._limits.messages_max or self._bytes >= self._limits.bytes_max
+    def _make_room(self, size: int) -> None:
+        """Cut before a message of this size if the batch would be too large with it. For batches that are cut at ends."""
+        limits, draft = self._limits, self._draft
+        while (
+            limits.at_ends
+            and draft.messages
+            and (len(draft.messages) >= limits.messages_max or draft.size_bytes + size > limits.bytes_max)
+        ):
+            self._cut_once()
 
-    def _cut(self) -> Batch:
-        self._close_group()
-        self._settle()
-        batch = Batch(
-            self._messages, self._bytes, self._counts, self._position, self._end_lsn, self._oldest_us, self._newest_us,
-            tuple(self._schemas), tuple(self._published),
-        )  # fmt: skip
-        self._start_batch()
-        return batch
+    def _cut_once(self) -> None:
+        """Cut after the last complete transaction; if there is none, the open transaction fills a batch, and more."""
+        complete = self._draft.cut_complete()
+        self._full.append(complete if complete is not None else self._draft.cut(is_whole=False))
+
+    def _cut_full(self) -> Iterator[Batch]:
+        """Yield what was cut to make room, and the batch itself if it has reached a limit."""
+        if self._full:
+            yield from self._full
+            self._full = []
+        limits, draft = self._limits, self._draft
+        if len(draft.messages) >= limits.messages_max or draft.size_bytes >= limits.bytes_max:
+            if not limits.at_ends:
+                self._close_group()
+                yield draft.cut()
+            elif draft.is_complete:
+                yield draft.cut()
 
     # -- several events in a message
 
     def _add_to_group(self, kind: EventKind, event: OutMessage, size: int) -> None:
-        full = len(self._group) >= self._limits.pack
-        if self._group and (full or kind is not self._group_kind or self._group_bytes + size > self._limits.payload_max):
+        limits, grown = self._limits, self._group_bytes + size
+        full = len(self._group) >= limits.pack or (limits.at_ends and self._draft.size_bytes + grown > limits.bytes_max)
+        if self._group and (full or kind is not self._group_kind or grown > limits.payload_max):
             self._close_group()
         if not self._group:
+            self._make_room(_LIST_HEAD_BYTES + size)
             self._group_kind, self._group_bytes = kind, _LIST_HEAD_BYTES
         self._group.append(event)
         self._group_bytes += size
@@ -286,8 +291,7 @@ class Batcher:
         if self._group:
             assert self._group_kind is not None, "a group has a kind"
             message, size = self._encoder.packed(self._group_kind, self._group)
-            self._messages.append(message)
-            self._bytes += size
+            self._draft.add_message(message, size)
             self._group = []
 
 

@@ -27,6 +27,7 @@ from actors.publication_monitor import find_problems
 from actors.session import Session, open_session
 from actors.settings.config import Config
 from actors.snapshots.transaction_log import TransactionLog
+from actors.startup.batch_limit import BatchLimit
 from actors.startup.other_bridges import read_other_bridges, same_tables_elsewhere
 from actors.startup.postgres_preflight import check_postgres
 from actors.startup.remembered_ids import RememberedIds
@@ -118,7 +119,7 @@ class Supervisor:
         self._has_streamed = self._history_diverged = False
         self._transactions = TransactionLog()
         self._publication = PublicationModel(config.source.publication)
-        self._remembered = RememberedIds()
+        self._remembered, self._batch_limit = RememberedIds(), BatchLimit()
 
     async def run(self) -> int:
         """Run until stopped; return 0 when drained, 1 when stopped while not streaming. Raises Fatal errors."""
@@ -184,6 +185,7 @@ class Supervisor:
                     fmt=config.snapshots.format, zstd=config.snapshots.zstd or config.snapshots.zstd_events,
                 )  # fmt: skip
                 telemetry.nats_connected, telemetry.publish_mode = True, setup.mode
+                telemetry.confirm_hold_s = publishing.confirm_hold_s
                 await self._close_stream()  # it stayed open while NATS was away; a slot has one reader
                 session = await open_session(
                     config, catalog, js, setup, self._transactions, self._publication, telemetry,
@@ -197,7 +199,9 @@ class Supervisor:
                 telemetry.gaps += session.start.gap is not None
                 remembered = self._remembered.messages(setup.last_seq, session.plan.unheld)
                 plan = await take_over(session.plan, js, session.encoder)
-                session = replace(session, plan=plan, remembered=remembered)
+                session = replace(
+                    session, plan=plan, remembered=remembered, batch_messages_max=self._batch_limit.messages_max
+                )  # fmt: skip
                 self._opening = None
                 self._show_streaming(session)
                 show = partial(self._show_problems, "publication")
@@ -209,7 +213,7 @@ class Supervisor:
             self._config.postgres, slot=source.slot, publication=source.publication, start_lsn=plan.start.start_lsn,
             connection=plan.slot_connection,
         )  # fmt: skip
-        live = self._live = LiveStream(stream, Feedback(plan.confirmed_lsn))
+        live = self._live = LiveStream(stream, Feedback(plan.confirmed_lsn, is_held=self._config.publish.confirm_hold_s > 0))
         statuses.start_soon(live.run_status)
         self._telemetry.postgres_connected = True
         return live
@@ -242,6 +246,7 @@ class Supervisor:
         telemetry.nats_reconnects += not from_source
         telemetry.fenced += isinstance(fault, SinkFenced)
         self._remembered.note(fault)
+        self._batch_limit.note(fault)
         telemetry.state = "waiting_postgres" if from_source else "waiting_nats"
         telemetry.not_ready_reason = str(fault)
         telemetry.note_fault(Problem(fault.code, fault.what, fault.said, fault.means, fault.fix))

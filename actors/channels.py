@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -109,6 +109,11 @@ class Receiver(Generic[T]):
         """Return the next item. Raises trio.EndOfChannel after the last item of a closed sender."""
         await trio.lowlevel.checkpoint_if_cancelled()
         return await self._channel._receive()
+
+    def take_if(self, wanted: Callable[[T], bool]) -> T | None:
+        """Return the next item if one waits and is wanted; None otherwise."""
+        queue = self._channel._queue
+        return self._channel._pop() if queue and wanted(queue[0][0]) else None
 
     def is_empty(self) -> bool:
         """Return whether no item waits: what has been gathered may be handed on at once."""

@@ -40,7 +40,7 @@ class Transient(WalbridgeError):
 TRANSIENT_CODES = (
     "WB101", "WB102", "WB103", "WB104", "WB108", "WB118", "WB119", "WB122", "WB124", "WB151",
     "WB200", "WB201", "WB202", "WB203", "WB204", "WB206", "WB208",
-    "WB210", "WB211", "WB212", "WB220", "WB221", "WB222", "WB223", "WB225",
+    "WB210", "WB211", "WB212", "WB220", "WB221", "WB222", "WB223", "WB225", "WB226",
     "WB311", "WB320",
 )  # fmt: skip
 """Codes of every `Transient` that the bridge's modules raise, as a test verifies; the mirror has more."""
@@ -71,6 +71,13 @@ class SinkFenced(SinkUnavailable):
 
 class TakenForDuplicate(SinkUnavailable):
     """JetStream dropped a message because it remembers the message's id, though not the message."""
+
+
+class BatchTooLarge(SinkUnavailable):
+    """The server takes only smaller atomic batches than the one that it was sent."""
+
+    messages_max = 1
+    """How many messages it takes."""
 
 
 class Fatal(WalbridgeError):

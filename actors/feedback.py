@@ -19,8 +19,10 @@ class Feedback:
     The acker writes `confirmed`, the replication_reader writes the rest through `data_arrived`, the status_reporter reads both.
     """
 
-    def __init__(self, confirmed: Lsn) -> None:
+    def __init__(self, confirmed: Lsn, *, is_held: bool = False) -> None:
+        """`is_held`: what was received is confirmed only much later."""
         self.confirmed = AsyncValue(confirmed)
+        self._is_held, self._told = is_held, confirmed
         self.received = NO_LSN
         self._news = trio.Event()
         self._reply_wanted = False
@@ -30,6 +32,18 @@ class Feedback:
     def to_confirm(self) -> Lsn:
         """The LSN to confirm, never beyond what PostgreSQL has sent: PostgreSQL would accept it and skip changes."""
         return min(self.confirmed.value, self.received) if self.received else NO_LSN
+
+    def to_report(self) -> Lsn:
+        """Return the LSN for the next status.
+
+        While confirmations are held it is told once, and 0 otherwise: PostgreSQL takes 0 for a receiver that confirms nothing,
+        and waits at its own stop only until everything was received. Else it would wait until everything is confirmed.
+        """
+        lsn = self.to_confirm
+        if not self._is_held:
+            return lsn
+        is_news, self._told = lsn > self._told, max(lsn, self._told)
+        return lsn if is_news else NO_LSN
 
     def data_arrived(self, wal_end: Lsn, *, reply_wanted: bool) -> None:
         """Note that a block was read: a status is due once data pauses, or at once if PostgreSQL asks for a reply."""

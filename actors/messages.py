@@ -213,6 +213,10 @@ class Batch:
     newest_commit_us: int
     schema_changes: tuple[SchemaChange, ...] = ()
     published: tuple[PublishedChange, ...] = ()
+    is_whole: bool = True
+    """False when a transaction goes on in the next batch. Told only of batches that are cut at the ends of transactions."""
+    transactions: int = 0
+    """How many transactions with messages end in it; told likewise."""
 
 
 class SentBatch(NamedTuple):

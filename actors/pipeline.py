@@ -10,6 +10,7 @@ import trio
 
 from actors.acker import AckLedger, confirm_stored
 from actors.batcher import Batcher, Limits, batch_items
+from actors.batches.joining import BatchSize
 from actors.channels import Channel
 from actors.clients.nats.acknowledgements import Acknowledgements
 from actors.contract.event_encoder import event_encoder
@@ -17,7 +18,7 @@ from actors.decoder import Decoder, decode_blocks
 from actors.errors import Fatal
 from actors.messages import Batch, Block, Item, SchemaChange, SentBatch
 from actors.publication_monitor import PublicationMonitor
-from actors.publisher import Publisher, Window, publish_batches
+from actors.publisher import Publisher, Window, durable_window, publish_batches
 from actors.replication_reader import read_blocks
 from actors.session import Session
 from actors.settings.config import Config
@@ -61,14 +62,19 @@ async def run_pipeline(
         start.skip, dict(store.record.schemas), encoding=publish.encoding, arrays=publish.arrays,
         payload_max=setup.max_payload, log=session.transactions, expected=start.expected,
     )  # fmt: skip
-    limits = Limits(pack=publish.pack, payload_max=setup.max_payload)
+    limits, window = Limits(pack=publish.pack, payload_max=setup.max_payload), Window()
+    if setup.mode == "durable":
+        size = BatchSize(messages_max=session.batch_messages_max)
+        limits = limits._replace(messages_max=size.messages_max, bytes_max=size.bytes_max, at_ends=True)
+        window = durable_window(size)
     batcher = Batcher(session.encoder, limits, config.source.slot, session.suspensions)
     publisher = Publisher(setup.mode, acks.reply_prefix, start.last_seq, session.remembered)
     ledger = AckLedger(start.last_seq, start.skip)
     check_stream = partial(check_changes, session.js, setup.stream)
     blocks = Channel[Block]("blocks", 4, CHANNEL_BYTES_MAX)
     items = Channel[list[Item]]("items", 4, CHANNEL_BYTES_MAX)
-    batches = Channel[Batch]("batches", 4, CHANNEL_BYTES_MAX)
+    # what waits here is joined, and nothing must wait before it: then latency is that of one batch, not of every channel
+    batches = Channel[Batch]("batches", 4 if window.join is None else window.join.messages_max, CHANNEL_BYTES_MAX)
     published = Channel[SentBatch]("published", 10_000, CHANNEL_BYTES_MAX)
     channels = (blocks, items, batches, published)
     telemetry.begin_run({channel.name: channel for channel in channels}, start.last_seq)
@@ -99,12 +105,13 @@ async def run_pipeline(
                 monitor.news, telemetry,
             )  # fmt: skip
             stages.start_soon(batch_items, items.receiver(), batches.sender(), batcher, session.suspensions, telemetry)
+            stages.start_soon(publish_batches, batches.receiver(), published.sender(), nats, publisher, acks, window, telemetry)
             stages.start_soon(
-                publish_batches, batches.receiver(), published.sender(), nats, publisher, acks, Window(), telemetry
-            )
-            stages.start_soon(
-                partial(confirm_stored, ack_deadline_s=ACK_DEADLINE_S, check_stream=check_stream), published.receiver(), acks,
-                ledger, store, live.feedback, session.schemas.stored, session.publication.stored, telemetry,
+                partial(
+                    confirm_stored, ack_deadline_s=ACK_DEADLINE_S, check_stream=check_stream, hold_s=publish.confirm_hold_s
+                ),
+                published.receiver(), acks, ledger, store, live.feedback, session.schemas.stored, session.publication.stored,
+                telemetry,
             )  # fmt: skip
         await session.schemas.finish()
         await monitor.write()

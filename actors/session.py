@@ -16,6 +16,7 @@ from actors.publication_monitor import read_entries
 from actors.schema_publisher import SchemaPublisher
 from actors.settings.config import Config
 from actors.snapshots.transaction_log import TransactionLog
+from actors.startup.batch_limit import USUAL_MAX
 from actors.startup.checkpoint import Start
 from actors.startup.start_plan import StartPlan, find_start
 from actors.startup.streams import StreamSetup
@@ -44,6 +45,8 @@ class Session:
     publication: PublicationModel
     remembered: int = 0
     """Of so many messages, the first ones, JetStream may remember the ids although it holds them no more."""
+    batch_messages_max: int = USUAL_MAX
+    """How many messages an atomic batch may have."""
 
     @property
     def start(self) -> Start:
@@ -80,7 +83,7 @@ async def open_session(
     tables = list(publication.tables.values())
     plan = await find_start(
         config, catalog, js, setup, {table.token: table.relation_oid for table in tables},
-        history_diverged=history_diverged, show=telemetry.show_wait,
+        history_diverged=history_diverged, stored_before=telemetry.stored_seq, show=telemetry.show_wait,
     )  # fmt: skip
     start, store = plan.start, plan.store
     try:

@@ -30,7 +30,7 @@ async def report_status(stream: ReplicationStream, feedback: Feedback) -> None:
 
 async def send_status(stream: ReplicationStream, feedback: Feedback) -> None:
     """Send one status update now."""
-    confirmed = feedback.to_confirm
+    confirmed = feedback.to_report()
     await stream.send_status(feedback.received, confirmed, confirmed, reply_wanted=feedback.is_silent())
 
 

@@ -33,7 +33,9 @@ def main(
     only: Annotated[
         list[Part] | None,
         Parameter(
-            negative="", help="bulk, single, latency, snapshot, mirror or zstd; several times for several [all but zstd]"
+            negative="",
+            help="bulk, single, latency, snapshot, mirror, durable or zstd; several times for several "
+            "[all but durable and zstd]",
         ),
     ] = None,
     record: Annotated[

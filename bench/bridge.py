@@ -17,7 +17,7 @@ from bench.stored import StoredRows, open_stored
 from bench.usage import UsageSampler
 from bench.workload import PUBLICATION, Backlog, commit_at_rate, empty_table, rows_at_rate
 
-Mode = Literal["fast", "plain"]
+Mode = Literal["fast", "plain", "durable"]
 SAMPLE_EVERY_S = 0.02
 COUNT_EVERY_S = 0.1
 """Counting costs nats-server some work, so it is done less often."""
@@ -56,11 +56,18 @@ class LatencyRun:
     rss_peak_mb: float
 
 
-def drain(servers: Servers, backlog: Backlog, mode: Mode) -> DrainRun:
-    """Run the bridge on a copy of the backlog's slot and an empty nats-server until everything is stored."""
+def _sync_interval(sync: str) -> str | None:
+    return None if sync == "default" else sync
+
+
+def drain(servers: Servers, backlog: Backlog, mode: Mode, *, sync: str = "default") -> DrainRun:
+    """Run the bridge on a copy of the backlog's slot and an empty nats-server until everything is stored.
+
+    `sync` is the server's `sync_interval`.
+    """
     with (
         servers.new_slot(copy_of=backlog.slot) as slot,
-        servers.new_nats() as nats,
+        servers.new_nats(sync_interval=_sync_interval(sync)) as nats,
         _bridge(servers, nats, slot, mode) as bridge,
     ):
         return asyncio.run(_drain(bridge, nats, backlog.rows))
@@ -70,11 +77,15 @@ Meanwhile = Callable[[Bridge], AbstractContextManager[None]]
 
 
 def steady_load(
-    servers: Servers, mode: Mode, per_second: int, seconds: int, *, meanwhile: Meanwhile | None = None
+    servers: Servers, mode: Mode, per_second: int, seconds: int, *, meanwhile: Meanwhile | None = None, sync: str = "default"
 ) -> LatencyRun:
     """Run the bridge on a new slot and an empty nats-server while rows are committed one by one."""
     empty_table(servers)
-    with servers.new_slot() as slot, servers.new_nats() as nats, _bridge(servers, nats, slot, mode) as bridge:
+    with (
+        servers.new_slot() as slot,
+        servers.new_nats(sync_interval=_sync_interval(sync)) as nats,
+        _bridge(servers, nats, slot, mode) as bridge,
+    ):
         return asyncio.run(_steady_load(servers, bridge, nats, per_second, seconds, meanwhile))
 
 

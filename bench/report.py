@@ -12,6 +12,7 @@ from rich.table import Table
 
 from bench.bridge import LatencyRun, Mode
 from bench.compression import SIZES_BYTES, TableResult
+from bench.durable import SYNCS, DurableResults
 from bench.machine import cores
 from bench.mirror import Kind, LagRun
 from bench.run import ApplyResults, DrainResults, Results, medians
@@ -43,6 +44,11 @@ Mirrors: a table of the same columns, empty and live in the replica; then a back
 Lag: {CONNECTIONS} connections commit rows one by one, bridge and mirror running. From clock_timestamp() in the row, just before
   its commit, to the look that found the row in the replica: a look every 2 ms, every row counted.
   stored          the part of it from commit to stored in JetStream, by the stream's timestamps."""
+DURABLE_METHOD = """\
+Ways to publish: backlogs and latency as above; each round runs every way in turn. sync always: nats-server with sync_interval
+  always, which writes to the disk before it acknowledges. fast and plain then sync each message, and get a tenth of the rows.
+  alone           atomic batches of 1,000 messages of 268 bytes from a raw socket, four in flight, frames made beforehand.
+  of fast, alone  divided by the rate of fast with the default sync, and by that of batches alone with the same sync."""
 ZSTD_METHOD = """\
 Each table has 40,000 made-up rows; 20,000 of them are sampled as `walbridge train` does. Each row gives an insert and an
   update, every second row a delete, in transactions of 1 to 9 changes, encoded as the bridge does; several events per message
@@ -67,6 +73,9 @@ def print_report(results: Results, console: Console) -> None:
         console.print(_apply_table(results.applies, runs))
     if results.lags:
         console.print(_lag_table(results.lags, runs))
+    if results.durable is not None:
+        for table in _durable_tables(results.durable, runs):
+            console.print(table)
     if results.compression:
         console.print(_zstd_table(results.compression))
         console.print(_sizes_table(results.compression))
@@ -119,12 +128,14 @@ def as_json(results: Results) -> dict[str, Any]:
             kind: {"runs": [asdict(run) for run in runs], "median": asdict(medians(runs))}
             for kind, runs in results.lags.items()
         },
+        "durable": None if results.durable is None else _durable_as_json(results.durable),
         "beside_snapshots": [{"alone": asdict(a), "beside": asdict(b)} for a, b in results.beside_snapshots],
     }
 
 
 def _method(results: Results) -> list[str]:
     measured = METHOD.splitlines() if results.drains or results.latency else []
+    measured += DURABLE_METHOD.splitlines() if results.durable is not None else []
     measured += MIRROR_METHOD.splitlines() if results.applies else []
     return measured + (ZSTD_METHOD.splitlines() if results.compression else [])
 
@@ -214,6 +225,39 @@ def _lag_table(lags: dict[Kind, list[LagRun]], runs: int) -> Table:
                       f"{run.max_ms:.1f} ms", f"{run.stored_p50_ms:.1f} ms", f"{run.stored_p99_ms:.1f} ms",
                       f"{run.cpu_us_per_event:.0f}")  # fmt: skip
     return table
+
+
+def _durable_tables(durable: DurableResults, runs: int) -> list[Table]:
+    rates = _table(f"Ways to publish, draining a backlog, medians of {runs}", "bridge", "rows per transaction", "events/s",
+                   "of fast", "of batches alone", "CPU us/event", "RSS peak")  # fmt: skip
+    for sync in SYNCS:
+        rates.add_row(f"atomic batches alone, sync {sync}", "", f"{median(durable.raw_per_s[sync]):,.0f}", "", "", "", "")
+    for each, ways in durable.drains.items():
+        for way, done in ways.items():
+            run = medians(done)
+            rates.add_row(str(way), f"{each:,}", f"{run.events_per_s:,.0f}", f"{durable.of_fast(each, way):.2f}",
+                          f"{durable.of_raw(each, way):.2f}", f"{run.cpu_us_per_event:.1f}",
+                          f"{run.rss_peak_mb:.0f} MB")  # fmt: skip
+    times = _table(
+        f"Ways to publish, commit to stored, medians of {runs}", "bridge", "events/s", "p50", "p99", "max", "CPU us/event"
+    )
+    for way, timed in durable.latency.items():
+        lag = medians(timed)
+        times.add_row(str(way), f"{lag.events_per_s:,.0f}", f"{lag.p50_ms:.2f} ms", f"{lag.p99_ms:.2f} ms",
+                      f"{lag.max_ms:.1f} ms", f"{lag.cpu_us_per_event:.0f}")  # fmt: skip
+    return [rates, times]
+
+
+def _durable_as_json(durable: DurableResults) -> dict[str, Any]:
+    return {
+        "alone_per_s": durable.raw_per_s,
+        "drains": [
+            {"rows_per_transaction": each, "way": str(way), "runs": [asdict(run) for run in done],
+             "of_fast": durable.of_fast(each, way), "of_alone": durable.of_raw(each, way)}
+            for each, ways in durable.drains.items() for way, done in ways.items()
+        ],
+        "latency": [{"way": str(way), "runs": [asdict(run) for run in done]} for way, done in durable.latency.items()],
+    }  # fmt: skip
 
 
 def _zstd_table(tables: list[TableResult]) -> Table:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bench.bridge import DrainRun, LatencyRun, Mode, drain, steady_load
 from bench.compression import TableResult, run_compression
+from bench.durable import DurableResults, run_durable
 from bench.machine import describe_machine
 from bench.mirror import KINDS, ApplyRun, Kind, LagRun, applied_backlog, mirror_lag
 from bench.recvlogical import ReaderRun, run_recvlogical
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     Run = TypeVar("Run", bound=DataclassInstance)
 
-Part = Literal["bulk", "single", "latency", "snapshot", "mirror", "zstd"]
+Part = Literal["bulk", "single", "latency", "snapshot", "mirror", "durable", "zstd"]
 Say = Callable[[str], None]
 MODES: tuple[Mode, ...] = ("fast", "plain")
 BULK_ROWS_PER_TRANSACTION = 1_000
@@ -89,6 +90,7 @@ class Results:
     """The same load without and with a snapshot of a large table running all the time."""
     applies: list[ApplyResults] = field(default_factory=list)
     lags: dict[Kind, list[LagRun]] = field(default_factory=dict)
+    durable: DurableResults | None = None
     compression: list[TableResult] = field(default_factory=list)
     others_cores: list[float] = field(default_factory=list)
     """How many cores the rest of the machine was using just before each round."""
@@ -121,6 +123,11 @@ def run_benchmark(plan: Plan, say: Say) -> Results:
             _run_snapshots(servers, results, say)
         if "mirror" in plan.parts:
             _run_mirrors(servers, results, say)
+        if "durable" in plan.parts:
+            results.durable = run_durable(
+                servers, plan.rows // 3, plan.single_rows // 3, plan.per_second, plan.seconds, plan.repeat, say,
+                lambda: results.others_cores.append(busy_cores()),
+            )  # fmt: skip
         if "zstd" in plan.parts:
             say("compressing events and chunks of three tables")
             results.others_cores.append(busy_cores())

@@ -39,9 +39,10 @@ class Servers:
         return psycopg.connect(self.postgres.dsn(), autocommit=True)
 
     @contextmanager
-    def new_nats(self) -> Iterator[NatsServer]:
+    def new_nats(self, *, sync_interval: str | None = None) -> Iterator[NatsServer]:
         """A nats-server with nothing in it; killed and removed at the end."""
-        server = NatsServer(self._nats_binary, self.folder / f"nats-{next(self._serial)}", port=free_port())
+        folder = self.folder / f"nats-{next(self._serial)}"
+        server = NatsServer(self._nats_binary, folder, port=free_port(), sync_interval=sync_interval)
         server.start()
         try:
             yield server

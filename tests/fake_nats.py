@@ -1,8 +1,9 @@
 """A nats-server with JetStream in memory: it speaks the wire protocol over memory streams, and does what a test tells it.
 
-It knows as much of JetStream as the bridge's pipeline uses: streams that check the expected last sequence, fast-ingest batches,
-key-value buckets, and reading single messages. What it must do comes from the protocol's documents, not from our encoders:
+It knows as much of JetStream as the bridge's pipeline uses: streams that check the expected last sequence, fast-ingest and
+atomic batches, key-value buckets, and reading single messages. What it must do comes from the protocol's documents, not from our encoders:
 https://docs.nats.io/reference/reference-protocols/nats-protocol
+https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-50.md
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ class FakeNats:
     """Subjects that every stream claims to take."""
     remembered: dict[str, int] = field(default_factory=dict)
     """Ids of messages that were deleted within the duplicate window, and their sequences."""
+    batch_messages_max: int = 1000
+    """Of an atomic batch."""
+    batches: list[int] = field(default_factory=list)
+    """How many messages each atomic batch had that was committed."""
     silent: bool = False
     """Store, but withhold the acknowledgements of events until `speak`."""
 
@@ -65,6 +70,7 @@ class FakeNats:
         self._client: trio.abc.Stream | None = None
         self._subscriptions: dict[str, int] = {}
         self._held: list[tuple[str, dict[str, object]]] = []
+        self._staged: dict[str, list[Publish]] = {}
 
     # -- what a test does
 
@@ -150,6 +156,17 @@ class FakeNats:
         stream = next((name for prefix, name in STREAMS.items() if message.subject.startswith(prefix)), None)
         if stream is None:
             return
+        batch = message.headers.get("Nats-Batch-Id")
+        if batch is not None:
+            staged = self._staged.setdefault(batch, [])
+            staged.append(message)
+            assert message.headers["Nats-Batch-Sequence"] == str(len(staged))
+            assert ("Nats-Expected-Last-Sequence" in message.headers) == (len(staged) == 1), "only the first one has it"
+            if message.headers.get("Nats-Batch-Commit") == "1":
+                await self._answer(stream, message.reply, self._commit(stream, self._staged.pop(batch)))
+            else:
+                assert not message.reply
+            return
         known = self.remembered.get(message.headers.get("Nats-Msg-Id", ""))
         if known is not None:
             await self._send(message.reply, {"stream": stream, "seq": known, "duplicate": True})
@@ -162,10 +179,28 @@ class FakeNats:
                 if operation == "0":
                     await self._send(message.reply, {"type": "ack", "msgs": 500})
                 return
+        await self._answer(stream, message.reply, reply)
+
+    async def _answer(self, stream: str, target: str, reply: dict[str, object]) -> None:
         if stream == "CDC" and self.silent:
-            self._held.append((message.reply, reply))
-        elif message.reply:
-            await self._send(message.reply, reply)
+            self._held.append((target, reply))
+        elif target:
+            await self._send(target, reply)
+
+    def _commit(self, stream: str, staged: list[Publish]) -> dict[str, object]:
+        """Store all messages of an atomic batch or none."""
+        error: dict[str, object] | None = None
+        if len(staged) > self.batch_messages_max:
+            said = f"atomic publish batch is too large: {self.batch_messages_max}"
+            error = {"code": 400, "err_code": 10199, "description": said}
+        elif any(message.headers.get("Nats-Msg-Id", "") in self.remembered for message in staged):
+            error = {"code": 400, "err_code": 10201, "description": "atomic publish batch contains duplicate message id"}
+        for message in staged if error is None else ():
+            error = error or self._store(stream, message)
+        if error is not None:
+            return {"error": error, "stream": stream, "seq": 0}
+        self.batches.append(len(staged))
+        return {"stream": stream, "seq": len(self.streams[stream]), "batch": "b", "count": len(staged)}
 
     def _store(self, name: str, message: Publish) -> dict[str, object] | None:
         """Store a message; returns JetStream's error if it must not be stored."""

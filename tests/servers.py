@@ -240,6 +240,25 @@ def with_nats(url: str, action: Callable[[Client], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
+async def ask(client: Client, action: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """One request to JetStream's API, past nats-py's own records, which lack fields."""
+    reply = await client.request(f"$JS.API.{action}", json.dumps(body or {}).encode(), timeout=5)
+    answer: dict[str, Any] = json.loads(reply.data)
+    assert "error" not in answer, answer["error"]
+    return answer
+
+
+def edit_stream(url: str, stream: str, **changes: object) -> dict[str, Any]:
+    """Edit a stream as an administrator would; returns the configuration from before."""
+
+    async def change(client: Client) -> dict[str, Any]:
+        before = (await ask(client, f"STREAM.INFO.{stream}"))["config"]
+        await ask(client, f"STREAM.UPDATE.{stream}", {**before, **changes})
+        return dict(before)
+
+    return with_nats(url, change)
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     """Return once the condition holds; AssertionError when it never does."""
     deadline = time.monotonic() + HANG_S

@@ -28,7 +28,7 @@ LAYERS = (
     ("process",),
     ("clients", "web"),
     ("startup",),
-    ("snapshots", "suspensions", "feedback", "publication_model"),
+    ("snapshots", "suspensions", "feedback", "publication_model", "batches", "confirm_hold"),
     (*ACTORS, "mirror", "embedded", "sample", "dictionaries"),
     ("session",),
     ("pipeline", "verification", "demo"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -23,30 +21,22 @@ from actors.settings.config import NatsConfig
 from actors.startup.stream_rules import FIELDS, unknown_fields
 from actors.startup.streams import StreamSetup, prepare_streams
 from tests.conftest import MakeBridge, MakeMirror, MakeNats
-from tests.servers import Bridge, Database, StoredMessage, decode_body, read_messages, wait_for, wait_until_drained, with_nats
+from tests.servers import (
+    Bridge,
+    Database,
+    StoredMessage,
+    ask,
+    decode_body,
+    edit_stream,
+    read_messages,
+    wait_for,
+    wait_until_drained,
+    with_nats,
+)
 
 GIB, MIB = 1 << 30, 1 << 20
 HOUR_NS = 3600 * 10**9
 ORDERS = "CREATE TABLE orders (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE orders"
-
-
-async def ask(client: Client, action: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
-    """One request to JetStream's API, past nats-py's own records, which lack fields."""
-    reply = await client.request(f"$JS.API.{action}", json.dumps(body or {}).encode(), timeout=5)
-    answer: dict[str, Any] = json.loads(reply.data)
-    assert "error" not in answer, answer["error"]
-    return answer
-
-
-def edit(url: str, stream: str, **changes: object) -> dict[str, Any]:
-    """Edit a stream as an administrator would; returns the configuration from before."""
-
-    async def change(client: Client) -> dict[str, Any]:
-        before = (await ask(client, f"STREAM.INFO.{stream}"))["config"]
-        await ask(client, f"STREAM.UPDATE.{stream}", {**before, **changes})
-        return dict(before)
-
-    return with_nats(url, change)
 
 
 def make_stream(url: str, **config: object) -> None:
@@ -140,7 +130,7 @@ def test_a_full_bucket_and_an_account_without_consumers_are_refused_with_what_he
     server = make_nats(extra_config=ACCOUNT.format("max_file: 20GB, max_mem: 1MB, max_consumers: 1"))
     config = NatsConfig((server.url,), user="u", password="p")
     prepare(config)
-    edit(server.url.replace("//", "//u:p@"), "KV_bridges", max_msgs=1)
+    edit_stream(server.url.replace("//", "//u:p@"), "KV_bridges", max_msgs=1)
 
     async def refusals() -> list[str]:
         found: list[str] = []
@@ -232,13 +222,13 @@ def test_what_a_stream_of_interest_threw_away_is_sent_again(
     if mode == "fast":
         mirror.wait_live(1)
         mirror.stop()  # its consumer would be the interest
-    edit(nats.url, "CDC", retention="interest")
+    edit_stream(nats.url, "CDC", retention="interest")
     for i in range(2, 12):
         if bridge.exit_code is None:
             database.execute("INSERT INTO orders VALUES (%s)", [i])
     end_of_an_edited_run(bridge, "WB235")
     (written,) = database.execute("SELECT max(id) FROM orders")[0]
-    edit(nats.url, "CDC", retention="limits")
+    edit_stream(nats.url, "CDC", retention="limits")
     database.execute("INSERT INTO orders VALUES (100), (101)")
     bridge.start()
     wait_until_drained(bridge, database)
@@ -275,12 +265,12 @@ def test_an_edit_that_a_bridge_cannot_work_with_ends_it_before_anything_is_confi
     bridge = make_bridge(database, nats)
     database.execute("INSERT INTO orders VALUES (1)")
     wait_until_drained(bridge, database)
-    before = edit(nats.url, "CDC", **changes)
+    before = edit_stream(nats.url, "CDC", **changes)
     (lsn,) = database.execute("SELECT pg_current_wal_lsn()")[0]
     database.execute("INSERT INTO orders VALUES (2)")
     end_of_an_edited_run(bridge, code)
     assert database.execute("SELECT confirmed_flush_lsn <= %s::pg_lsn FROM pg_replication_slots", [lsn]) == [(True,)]
-    edit(nats.url, "CDC", **{name: before.get(name) for name in changes})
+    edit_stream(nats.url, "CDC", **{name: before.get(name) for name in changes})
 
 
 def test_acts_that_a_bridge_goes_on_after(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
@@ -298,7 +288,7 @@ def test_acts_that_a_bridge_goes_on_after(database: Database, nats: NatsServer, 
     async def purge(client: Client) -> None:
         await ask(client, "STREAM.PURGE.KV_bridges", {"filter": "$KV.bridges.CDC"})
 
-    edit(nats.url, "KV_schemas", max_age=HOUR_NS)
+    edit_stream(nats.url, "KV_schemas", max_age=HOUR_NS)
     with_nats(nats.url, purge)
     database.execute("INSERT INTO orders VALUES (2)")
     wait_for(lambda: "WB223" in bridge.log())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,6 +19,15 @@ class Suspended(NamedTuple):
 
     since: Position
     until: Lsn = Lsn(0)
+
+
+class Held(NamedTuple):
+    """A point that the stream had reached: with everything up to `last_seq` stored, `lsn` may be confirmed."""
+
+    last_seq: int
+    position: Position
+    lsn: Lsn
+    timeline: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,19 @@ class BridgeRecord:
     """PostgreSQL's database; empty in records of bridges that did not write it yet."""
     published: str = ""
     """Hash of the entries that say how the tables are published; empty when there are none yet."""
+    held: tuple[Held, ...] = ()
+    """With --confirm-hold, oldest first: the point confirmed last, and those that wait. After a power cut of NATS they prove
+    what the stream holds, although this version of the record may be newer than its end."""
+
+    def of_held(self) -> list[BridgeRecord]:
+        """Return the record as it would have been at each held point."""
+        return [
+            replace(
+                self, last_seq=point.last_seq, position=point.position, confirmed_lsn=point.lsn, timeline=point.timeline,
+                pending_gap=None, held=(),
+            )
+            for point in self.held
+        ]  # fmt: skip
 
     def encode(self) -> bytes:
         """Return the entry's bytes: JSON, whatever the encoding of the events."""
@@ -69,6 +91,7 @@ class BridgeRecord:
                 "schemas": dict(self.schemas),
                 "suspended": {token: [s.since.lsn, s.since.seq, s.until] for token, s in self.suspended.items()},
                 "published": self.published,
+                "held": [[h.last_seq, *h.position, h.lsn, h.timeline] for h in self.held],
                 "pending_gap": None if self.pending_gap is None else _encode_gap(self.pending_gap),
             }
         )
@@ -99,6 +122,7 @@ class BridgeRecord:
                 pending_gap=_decode_gap(raw.get("pending_gap")),
                 database=str(raw.get("database", "")),
                 published=str(raw.get("published", "")),
+                held=tuple(map(_decode_held, raw.get("held", ()))),
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise ConfigError(
@@ -108,6 +132,11 @@ class BridgeRecord:
                 means="the bridge cannot know where to continue without it",
                 fix=f"nats kv get {BRIDGES} {stream}   # inspect it; then: nats kv del {BRIDGES} {stream}",
             ) from exc
+
+
+def _decode_held(raw: list[Any]) -> Held:
+    last_seq, lsn, seq, rank, confirmed, timeline = map(int, raw)
+    return Held(last_seq, Position(Lsn(lsn), seq, rank), Lsn(confirmed), timeline)
 
 
 def _encode_gap(gap: Gap) -> dict[str, object]:

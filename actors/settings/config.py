@@ -27,7 +27,7 @@ from actors.settings.setting import (
 )
 from actors.values.formats import Arrays, Encoding, SnapshotFormat
 
-PublishMode = Literal["auto", "fast", "plain"]
+PublishMode = Literal["auto", "fast", "durable", "plain"]
 LogFormat = Literal["logfmt", "json"]
 
 
@@ -76,9 +76,17 @@ class PublishConfig:
         ),
     )  # fmt: skip
     mode: PublishMode = setting(
-        "auto", flag="--publish", group=PUBLISHING, words="auto, fast or plain", read=choice("auto", "fast", "plain"),
-        details="`fast`: batches, nats-server 2.14 and later. `plain`: one acknowledgement per message. "
-        "`auto`: fast where the stream allows it",
+        "auto", flag="--publish", group=PUBLISHING, words="auto, fast, durable or plain",
+        read=choice("auto", "fast", "durable", "plain"),
+        details="`fast`: batches, nats-server 2.14 and later. `durable`: a transaction of up to 1,000 messages is stored whole "
+        "or not at all, nats-server 2.15. `plain`: one acknowledgement per message. `auto`: fast where the stream allows it. "
+        "[Which one](docs/reliability.md#ways-to-publish)",
+    )  # fmt: skip
+    confirm_hold_s: int = setting(
+        0, flag="--confirm-hold", group=PUBLISHING, words="seconds from an acknowledgement to its confirmation to PostgreSQL",
+        details="seconds between JetStream's acknowledgement and the confirmation to PostgreSQL, which keeps the WAL as long: "
+        "with twice the `sync_interval` of nats-server, [a power cut of NATS loses nothing](docs/reliability.md#confirming)",
+        read=number(0, 86_400, "a number of seconds", "240"),
     )  # fmt: skip
     pack: int = setting(
         1, flag="--pack", group=PUBLISHING, words="up to N events of a transaction per message",

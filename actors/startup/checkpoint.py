@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.contract.bridge_record import BridgeRecord
+from actors.contract.bridge_record import BridgeRecord, Held
 from actors.contract.message_ids import position_of
 from actors.errors import ConfigError, Fatal
 from actors.messages import Gap, Transaction
@@ -258,6 +258,20 @@ def plan_start(
     if pending is not None:
         return _after_gap(pending, tail, proven)
     return Start(at, at.lsn, tail.last_seq, proven, expected=_expected(tail, at, confirmed))
+
+
+def held_at_start(start: Start, record: BridgeRecord | None, timeline: int) -> tuple[Held, ...]:
+    """Return the points with which a hold of confirmations begins: those of the record that still hold, or the stream's end.
+
+    A point of an earlier timeline may be beyond its end.
+    """
+    points = record.held if record is not None and start.gap is None else ()
+    kept = tuple(
+        point
+        for point in points
+        if point.timeline == timeline and point.last_seq <= start.last_seq and point.position <= start.skip
+    )
+    return kept or (Held(start.last_seq, start.skip, start.proven_lsn, timeline),)
 
 
 def _expected(tail: StreamTail, at: Position, confirmed: Lsn) -> Transaction | None:

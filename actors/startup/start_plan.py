@@ -28,6 +28,7 @@ from actors.startup.checkpoint import (
     StreamTail,
     check_owner,
     find_loss,
+    held_at_start,
     loss_error,
     other_history,
     plan_start,
@@ -75,11 +76,12 @@ async def find_start(
     tables: Mapping[str, int],
     *,
     history_diverged: bool = False,
+    stored_before: int = 0,
     show: Callable[[Problem], None] = lambda _: None,
 ) -> StartPlan:
     """Read both sides and decide where to resume; create the slot if there is none, and show what that waits for.
 
-    `tables` are the publication's: token -> OID.
+    `tables` are the publication's: token -> OID. `stored_before` is the last sequence that this process knows to be stored.
 
     Raises Fatal when changes are permanently lost and the user has not accepted that, ConfigError when the stream belongs to
     another slot.
@@ -89,6 +91,8 @@ async def find_start(
     check_owner(record, stream, slot)
     tail = await _read_tail(js, setup)
     position, unheld = tail_position(tail, record), unheld_at_end(tail, record)
+    if record is not None:
+        history = [*record.of_held(), *history]
     tokens, upgraded = sorted(tables), False
     # a table that was taken out of the publication meanwhile may have been published when its changes were lost
     affected = sorted({*tables, *(_tables_before(record) if record else ())})
@@ -129,6 +133,12 @@ async def find_start(
         replication.close()
     if start.warning:
         log.warning(start.warning)
+    stored_before = max(stored_before, record.last_seq if record is not None else 0)
+    if start.gap is None and stored_before > tail.last_seq:
+        log.warning(
+            f"stream {stream} was cut short; PostgreSQL has kept what is missing, and it is stored again",
+            last_seq=tail.last_seq, before=stored_before,
+        )  # fmt: skip
     if start.gap is not None:
         log.error(
             "changes are lost; storing a gap event",
@@ -138,6 +148,7 @@ async def find_start(
         slot, config.source.publication, source.system_id, source.timeline, source.switch_points, start.skip, start.last_seq,
         start.proven_lsn, record.schemas if record else {}, tuple(tokens), record.suspended if record else {}, start.gap,
         source.database, record.published if record else "",
+        held_at_start(start, record, source.timeline) if config.publish.confirm_hold_s else (),
     )  # fmt: skip
     return StartPlan(
         start, confirmed_lsn, RecordStore(js, stream, record, revision), source.wal_end, upgraded, unheld,

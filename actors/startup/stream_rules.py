@@ -432,7 +432,7 @@ FIELDS: Mapping[str, Rule] = {
     "max_consumers": _max_consumers,
     "consumer_limits": _consumer_limits,
     "allow_direct": _harmless,
-    "allow_atomic": _harmless,
+    "allow_atomic": _harmless,  # --publish durable demands it at each start, the first one after JetStream's refusal too
     "allow_batched": _harmless,  # without it events are published one by one
     "allow_msg_ttl": _harmless,  # concerns messages with a header that the bridge never sets; so do the next two
     "allow_msg_schedules": _harmless,

@@ -42,9 +42,11 @@ from actors.startup.stream_sizes import NO_ROOM, SMALLEST_BYTES, Sizes, as_flag
 from actors.telemetry.log import get_logger
 from actors.telemetry.quantities import counted, human_bytes
 from actors.values.formats import SnapshotFormat
-from actors.wire.jetstream import UNAVAILABLE, ErrCode
+from actors.wire.jetstream import ATOMIC_HEADERS_BYTES, UNAVAILABLE, ErrCode
 
 DAY_S = 86_400
+ATOMIC_SINCE = (2, 12, 1)
+"""2.12.0 has atomic batches, but takes no message ids in them."""
 GIB = 1 << 30
 
 log = get_logger("startup")
@@ -57,10 +59,11 @@ class StreamSetup:
     stream: str
     publish_prefix: bytes
     """Put before each published subject; the stream removes it before storing."""
-    mode: Literal["fast", "plain"]
+    mode: Literal["fast", "durable", "plain"]
     last_seq: int
     max_payload: int
-    """Bytes of one message, headers included: the smaller of the server's limit and the stream's."""
+    """Bytes of one message, headers included: the smaller of the server's limit and the stream's, less what an atomic batch
+    adds to each message if there are such batches."""
     init_payload_max: int
     """The same for stream INIT."""
     requests_kept: bool
@@ -153,24 +156,45 @@ async def prepare_streams(
     infos = await _ensure(js, [*buckets, (ROLE_OF_REQUESTS, requests_config(replicas)), changes, snapshots], replicas)
     info, init = infos[stream], infos[INIT]
     config = info["config"]
-    fast = version >= (2, 14, 0) and bool(config.get("allow_batched"))
-    if mode == "fast" and not fast:
-        raise ConfigError(
-            "WB232",
-            f"--publish fast: stream {stream} does not take fast-ingest batches",
-            said=f"nats-server {js.connection.info.get('version')}, allow_batched {bool(config.get('allow_batched'))}",
-            fix=f"nats-server 2.14 or later and: nats stream edit {stream} --allow-fast; or --publish auto",
-        )
+    chosen = _mode(js, stream, mode, config)
     requests = infos.get(REQUESTS)
     return StreamSetup(
         stream,
         b"" if takes(config, cdc_subjects("x")) else publish_prefix(stream).encode(),
-        "plain" if mode == "plain" or not fast else "fast",
+        chosen,
         int(info["state"]["last_seq"]),
-        _payload_max(js, config),
+        _payload_max(js, config) - (ATOMIC_HEADERS_BYTES if chosen == "durable" else 0),
         _payload_max(js, init["config"]),
         requests is not None and takes(requests["config"], ROLE_OF_REQUESTS.published),
     )
+
+
+def _mode(js: JetStream, stream: str, wanted: PublishMode, config: Mapping[str, Any]) -> Literal["fast", "durable", "plain"]:
+    """Return how events are published. Raises ConfigError if server or stream cannot do what was asked for."""
+    version = js.connection.version
+    has_fast = version >= (2, 14, 0) and bool(config.get("allow_batched"))
+    has_atomic = version >= ATOMIC_SINCE and bool(config.get("allow_atomic"))
+    said = f"nats-server {js.connection.info.get('version')}"
+    level = (config.get("metadata") or {}).get("_nats.level")
+    said += f", API level {level}" if level else ""
+    if wanted == "fast" and not has_fast:
+        raise ConfigError(
+            "WB232",
+            f"--publish fast: stream {stream} does not take fast-ingest batches",
+            said=f"{said}, allow_batched {bool(config.get('allow_batched'))}",
+            fix=f"nats-server 2.14 or later and: nats stream edit {stream} --allow-fast; or --publish auto",
+        )
+    if wanted == "durable" and not has_atomic:
+        raise ConfigError(
+            "WB232",
+            f"--publish durable: stream {stream} does not take atomic batches",
+            said=f"{said}, allow_atomic {bool(config.get('allow_atomic'))}",
+            means="a transaction could be seen in part",
+            fix=f"nats-server 2.12.1 or later (2.15 for speed) and: nats stream edit {stream} --allow-batch; or --publish auto",
+        )
+    if wanted == "auto":
+        return "fast" if has_fast else "plain"
+    return wanted
 
 
 async def check_changes(js: JetStream, stream: str) -> None:

@@ -224,7 +224,8 @@ class History:
             if not stage.behind:
                 stage.even_at = now_unix_s
             stood_s = now_unix_s - (stage.stands_since or t.started_at)
-            stage.stuck = not found and stage.behind and stood_s > STUCK_AFTER_S
+            held_s = 1.5 * t.confirm_hold_s if stage is confirmed else 0.0
+            stage.stuck = not found and stage.behind and stood_s > STUCK_AFTER_S + held_s
             found |= stage.stuck
         received.stuck = t.state == "waiting_postgres" or (
             t.state == "streaming" and now_unix_s - received.moved_at > SILENT_AFTER_S

@@ -163,6 +163,8 @@ class Telemetry:
     """Tokens of the published tables when the pipeline last started."""
     errors_by_code: dict[str, int] = field(default_factory=dict)
     publish_mode: str = ""
+    confirm_hold_s: float = 0.0
+    """From the acknowledgement to the confirmation; up to a quarter more."""
     # the pipeline
     channels: dict[str, Channel[Any]] = field(default_factory=dict)
     # replication_reader

@@ -53,6 +53,7 @@ def status_document(config: Config, telemetry: Telemetry, history: History) -> d
         "publication": config.source.publication,
         "stream": config.publish.stream,
         "publish": t.publish_mode,
+        "confirm_hold_seconds": config.publish.confirm_hold_s,
         "lag_seconds": round(lag_seconds(t, time.time()), 3),
         "events_per_second": round(history.events_per_second, 1),
         "latency_ms": {"p50": history.latency_ms(0.5), "p99": history.latency_ms(0.99)},

@@ -2,8 +2,11 @@
 
 Fast-ingest batches (nats-server 2.14+) carry their control in the reply subject,
 `<prefix>.<batch id>.<flow>.<gap>.<batch seq>.<op>.$FI`: op 0 starts, 1 appends, 2 stores and commits. Each of the
-bridge's batches is one such batch, committed by its last message, whose acknowledgement is prompt and final. Headers as in
-https://docs.nats.io/nats-concepts/jetstream/headers, error codes as in nats-server's `server/errors.json`.
+bridge's batches is one such batch, committed by its last message, whose acknowledgement is prompt and final.
+
+Atomic batches (nats-server 2.12+, ADR-50) carry it in headers. The server stores all messages of a batch or none; only the last
+one is answered. Headers as in https://docs.nats.io/nats-concepts/jetstream/headers, error codes as in nats-server's
+`server/errors.json`.
 """
 
 from __future__ import annotations
@@ -22,6 +25,13 @@ OWN_MSG_ID_HEADER = "Walbridge-Msg-Id"
 """The id of a message that JetStream would drop, because it remembers the id of a message that it no longer holds."""
 EXPECTED_LAST_SEQUENCE_HEADER = "Nats-Expected-Last-Sequence"
 EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER = "Nats-Expected-Last-Subject-Sequence"
+ATOMIC_HEADERS_BYTES = sum(
+    map(
+        len,
+        (b"Nats-Batch-Id: 18446744073709551615-12345678\r\n", b"Nats-Batch-Sequence: 1000\r\n", b"Nats-Batch-Commit: 1\r\n"),
+    )
+)
+"""What a message of an atomic batch has more than another, at most."""
 LAST_CONSUMER_HEADER, PENDING_MESSAGES_HEADER = "Nats-Last-Consumer", "Nats-Pending-Messages"
 """In a heartbeat: the consumer's last message. At a pull's end: how many messages it did not bring."""
 KV_OPERATION_HEADER = "KV-Operation"
@@ -55,6 +65,8 @@ class ErrCode(IntEnum):
     DUPLICATE_IN_PROCESS = 10158
     WRONG_LAST_SEQUENCE_CONSTANT = 10164
     TOO_MANY_REQUESTS = 10167
+    ATOMIC_BATCH_TOO_LARGE = 10199
+    ATOMIC_BATCH_DUPLICATE_ID = 10201
 
 
 WRONG_LAST_SEQUENCE = frozenset({ErrCode.WRONG_LAST_SEQUENCE, ErrCode.WRONG_LAST_SEQUENCE_CONSTANT})
@@ -164,6 +176,29 @@ def frame_plain(messages: Sequence[OutMessage], reply_prefix: bytes, last_seq: i
     return b"".join(frames)
 
 
+def frame_atomic_batch(
+    messages: Sequence[OutMessage], reply_prefix: bytes, batch_id: bytes, last_seq: int, id_header: str = MSG_ID_HEADER
+) -> bytes:
+    """Return frames that publish `messages` right after stream sequence `last_seq`, as one atomic batch.
+
+    Only the commit, on the last message, is acknowledged: on `<prefix>.<its sequence>`, as a plain message is.
+    """
+    frames: list[bytes] = []
+    commit = len(messages)
+    head = f"NATS/1.0\r\nNats-Batch-Id: {batch_id.decode()}\r\nNats-Batch-Sequence: %d\r\n{id_header}: %b\r\n%b".encode()
+    for i, (subject, msg_id, body, more) in enumerate(messages, 1):
+        headers = head % (i, msg_id, more)
+        target = b""
+        if i == 1:
+            headers += b"%b: %d\r\n" % (EXPECTED_LAST_SEQUENCE_HEADER.encode(), last_seq)
+        if i == commit:
+            headers += b"Nats-Batch-Commit: 1\r\n"
+            target = b"%b.%d " % (reply_prefix, last_seq + commit)
+        size = len(headers) + 2
+        frames.append(b"HPUB %b %b%d %d\r\n%b\r\n%b\r\n" % (subject, target, size, size + len(body), headers, body))
+    return b"".join(frames)
+
+
 def _digits(number: int) -> tuple[int, int]:
     """Return how many digits a number has, and the smallest number with more."""
     digits = len(b"%d" % number)
@@ -171,7 +206,7 @@ def _digits(number: int) -> tuple[int, int]:
 
 
 def parse_publish_reply(message: Msg, reply_prefix: bytes) -> PublishReply:
-    """Read the reply to a plain publish, or a reply within or at the end of a fast batch.
+    """Read the reply to a plain publish or an atomic batch, or a reply within or at the end of a fast batch.
 
     An unreadable reply is a refusal: only a clear "stored" counts.
     """

@@ -9,7 +9,7 @@ from tests.campaign.tables import TABLES
 from tests.campaign.world import Act, World
 
 _FLAGS: tuple[tuple[str, ...], ...] = (
-    (), ("--pack", "20"), ("--json",), ("--publish", "plain"), ("--json", "--pack", "100", "--publish", "plain"),
+    (), ("--pack", "20"), ("--json",), ("--publish", "plain"), ("--publish", "durable"), ("--json", "--pack", "100", "--publish", "plain"),
     ("--snapshot-format", "array", "--zstd"), ("--zstd",), ("--pack", "5", "--snapshot-format", "array"),
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from actors.channels import Channel, Sender
 from actors.clients.nats.acknowledgements import Acknowledgements
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.record_store import RecordStore
-from actors.contract.bridge_record import BridgeRecord
+from actors.contract.bridge_record import BridgeRecord, Held
 from actors.errors import SinkFenced, SinkUnavailable
 from actors.feedback import Feedback
 from actors.messages import Batch, EventKind, PublishedChange, SchemaChange, SentBatch, Table
@@ -59,7 +59,7 @@ class Acking:
         self._channel = Channel[SentBatch]("published", 100, 1000)
 
     @asynccontextmanager
-    async def running(self, *, ack_deadline_s: float = 10.0) -> AsyncIterator[Sender[SentBatch]]:
+    async def running(self, *, ack_deadline_s: float = 10.0, hold_s: float = 0.0) -> AsyncIterator[Sender[SentBatch]]:
         self.feedback = Feedback(NO_LSN)
         self.feedback.received = Lsn(1 << 40)
 
@@ -69,6 +69,7 @@ class Acking:
                 self._channel.receiver(), self.acks, AckLedger(0, START), self.store, self.feedback, self.stored_schemas.append,
                 lambda change, seq: self.stored_publication.append((change, seq)),
                 self.telemetry, ack_deadline_s=ack_deadline_s, check_stream=partial(check_changes, js, "CDC"),
+                hold_s=hold_s,
             )  # fmt: skip
             self.ended = True
 
@@ -251,3 +252,38 @@ async def test_a_schema_is_told_of_and_recorded_once_the_stream_holds_it() -> No
         assert acking.stored_schemas == [change]
         acking.finish()
     assert acking.records()[-1].schemas == {"t": 99}
+
+
+@on_mock_clock
+async def test_with_a_hold_the_record_is_written_at_once_and_postgresql_hears_of_it_later() -> None:
+    begin = Held(0, START, Lsn(50), 1)
+    acking = Acking(replace(RECORD, held=(begin,)))
+    async with acking.running(hold_s=40) as published:
+        for number in range(1, 101):  # an event a second
+            await published.send(sent(number, 1000 * number), 1)
+            acking.acknowledge(number)
+            await trio.sleep(1)
+            confirmed = acking.feedback.confirmed.value
+            record = acking.records()[-1] if acking.records() else RECORD
+            assert confirmed <= max(50, 1000 * (number - 38)), "forty seconds at least"
+            assert confirmed >= 1000 * (number - 53), "and a quarter more at most"
+            assert record.last_seq >= number - 1
+            assert len(record.held) <= 6
+            if confirmed:
+                assert record.held[0].lsn == confirmed, "each version proves what was confirmed"
+        acking.finish()
+    assert acking.ended
+    assert acking.feedback.confirmed.value <= 1000 * 62, "what is held at a stop stays unconfirmed"
+    assert acking.records()[-1].last_seq == 100
+
+
+@on_mock_clock
+async def test_with_a_hold_nothing_is_written_again_and_again_while_nothing_comes() -> None:
+    acking = Acking()
+    async with acking.running(hold_s=10) as published:
+        await published.send(sent(1, 4 << 20), 1)
+        acking.acknowledge(1)
+        await trio.sleep(60)
+        assert len(acking.records()) == 1
+        assert acking.feedback.confirmed.value == (4 << 20) + 8
+        acking.finish()

@@ -121,8 +121,9 @@ def test_who_waits_is_woken_by_the_acknowledgement_and_by_the_refusal() -> None:
         b'{"stream":"CDC","seq":8,"duplicate": true,"batch":"11-u","count":1}',
         b'{"stream":"CDC","seq":0,"batch":"13-u","count":3}',  # a batch of nothing but duplicates
         b'{"type":"err","seq":3,"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 10"}}',
+        b'{"error":{"code":400,"err_code":10201,"description":"atomic publish batch contains duplicate message id"}}',
     ],
-    ids=["plain", "a batch of one", "a batch", "the first of a batch"],
+    ids=["plain", "a batch of one", "a batch", "the first of a batch", "in an atomic batch"],
 )  # as nats-server 2.15.1 answers
 def test_a_message_that_is_taken_for_a_duplicate_is_told_from_another_writers(payload: bytes) -> None:
     acks, _ = acknowledgements(10)

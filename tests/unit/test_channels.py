@@ -86,3 +86,16 @@ async def test_a_cancelled_receive_takes_nothing() -> None:
         await channel.receiver().receive()
     await channel.sender().send(7, 1)
     assert await channel.receiver().receive() == 7
+
+
+@on_mock_clock
+async def test_an_item_that_waits_is_taken_if_it_is_wanted_and_makes_room() -> None:
+    channel = Channel[int]("c", 1, 1000)
+    sender, receiver = channel.sender(), channel.receiver()
+    assert receiver.take_if(lambda _: True) is None
+    await sender.send(7, 1)
+    assert receiver.take_if(lambda item: item > 7) is None
+    assert receiver.take_if(lambda item: item == 7) == 7
+    with trio.fail_after(1):
+        await sender.send(8, 1)
+    assert await receiver.receive() == 8

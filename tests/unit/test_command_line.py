@@ -19,7 +19,7 @@ USER = {"POSTGRES_BRIDGE_USER": "bridge"}
     ("arguments", "env", "words"),
     [
         (["--prot", "1"], {}, ["--prot", "--port"]),
-        (["--publish", "fats"], {}, ["--publish", "'fats'", "auto, fast, plain"]),
+        (["--publish", "fats"], {}, ["--publish", "'fats'", "auto, fast, durable, plain"]),
         (["--port", "abc"], {}, ["--port", "'abc'", "1-65535"]),
         (["--port", "0"], {}, ["--port", "'0'", "1-65535"]),
         (["--pack", "-1"], {}, ["--pack", "-1"]),

@@ -8,14 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.js.api import Header
 
+from actors.contract.event_encoder import HEADER_BYTES
 from actors.wire import jetstream
 from actors.wire.jetstream import (
+    ATOMIC_HEADERS_BYTES,
     WRONG_LAST_SEQUENCE,
     ErrCode,
     OutMessage,
     Progress,
     Refused,
     Stored,
+    frame_atomic_batch,
     frame_fast_batch,
     frame_plain,
     parse_publish_reply,
@@ -47,6 +50,25 @@ def test_frames_of_a_batch_expect_the_sequence_before_them(messages, last_seq, f
             assert reply == b"_INBOX.x.%d" % (last_seq + i + 1)
         at = end + 2 + int(total) + 2
     assert at == len(data)
+
+
+@given(st.lists(st.tuples(subjects, payloads), min_size=1, max_size=6), st.integers(0, 10**12))
+def test_an_atomic_batch_expects_the_sequence_before_it_and_its_commit_alone_is_answered(messages, last_seq):
+    batch = [OutMessage(subject, b"id%d" % i, body, b"More: x\r\n") for i, (subject, body) in enumerate(messages)]
+    rest = frame_atomic_batch(batch, b"_INBOX.x", b"b1", last_seq)
+    for i, message in enumerate(batch, 1):
+        line, _, rest = rest.partition(b"\r\n")
+        *words, header_size, total = line.split(b" ")
+        is_last = i == len(batch)
+        assert words == [b"HPUB", message.subject, *([b"_INBOX.x.%d" % (last_seq + len(batch))] if is_last else [])]
+        expected = {"Nats-Batch-Id": "b1", "Nats-Batch-Sequence": str(i), "Nats-Msg-Id": f"id{i - 1}", "More": "x"}
+        expected |= {"Nats-Expected-Last-Sequence": str(last_seq)} if i == 1 else {}
+        expected |= {"Nats-Batch-Commit": "1"} if is_last else {}
+        assert decode_headers(rest[: int(header_size)]) == expected
+        assert int(header_size) <= len("idi") + len(message.headers) + HEADER_BYTES + ATOMIC_HEADERS_BYTES
+        assert rest[int(header_size) : int(total) + 2] == message.body + b"\r\n"
+        rest = rest[int(total) + 2 :]
+    assert rest == b""
 
 
 @given(st.binary(max_size=100), st.sampled_from([b"", b"NATS/1.0 503\r\n\r\n"]))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import trio
 
+from actors.batches.joining import BatchSize
 from actors.channels import Channel
 from actors.clients.nats.acknowledgements import Acknowledgements
-from actors.errors import SinkFenced, SinkUnavailable
+from actors.errors import BatchTooLarge, SinkFenced, SinkUnavailable
 from actors.messages import Batch, SentBatch
 from actors.positions import Lsn
-from actors.publisher import Publisher, Window, publish_batches
+from actors.publisher import Publisher, Window, durable_window, publish_batches
 from actors.settings.resolve import resolve
 from actors.telemetry.telemetry import Telemetry
 from actors.wire.jetstream import OutMessage
@@ -55,7 +56,7 @@ class Run:
         return [message.headers["Nats-Msg-Id"] for message in self.nats.streams["CDC"]]
 
 
-@pytest.mark.parametrize("mode", ["plain", "fast"])
+@pytest.mark.parametrize("mode", ["plain", "fast", "durable"])
 @on_mock_clock
 async def test_batches_are_stored_once_and_in_order_and_the_end_is_handed_on(mode: str) -> None:
     run = Run()
@@ -107,6 +108,62 @@ async def test_no_more_is_on_its_way_than_the_window_holds(window: Window, most:
 
 
 @on_mock_clock
+async def test_small_atomic_batches_wait_for_the_one_in_flight_and_go_out_together() -> None:
+    run = Run()
+    run.nats.silent = True
+    async with run.running("durable", durable_window(BatchSize(messages_max=10))):
+        with run.batches.sender() as sender:
+            await sender.send(batch(0, 2, 1000), 1)
+            await trio.sleep(1)
+            assert run.nats.batches == [2], "nothing is in flight: it goes out at once"
+            for first in (2, 3):
+                await sender.send(batch(first, 1, 1000 + first), 1)
+            await trio.sleep(1)
+            assert run.nats.batches == [2], "less than half a batch: it waits for more while another one is in flight"
+            await run.nats.speak(one=True)
+            await trio.sleep(1)
+            assert run.nats.batches == [2, 2]
+            for first in range(4, 12, 2):
+                await sender.send(batch(first, 2, 1000 + first), 1)
+            await trio.sleep(1)
+            await run.nats.speak()
+        with trio.fail_after(5):
+            await run.acks.beyond(11)
+        sent = [one async for one in run.published.receiver()]
+    assert run.ids() == [f"a-{n}-t-insert" for n in range(12)]
+    assert run.nats.batches == [2, 2, 8], "all that waited, together"
+    assert [(one.last_seq, one.batch.end_lsn) for one in sent] == [(2, 1000), (4, 1003), (12, 1010)]
+
+
+@on_mock_clock
+async def test_full_atomic_batches_are_in_flight_together_and_a_part_of_a_transaction_is_joined_with_nothing() -> None:
+    run = Run()
+    run.nats.silent = True
+    async with run.running("durable", durable_window(BatchSize(messages_max=4))):
+        with run.batches.sender() as sender:
+            for first in range(0, 24, 4):
+                await sender.send(replace(batch(first, 4), is_whole=False), 1)
+            await trio.sleep(1)
+            assert run.nats.batches == [4] * 3, "a fourth one would begin at three full ones"
+            await run.nats.speak()
+        with trio.fail_after(5):
+            await run.acks.beyond(23)
+    assert run.nats.batches == [4] * 6
+
+
+@on_mock_clock
+async def test_a_server_that_takes_only_smaller_atomic_batches_names_its_limit() -> None:
+    run = Run()
+    run.nats.batch_messages_max = 7
+    with pytest.RaisesGroup(pytest.RaisesExc(BatchTooLarge, check=lambda e: e.messages_max == 7), flatten_subgroups=True):
+        async with run.running("durable"):
+            await run.batches.sender().send(batch(0, 8), 1)
+            await trio.sleep(1)
+            await run.acks.beyond(0)
+    assert run.ids() == []
+
+
+@on_mock_clock
 async def test_a_batch_larger_than_the_window_goes_alone() -> None:
     run = Run()
     async with run.running("plain", Window(bytes_max=10)):
@@ -152,7 +209,7 @@ def _leaves(group: BaseException) -> list[BaseException]:
     return [group]
 
 
-@pytest.mark.parametrize("mode", ["plain", "fast"])
+@pytest.mark.parametrize("mode", ["plain", "fast", "durable"])
 def test_ids_that_the_server_remembers_go_in_another_header(mode: str) -> None:
     publisher = Publisher(mode, b"_INBOX.x", 7, remembered=3)  # type: ignore[arg-type]
     frames = [publisher.frames(batch(first, 2)) for first in (0, 2, 4)]

@@ -30,8 +30,8 @@ class Timed(ScriptedReplication):
 
 
 @asynccontextmanager
-async def reporting(confirmed: int = 0) -> AsyncIterator[tuple[Timed, Feedback]]:
-    stream, feedback = Timed(), Feedback(Lsn(confirmed))
+async def reporting(confirmed: int = 0, *, is_held: bool = False) -> AsyncIterator[tuple[Timed, Feedback]]:
+    stream, feedback = Timed(), Feedback(Lsn(confirmed), is_held=is_held)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(report_status, stream, feedback)
         yield stream, feedback
@@ -99,6 +99,17 @@ async def test_nothing_is_confirmed_that_postgresql_has_not_sent() -> None:
         feedback.data_arrived(Lsn(9500), reply_wanted=True)
         await trio.sleep(0.1)
         assert stream.statuses[-1] == (9500, 9000, False)
+
+
+@on_mock_clock
+async def test_a_held_confirmation_is_told_once_so_that_postgresql_does_not_wait_for_it_at_its_own_stop() -> None:
+    async with reporting(3000, is_held=True) as (stream, feedback):
+        feedback.data_arrived(Lsn(5000), reply_wanted=False)
+        await trio.sleep(1.5)
+        feedback.confirmed.value = Lsn(4000)
+        await trio.sleep(2)
+    assert [flushed for _, flushed, _ in stream.statuses if flushed] == [4000]
+    assert stream.statuses[-1] == (5000, 0, False)
 
 
 @on_mock_clock

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from trio_util import AsyncValue
 
-from actors.errors import SinkFenced, SinkUnavailable, TakenForDuplicate
+from actors.errors import BatchTooLarge, SinkFenced, SinkUnavailable, TakenForDuplicate
 from actors.wire.jetstream import WRONG_LAST_SEQUENCE, Duplicate, ErrCode, Refused, Stored, parse_publish_reply
 from actors.wire.nats import Msg
 
@@ -72,6 +73,10 @@ def _refused(reply: Refused, stored_seq: int) -> SinkUnavailable:
         return not_where_left(
             said, "another writer published to it, or an acknowledgement was lost: reading the stream's tail again"
         )
+    if reply.err_code == ErrCode.ATOMIC_BATCH_DUPLICATE_ID:
+        return _duplicate(said)
+    if reply.err_code == ErrCode.ATOMIC_BATCH_TOO_LARGE:
+        return _too_large(reply, said)
     return SinkUnavailable(
         "WB221",
         "JetStream refused a message",
@@ -79,6 +84,18 @@ def _refused(reply: Refused, stored_seq: int) -> SinkUnavailable:
         means="nothing is confirmed to PostgreSQL; retrying from the stream's tail",
         fix="nats stream info; nats account info   # what is full" if reply.err_code in _FULL else "",
     )
+
+
+def _too_large(reply: Refused, said: str) -> BatchTooLarge:
+    limit = re.search(r"(\d+)$", reply.description)
+    error = BatchTooLarge(
+        "WB226",
+        "the server takes only smaller atomic batches",
+        said=said,
+        means="batches are made smaller from here on: a transaction that does not fit into one is seen in parts",
+    )
+    error.messages_max = int(limit[1]) if limit else 1
+    return error
 
 
 def _not_at_its_place(reply: Stored) -> SinkUnavailable:
