@@ -96,19 +96,21 @@ async def confirm_stored(
         ledger, store, feedback, telemetry, check_stream, ConfirmHold(hold_s, store.record.held, trio.current_time())
     )
     settle = _Settler(ledger, stored_schemas, stored_publication, telemetry)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_await_acks, acks, ledger, settle, wake, ack_deadline_s)
-        nursery.start_soon(_confirm_regularly, ledger, confirmation, settle)
-        with published_in:
-            async for batch in published_in:
-                ledger.published(batch)
-                if batch.batch.oldest_commit_us:
-                    telemetry.waiting_commit_times.append((batch.last_seq, batch.batch.oldest_commit_us / 1e6))
-                settle(acks.stored_seq.value)  # a batch without messages is stored already
-                wake.value += 1
-        while ledger.open_batches:
-            await settle.settled.wait_transition()
-        nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as confirming:
+        confirming.start_soon(_confirm_regularly, ledger, confirmation, settle)
+        async with trio.open_nursery() as acknowledging:
+            acknowledging.start_soon(_await_acks, acks, ledger, settle, wake, ack_deadline_s)
+            with published_in:
+                async for batch in published_in:
+                    ledger.published(batch)
+                    if batch.batch.oldest_commit_us:
+                        telemetry.waiting_commit_times.append((batch.last_seq, batch.batch.oldest_commit_us / 1e6))
+                    settle(acks.stored_seq.value)  # a batch without messages is stored already
+                    wake.value += 1
+            while ledger.open_batches:
+                await settle.settled.wait_transition()
+            acknowledging.cancel_scope.cancel()
+        settle.end()  # a confirmation that has begun is not cancelled: half a frame would end the connection
     await confirmation(settle.schemas)
 
 
@@ -120,9 +122,15 @@ class _Settler:
         stored_publication: Callable[[PublishedChange, int], None], telemetry: Telemetry,
     ) -> None:  # fmt: skip
         self.settled = AsyncValue(0)
+        self.ended = False
         self.schemas: dict[str, int] = {}
         self._ledger, self._telemetry = ledger, telemetry
         self._stored_schemas, self._stored_publication = stored_schemas, stored_publication
+
+    def end(self) -> None:
+        """Note that nothing more will come."""
+        self.ended = True
+        self.settled.value += 1
 
     def __call__(self, seq: int) -> None:
         telemetry = self._telemetry
@@ -179,11 +187,11 @@ async def _await_acks(
 
 
 async def _confirm_regularly(ledger: AckLedger, confirmation: _Confirmation, settle: _Settler) -> None:
-    """Confirm every second, and sooner after each megabyte of WAL."""
-    while True:
+    """Confirm every second, and sooner after each megabyte of WAL, until nothing more will come."""
+    while not settle.ended:
         with trio.move_on_after(CONFIRM_EVERY_S):
             goal = confirmation.recorded_lsn + CONFIRM_EVERY_BYTES
-            await settle.settled.wait_value(lambda _, goal=goal: ledger.durable.lsn >= goal)
+            await settle.settled.wait_value(lambda _, goal=goal: settle.ended or ledger.durable.lsn >= goal)
         await confirmation(settle.schemas)
 
 

@@ -21,7 +21,7 @@ from tests.conftest import MakeBridge
 from tests.servers import Database, with_nats
 from tests.snapshots import ask, wait_for_snapshots
 from tests.unit.fake_stream import FOREIGN, event
-from tests.unit.test_published_tables import with_replica
+from tests.unit.open_replica import with_replica
 
 STORED = [
     event("a", 0x10, 0),

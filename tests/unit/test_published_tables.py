@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import trio
 
-from actors.contract.bridge_record import BridgeRecord
 from actors.contract.event_encoder import event_encoder
 from actors.contract.records import Column, SnapshotStart
 from actors.contract.subjects import CDC_PUBLISHED
@@ -23,19 +22,17 @@ from actors.mirror.following import Follower
 from actors.mirror.gathering import Gathered, NotPublished, SnapshotUnusable
 from actors.mirror.holding import Holds
 from actors.mirror.joining import join
-from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.published_tables import PublishedTables
 from actors.mirror.replica import Replica
 from actors.mirror.state import LIVE, STALE, UNPUBLISHED, WAITING, Checkpoint, TableRecord
 from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.shapes import TableShape
-from actors.mirror.stores.sqlite import SqliteStore
 from actors.mirror.table_choice import KeptTables, choose_tables, register_tables, tokens_in
 from actors.mirror.track import Cursor, Told
 from actors.positions import GAP_RANK, Lsn, Position
 from tests.unit.fake_stream import FakeJetStream, ReadingConsumer, event, source_of
+from tests.unit.open_replica import RECORD, with_replica
 
-RECORD = BridgeRecord("slot", "pub", "1", 1)
 COLUMNS = (Column("id", "integer", True),)
 
 
@@ -48,21 +45,6 @@ def published(token: str, lsn: int, change: PublicationChange, version: str = ""
     what = PublishedChange(Position(Lsn(lsn), 1, GAP_RANK), token, change, version, "a test", None)
     message = event_encoder("msgpack").published(what)
     return CDC_PUBLISHED, message.msg_id.decode(), message.body
-
-
-def with_replica(tmp_path: Path, body: Callable[[Replica], Awaitable[None]]) -> None:
-    async def main() -> None:
-        store = await SqliteStore.open(str(tmp_path / "replica.db"))
-        await store.claim(RECORD)
-        replica = Replica(store, "CDC", MirrorCounts())
-        await replica.load()
-        try:
-            with trio.fail_after(20):
-                await body(replica)
-        finally:
-            await store.close()
-
-    trio.run(main)
 
 
 async def go_live(replica: Replica, token: str, seq: int, version: str = "") -> None:
