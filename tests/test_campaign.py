@@ -10,6 +10,7 @@ import pytest
 from tests.servers import CLEAN, ROOT
 
 
+@pytest.mark.servers
 @pytest.mark.own_servers("starts its own")
 @pytest.mark.usefixtures("server_folder")
 def test_a_short_campaign_runs_and_finds_nothing() -> None:
