@@ -90,7 +90,7 @@ class Quiet:
             gone = f"SELECT local_schema, local_name FROM {mirror.own('tables')} WHERE state = 'unpublished'"
             for schema, name in mirror.query(gone):
                 if name not in TABLES:
-                    mirror.change(f'DROP TABLE "{schema}"."{name}"' if schema else f'DROP TABLE "{name}"')
+                    mirror.change(f'DROP TABLE IF EXISTS "{schema}"."{name}"' if schema else f'DROP TABLE IF EXISTS "{name}"')
         for token in world.bridge.status().get("suspended_tables", ()):
             world.bridge.post(f"/snapshot/{token}")
         if omitted := sorted(world.witness.omitted & set(TABLES)):
