@@ -97,8 +97,8 @@ class Act(NamedTuple):
 ACTS = st.builds(
     Act,
     st.sampled_from([
-        "drop", "create", "filter", "rename label", "new label", "field", "vacuum full", "statistics", "rewrite", "column made again", "look", "look",
-        "look", "store", "store", "write", "restart", "power cut", "snapshot", "snapshot",
+        "drop", "create", "filter", "rename label", "new label", "field", "vacuum full", "statistics", "rewrite", "column made again",
+        "column takes a name", "look", "look", "look", "store", "store", "write", "restart", "power cut", "snapshot", "snapshot",
     ]),
     st.sampled_from(NAMES), st.integers(0, 5),
 )  # fmt: skip
@@ -126,7 +126,15 @@ class World:
     def create(self, token: str) -> None:
         oid = self.next()
         self.facts[token] = TableFacts(
-            token, oid, str(oid), oid, oid, (Enum(7, ("x",)),), (Composite(8, ((25, -1),)),), oid, 2, 2
+            token,
+            oid,
+            str(oid),
+            oid,
+            oid,
+            (Enum(7, ("x",)),),
+            (Composite(8, ((25, -1),)),),
+            oid,
+            (("id", 1), ("v", 2), ("w", 3)),
         )
 
     def catalog(self, act: Act) -> None:
@@ -143,7 +151,8 @@ class World:
             "field": {"composites": (Composite(8, (*composite.fields, (number, -1))),)},
             "vacuum full": {"filenode": number},
             "statistics": {"attributes_xid": number},
-            "column made again": {"newest_column": number},
+            "column made again": {"columns": (*facts.columns[:-1], (facts.columns[-1][0], number))},
+            "column takes a name": {"columns": (facts.columns[0], ("v", number))},
             "rewrite": {"filenode": number, "attributes_xid": number},
         }[act.kind]
         self.facts[act.token] = facts._replace(**change)  # type: ignore[arg-type]

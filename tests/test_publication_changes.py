@@ -28,11 +28,12 @@ TABLES = """
     CREATE TABLE rekeyed (id int PRIMARY KEY, k int NOT NULL UNIQUE); CREATE TABLE widened (id int PRIMARY KEY);
     CREATE TYPE place AS (street text, city text); CREATE TABLE placed (id int PRIMARY KEY, p place);
     CREATE TABLE made_again (id int PRIMARY KEY, v int); CREATE TABLE made_less (id int PRIMARY KEY, w int, v int);
+    CREATE TABLE heir (id int PRIMARY KEY, w int, v int);
     CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
     CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10);
     CREATE SCHEMA s;
     CREATE PUBLICATION cdc_pub FOR TABLE quiet, calm, filtered WHERE (v > 5), listed (id, a), left_out, in_and_out, dropped, old_name,
-      moved, one, other, made_anew, rewritten, labelled, composed, rekeyed, widened, placed, made_again, made_less,
+      moved, one, other, made_anew, rewritten, labelled, composed, rekeyed, widened, placed, made_again, made_less, heir,
       parts WITH (publish_via_partition_root);
 """
 CHANGES = (
@@ -46,6 +47,7 @@ CHANGES = (
     "ALTER TABLE rekeyed REPLICA IDENTITY USING INDEX rekeyed_k_key", "ALTER TABLE widened ADD b int DEFAULT 7",
     "ALTER TABLE made_again DROP v; ALTER TABLE made_again ADD v int",
     "ALTER TABLE made_less DROP w, DROP v; ALTER TABLE made_less ADD v int",
+    "ALTER TABLE heir DROP w; ALTER TABLE heir RENAME v TO w",
     "ALTER TYPE place DROP ATTRIBUTE city; ALTER TYPE place ADD ATTRIBUTE city text",
     "CREATE TABLE added (id int PRIMARY KEY); ALTER PUBLICATION cdc_pub ADD TABLE added",
 )  # fmt: skip
@@ -93,6 +95,7 @@ def test_what_an_administrator_changes_is_told_and_what_changes_nothing_is_not(
         "old_name": "removed", "new_name": "added", "moved": "removed", "s/moved": "added", "one": "changed", "other": "changed",
         "made_anew": "changed", "rewritten": "changed", "labelled": "changed", "quiet": "changed", "composed": "changed",
         "parts": "changed", "added": "added", "made_again": "changed", "made_less": "changed", "placed": "changed",
+        "heir": "changed",
     }  # fmt: skip
     wait_for(lambda: len(told(nats.url)) >= len(expected))
     found = told(nats.url)

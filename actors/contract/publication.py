@@ -8,8 +8,8 @@ events tell of them in their place.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -45,10 +45,8 @@ class TableFacts(NamedTuple):
     enums: tuple[Enum, ...]
     composites: tuple[Composite, ...]
     schema_id: int
-    newest_column: int = 0
-    """The highest number of a published column. PostgreSQL gives no number twice."""
-    columns: int = 0
-    """How many columns are published."""
+    columns: tuple[tuple[str, int], ...] = ()
+    """Name and number of each published column. PostgreSQL gives no number twice."""
 
 
 class KnownType(NamedTuple):
@@ -74,9 +72,8 @@ class KnownTable:
     version: str
     horizon: int
     """Transactions from this xid on have written to the table as it is published in this version; earlier ones may not."""
-    newest_column: int = 0
-    """0 if a bridge wrote the entry that did not look at it."""
-    columns: int = 0
+    columns: Mapping[str, int] = field(default_factory=dict)
+    """The published columns' numbers, by a hash of their names. Empty if a bridge wrote the entry that did not look at them."""
     told_seq: int = 0
     """The stream's last sequence when the event that tells of this version was stored; 0 if no event had to."""
 
@@ -85,15 +82,14 @@ class KnownTable:
         """A table that is seen in this version for the first time."""
         return cls(
             facts.relation_oid, facts.definition, facts.attributes_xid, facts.filenode,
-            _known_types(facts), facts.schema_id, _digest((*facts[1:7], facts.newest_column))[:8], horizon,
-            facts.newest_column, facts.columns,
+            _known_types(facts), facts.schema_id, _digest((*facts[1:7], facts.columns))[:8], horizon, _known_columns(facts),
         )  # fmt: skip
 
     def seen_again(self, facts: TableFacts) -> KnownTable:
         """The table with what may change without a new version."""
         return replace(
             self, attributes_xid=facts.attributes_xid, filenode=facts.filenode, types=_known_types(facts),
-            schema_id=facts.schema_id, newest_column=facts.newest_column, columns=facts.columns,
+            schema_id=facts.schema_id, columns=_known_columns(facts),
         )  # fmt: skip
 
     def difference(self, facts: TableFacts) -> str:
@@ -104,9 +100,9 @@ class KnownTable:
             return "it is published differently"
         if facts.attributes_xid != self.attributes_xid and facts.filenode != self.filenode:
             return "ALTER TABLE has rewritten its rows"
-        # one that is only added is in the SCHEMA event; one of the same name as before may not be, and has other values
-        if 0 < self.newest_column < facts.newest_column and facts.columns <= self.columns:
-            return "a column was dropped and made again"
+        # names that come and go are in the SCHEMA event; that one of them now means other values may not be seen there
+        if any(self.columns.get(name, number) != number for name, number in _known_columns(facts).items()):
+            return "a column was dropped, and another one has its name"
         return self._types_difference(facts)
 
     def _types_difference(self, facts: TableFacts) -> str:
@@ -133,8 +129,7 @@ class KnownTable:
                 "definition": self.definition,
                 "attributes_xid": self.attributes_xid,
                 "filenode": self.filenode,
-                "newest_column": self.newest_column,
-                "columns": self.columns,
+                "numbers": self.columns,
                 "types": [list(known) for known in self.types],
             }
         )
@@ -148,10 +143,15 @@ class KnownTable:
                 int(raw["relation_id"]), str(raw["definition"]), int(raw["attributes_xid"]), int(raw["filenode"]),
                 tuple(KnownType(int(oid), int(labels), str(digest)) for oid, labels, digest in raw["types"]),
                 int(raw["schema_id"]), str(raw["version"]), int(raw["horizon"]),
-                int(raw.get("newest_column", 0)), int(raw.get("columns", 0)), int(raw["told_seq"]),
+                {str(name): int(number) for name, number in raw.get("numbers", {}).items()}, int(raw["told_seq"]),
             )  # fmt: skip
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
+
+
+def _known_columns(facts: TableFacts) -> dict[str, int]:
+    # hashed: a table may have 1,600 columns with names of 63 bytes
+    return {_digest((name,))[:8]: number for name, number in facts.columns}
 
 
 def _known_types(facts: TableFacts) -> tuple[KnownType, ...]:

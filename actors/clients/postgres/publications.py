@@ -222,7 +222,7 @@ def _table(row: Sequence[str | None], types: Mapping[int, TypeInfo]) -> Publishe
         int(attributes_xid or 0), int(filenode or 0),
         tuple(Enum(t.oid, t.labels) for t in made_of if t.labels),
         tuple(Composite(t.oid, tuple(a[1:] for a in t.attributes)) for t in made_of if t.attributes),
-        schema_id(relation, types), max(numbers, default=0), len(sent),
+        schema_id(relation, types), tuple((c.name, c.number) for c in sent),
     )  # fmt: skip
     return PublishedTable(
         relation=relation,
