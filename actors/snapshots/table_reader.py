@@ -10,6 +10,7 @@ from psycopg import pq
 
 from actors.clients.postgres.catalog import describe_relation
 from actors.clients.postgres.connection import PgConnection, PostgresError
+from actors.clients.postgres.locks import begin_locked
 from actors.clients.postgres.publications import PublishedTable, published_table, with_row_filter
 from actors.contract.publication import TableFacts
 from actors.contract.table_schema import Description
@@ -76,18 +77,14 @@ async def open_table(
     read the table or the table is gone; SourceUnavailable when PostgreSQL is away or the lock is not granted.
     """
     connection = await PgConnection.connect(config, application_name="walbridge snapshot")
-    finished = False
+    finished, holder = False, None
     try:
         # libpq's buffer keeps the size of the largest message so far; a larger buffer makes fewer, larger reads
         await connection.query("SELECT repeat('x', 1000000)")
         try:
-            await connection.query(
-                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off;"
-                f" SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}; LOCK TABLE {published.own} IN ACCESS SHARE MODE",
-                timeout_s=LOCK_TIMEOUT_S + 5,
-            )
+            holder = await begin_locked(connection, [published], timeout_s=LOCK_TIMEOUT_S)
         except PostgresError as exc:
-            if exc.sqlstate in ("42P01", "3F000"):  # no such table or schema: dropped or renamed since the look
+            if exc.sqlstate in ("42P01", "3F000", "42703"):  # no such table, schema or column since the look
                 raise TableChanged from exc
             raise
         watermark = await take_watermark(config, connection)
@@ -121,6 +118,8 @@ async def open_table(
         )  # fmt: skip
         finished = True
     finally:
+        if holder is not None:
+            holder.close()
         if finished:
             connection.close()
         else:  # a query may still run: stop it on the server

@@ -11,6 +11,7 @@ import trio
 
 from actors.clients.postgres.catalog import describe_relation
 from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.locks import begin_locked
 from actors.clients.postgres.publications import PublishedTable, published_tables, with_row_filter
 from actors.clients.postgres.slot_waits import ON_THE_PRIMARY
 from actors.clients.postgres.slots import export_snapshot
@@ -21,6 +22,7 @@ from actors.wire.pgoutput import Relation
 from actors.wire.sql_names import quoted
 
 BLOCK_ROWS = 1_000
+LOCK_TIMEOUT_S = 30.0
 
 
 class Source:
@@ -30,12 +32,14 @@ class Source:
         self._config, self._connection, self._publication = config, connection, publication
         self.tables: dict[str, PublishedTable] = {}
         """The published tables by token, as of the last look; after `take_snapshot` those that it locked."""
+        self._holder: PgConnection | None = None
         standby = connection.is_standby
         self.delayed_by = f"the primary delays while it is idle: {ON_THE_PRIMARY}" if standby else "open transactions delay"
         """What makes a snapshot take long, in words that follow "which"."""
 
     async def look(self) -> None:
         """Read which tables are published now. Ends the transaction of an earlier snapshot."""
+        self._release()
         await self._connection.query("ROLLBACK")
         published = await published_tables(self._connection, self._publication)
         self.tables = {table.token: table for table in published}
@@ -43,11 +47,7 @@ class Source:
     async def take_snapshot(self, chosen: Collection[str], timeout_s: float) -> Lsn:
         """Lock the chosen tables, as far as they are published, and import the snapshot of a temporary slot; return its LSN."""
         self.tables = {token: table for token, table in self.tables.items() if token in chosen}
-        names = ", ".join(table.own for table in self.tables.values())
-        await self._connection.query(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; SET LOCAL lock_timeout = '30s'"
-            + (f"; LOCK TABLE {names} IN ACCESS SHARE MODE" if names else "")
-        )
+        self._holder = await begin_locked(self._connection, list(self.tables.values()), timeout_s=LOCK_TIMEOUT_S)
         replication = await PgConnection.connect(self._config, replication=True, application_name="walbridge verify")
         try:
             lsn, snapshot = await export_snapshot(replication, f"snap_{secrets.token_hex(6)}", timeout_s=timeout_s)
@@ -59,6 +59,16 @@ class Source:
             if table.token in locked and table.relation_oid == locked[table.token].relation_oid:
                 self.tables[table.token] = await with_row_filter(self._connection, self._publication, table)
         return lsn
+
+    def close(self) -> None:
+        """End the transaction."""
+        self._release()
+        self._connection.close()
+
+    def _release(self) -> None:
+        if self._holder is not None:
+            self._holder.close()
+            self._holder = None
 
     async def describe(self, table: PublishedTable) -> tuple[Relation, list[Canonical], frozenset[str]]:
         """Describe a table: its columns, the conversions that make their values comparable, and the primary key."""
@@ -84,10 +94,11 @@ class Source:
 async def open_source(config: PostgresConfig, publication: str) -> AsyncGenerator[Source]:
     """Connect to the source."""
     connection = await PgConnection.connect(config, application_name="walbridge verify")
+    source = Source(config, connection, publication)
     try:
-        yield Source(config, connection, publication)
+        yield source
     finally:
-        connection.close()
+        source.close()
 
 
 async def write_to_wal(config: PostgresConfig) -> None:
