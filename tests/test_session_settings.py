@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import trio
 
-from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.connection import PgConnection, SourceRefused
 from actors.clients.postgres.session import PINNED, SINCE
 from actors.embedded import process as server_process
 from actors.embedded.nats import NatsServer
@@ -185,6 +185,33 @@ def test_a_row_reads_alike_from_snapshot_event_and_replica_whatever_is_set(
         assert [tuple(map(float, row)) for row in amounts] == [(1234.56, -7.0)] * 2
     finally:
         mirror.kill()
+
+
+def test_a_refusal_is_understood_whatever_language_the_server_speaks(german_locale: str, make_postgres: MakePostgres) -> None:
+    server = make_postgres(15, lc_messages=german_locale)
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute("CREATE ROLE idle PASSWORD 'pw'; CREATE ROLE plain LOGIN PASSWORD 'pw'")
+        with pytest.raises(psycopg.errors.DivisionByZero) as spoken:
+            admin.execute("SELECT 1 / 0")
+    if "Division durch Null" not in str(spoken.value):
+        pytest.skip("this PostgreSQL has no German words")
+
+    async def check() -> None:
+        for words, sqlstate, fix in (
+            ({"password": "wrong"}, "28P01", "POSTGRES_BRIDGE_PASSWORD"),
+            ({"user": "nobody"}, "28P01", "POSTGRES_BRIDGE_PASSWORD"),
+            ({"user": "idle", "password": "pw"}, "28000", "may log in"),
+            ({"user": "plain", "password": "pw"}, "42501", "REPLICATION"),
+            ({"dbname": "nowhere"}, "3D000", "PG_DB"),
+        ):
+            config = PostgresConfig(psycopg.conninfo.make_conninfo(server.dsn(), **words))
+            with pytest.raises(SourceRefused, match="WB103") as refusal:
+                await PgConnection.connect(config, application_name="test", replication=True)
+            assert f"FATAL: {sqlstate}: " in refusal.value.said
+            assert "LOCATION" not in refusal.value.said
+            assert fix in refusal.value.fix
+
+    trio.run(check)
 
 
 _NORMAL = " ".join(f"-c {name}={value}" for name, value in {

@@ -13,6 +13,7 @@ import trio
 from psycopg import conninfo, generators, pq
 from psycopg.waiting import Ready, Wait
 
+from actors.clients.postgres.connecting import connecting, sqlstate_of
 from actors.clients.postgres.pooling import loses_sessions
 from actors.clients.postgres.session import PATIENT_SENDER, session_settings, setting_statement
 from actors.errors import Fatal, SourceUnavailable
@@ -113,8 +114,8 @@ class PgConnection:
         for attempt in await _attempts(words, address):
             try:
                 with trio.fail_after(CONNECT_TIMEOUT_S):
-                    connecting = generators.connect(conninfo.make_conninfo("", **attempt))
-                    return cls(await drive_connect(connecting), address, config)
+                    made = await drive_connect(connecting(conninfo.make_conninfo("", **attempt)))
+                    return cls(made, address, config)
             except trio.TooSlowError:
                 error = SourceUnavailable("WB101", f"PostgreSQL at {address} does not answer within {CONNECT_TIMEOUT_S:g} s")
             except psycopg.OperationalError as exc:
@@ -362,6 +363,14 @@ _REFUSALS = (
     ("is not permitted to log in", "ALTER ROLE the_role LOGIN;"),
     ("startup parameter", "a connection pooler is in between: give PostgreSQL's own address and port, often 5432"),
 )
+_REFUSED_STATES = {
+    "28P01": "set POSTGRES_BRIDGE_PASSWORD (or the one in DATABASE_URL) to the role's password",
+    "28000": "set POSTGRES_BRIDGE_USER, or DATABASE_URL, to a role that exists and may log in; and add a line for this host, "
+    "database and user to pg_hba.conf",
+    "3D000": "set PG_DB, or DATABASE_URL, to a database that exists",
+    "42501": "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role; or: GRANT CONNECT ON DATABASE",
+}
+"""Fixes by SQLSTATE, for servers whose words are in another language."""
 
 
 def connect_error(exc: BaseException, address: str, password: str) -> SourceUnavailable:
@@ -369,10 +378,11 @@ def connect_error(exc: BaseException, address: str, password: str) -> SourceUnav
     said = " ".join(str(exc).split())
     if password:
         said = said.replace(password, "********")
-    if "FATAL" in said or "no password supplied" in said:
+    sqlstate = sqlstate_of(str(exc))
+    if sqlstate or "FATAL" in said or "no password supplied" in said:
         for words, fix in _REFUSALS:
             if words in said.lower():
-                return SourceRefused("WB103", f"PostgreSQL at {address} does not let the bridge in", said=said, fix=fix)
+                return _not_let_in(address, said, fix)
     if re.search(r"certificate|SSL error|does not support SSL|private key", said):
         return SourceRefused(
             "WB122", f"no trusted TLS connection to PostgreSQL at {address}", said=said,
@@ -380,7 +390,13 @@ def connect_error(exc: BaseException, address: str, password: str) -> SourceUnav
             fix="sslrootcert: the authority that signed the server's certificate; the host: a name in that certificate; "
             "sslcert and sslkey: the bridge's certificate, if the server asks for one",
         )  # fmt: skip
+    if sqlstate in _REFUSED_STATES:
+        return _not_let_in(address, said, _REFUSED_STATES[sqlstate])
     return SourceUnavailable(
         "WB101", f"cannot connect to PostgreSQL at {address}", said=said,
         fix="start it, or set PG_HOST and PG_PORT (or DATABASE_URL) to where it is",
     )  # fmt: skip
+
+
+def _not_let_in(address: str, said: str, fix: str) -> SourceRefused:
+    return SourceRefused("WB103", f"PostgreSQL at {address} does not let the bridge in", said=said, fix=fix)

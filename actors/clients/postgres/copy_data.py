@@ -7,12 +7,13 @@ message of hundreds of megabytes the third copy counts, so this module calls the
 from __future__ import annotations
 
 import ctypes
-import sys
 import weakref
 from functools import cache
 from typing import Any, NamedTuple
 
 from psycopg import pq
+
+from actors.clients.postgres.libpq import libpq
 
 
 class _LibPq(NamedTuple):
@@ -21,15 +22,11 @@ class _LibPq(NamedTuple):
 
 
 @cache
-def _libpq() -> _LibPq | None:
-    """Return the functions of the libpq that psycopg uses; None if they cannot be reached."""
-    module = sys.modules[pq.PGconn.__module__]
-    try:
-        # a lookup in a loaded library searches those that it was linked with, so this finds psycopg's own libpq
-        library = ctypes.CDLL(getattr(module, "__file__", None) or "")
-        take, free = library.PQgetCopyData, library.PQfreemem
-    except (OSError, AttributeError):
+def _functions() -> _LibPq | None:
+    library = libpq()
+    if library is None:
         return None
+    take, free = library.PQgetCopyData, library.PQfreemem
     take.argtypes, take.restype = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int], ctypes.c_int
     free.argtypes, free.restype = [ctypes.c_void_p], None
     return _LibPq(take, free)
@@ -40,15 +37,15 @@ def get_copy_data(connection: pq.abc.PGconn) -> tuple[int, bytes | memoryview]:
 
     For messages that may be large: a small one takes longer this way. Raises psycopg.Error.
     """
-    libpq, address = _libpq(), getattr(connection, "pgconn_ptr", None)
-    if libpq is None or address is None:
+    functions, address = _functions(), getattr(connection, "pgconn_ptr", None)
+    if functions is None or address is None:
         return connection.get_copy_data(1)
     pointer = ctypes.c_void_p()
-    size = libpq.get_copy_data(address, ctypes.byref(pointer), 1)
+    size = functions.get_copy_data(address, ctypes.byref(pointer), 1)
     if size == -2:
         return connection.get_copy_data(1)  # says the same, as psycopg's error
     if pointer.value is None:
         return size, b""
     memory = (ctypes.c_char * size).from_address(pointer.value)
-    weakref.finalize(memory, libpq.free, pointer.value)
+    weakref.finalize(memory, functions.free, pointer.value)
     return size, memoryview(memory).cast("B")
