@@ -89,7 +89,7 @@ def apply_to(rows: MutableMapping[Hashable, Row], change: Change | Truncate, pk:
     """Apply one event to rows that are stored under the values of their primary key `pk`.
 
     Raises KeyError for a change of a row that is missing: the copy is wrong. Raises IncompleteRow, and NamesNoRow, when only a
-    new snapshot can tell what the table holds.
+    new snapshot can tell what the table holds: within a transaction, two rows may have one key if it is deferrable.
     """
     if isinstance(change, Truncate):
         rows.clear()
@@ -100,7 +100,10 @@ def apply_to(rows: MutableMapping[Hashable, Row], change: Change | Truncate, pk:
         held = rows.pop(tuple(before[name] for name in pk))
     if not isinstance(change, Delete):
         row = held | written_columns(change)
-        rows[tuple(row[name] for name in pk)] = row
+        key = tuple(row[name] for name in pk)
+        if key in rows:
+            raise NamesNoRow(f"two rows of {change.schema}.{change.table} have the key {key}: it is deferrable, or none")
+        rows[key] = row
 
 
 def is_out_of_date(

@@ -79,6 +79,14 @@ def test_unknown_values_are_none_and_unchanged_ones_stay() -> None:
     assert rows == {}
 
 
+def test_a_row_is_not_lost_where_another_one_has_its_key_for_a_moment() -> None:
+    """As with a DEFERRABLE key: `UPDATE t SET id = id + 1`."""
+    held: dict[Hashable, Row] = {(1,): {"id": 1, "v": "a"}, (2,): {"id": 2, "v": "b"}}
+    for change in (update({"id": 2, "v": "a"}, {"id": 1, "v": "a"}), insert({"id": 2, "v": "c"})):
+        with pytest.raises(NamesNoRow, match=r"two rows of .* have the key \(2,\)"):
+            apply_to(dict(held), change, ["id"])
+
+
 def test_an_insert_without_all_of_its_row_is_never_applied() -> None:
     rows: dict[Hashable, Row] = {}
     moved_in = insert({"id": 1, "v": "a"})._replace(unchanged=("big",), schema="Sales")
