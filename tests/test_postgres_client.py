@@ -203,6 +203,21 @@ CREATE PUBLICATION by_schema FOR TABLES IN SCHEMA "s.1";
 """
 
 
+def test_a_constraint_that_old_rows_need_not_meet_makes_no_column_not_null(database: Database) -> None:
+    database.execute("CREATE TABLE t (a int, b int NOT NULL); INSERT INTO t VALUES (NULL, 1)")
+
+    async def nullable() -> list[bool]:
+        with closing(await connected(database.dsn)) as connection:
+            ((oid,),) = await connection.query("SELECT 'public.t'::regclass::oid")
+            found = (await describe_columns(connection, [int(oid or 0)]))[int(oid or 0)]
+            return [column.is_nullable for column in found.columns]
+
+    database.execute("ALTER TABLE t ADD CONSTRAINT a_there NOT NULL a NOT VALID")
+    assert trio.run(nullable) == [True, False]
+    database.execute("DELETE FROM t; ALTER TABLE t VALIDATE CONSTRAINT a_there")
+    assert trio.run(nullable) == [False, False]
+
+
 @pytest.mark.parametrize("server", ["database", "database15"])
 def test_the_catalog_describes_types_columns_and_publications(server: str, request: pytest.FixtureRequest) -> None:
     database: Database = request.getfixturevalue(server)

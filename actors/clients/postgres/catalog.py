@@ -38,7 +38,10 @@ async def describe_columns(connection: PgConnection, relation_oids: Sequence[int
           SELECT l.relation AS oid FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database b ON b.oid = l.database
           WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND b.datname = pg_catalog.current_database()
         )
-        SELECT a.attrelid, a.attname, a.atttypid, a.atttypmod, NOT (a.attnotnull OR t.typnotnull), a.attgenerated <> '',
+        SELECT a.attrelid, a.attname, a.atttypid, a.atttypmod, NOT (t.typnotnull OR a.attnotnull
+            AND NOT EXISTS (  -- from 18 on, rows from before a constraint that is NOT VALID may hold NULL
+              SELECT FROM pg_catalog.pg_constraint n WHERE n.conrelid = a.attrelid AND n.contype = 'n' AND NOT n.convalidated
+                AND a.attnum = ANY (n.conkey))), a.attgenerated <> '',
           CASE WHEN a.attgenerated = '' AND d.adbin IS NOT NULL AND a.attrelid NOT IN (SELECT oid FROM locked)
             THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) END,
           coalesce(a.attnum = ANY ((i.indkey::pg_catalog.int2[])[0:i.indnkeyatts - 1]), false),
