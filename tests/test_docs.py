@@ -37,7 +37,7 @@ from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.documents import OPERATIONS, section
 from tests.servers import HANG_S, ROOT, Database, wait_for_events, with_nats
-from tests.snapshots import take
+from tests.snapshots import ask, take
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONSUMERS = (ROOT / "docs/consumers.md").read_text(encoding="utf-8")
@@ -273,14 +273,14 @@ def test_the_rule_for_places_finds_what_was_deleted(database: Database, nats: Na
     names: dict[str, Any] = {}
     exec(program, names)
 
-    async def ask(client: Client) -> list[str]:
+    async def reasons(client: Client) -> list[str]:
         js, why = client.jetstream(), names["why_out_of_date"]
         created = json.loads((await client.request("$JS.API.STREAM.INFO.CDC", b"")).data)["created"]
         said = [await why(client, 1, created, ids[0])]
         await js.delete_msg("CDC", 2)
         return [*said, *[await why(client, seq, created, ids[seq - 1]) for seq in (1, 2, 3)]]
 
-    said = with_nats(nats.url, ask)
+    said = with_nats(nats.url, reasons)
     assert [bool(reason) for reason in said] == [False, True, True, False], said
 
 
@@ -350,7 +350,7 @@ def test_no_example_begins_again_when_nats_server_restarts_before_its_first_mess
 
 
 @pytest.mark.parametrize("language", ["python", "js"])
-def test_a_live_copy_ends_on_an_unknown_table_and_hears_gaps_and_new_shapes(
+def test_a_live_copy_ends_on_an_unknown_table_and_hears_gaps_new_shapes_and_other_publications(
     language: str, database: Database, nats: NatsServer, make_bridge: MakeBridge, tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
@@ -371,12 +371,16 @@ def test_a_live_copy_ends_on_an_unknown_table_and_hears_gaps_and_new_shapes(
         database.execute("ALTER TABLE users ADD age int DEFAULT 7; INSERT INTO users VALUES (3, 1, 'z', 8)")
         assert printed(output, 4)[3] == "copying again: its columns have changed"
         assert sorted(row["age"] for row in json.loads(printed(output, 5)[4])) == [7, 8]
+        database.execute("ALTER PUBLICATION cdc_pub SET TABLE users WHERE (region IN (0, 1))")
+        ask(nats.url, "nobody_knows_this")  # has the publication looked at
+        assert re.match("copying again: it is published differently", printed(output, 6)[5])
+        assert len(json.loads(printed(output, 7)[6])) == 3
         bridge.stop()
         database.execute("SELECT pg_drop_replication_slot('cdc_slot')")
         database.execute("DELETE FROM users WHERE id = 3")
         make_bridge(database, nats, "--accept-gap")
-        assert re.match("copying again: changes are lost: .*dropped", printed(output, 6)[5])
-        assert [row["id"] for row in json.loads(printed(output, 7)[6])] == [1]
+        assert re.match("copying again: changes are lost: .*dropped", printed(output, 8)[7])
+        assert sorted(row["id"] for row in json.loads(printed(output, 9)[8])) == [1, 2]
 
 
 def test_the_event_that_the_documents_show_has_the_fields_of_a_real_one(
