@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
 
 from actors.mirror.run import MirrorConfig, run
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
+from actors.settings.replica import names_of, secrets_of
 from actors.settings.resolve import resolve_client
 from actors.settings.setting import REPLICA
 from actors.telemetry.log import set_up_logging
@@ -35,17 +35,3 @@ def run_mirror(to: str, tables: str, again: str, flags: Mapping[str, object], en
     client = resolve_client(flags, os.environ, env_file)
     set_up_logging(client.log.level, client.log.format, client.secrets + secrets_of(to))
     return run(MirrorConfig(client.nats, client.stream, to, names_of(tables), names_of(again), client.http))
-
-
-def names_of(words: str) -> tuple[str, ...]:
-    """Split a command line's list of tables at its commas."""
-    return tuple(name.strip() for name in words.split(",") if name.strip())
-
-
-def secrets_of(url: str) -> tuple[str, ...]:
-    """The parts of a replica's URL that must never be shown."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return ()
-    return tuple({password, unquote(password)}) if password and len(password) >= 4 else ()

@@ -13,11 +13,11 @@ import orjson
 import trio
 from cyclopts.validators import Number
 
-from actors.commands.mirror import names_of, secrets_of
 from actors.errors import Fatal, WalbridgeError
 from actors.positions import format_lsn
 from actors.process import most_telling
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
+from actors.settings.replica import names_of, secrets_of
 from actors.settings.resolve import resolve
 from actors.settings.setting import OTHER, REPLICA
 from actors.telemetry.log import set_up_logging
