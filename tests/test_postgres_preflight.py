@@ -122,6 +122,13 @@ def test_partitions_of_which_there_is_no_wal_are_named_and_the_fix_mends_it(
     assert check(database.dsn) == {}
 
 
+def test_a_table_without_columns_is_named_until_it_has_one(database: Database) -> None:
+    database.execute("CREATE TABLE bare (); CREATE PUBLICATION p FOR TABLE bare WITH (publish = 'insert')")
+    assert "public.bare" in check(database.dsn)["WB138"].what
+    database.execute("ALTER TABLE bare ADD COLUMN id int PRIMARY KEY")
+    assert check(database.dsn) == {}
+
+
 def test_generated_columns_that_full_has_and_the_publication_does_not_are_named(database: Database) -> None:
     database.execute("""
         CREATE TABLE sums (a int, twice int GENERATED ALWAYS AS (a * 2) STORED); ALTER TABLE sums REPLICA IDENTITY FULL;

@@ -29,6 +29,7 @@ def publication_problems(
         _holes([t for t in tables if t.is_filtered and facts.updates and t.toasted and t.not_full]),
         _children(publication, [t for t in tables if t.children]),
         _without_wal([t for t in tables if t.without_wal]),
+        _without_columns([t for t in tables if not t.columns]),
         _locked(tables, locks),
     ]
     return [problem for problem in found if problem is not None]
@@ -159,6 +160,17 @@ def _without_wal(tables: Sequence[PublishedTable]) -> Problem | None:
         means="snapshots have their rows, but PostgreSQL sends none of their changes: copies keep what they had",
         fix=" ".join(f"ALTER TABLE {partition} SET LOGGED;" for partition in partitions[:SHOWN_MAX])
         + "   -- a foreign table: ALTER TABLE ... DETACH PARTITION",
+    )
+
+
+def _without_columns(tables: Sequence[PublishedTable]) -> Problem | None:
+    if not tables:
+        return None
+    return Problem(
+        "WB138",
+        f"{_named(tables)} no column that is published",
+        means="events say that rows come and go, and nothing else; no snapshot can be taken, so mirrors never copy the table",
+        fix=_each(tables, lambda t: f"ALTER TABLE {t.qualified} ADD COLUMN ...;   -- or take the table out of the publication"),
     )
 
 
