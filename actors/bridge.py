@@ -21,7 +21,7 @@ from actors.feedback import Feedback
 from actors.http_server import serve_http
 from actors.pipeline import run_pipeline
 from actors.positions import format_lsn
-from actors.process import bound_free_memory, causes, freeze_loaded_objects, most_telling, stop_on_signal
+from actors.process import allow_many_files, bound_free_memory, causes, freeze_loaded_objects, most_telling, stop_on_signal
 from actors.publication_model import PublicationModel
 from actors.publication_monitor import find_problems
 from actors.session import Session, open_session
@@ -56,6 +56,7 @@ def run(config: Config, beside: Beside | None = None) -> int:
 
     `beside` runs as long as the bridge does, and is cancelled with it.
     """
+    allow_many_files()
     bound_free_memory()
     freeze_loaded_objects()
     return trio.run(_run, config, beside)

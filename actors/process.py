@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import resource
 import signal
 from collections.abc import Iterator
 
@@ -44,6 +45,15 @@ def bound_free_memory() -> None:
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt(_M_MMAP_THRESHOLD, OWN_PAGES_BYTES)
         mallopt(_M_TRIM_THRESHOLD, FREE_BYTES_MAX)
+
+
+def allow_many_files() -> None:
+    """Raise the limit of open files to the one that the system allows, often 1,024 and 524,288.
+
+    Whoever opens many HTTP connections would otherwise keep the bridge from connecting to PostgreSQL and NATS again.
+    """
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
 
 
 def return_free_memory() -> None:

@@ -9,7 +9,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from actors.embedded.process import free_port
 from actors.errors import ConfigError
 from actors.http_server import serve_http
 from actors.positions import Lsn
+from actors.process import allow_many_files
 from actors.settings.resolve import resolve
 from actors.telemetry.metrics import FAULTS, OPERATIONS, REJECTIONS, TABLES_MAX, Metrics, lag_seconds
 from actors.telemetry.telemetry import Problem, Telemetry
@@ -155,6 +156,32 @@ def test_a_header_without_end_is_refused(server: Server) -> None:
         with pytest.raises(OSError):  # noqa: PT011  (a reset, or a pipe that broke, as the race falls)
             client.sendall((b"X-Filler: " + b"x" * 4096 + b"\r\n") * 10_000)
     assert server.ask("GET", "/health")[0] == 200
+
+
+def test_a_body_without_end_is_refused(server: Server) -> None:
+    head = "POST /snapshot/users HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with server.connected() as client:
+        client.sendall(head.encode())
+        with pytest.raises(OSError):  # noqa: PT011  (a reset, or a pipe that broke, as the race falls)
+            client.sendall((b"10000\r\n" + b"x" * 65536 + b"\r\n") * 1_000)
+    assert server.ask("GET", "/health")[0] == 200
+
+
+def test_hundreds_of_connections_keep_nobody_out_and_are_ended(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silent, in the middle of a header, in the middle of a body: what slow clients, scanners and attackers do."""
+    allow_many_files()
+    monkeypatch.setattr(serving, "IDLE_S", 2.0)
+    body = b"POST /snapshot/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n1"
+    begun = (b"", b"GET /health HTTP/1.1\r\nHos", body)
+    with Server(telemetry) as server, ExitStack() as opened:
+        clients = [opened.enter_context(server.connected()) for _ in range(450)]
+        for number, client in enumerate(clients):
+            client.sendall(begun[number % 3])
+        assert server.ask("GET", "/health")[0] == 200
+        for client in clients:  # each is ended; by a reset if the server had not read everything
+            with suppress(ConnectionResetError):
+                read_to_end(client)
+        assert server.ask("GET", "/health")[0] == 200
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # hypercorn leaves its socket open, and ends

@@ -65,3 +65,15 @@ def test_large_blocks_that_were_freed_do_not_stay_in_the_heap() -> None:
         for bounded in (False, True)
     ]  # fmt: skip
     assert kept[1] < 12 << 20 < kept[0]
+
+
+def test_as_many_files_may_be_open_as_the_system_allows() -> None:
+    limited = """
+import resource
+from actors.process import allow_many_files
+allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, allowed), allowed))
+allow_many_files()
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (allowed, allowed)
+"""
+    subprocess.run([sys.executable, "-c", limited], check=True)
