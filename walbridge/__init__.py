@@ -45,6 +45,7 @@ from actors.mirror import (
     is_certain,
     is_other_version,
     is_out_of_date,
+    key_of,
     position_of,
 )
 
@@ -83,5 +84,6 @@ __all__ = [
     "is_certain",
     "is_other_version",
     "is_out_of_date",
+    "key_of",
     "position_of",
 ]

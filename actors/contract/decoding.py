@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 import msgspec
 import orjson
 
 from actors.contract.compression import Decompressors
+from actors.contract.record_checks import compile_check
 from actors.contract.records import (
     AMBIGUOUS,
     ArrayChunk,
@@ -58,9 +59,12 @@ def decode_body(body: bytes) -> Any:
 def decode_event(body: Body) -> Event:
     """Read one event of the CDC stream. Raises MalformedMessage when a field is missing or wrong."""
     try:
-        return _EVENTS[body["operation"]](body)
+        event = _EVENTS[body["operation"]](body)
+        if _IS_WHOLE[type(event)](event):
+            return event
     except _WRONG_SHAPE as exc:
         raise MalformedMessage(f"not an event: {str(body)[:200]} ({exc!r})") from exc
+    raise MalformedMessage(f"not an event: {str(body)[:200]} (a field of another type)")
 
 
 def decode_events(body: bytes) -> list[Event]:
@@ -91,10 +95,14 @@ def decode_message(
     try:
         if found.kind == "array chunk":
             encoding = "json" if body[:1] == b"[" else "msgpack"
-            return [ArrayChunk(found.token, headers["Snapshot-Id"], int(headers["Chunk"]), decode_body(body), encoding)]
-        return [_INIT[found.kind](found.token, decode_body(body))]
+            record: Record = ArrayChunk(found.token, headers["Snapshot-Id"], int(headers["Chunk"]), decode_body(body), encoding)
+        else:
+            record = _INIT[found.kind](found.token, decode_body(body))
+        if _IS_WHOLE[type(record)](record):
+            return [record]
     except _WRONG_SHAPE as exc:
         raise MalformedMessage(f"not a message of a snapshot: {subject} ({exc!r})") from exc
+    raise MalformedMessage(f"not a message of a snapshot: {subject} (a field of another type)")
 
 
 def _mark(row: Row, raw: list[str]) -> Row:
@@ -245,15 +253,24 @@ _INIT: dict[Kind, Callable[[str, Any], Record]] = {
 }
 
 
+_IS_WHOLE = {kind: compile_check(kind) for kind in get_args(Record)}
+
+
 def array_rows(chunk: ArrayChunk, columns: tuple[Column, ...]) -> list[Row]:
-    """Turn an array chunk's rows into maps, with json as events have it, so that later events find the row."""
+    """Turn an array chunk's rows into maps, with json as events have it, so that later events find the row.
+
+    Raises MalformedMessage when they are not rows of these columns.
+    """
     names = [column.name for column in columns]
     converters = {"json": json_converter(chunk.encoding), "jsonb": jsonb_converter(chunk.encoding)}
     documents = [(column.name, converters[column.native]) for column in columns if column.native in converters]
-    rows = [dict(zip(names, row, strict=True)) for row in chunk.rows]
-    for row in rows:
-        for name, convert in documents:
-            if row[name] is not None:
-                value, kept_as_text = convert(row[name].encode())
-                row[name] = Raw(value) if kept_as_text else value
+    try:
+        rows = [dict(zip(names, row, strict=True)) for row in chunk.rows]
+        for row in rows:
+            for name, convert in documents:
+                if row[name] is not None:
+                    value, kept_as_text = convert(row[name].encode())
+                    row[name] = Raw(value) if kept_as_text else value
+    except _WRONG_SHAPE as exc:
+        raise MalformedMessage(f"chunk {chunk.chunk} of {chunk.snapshot_id} is not of these columns ({exc!r})") from exc
     return rows

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
+import orjson
+
 from actors.contract.records import Change, Column, Delete, Event, Gap, Insert, Published, Row, SchemaChange, Truncate, Update
 from actors.contract.stream_view import FoundMessage, LastMessage, Place, StreamView, why_out_of_date
 from actors.positions import GAP_RANK, ROW_RANK, SCHEMA_RANK, Lsn, Position
@@ -63,6 +65,8 @@ def identity_of(change: Update | Delete, pk: Sequence[str], column_count: int) -
     before = change.row if isinstance(change, Delete) or change.old is None else change.old
     key = change.key
     if pk and all(name in key for name in pk):
+        if not all(name in before for name in pk):
+            raise NamesNoRow(f"a change of {change.schema}.{change.table} lacks values of its key")
         return Identity(tuple(pk), before, False)
     known = tuple(name for name in key if name in before and name not in change.omitted)
     if not known:
@@ -85,8 +89,19 @@ def written_columns(change: Insert | Update) -> Row:
     return change.row | dict.fromkeys(change.omitted) if change.omitted else change.row
 
 
+def key_of(row: Row, pk: Sequence[str]) -> Hashable:
+    """Return the values of a row's primary key as a tuple that a mapping takes: arrays and documents can be keys too.
+
+    Raises KeyError when the row lacks one of them.
+    """
+    return tuple(
+        orjson.dumps(value, option=orjson.OPT_SORT_KEYS) if type(value) in (list, dict) else value
+        for value in (row[name] for name in pk)
+    )
+
+
 def apply_to(rows: MutableMapping[Hashable, Row], change: Change | Truncate, pk: Sequence[str]) -> None:
-    """Apply one event to rows that are stored under the values of their primary key `pk`.
+    """Apply one event to rows that are stored under `key_of` their primary key `pk`.
 
     Raises KeyError for a change of a row that is missing: the copy is wrong. Raises IncompleteRow, and NamesNoRow, when only a
     new snapshot can tell what the table holds: within a transaction, two rows may have one key if it is deferrable.
@@ -97,10 +112,10 @@ def apply_to(rows: MutableMapping[Hashable, Row], change: Change | Truncate, pk:
     held: Row = {}
     if not isinstance(change, Insert):
         before = identity_of(change, pk, len(change.row)).row
-        held = rows.pop(tuple(before[name] for name in pk))
+        held = rows.pop(key_of(before, pk))
     if not isinstance(change, Delete):
         row = held | written_columns(change)
-        key = tuple(row[name] for name in pk)
+        key = key_of(row, pk)
         if key in rows:
             raise NamesNoRow(f"two rows of {change.schema}.{change.table} have the key {key}: it is deferrable, or none")
         rows[key] = row

@@ -42,6 +42,7 @@ from actors.contract.rules import (
     is_certain,
     is_other_version,
     is_out_of_date,
+    key_of,
     position_of,
 )
 
@@ -79,5 +80,6 @@ __all__ = [
     "is_certain",
     "is_other_version",
     "is_out_of_date",
+    "key_of",
     "position_of",
 ]

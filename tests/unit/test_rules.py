@@ -19,6 +19,7 @@ from actors.contract.rules import (
     identity_of,
     is_certain,
     is_out_of_date,
+    key_of,
     position_of,
     written_columns,
 )
@@ -158,3 +159,20 @@ A, B, C = Column("a", "integer", True), Column("b", "text", False), Column("c", 
 )
 def test_only_dropped_columns_are_certain(held: tuple[Column, ...], told: tuple[Column, ...], certain: bool) -> None:
     assert is_certain(held, told) is certain
+
+
+@pytest.mark.parametrize(("key", "other"), [([1, 2], [1, 3]), ({"a": 1, "b": 2}, {"a": 1})])
+def test_arrays_and_documents_can_be_keys(key: object, other: object) -> None:
+    rows: dict[Hashable, Row] = {}
+    for value in (key, other):
+        apply_to(rows, insert({"id": value, "v": 1}), ["id"])
+    apply_to(rows, update({"id": dict(reversed(key.items())) if isinstance(key, dict) else key, "v": 2}), ["id"])
+    assert rows[key_of({"id": key}, ["id"])]["v"] == 2
+    apply_to(rows, delete({"id": other, "v": None}), ["id"])
+    assert len(rows) == 1
+
+
+def test_a_change_without_its_key_names_no_row() -> None:
+    rows: dict[Hashable, Row] = {(1,): {"id": 1, "v": 1}}
+    with pytest.raises(NamesNoRow, match="lacks values of its key"):
+        apply_to(rows, update({"v": 2}), ["id"])

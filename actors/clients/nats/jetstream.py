@@ -7,7 +7,8 @@ so that the fields of a newer server survive.
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import orjson
@@ -66,17 +67,22 @@ class JetStream:
         `deleted_details`: with the sequences of all deleted messages.
         """
         query = {"deleted_details": True} if deleted_details else {}
+        doing = f"describe stream {name}"
         try:
-            return await self._api(f"STREAM.INFO.{name}", query, f"describe stream {name}")
+            info = await self._api(f"STREAM.INFO.{name}", query, doing)
         except JetStreamError as exc:
             if exc.err_code == ErrCode.STREAM_NOT_FOUND:
                 return None
             raise
+        with _reading(doing):
+            return _stream_in(info)
 
     async def consumers(self, stream: str) -> list[dict[str, Any]]:
         """Return the consumers of a stream, at most the first few hundred."""
-        reply = await self._api(f"CONSUMER.LIST.{stream}", {"offset": 0}, f"list the consumers of stream {stream}")
-        return list(reply["consumers"] or ())
+        doing = f"list the consumers of stream {stream}"
+        reply = await self._api(f"CONSUMER.LIST.{stream}", {"offset": 0}, doing)
+        with _reading(doing):
+            return [dict(consumer) for consumer in reply["consumers"] or ()]
 
     async def delete_stream(self, name: str) -> None:
         """Delete a stream and its messages; a missing stream is not an error."""
@@ -96,21 +102,25 @@ class JetStream:
 
     async def streams_taking(self, subject: str) -> list[str]:
         """Return the names of the streams that take a subject, or a part of it if it has wildcards."""
-        return list(map(str, (await self._api("STREAM.NAMES", {"subject": subject}, "list streams")).get("streams") or ()))
+        reply = await self._api("STREAM.NAMES", {"subject": subject}, "list streams")
+        with _reading("list streams"):
+            return list(map(str, reply.get("streams") or ()))
 
     async def get_message(self, stream: str, **query: object) -> StoredMessage | None:
         """Return a message by `seq=n`, `last_by_subj=subject` or `seq=n, next_by_subj=subject`; None when there is none."""
+        doing = f"read a message of stream {stream}"
         try:
-            reply = await self._api(f"STREAM.MSG.GET.{stream}", query, f"read a message of stream {stream}")
+            reply = await self._api(f"STREAM.MSG.GET.{stream}", query, doing)
         except JetStreamError as exc:
             if exc.err_code == ErrCode.MESSAGE_NOT_FOUND:
                 return None
             raise
-        raw = reply["message"]
-        headers = decode_headers(base64.b64decode(raw.get("hdrs", "")))
-        return StoredMessage(
-            str(raw["subject"]), int(raw["seq"]), headers, base64.b64decode(raw.get("data", "")), str(raw["time"])
-        )
+        with _reading(doing):
+            raw = reply["message"]
+            headers = decode_headers(base64.b64decode(raw.get("hdrs", "")))
+            return StoredMessage(
+                str(raw["subject"]), int(raw["seq"]), headers, base64.b64decode(raw.get("data", "")), str(raw["time"])
+            )
 
     async def create_consumer(self, stream: str, config: Mapping[str, object]) -> dict[str, Any]:
         """Create a consumer by its `name`; return its info."""
@@ -144,21 +154,26 @@ class JetStream:
         found: list[str] = []
         while True:
             query = {"subjects_filter": pattern, "offset": len(found)}
+            doing = f"describe stream {stream}"
             try:
-                info = await self._api(f"STREAM.INFO.{stream}", query, f"describe stream {stream}")
+                info = await self._api(f"STREAM.INFO.{stream}", query, doing)
             except JetStreamError as exc:
                 if exc.err_code == ErrCode.STREAM_NOT_FOUND:
                     return []
                 raise
-            page = list(info["state"].get("subjects") or {})
+            with _reading(doing):
+                page = list(map(str, info["state"].get("subjects") or {}))
+                total = int(info.get("total", len(found) + len(page)))
             found += page
-            if not page or len(found) >= int(info.get("total", len(found))):
+            if not page or len(found) >= total:
                 return found
 
     async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> int:
         """Publish a message and wait until it is stored; return its sequence."""
+        doing = f"store a message on {subject}"
         reply = await self.connection.request(subject, payload, timeout_s=API_TIMEOUT_S, headers=headers)
-        return int(_checked(reply, f"store a message on {subject}")["seq"])
+        with _reading(doing):
+            return int(_checked(reply, doing)["seq"])
 
     # -- key-value buckets: https://docs.nats.io/nats-concepts/jetstream/key-value-store (ADR-8)
 
@@ -259,17 +274,37 @@ async def _all_at_once(request: Callable[[str], Awaitable[None]], keys: Iterable
 
 
 def _checked(message: Msg, doing: str) -> dict[str, Any]:
+    """Return a reply that is no refusal. Raises SinkUnavailable, JetStreamError for a refusal."""
     if message.status and not message.payload:
         raise _nobody(doing, f"{message.status} no responders")
-    try:
-        reply = orjson.loads(message.payload)
+    with _reading(doing):
+        reply: dict[str, Any] = orjson.loads(message.payload)
         error = reply.get("error")
-    except (orjson.JSONDecodeError, AttributeError) as exc:
-        raise SinkUnavailable("WB212", f"the reply to a request to {doing} is not JSON", said=repr(exc)) from exc
-    if not error:
-        return dict(reply)
-    refusal = JetStreamError(doing, int(error.get("code", 0)), int(error.get("err_code", 0)), str(error.get("description", "")))
+        if not error:
+            return reply
+        refusal = JetStreamError(doing, int(error["code"]), int(error.get("err_code", 0)), str(error.get("description", "")))
     raise _nobody(doing, refusal.said) if refusal.err_code == ErrCode.NOT_ENABLED_FOR_ACCOUNT else refusal
+
+
+@contextmanager
+def _reading(doing: str) -> Generator[None]:
+    """Turn what a reply lacks into SinkUnavailable: something else than JetStream may answer there."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as exc:
+        raise SinkUnavailable("WB212", f"the reply to a request to {doing} cannot be read", said=repr(exc)) from exc
+
+
+def _stream_in(reply: dict[str, Any]) -> dict[str, Any]:
+    """Return a stream's description. Raises LookupError or TypeError unless it has what is read of it everywhere."""
+    state = reply["state"]
+    numbers = [state[name] for name in ("messages", "bytes", "first_seq", "last_seq")]
+    numbers += [state.get("num_deleted") or 0, *(state.get("deleted") or ())]
+    if any(type(number) is not int or not 0 <= number < 1 << 64 for number in numbers):
+        raise TypeError(f"not a stream's state: {str(state)[:200]}")
+    if type(reply["created"]) is not str or type(reply["config"]) is not dict:
+        raise TypeError("not a stream's description")
+    return reply
 
 
 def _nobody(doing: str, said: str) -> SinkUnavailable:

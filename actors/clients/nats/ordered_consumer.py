@@ -105,23 +105,31 @@ class OrderedConsumer:
 
     def _on_message(self, message: Msg) -> None:
         """Handle a message, in the connection's reading task."""
-        if message.reply.startswith(b"$JS.ACK."):
-            # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>; newer servers may put
-            # <domain>.<account> before the stream and something after the rest
-            parts = message.reply.split(b".")
-            place = 5 if len(parts) == 9 else 7
-            consumer_seq = int(parts[place + 1])
-            if consumer_seq != self._consumer_seq + 1:
-                self._fault = f"message {self._consumer_seq + 1} is missing before {consumer_seq}"
+        try:
+            if message.reply.startswith(b"$JS.ACK."):
+                self._deliver(message)
             else:
-                self._consumer_seq = consumer_seq
-                self._asked -= 1
-                self._pending = parts[place + 3]
-                self._waiting.append(Delivered(message.subject.decode(), int(parts[place]), message.headers, message.payload))
-        else:
-            self._heard = trio.current_time()
-            self._on_status(message)
+                self._heard = trio.current_time()
+                self._on_status(message)
+        except (ValueError, IndexError) as exc:
+            self._fault = f"the server sent {message.reply[:200]!r} with headers {message.headers[:200]!r}: {exc}"
         self._news.set()
+
+    def _deliver(self, message: Msg) -> None:
+        # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>; newer servers may put
+        # <domain>.<account> before the stream and something after the rest
+        parts = message.reply.split(b".")
+        place = 5 if len(parts) == 9 else 7
+        seq, consumer_seq, pending = int(parts[place]), int(parts[place + 1]), parts[place + 3]
+        if consumer_seq != self._consumer_seq + 1:
+            self._fault = f"message {self._consumer_seq + 1} is missing before {consumer_seq}"
+            return
+        self._consumer_seq = consumer_seq
+        self._asked -= 1
+        self._pending = pending
+        # anybody may publish on subjects that are no UTF-8
+        subject = message.subject.decode("utf-8", "replace")
+        self._waiting.append(Delivered(subject, seq, message.headers, message.payload))
 
     def _on_status(self, message: Msg) -> None:
         status, headers = message.status, decode_headers(message.headers)
@@ -162,7 +170,7 @@ async def open_consumer(js: JetStream, stream: str, filters: Sequence[str], star
         num_replicas=1,
         inactive_threshold=INACTIVE_S,
     )
-    consumer._pending = b"%d" % (await js.create_consumer(stream, config.as_dict())).get("num_pending", -1)
+    consumer._pending = str((await js.create_consumer(stream, config.as_dict())).get("num_pending", -1)).encode()
     try:
         yield consumer
     finally:
