@@ -240,7 +240,14 @@ class FakeNats:
         subjects = {m.subject: 1 for m in stream if m.subject.startswith(prefix)}
         return {
             "config": {"subjects": self.taken},
-            "state": {"last_seq": len(stream), "subjects": subjects},
+            "created": "2026-01-01T00:00:00Z",
+            "state": {
+                "messages": len(stream),
+                "bytes": 0,
+                "first_seq": 1,
+                "last_seq": len(stream),
+                "subjects": subjects,
+            },
             "total": len(subjects),
         }
 

@@ -79,8 +79,8 @@ class PublishConfig:
         "auto", flag="--publish", group=PUBLISHING, words="auto, fast, durable or plain",
         read=choice("auto", "fast", "durable", "plain"),
         details="`fast`: batches, nats-server 2.14 and later. `durable`: a transaction of up to 1,000 messages is stored whole "
-        "or not at all, nats-server 2.15. `plain`: one acknowledgement per message. `auto`: fast where the stream allows it. "
-        "[Which one](docs/reliability.md#ways-to-publish)",
+        "or not at all, nats-server 2.12.1 and later. `plain`: one acknowledgement per message. `auto`: fast where the stream "
+        "allows it. [Which one](docs/reliability.md#ways-to-publish)",
     )  # fmt: skip
     confirm_hold_s: int = setting(
         0, flag="--confirm-hold", group=PUBLISHING, words="seconds from an acknowledgement to its confirmation to PostgreSQL",
