@@ -1,16 +1,36 @@
-"""Checks PostgreSQL before the stream starts: refuses what cannot work, with the statement that fixes it."""
+"""Checks PostgreSQL before the stream starts: refuses what cannot work, with the statement that fixes it.
+
+`CHECKS` is the one list: the bridge makes them in this order and stops at the first refusal, `walbridge doctor` makes them all.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
 
 from actors.clients.postgres.connection import PgConnection, SourceRefused
 from actors.clients.postgres.publications import publication_facts
 from actors.clients.postgres.replication import identify_system, publication_missing
 from actors.clients.postgres.slots import slot_state
 from actors.errors import ConfigError, SourceUnavailable
+from actors.settings.config import SourceConfig
 from actors.telemetry.telemetry import Problem
 from actors.wire.sql_names import quoted
 
 OLDEST_VERSION = 140000
+
+
+class Looked(NamedTuple):
+    """What a check has found."""
+
+    found: str
+    """In a few words, for a report. The bridge says nothing of what is as it should be."""
+    problems: tuple[Problem, ...] = ()
+    """What will matter later."""
+
+
+Check = Callable[[PgConnection, SourceConfig], Awaitable[Looked]]
+"""Raises ConfigError or Fatal with the statement that fixes it, SourceUnavailable when the connection ends."""
 
 
 async def check_postgres(connection: PgConnection, *, slot: str, publication: str, temporary: bool = False) -> list[Problem]:
@@ -18,23 +38,22 @@ async def check_postgres(connection: PgConnection, *, slot: str, publication: st
 
     Raises ConfigError or Fatal with the statement that fixes it, SourceUnavailable when the connection ends.
     """
+    source = SourceConfig(slot, publication, temporary)
+    return [problem for check in CHECKS.values() for problem in (await check(connection, source)).problems]
+
+
+async def _check_version(connection: PgConnection, _source: SourceConfig) -> Looked:
+    major, minor = divmod(connection.server_version, 10000)
     if connection.server_version < OLDEST_VERSION:
         raise ConfigError(
-            "WB110", f"PostgreSQL {connection.server_version // 10000} is too old: the bridge needs 14 or later",
+            "WB110", f"PostgreSQL {major} is too old: the bridge needs 14 or later",
             fix="upgrade the server",
         )  # fmt: skip
-    await _check_wal_level(connection)
-    await _check_role(connection)
-    facts = await publication_facts(connection, publication)
-    if facts is None:
-        missing = publication_missing(publication, "", await _tables_with_key(connection))
-        raise ConfigError(missing.code, missing.what, means=missing.means, fix=missing.fix)
-    await _check_slot(connection, slot, temporary=temporary)
-    return [*await _look_between(connection), *_look_at_encoding(connection)]
+    return Looked(f"{major}.{minor}")
 
 
-async def _check_wal_level(connection: PgConnection) -> None:
-    ((level, standby),) = await connection.query("SELECT current_setting('wal_level'), pg_is_in_recovery()")
+async def _check_wal_level(connection: PgConnection, _source: SourceConfig) -> Looked:
+    ((level,),) = await connection.query("SELECT current_setting('wal_level')")
     if level != "logical":
         raise ConfigError(
             "WB111", f"wal_level is {level}; it must be logical",
@@ -42,14 +61,31 @@ async def _check_wal_level(connection: PgConnection) -> None:
             fix="ALTER SYSTEM SET wal_level = 'logical';   -- then restart PostgreSQL. "
             "RDS: rds.logical_replication = 1; Cloud SQL: cloudsql.logical_decoding = on",
         )  # fmt: skip
-    if standby == "t" and connection.server_version < 160000:
+    return Looked(level)
+
+
+async def _check_standby(connection: PgConnection, _source: SourceConfig) -> Looked:
+    """Refuse a standby that cannot be read, and find one whose primary does not hear what it needs."""
+    if not connection.is_standby:
+        return Looked("primary")
+    if connection.server_version < 160000:
         raise ConfigError(
             "WB121", f"PostgreSQL at {connection.address} is a standby, and changes cannot be read from one before version 16",
             fix="give the primary's address; or all hosts and target_session_attrs=primary in DATABASE_URL",
         )  # fmt: skip
+    ((feedback,),) = await connection.query("SELECT current_setting('hot_standby_feedback')")
+    if feedback == "on":
+        return Looked("a standby, with hot_standby_feedback")
+    deaf = Problem(
+        "WB125",
+        "the server is a standby with hot_standby_feedback = off",
+        means="VACUUM on the primary removes rows that the slot or a snapshot here still needs: the slot is lost then",
+        fix="ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf();   -- on the standby",
+    )
+    return Looked("a standby", (deaf,))
 
 
-async def _check_role(connection: PgConnection) -> str:
+async def _check_role(connection: PgConnection, _source: SourceConfig) -> Looked:
     ((role, allowed),) = await connection.query(
         "SELECT rolname, rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user"
     )
@@ -67,7 +103,16 @@ async def _check_role(connection: PgConnection) -> str:
             await identify_system(replication)
         finally:
             replication.close()
-    return role or ""
+    return Looked(f"{role} may replicate")
+
+
+async def _check_publication(connection: PgConnection, source: SourceConfig) -> Looked:
+    facts = await publication_facts(connection, source.publication)
+    if facts is None:
+        missing = publication_missing(source.publication, "", await _tables_with_key(connection))
+        raise ConfigError(missing.code, missing.what, means=missing.means, fix=missing.fix)
+    published = {"inserts": facts.inserts, "updates": facts.updates, "deletes": facts.deletes, "truncates": facts.truncates}
+    return Looked(f"{source.publication}: {', '.join(name for name, is_on in published.items() if is_on) or 'no operation'}")
 
 
 async def _tables_with_key(connection: PgConnection) -> list[str]:
@@ -84,43 +129,34 @@ async def _tables_with_key(connection: PgConnection) -> list[str]:
     return [f"{quoted(schema or '')}.{quoted(table or '')}" for schema, table in rows]
 
 
-async def _look_between(connection: PgConnection) -> list[Problem]:
-    """Find a pooler, which makes up process ids for its clients; WAL without a limit; a standby whose primary does not hear."""
-    ((pid, keep, feedback),) = await connection.query(
-        "SELECT pg_backend_pid(), current_setting('max_slot_wal_keep_size'), current_setting('hot_standby_feedback')"
+async def _check_pooler(connection: PgConnection, _source: SourceConfig) -> Looked:
+    """Find a pooler, which makes up process ids for its clients."""
+    ((pid,),) = await connection.query("SELECT pg_backend_pid()")
+    if pid == str(connection.backend_pid):
+        return Looked("no pooler in between")
+    pooler = Problem(
+        "WB119",
+        f"a connection pooler answers at {connection.address}, not PostgreSQL itself",
+        means="most poolers do not pass replication on",
+        fix="give PostgreSQL's own address and port, often 5432, with PG_HOST and PG_PORT or DATABASE_URL",
     )
-    problems: list[Problem] = []
-    if pid != str(connection.backend_pid):
-        problems.append(
-            Problem(
-                "WB119",
-                f"a connection pooler answers at {connection.address}, not PostgreSQL itself",
-                means="most poolers do not pass replication on",
-                fix="give PostgreSQL's own address and port, often 5432, with PG_HOST and PG_PORT or DATABASE_URL",
-            )
-        )
-    if keep == "-1":
-        problems.append(
-            Problem(
-                "WB120",
-                "max_slot_wal_keep_size is -1: nothing limits the WAL that PostgreSQL keeps for the slot",
-                means="a bridge that is stopped for long lets PostgreSQL's disk fill up",
-                fix="ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();   -- what the disk can spare",
-            )
-        )
-    if connection.is_standby and feedback != "on":
-        problems.append(
-            Problem(
-                "WB125",
-                "the server is a standby with hot_standby_feedback = off",
-                means="VACUUM on the primary removes rows that the slot or a snapshot here still needs: the slot is lost then",
-                fix="ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf();   -- on the standby",
-            )
-        )
-    return problems
+    return Looked("a pooler", (pooler,))
 
 
-def _look_at_encoding(connection: PgConnection) -> list[Problem]:
+async def _check_wal_limit(connection: PgConnection, _source: SourceConfig) -> Looked:
+    ((keep,),) = await connection.query("SELECT current_setting('max_slot_wal_keep_size')")
+    if keep != "-1":
+        return Looked(f"max_slot_wal_keep_size = {keep}")
+    unlimited = Problem(
+        "WB120",
+        "max_slot_wal_keep_size is -1: nothing limits the WAL that PostgreSQL keeps for the slot",
+        means="a bridge that is stopped for long lets PostgreSQL's disk fill up",
+        fix="ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();   -- what the disk can spare",
+    )
+    return Looked("no limit", (unlimited,))
+
+
+async def _check_encoding(connection: PgConnection, _source: SourceConfig) -> Looked:
     """Say what text is no character of Unicode, and what becomes of it."""
     name = connection.server_encoding
     if name == "SQL_ASCII":
@@ -134,18 +170,13 @@ def _look_at_encoding(connection: PgConnection) -> list[Problem]:
             "PostgreSQL does not send a row with such a character: the bridge ends there (WB109)",
         )
     else:
-        return []
-    return [
-        Problem(
-            "WB123",
-            what,
-            means=means,
-            fix="CREATE DATABASE app_utf8 ENCODING 'UTF8' TEMPLATE template0;   -- and move the data there",
-        )
-    ]
+        return Looked(name)
+    fix = "CREATE DATABASE app_utf8 ENCODING 'UTF8' TEMPLATE template0;   -- and move the data there"
+    return Looked(name, (Problem("WB123", what, means=means, fix=fix),))
 
 
-async def _check_slot(connection: PgConnection, slot: str, *, temporary: bool) -> None:
+async def _check_slot(connection: PgConnection, source: SourceConfig) -> Looked:
+    slot, temporary = source.slot, source.temporary
     state = await slot_state(connection, slot)
     ((database,),) = await connection.query("SELECT current_database()")
     if state is None:
@@ -161,7 +192,7 @@ async def _check_slot(connection: PgConnection, slot: str, *, temporary: bool) -
                     fix=f"ALTER SYSTEM SET {name} = {int(most or 0) + 10};   -- then restart PostgreSQL; or drop unused "
                     "slots: SELECT slot_name, active FROM pg_replication_slots",
                 )  # fmt: skip
-        return
+        return Looked(f"{slot} is made at the bridge's first start: {slots} of {slots_max} slots are in use")
     if temporary and state.temporary:
         raise SourceUnavailable(
             "WB104", f"temporary slot {slot} is still there",
@@ -179,3 +210,18 @@ async def _check_slot(connection: PgConnection, slot: str, *, temporary: bool) -
             raise ConfigError(
                 "WB114", f"slot {slot} {found}", fix="give the bridge a slot of its own: --slot NAME (it is created)"
             )
+    return Looked(f"{slot}, read by process {state.active_pid}" if state.active else f"{slot}, read by nobody now")
+
+
+CHECKS: Mapping[str, Check] = {
+    "version": _check_version,
+    "wal_level": _check_wal_level,
+    "standby": _check_standby,
+    "role": _check_role,
+    "publication": _check_publication,
+    "slot": _check_slot,
+    "pooler": _check_pooler,
+    "WAL limit": _check_wal_limit,
+    "encoding": _check_encoding,
+}
+"""What is looked at -> the check."""

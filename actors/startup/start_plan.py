@@ -87,18 +87,14 @@ async def find_start(
     another slot.
     """
     slot, stream, temporary = config.source.slot, config.publish.stream, config.source.temporary
-    record, revision, history = await _read_record(js, stream)
-    check_owner(record, stream, slot)
-    tail = await _read_tail(js, setup)
+    record, revision, history, tail = await _read_sink(js, stream, setup.last_seq, slot)
     position, unheld = tail_position(tail, record), unheld_at_end(tail, record)
-    if record is not None:
-        history = [*record.of_held(), *history]
     tokens, upgraded = sorted(tables), False
     # a table that was taken out of the publication meanwhile may have been published when its changes were lost
     affected = sorted({*tables, *(_tables_before(record) if record else ())})
     replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge startup")
     try:
-        source = await _read_source(connection, replication, slot, record)
+        source = await _read_source(connection, replication, slot)
         if config.accept_upgrade and record is not None and record.system_id != source.system_id:
             contradiction = why_no_upgrade(source, tail, record, position, tables)
             if contradiction:
@@ -156,6 +152,29 @@ async def find_start(
     )  # fmt: skip
 
 
+async def foresee_start(config: Config, connection: PgConnection, js: JetStream, last_seq: int) -> Start | None:
+    """Decide as `find_start` would now, without changing anything; None if the bridge would begin with a new slot.
+
+    `last_seq` is the CDC stream's, which must exist, as must KV `bridges`. Raises what `find_start` raises, also where the user
+    would accept the gap.
+    """
+    slot = config.source.slot
+    replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge doctor")
+    try:
+        # a bridge may be at work: what the slot has confirmed by now is in the record that is read next, and what the stream
+        # holds then is in the WAL that ends after that
+        before = await _read_source(connection, replication, slot)
+        record, _, history, tail = await _read_sink(js, config.publish.stream, last_seq, slot)
+        source = replace(await _read_source(connection, replication, slot), confirmed_lsn=before.confirmed_lsn)
+    finally:
+        replication.close()
+    position = tail_position(tail, record)
+    loss = find_loss(source, tail, record, history, position)
+    if loss is not None:
+        raise loss_error(loss)
+    return None if source.confirmed_lsn is None else plan_start(source, tail, record, history, position, ())
+
+
 async def take_over(plan: StartPlan, js: JetStream, encoder: EventEncoder) -> StartPlan:
     """Tie the stream to this slot and server, and store the gap event, if any; return the plan without the gap.
 
@@ -182,6 +201,17 @@ async def take_over(plan: StartPlan, js: JetStream, encoder: EventEncoder) -> St
     return replace(plan, start=replace(plan.start, last_seq=seq, gap=None))
 
 
+async def _read_sink(
+    js: JetStream, stream: str, last_seq: int, slot: str
+) -> tuple[BridgeRecord | None, int, Sequence[BridgeRecord], StreamTail]:
+    """Read the record, its revision and older versions, and the tail. Raises ConfigError when the stream is another slot's."""
+    record, revision, history = await _read_record(js, stream)
+    check_owner(record, stream, slot)
+    if record is not None:
+        history = [*record.of_held(), *history]
+    return record, revision, history, await _read_tail(js, stream, last_seq)
+
+
 async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None, int, Sequence[BridgeRecord]]:
     entry = await js.kv_get(BRIDGES, stream)
     if entry is None:
@@ -191,18 +221,18 @@ async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None,
     return record, entry[1], [BridgeRecord.decode(old.data, stream) for old in older if old.data]
 
 
-async def _read_tail(js: JetStream, setup: StreamSetup) -> StreamTail:
-    if not setup.last_seq:
-        return StreamTail(setup.stream, 0, None)
+async def _read_tail(js: JetStream, stream: str, last_seq: int) -> StreamTail:
+    if not last_seq:
+        return StreamTail(stream, 0, None)
     # the message at last_seq may have been deleted by hand; with ">" nats-server 2.15 finds no earlier message then
-    message = await js.get_message(setup.stream, last_by_subj=CDC_ALL)
+    message = await js.get_message(stream, last_by_subj=CDC_ALL)
     if message is None:
-        return StreamTail(setup.stream, setup.last_seq, None, deleted=setup.last_seq)
+        return StreamTail(stream, last_seq, None, deleted=last_seq)
     msg_id = id_in(message.headers)
     event = await _last_event_of(js, message)
     subject = parse(message.subject)
     return StreamTail(
-        setup.stream, setup.last_seq, msg_id, msg_id is None, setup.last_seq - message.seq, _transaction_of(event),
+        stream, last_seq, msg_id, msg_id is None, last_seq - message.seq, _transaction_of(event),
         subject.token if subject is not None else "", event.get("relation_id"),
     )  # fmt: skip
 
@@ -232,7 +262,7 @@ def _transaction_of(event: Mapping[str, Any]) -> Transaction | None:
         return None
 
 
-async def _read_source(connection: PgConnection, replication: PgConnection, slot: str, record: BridgeRecord | None) -> Source:
+async def _read_source(connection: PgConnection, replication: PgConnection, slot: str) -> Source:
     identity = await identify_system(replication)
     switch_points: tuple[tuple[int, Lsn], ...] = ()
     if identity.timeline > 1:

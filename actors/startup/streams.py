@@ -142,6 +142,16 @@ def bucket_config(bucket: str, replicas: int) -> StreamConfig:
     )
 
 
+def wanted_streams(
+    js: JetStream, *, stream: str, replicas: int, fmt: SnapshotFormat, zstd: bool
+) -> list[tuple[Role, StreamConfig]]:
+    """Return every stream and bucket of a bridge, in the order in which missing ones are created, and how it would make it."""
+    buckets = [(role_of_bucket(bucket), bucket_config(bucket, replicas)) for bucket in buckets_of(zstd=zstd)]
+    changes = role_of_changes(stream), cdc_config(stream, replicas, js.connection.version)
+    snapshots = role_of_snapshots(fmt), init_config(replicas, fmt)
+    return [*buckets, (ROLE_OF_REQUESTS, requests_config(replicas)), changes, snapshots]
+
+
 async def prepare_streams(
     js: JetStream, *, stream: str, mode: PublishMode, replicas: int, fmt: SnapshotFormat = "map", zstd: bool = False
 ) -> StreamSetup:
@@ -149,27 +159,25 @@ async def prepare_streams(
 
     Raises ConfigError, with the command that fixes the cause, for what cannot work; SinkUnavailable when NATS does not answer.
     """
-    version = js.connection.version
-    buckets = [(role_of_bucket(bucket), bucket_config(bucket, replicas)) for bucket in buckets_of(zstd=zstd)]
-    changes = role_of_changes(stream), cdc_config(stream, replicas, version)
-    snapshots = role_of_snapshots(fmt), init_config(replicas, fmt)
-    infos = await _ensure(js, [*buckets, (ROLE_OF_REQUESTS, requests_config(replicas)), changes, snapshots], replicas)
+    infos = await _ensure(js, wanted_streams(js, stream=stream, replicas=replicas, fmt=fmt, zstd=zstd), replicas)
     info, init = infos[stream], infos[INIT]
     config = info["config"]
-    chosen = _mode(js, stream, mode, config)
+    chosen = publish_mode(js, stream, mode, config)
     requests = infos.get(REQUESTS)
     return StreamSetup(
         stream,
         b"" if takes(config, cdc_subjects("x")) else publish_prefix(stream).encode(),
         chosen,
         int(info["state"]["last_seq"]),
-        _payload_max(js, config) - (ATOMIC_HEADERS_BYTES if chosen == "durable" else 0),
-        _payload_max(js, init["config"]),
+        payload_max(js, config) - (ATOMIC_HEADERS_BYTES if chosen == "durable" else 0),
+        payload_max(js, init["config"]),
         requests is not None and takes(requests["config"], ROLE_OF_REQUESTS.published),
     )
 
 
-def _mode(js: JetStream, stream: str, wanted: PublishMode, config: Mapping[str, Any]) -> Literal["fast", "durable", "plain"]:
+def publish_mode(
+    js: JetStream, stream: str, wanted: PublishMode, config: Mapping[str, Any]
+) -> Literal["fast", "durable", "plain"]:
     """Return how events are published. Raises ConfigError if server or stream cannot do what was asked for."""
     version = js.connection.version
     has_fast = version >= (2, 14, 0) and bool(config.get("allow_batched"))
@@ -215,16 +223,17 @@ async def ensure_bucket(js: JetStream, bucket: str, replicas: int) -> None:
         await Sizes(js, replicas).create(bucket_config(bucket, replicas))
 
 
-def _payload_max(js: JetStream, config: Mapping[str, Any]) -> int:
+def payload_max(js: JetStream, config: Mapping[str, Any]) -> int:
+    """Return the bytes of the largest message that server and stream take. Raises ConfigError if that is too small."""
     limits = [js.connection.max_payload, int(config.get("max_msg_size", -1))]
-    payload_max = min(limit for limit in limits if limit > 0)
-    if payload_max < PAYLOAD_MIN_BYTES:  # the server's: the stream's has been checked
+    most = min(limit for limit in limits if limit > 0)
+    if most < PAYLOAD_MIN_BYTES:  # the server's: the stream's has been checked
         raise ConfigError(
             "WB233",
-            f"the server takes messages of at most {payload_max} bytes; the bridge needs {PAYLOAD_MIN_BYTES}",
+            f"the server takes messages of at most {most} bytes; the bridge needs {PAYLOAD_MIN_BYTES}",
             fix="raise max_payload of nats-server",
         )
-    return payload_max
+    return most
 
 
 async def _ensure(js: JetStream, wanted: Sequence[tuple[Role, StreamConfig]], replicas: int) -> dict[str, dict[str, Any]]:
@@ -279,13 +288,13 @@ async def _create(js: JetStream, wanted: StreamConfig, room: Sizes, missing: Seq
             found = await js.stream_info(str(wanted.name))
             if found is not None:  # another bridge has just made it
                 return found
-        raise await _cannot_create(js, wanted, room, missing, exc) from exc
+        raise await cannot_create(js, wanted, room, missing, exc) from exc
 
 
-async def _cannot_create(
+async def cannot_create(
     js: JetStream, wanted: StreamConfig, room: Sizes, missing: Sequence[StreamConfig], exc: JetStreamError | SinkRefused
 ) -> ConfigError:
-    """Say why, with the command that creates the stream; without permission, with those for all that is missing."""
+    """Return the error that says why, with the command that creates the stream; without permission, those for all missing."""
     err_code = exc.err_code if isinstance(exc, JetStreamError) else 0
     refused = isinstance(exc, SinkRefused)
     means, fix = "", "\n".join(_add_command(one, room.likely(one)) for one in (missing if refused else [wanted]))
