@@ -18,11 +18,14 @@ Environment: walbridge help env     An error by its code: walbridge help WB107
 
 Examples:
   walbridge demo
+  walbridge doctor
   walbridge mirror --tables users --to sqlite:///replica.db
   DATABASE_URL=postgresql://bridge@db/app NATS_URL=nats://nats walbridge
 """
 
 COMMANDS = {
+    "doctor:doctor": "Check PostgreSQL, NATS and the path between before going live, or beside a running bridge, with a fix for"
+    " each finding. Exit 0 fine, 1 warnings, 2 cannot work.",
     "status:status": "What a running bridge is doing: state, rates, positions, WAL held, snapshots, problems. Exit 0 while it"
     " streams.",
     "health:health": "Exit 0 while the bridge is streaming, 1 with the reason when it is not: for HEALTHCHECK and probes.",

@@ -69,19 +69,26 @@ async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) ->
             await trio.sleep(CHECK_UNREAD_EVERY_S)
 
 
-def _warn(telemetry: Telemetry, slot: str, health: SlotHealth) -> None:
+def held_problem(slot: str, health: SlotHealth) -> Problem | None:
+    """Return what to say of the WAL that is held for a slot; None while it is little."""
     held = health.lag_bytes
     if held < WARN_BYTES:
-        telemetry.problems.pop("wal", None)
-        return
+        return None
     level = "critical" if held >= CRITICAL_BYTES else "warning"
     limit = "without limit" if not health.wal_limited else f"{health.safe_wal_bytes} bytes before it is lost"
-    what = f"slot {slot} holds {held >> 20} MB of WAL ({level}; {limit})"
-    log.warning(what, wal_status=health.wal_status, restart_lsn=health.restart_lsn, current_lsn=health.current_lsn)
-    telemetry.problems["wal"] = Problem(
+    return Problem(
         "WB160",
-        what,
+        f"slot {slot} holds {held >> 20} MB of WAL ({level}; {limit})",
         means="PostgreSQL's disk fills while the bridge, NATS or an open transaction holds the slot back",
         fix="GET /status names the blocked stage; long transactions: "
         "SELECT pid, xact_start, query FROM pg_stat_activity WHERE backend_xmin IS NOT NULL ORDER BY xact_start",
     )
+
+
+def _warn(telemetry: Telemetry, slot: str, health: SlotHealth) -> None:
+    problem = held_problem(slot, health)
+    if problem is None:
+        telemetry.problems.pop("wal", None)
+        return
+    log.warning(problem.what, wal_status=health.wal_status, restart_lsn=health.restart_lsn, current_lsn=health.current_lsn)
+    telemetry.problems["wal"] = problem

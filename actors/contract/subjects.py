@@ -187,6 +187,23 @@ def is_dictionary_of(key: str, token: str, stream: str = CDC) -> bool:
 _OWN_PATTERNS = (CDC_ALL, INIT_ALL, "snapshot.>", "$KV.>")
 """Where nobody but bridges publishes, except requests for snapshots."""
 
+
+def trial_subjects(stream: str, tokens: Iterable[str], *, arrays: bool, zstd: bool) -> list[str]:
+    """Return subjects on which a bridge's user must be allowed to publish, to try it: nobody expects anything on them.
+
+    Only the bridge's record is a real one: the user may be allowed no other key.
+    """
+    prefix, keys = publish_prefix(stream), (schema_key(BRIDGE_TOKEN, stream), dictionary_key(BRIDGE_TOKEN, stream=stream))
+    found = [f"{prefix}cdc.{token}.trial" for token in (BRIDGE_TOKEN, *tokens)]
+    found += [f"init.trial.{BRIDGE_TOKEN}", *(arrays_of_table(BRIDGE_TOKEN) if arrays else ())]
+    found += [
+        bucket_key(BRIDGES, stream),
+        bucket_key(BRIDGES, published_key(BRIDGE_TOKEN, stream)),
+        bucket_key(SCHEMAS, keys[0]),
+    ]
+    return [*found, bucket_key(DICTIONARIES, keys[1])] if zstd else found
+
+
 # -- reading
 
 Kind = Literal[

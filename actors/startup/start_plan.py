@@ -40,7 +40,7 @@ from actors.startup.streams import StreamSetup
 from actors.startup.upgrade import after_upgrade, no_upgrade, why_no_upgrade
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import Problem
-from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, OWN_MSG_ID_HEADER, WRONG_LAST_SEQUENCE
+from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, OWN_MSG_ID_HEADER, WRONG_LAST_SEQUENCE, ErrCode
 
 log = get_logger("startup")
 
@@ -152,11 +152,11 @@ async def find_start(
     )  # fmt: skip
 
 
-async def foresee_start(config: Config, connection: PgConnection, js: JetStream, last_seq: int) -> Start | None:
+async def foresee_start(config: Config, connection: PgConnection, js: JetStream) -> Start | None:
     """Decide as `find_start` would now, without changing anything; None if the bridge would begin with a new slot.
 
-    `last_seq` is the CDC stream's, which must exist, as must KV `bridges`. Raises what `find_start` raises, also where the user
-    would accept the gap.
+    A missing stream or bucket is taken for an empty one. Raises what `find_start` raises, also where the user would accept the
+    gap.
     """
     slot = config.source.slot
     replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge doctor")
@@ -164,7 +164,7 @@ async def foresee_start(config: Config, connection: PgConnection, js: JetStream,
         # a bridge may be at work: what the slot has confirmed by now is in the record that is read next, and what the stream
         # holds then is in the WAL that ends after that
         before = await _read_source(connection, replication, slot)
-        record, _, history, tail = await _read_sink(js, config.publish.stream, last_seq, slot)
+        record, _, history, tail = await _read_sink(js, config.publish.stream, None, slot)
         source = replace(await _read_source(connection, replication, slot), confirmed_lsn=before.confirmed_lsn)
     finally:
         replication.close()
@@ -202,18 +202,29 @@ async def take_over(plan: StartPlan, js: JetStream, encoder: EventEncoder) -> St
 
 
 async def _read_sink(
-    js: JetStream, stream: str, last_seq: int, slot: str
+    js: JetStream, stream: str, last_seq: int | None, slot: str
 ) -> tuple[BridgeRecord | None, int, Sequence[BridgeRecord], StreamTail]:
-    """Read the record, its revision and older versions, and the tail. Raises ConfigError when the stream is another slot's."""
+    """Read the record, its revision and older versions, and the tail, at `last_seq` or wherever it is after that.
+
+    Raises ConfigError when the stream is another slot's.
+    """
     record, revision, history = await _read_record(js, stream)
     check_owner(record, stream, slot)
     if record is not None:
         history = [*record.of_held(), *history]
+    if last_seq is None:
+        info = await js.stream_info(stream)
+        last_seq = int(info["state"]["last_seq"]) if info is not None else 0
     return record, revision, history, await _read_tail(js, stream, last_seq)
 
 
 async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None, int, Sequence[BridgeRecord]]:
-    entry = await js.kv_get(BRIDGES, stream)
+    try:
+        entry = await js.kv_get(BRIDGES, stream)
+    except JetStreamError as exc:
+        if exc.err_code != ErrCode.STREAM_NOT_FOUND:
+            raise
+        entry = None
     if entry is None:
         return None, 0, ()
     record = BridgeRecord.decode(entry[0], stream)

@@ -76,6 +76,8 @@ class Sizes:
 
     def __init__(self, js: JetStream, replicas: int) -> None:
         self._js, self._replicas = js, replicas
+        self.fits = True
+        """Whether `plan` and `fit` have found room for all that is missing, as far as they can tell."""
         self._share = 1.0
         self._required = False
         self._made: dict[str, tuple[StreamConfig, int, int]] = {}  # name -> configuration, default size, size
@@ -91,6 +93,7 @@ class Sizes:
         room = room_of(account, self._replicas)
         if room is not None:
             total = sum(self._default(wanted) for wanted in missing)
+            self.fits = total * SHARES[-1] * _SPARE <= room
             self._share = next((share for share in SHARES if total * share * _SPARE <= room), SHARES[-1])
 
     async def fit(self, missing: Sequence[StreamConfig], existing: Mapping[str, Any]) -> None:
@@ -108,6 +111,7 @@ class Sizes:
                 return
             except JetStreamError as exc:
                 if exc.err_code in NO_ROOM - {ErrCode.STREAM_MAX_BYTES_EXCEEDED}:
+                    self.fits = share != SHARES[-1]
                     continue
             return
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, SubjectTransform
 
@@ -126,6 +126,14 @@ def requests_config(replicas: int) -> StreamConfig:
     )
 
 
+def passing_config(name: str) -> StreamConfig:
+    """Return the configuration of a stream that is needed for a moment only, and of a test of the path alone."""
+    return StreamConfig(
+        name=name, subjects=[publish_prefix(name) + CDC_ALL], storage=StorageType.MEMORY, max_age=60, max_bytes=64 * 1024,
+        num_replicas=1,
+    )  # fmt: skip
+
+
 def bucket_config(bucket: str, replicas: int) -> StreamConfig:
     """Return the configuration of a bucket, as the nats command line would make it."""
     return StreamConfig(
@@ -142,14 +150,19 @@ def bucket_config(bucket: str, replicas: int) -> StreamConfig:
     )
 
 
-def wanted_streams(
-    js: JetStream, *, stream: str, replicas: int, fmt: SnapshotFormat, zstd: bool
-) -> list[tuple[Role, StreamConfig]]:
+class WantedStream(NamedTuple):
+    """A stream or bucket of a bridge, and how the bridge would make it."""
+
+    role: Role
+    config: StreamConfig
+
+
+def wanted_streams(js: JetStream, *, stream: str, replicas: int, fmt: SnapshotFormat, zstd: bool) -> list[WantedStream]:
     """Return every stream and bucket of a bridge, in the order in which missing ones are created, and how it would make it."""
-    buckets = [(role_of_bucket(bucket), bucket_config(bucket, replicas)) for bucket in buckets_of(zstd=zstd)]
-    changes = role_of_changes(stream), cdc_config(stream, replicas, js.connection.version)
-    snapshots = role_of_snapshots(fmt), init_config(replicas, fmt)
-    return [*buckets, (ROLE_OF_REQUESTS, requests_config(replicas)), changes, snapshots]
+    buckets = [WantedStream(role_of_bucket(bucket), bucket_config(bucket, replicas)) for bucket in buckets_of(zstd=zstd)]
+    changes = WantedStream(role_of_changes(stream), cdc_config(stream, replicas, js.connection.version))
+    snapshots = WantedStream(role_of_snapshots(fmt), init_config(replicas, fmt))
+    return [*buckets, WantedStream(ROLE_OF_REQUESTS, requests_config(replicas)), changes, snapshots]
 
 
 async def prepare_streams(
@@ -236,7 +249,7 @@ def payload_max(js: JetStream, config: Mapping[str, Any]) -> int:
     return most
 
 
-async def _ensure(js: JetStream, wanted: Sequence[tuple[Role, StreamConfig]], replicas: int) -> dict[str, dict[str, Any]]:
+async def _ensure(js: JetStream, wanted: Sequence[WantedStream], replicas: int) -> dict[str, dict[str, Any]]:
     """Return the infos of all streams by name; create what is missing, and check what exists.
 
     Without stream REQUESTS, which may be left out, requests are received only while the bridge runs. Transient errors, and

@@ -49,15 +49,20 @@ async def serve_app(
             await hypercorn.trio.serve(_finishing(app), settings, shutdown_trigger=trio.sleep_forever, task_status=task_status)
     except* OSError as group:
         error = most_telling(group)
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                "WB005", f"--port {http.port} is taken",
-                means="Prometheus uses 9090 by default" if http.port == 9090 else "",
-                fix=f"give another one, e.g. --port {http.port + 1 if http.port < 65535 else 9091}",
-            ) from None  # fmt: skip
-        raise ConfigError(
-            "WB005", f"cannot listen on {settings.bind[0]}", said=str(error), fix="give --bind and --port"
-        ) from None
+        assert isinstance(error, OSError)
+        raise cannot_listen(http, error) from None
+
+
+def cannot_listen(http: HttpConfig, error: OSError, said: str = "") -> ConfigError:
+    """Return the error for an address on which the bridge cannot listen."""
+    port, host = http.port, f"[{http.bind}]" if ":" in http.bind else http.bind
+    if error.errno != errno.EADDRINUSE:
+        return ConfigError("WB005", f"cannot listen on {host}:{port}", said=str(error), fix="give --bind and --port")
+    return ConfigError(
+        "WB005", f"--port {port} is taken", said=said,
+        means="Prometheus uses 9090 by default" if port == 9090 else "",
+        fix=f"give another one, e.g. --port {port + 1 if port < 65535 else 9091}",
+    )  # fmt: skip
 
 
 class _Settings(hypercorn.Config):

@@ -25,6 +25,8 @@ OWN_MSG_ID_HEADER = "Walbridge-Msg-Id"
 """The id of a message that JetStream would drop, because it remembers the id of a message that it no longer holds."""
 EXPECTED_LAST_SEQUENCE_HEADER = "Nats-Expected-Last-Sequence"
 EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_STREAM_HEADER = "Nats-Expected-Stream"
+"""A stream of another name refuses the message."""
 ATOMIC_HEADERS_BYTES = sum(
     map(
         len,

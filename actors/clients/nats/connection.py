@@ -39,6 +39,7 @@ CONNECT_TIMEOUT_S = 5.0
 PING_EVERY_S = 20.0
 PONG_WITHIN_S = 10.0
 RECEIVE_BYTES = 256 * 1024
+ALLOW = "walbridge export nats-permissions   # prints the rights; put them into nats-server's configuration and reload it"
 
 
 class SinkRefused(SinkUnavailable):
@@ -122,7 +123,7 @@ class NatsConnection:
         if reply.refused:
             raise SinkRefused(
                 "WB204", f"NATS user may not publish to {subject}", said=reply.refused,
-                fix="allow it in the server's permissions for this user",
+                fix=ALLOW,
             )  # fmt: skip
         if reply.message is None:
             raise SinkUnavailable("WB202", f"no reply to {subject} within {timeout_s:g} s", means="NATS is gone or overloaded")
@@ -181,7 +182,7 @@ class NatsConnection:
                     reply.refused = text
                     reply.came.set()
                     return
-            raise SinkRefused("WB204", "NATS user may not do this", said=text, fix="allow it in the server's permissions")
+            raise SinkRefused("WB204", "NATS user may not do this", said=text, fix=ALLOW)
         raise SinkUnavailable("WB203", f"NATS {self.server} ended the connection", said=text)
 
     async def _keep_alive(self) -> None:

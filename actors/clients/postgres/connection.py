@@ -339,7 +339,10 @@ async def _attempts(words: dict[str, Any], address: str) -> list[dict[str, Any]]
         addresses = dict.fromkeys(str(entry[4][0]) for entry in resolved)
         found += [{**attempt, "hostaddr": found_address} for found_address in addresses]
     if not found:
-        raise SourceUnavailable("WB101", f"PostgreSQL at {address} cannot be found", said="; ".join(failures))
+        raise SourceUnavailable(
+            "WB101", f"PostgreSQL at {address} cannot be found", said="; ".join(failures),
+            fix="set PG_HOST (or DATABASE_URL) to a name that this machine knows",
+        )  # fmt: skip
     if words.get("load_balance_hosts") == "random":
         random.shuffle(found)
     return [{**attempt, "target_session_attrs": "standby"} for attempt in found] + found if prefer_standby else found

@@ -53,15 +53,35 @@ async def slot_waits(connection: PgConnection, slot: str, creating_pid: int) -> 
         for pid, seconds, query in rows
     ]  # fmt: skip
     rows = await connection.query(_PREPARED, (creating_pid,))
-    return found + [
+    return found + [_waits_for_prepared(slot, *row) for row in rows]
+
+
+OLD_S = 60
+"""A transaction that has been open for so long may stay open."""
+
+
+async def writers_before_slot(connection: PgConnection, slot: str) -> list[Problem]:
+    """Return what a slot that is made now would wait for, apart from transactions that will soon end."""
+    if connection.is_standby:
+        return []
+    rows = await connection.query(_WRITERS, (OLD_S,))
+    found = [
         _waits(
-            slot, f"for the prepared transaction {gid} of database {database}",
-            "a prepared transaction stays open without a session, over restarts too",
-            f"COMMIT PREPARED {literal};   -- or: ROLLBACK PREPARED {literal}; in database {database}",
-            said=f"prepared {seconds} s ago",
+            slot, f"for process {pid} to end its transaction", "",
+            f"SELECT pg_terminate_backend({pid});   -- or let it end", said=f"open for {seconds} s: {query}",
         )
-        for gid, literal, database, seconds in rows
+        for pid, seconds, query in rows
     ]  # fmt: skip
+    return found + [_waits_for_prepared(slot, *row) for row in await connection.query(_ALL_PREPARED)]
+
+
+def _waits_for_prepared(slot: str, gid: str | None, literal: str | None, database: str | None, seconds: str | None) -> Problem:
+    return _waits(
+        slot, f"for the prepared transaction {gid} of database {database}",
+        "a prepared transaction stays open without a session, over restarts too",
+        f"COMMIT PREPARED {literal};   -- or: ROLLBACK PREPARED {literal}; in database {database}",
+        said=f"prepared {seconds} s ago",
+    )  # fmt: skip
 
 
 PRIMARY_MEANS = (
@@ -76,6 +96,14 @@ FROM unnest(pg_blocking_pids($1::int)) b(pid) JOIN pg_stat_activity a ON a.pid =
 _PREPARED = """
 SELECT p.gid, quote_literal(p.gid), p.database, extract(epoch FROM now() - p.prepared)::int
 FROM pg_locks l JOIN pg_prepared_xacts p ON p.transaction = l.transactionid WHERE l.pid = $1::int AND NOT l.granted
+"""
+_WRITERS = """
+SELECT pid, extract(epoch FROM now() - xact_start)::int, left(query, 200) FROM pg_stat_activity
+WHERE backend_xid IS NOT NULL AND xact_start < now() - make_interval(secs => $1::int) ORDER BY xact_start LIMIT 3
+"""  # of other roles' sessions, a role without pg_read_all_stats sees no start
+_ALL_PREPARED = """
+SELECT gid, quote_literal(gid), database, extract(epoch FROM now() - prepared)::int
+FROM pg_prepared_xacts ORDER BY prepared LIMIT 3
 """
 
 

@@ -1,0 +1,69 @@
+"""One run of `walbridge doctor`: first PostgreSQL, then NATS, then the path between them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, closing
+from functools import partial
+
+from psycopg import conninfo
+
+from actors.clients.nats.auth import servers_of
+from actors.clients.nats.connection import NatsConnection, open_nats
+from actors.clients.postgres.connection import PgConnection
+from actors.doctor.checking import check_alone, leave, make_checks
+from actors.doctor.nats_checks import NatsSide
+from actors.doctor.path_checks import PathSide, check_port, open_both
+from actors.doctor.postgres_checks import PostgresSide
+from actors.doctor.report import Report
+from actors.settings.config import Config
+
+
+async def examine(config: Config, *, with_round_trip: bool) -> Report:
+    """Make all checks. Changes nothing, unless `with_round_trip`, which removes what it made."""
+    report = Report(setup_of(config))
+
+    @asynccontextmanager
+    async def postgres() -> AsyncGenerator[PgConnection]:
+        connection = await PgConnection.connect(config.postgres, application_name="walbridge doctor")
+        with closing(connection):
+            await connection.query("SET lock_timeout = '1s'")  # as the bridge's own connection to the catalog
+            major, minor = divmod(connection.server_version, 10000)
+            report.servers["PostgreSQL"] = f"PostgreSQL {major}.{minor}"
+            yield connection
+
+    @asynccontextmanager
+    async def nats() -> AsyncGenerator[NatsConnection]:
+        async with open_nats(config.nats, set()) as connection:
+            cluster = connection.info.get("cluster")
+            report.servers["NATS"] = f"nats-server {connection.info.get('version')}" + (
+                f", cluster {cluster}" if cluster else ""
+            )
+            yield connection
+
+    source = PostgresSide(config.postgres, config.source)
+    has_postgres = await make_checks(report, "PostgreSQL", source.checks(), postgres)
+    sink = NatsSide(config, [table.token for table in source.tables])
+    has_nats = await make_checks(report, "NATS", sink.checks(), nats)
+    path = PathSide(config, source, sink).checks(with_round_trip=with_round_trip)
+    if has_postgres and has_nats:
+        await make_checks(report, "Path", path, partial(open_both, config))
+    else:
+        leave(report, "Path", list(path), "it needs both servers")
+    await check_alone(report, "Path", "HTTP port", partial(check_port, config.http, config.source.slot))
+    return report
+
+
+def setup_of(config: Config) -> dict[str, str]:
+    """Return what is checked, in words without a secret."""
+    words = conninfo.conninfo_to_dict(config.postgres.conninfo)
+    where = f"{words.get('host') or 'localhost'}:{words.get('port') or 5432}/{words.get('dbname') or words.get('user') or ''}"
+    servers = servers_of(config.nats.urls, set())
+    user = config.nats.user or next((server.user for server in servers if server.user), "")
+    return {
+        "postgres": f"{where} as {words.get('user')}",
+        "nats": ", ".join(map(str, servers)) + (f" as {user}" if user else ""),
+        "slot": config.source.slot,
+        "publication": config.source.publication,
+        "stream": config.publish.stream,
+    }

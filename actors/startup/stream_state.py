@@ -1,0 +1,53 @@
+"""What the state of streams, and one stream beside another, means for a bridge and its readers. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from actors.telemetry.quantities import span
+from actors.telemetry.telemetry import Problem
+
+USUAL_REPLICAS = 3
+
+
+def replica_problem(info: Mapping[str, Any], servers: int) -> Problem | None:
+    """Return what is wrong with a stream's copies; `servers` is how many the cluster has, 1 without a cluster.
+
+    `info` is a reply of STREAM.INFO.
+    """
+    name, copies = info["config"]["name"], int(info["config"].get("num_replicas") or 1)
+    cluster = info.get("cluster") or {}
+    if servers > 1 and not cluster.get("leader"):
+        return Problem(
+            "WB245", f"stream {name} has no leader", means="nothing can be stored in it until most of its servers are back",
+            fix=f"nats stream info {name}   # start the servers that are down",
+        )  # fmt: skip
+    late = [str(peer.get("name")) for peer in cluster.get("replicas") or () if peer.get("offline") or not peer.get("current")]
+    if late:
+        return Problem(
+            "WB245", f"stream {name}: {', '.join(late)} {'is' if len(late) == 1 else 'are'} offline or behind",
+            means="one more server that fails may stop the stream", fix=f"nats stream info {name}   # which, and since when",
+        )  # fmt: skip
+    if copies < min(USUAL_REPLICAS, servers):
+        return Problem(
+            "WB245", f"stream {name} has num_replicas = {copies} in a cluster",
+            means="nothing is stored while one certain server is away; if that server's disk is lost, so is the stream",
+            fix=f"nats stream edit {name} --replicas={USUAL_REPLICAS}",
+        )  # fmt: skip
+    return None
+
+
+def history_problem(changes: Mapping[str, Any], snapshots: Mapping[str, Any]) -> Problem | None:
+    """Return what is wrong if snapshots are kept for longer than the changes that must follow them. Both are configurations."""
+    kept_s, snapshots_s = (int(config.get("max_age") or 0) / 1e9 for config in (changes, snapshots))
+    if not kept_s or (snapshots_s and snapshots_s <= kept_s):
+        return None
+    name = changes["name"]
+    until = f"for {span(snapshots_s)}" if snapshots_s else "without a limit"
+    return Problem(
+        "WB246", f"stream {name} keeps changes for {span(kept_s)}, stream {snapshots['name']} keeps snapshots {until}",
+        means=f"from a snapshot that is older than {span(kept_s)}, or takes longer, readers cannot go on: they ask for another",
+        fix=f"nats stream edit {name} --max-age=8d   # or for snapshots: nats stream edit {snapshots['name']} "
+        f"--max-age={max(1, int(kept_s))}s",
+    )  # fmt: skip
