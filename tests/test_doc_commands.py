@@ -60,6 +60,7 @@ def blocks() -> list[Block]:
 RUN_HERE = {
     "README.md#With your own servers": "test_the_readmes_way_to_ones_own_servers",
     "README.md#A live copy": "test_a_live_copy_and_its_proof",
+    "docs/operations.md#Before going live": "test_the_doctor_before_going_live",
     "docs/mirror.md#Start one": "test_a_live_copy_and_its_proof",
     "docs/mirror.md#Prove it": "test_a_live_copy_and_its_proof",
 }
@@ -222,6 +223,24 @@ def test_a_live_copy_and_its_proof(
         assert proof.returncode == 0, proof.stdout + proof.stderr
         assert alike(proof.stdout) == alike(prove.prints)
     assert bridge.get("/ready")[0] == 200
+
+
+@pytest.mark.own_servers("the documents' NATS has no password")
+def test_the_doctor_before_going_live(role: str, database: Database, nats: NatsServer, tmp_path: Path) -> None:
+    shell = Shell(tmp_path, invented(database, nats, role))
+    _, postgres, to_nats, _ = the_block("README.md#With your own servers").commands.splitlines()
+    sample = the_block("docs/operations.md#Before going live")
+    done = shell.run(f"{postgres}\n{to_nats}\n{sample.commands}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    printed = done.stdout.replace(f"127.0.0.1:{database.server.port}/{database.name}", "db.example.org:5432/app")
+    printed = printed.replace(nats.url.removeprefix("nats://"), "nats.example.org:4222")
+    assert numberless(printed) == numberless(sample.prints)
+
+
+def numberless(printed: str) -> list[str]:
+    """Lines without figures and widths; what else the shared server has slots for may differ."""
+    lines = [" ".join(re.sub(r"[+-]?\d[\d.,:]*", "N", line).split()) for line in printed.splitlines()]
+    return [line for line in lines if "other slot" not in line]
 
 
 def alike(printed: str) -> list[list[str]]:

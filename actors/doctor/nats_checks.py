@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from actors.clients.nats.connection import ALLOW, NatsConnection, SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
-from actors.clients.nats.trials import may_subscribe, refused_publishes, refused_requests
+from actors.clients.nats.trials import NOT_A_REQUEST, may_subscribe, refused_publishes, refused_requests
 from actors.contract.subjects import (
     BRIDGE_TOKEN,
     BRIDGES,
@@ -18,6 +20,7 @@ from actors.contract.subjects import (
     SCHEMAS,
     bucket_of,
     bucket_stream,
+    request,
     trial_subjects,
 )
 from actors.doctor.checking import Check, Found, NotChecked, warned
@@ -146,10 +149,11 @@ class NatsSide:
             if self.infos:
                 await self._room.fit(missing, next(iter(self.infos.values()))["config"])
         room = self._room
-        subject = f"STREAM.CREATE.{wanted.name}"
-        if await refused_requests(js.connection, [subject]):
-            refusal = SinkRefused("WB204", f"NATS user may not publish to $JS.API.{subject}")
-            error = await cannot_create(js, wanted, room, missing, refusal)
+        action = f"STREAM.CREATE.{wanted.name}"
+        refused = await refused_requests(js.connection, {action: NOT_A_REQUEST})
+        if refused:
+            (said,) = refused.values()
+            error = await cannot_create(js, wanted, room, missing, SinkRefused("WB204", "it may not be asked for", said=said))
             return Found("", [("warn" if wanted.name == REQUESTS else "fail", error)])
         if await self._taken(js, wanted.subjects or ()):
             overlap = JetStreamError(f"create stream {wanted.name}", 400, ErrCode.SUBJECTS_OVERLAP, "subjects overlap")
@@ -239,7 +243,11 @@ class NatsSide:
     async def _payload(self, connection: NatsConnection) -> Found:
         js = JetStream(connection)
         configs = [self._changes(js), *([self.infos[INIT]["config"]] if INIT in self.infos else [])]
-        self.payload_max = min(payload_max(js, config) for config in configs)
+        of_server = payload_max(js, {})
+        try:
+            self.payload_max = min(of_server, *(payload_max(js, config) for config in configs))
+        except ConfigError:
+            raise NotChecked("a stream takes only small messages") from None
         return Found(f"messages of up to {human_bytes(self.payload_max)}")
 
     async def _durability(self, connection: NatsConnection) -> Found:
@@ -263,9 +271,12 @@ class NatsSide:
         subjects = trial_subjects(stream, self._tokens, arrays=config.snapshots.format == "array", zstd=self._zstd)
         names = [name for name in self.names() if name != REQUESTS]
         actions = [f"STREAM.INFO.{name}" for name in self.names()] + [f"STREAM.MSG.GET.{name}" for name in names]
-        refused = await refused_publishes(connection, subjects)
-        refused += await refused_requests(connection, actions)
-        lesser = await refused_requests(connection, [f"STREAM.PURGE.{REQUESTS}", f"CONSUMER.LIST.{stream}"])
+        nothing = orjson.dumps({"filter": request(BRIDGE_TOKEN)})  # no such request is ever made
+        refused = [*await refused_publishes(connection, subjects)]
+        refused += await refused_requests(connection, dict.fromkeys(actions, NOT_A_REQUEST))
+        lesser = [*await refused_requests(
+            connection, {f"STREAM.PURGE.{REQUESTS}": nothing, f"CONSUMER.LIST.{stream}": NOT_A_REQUEST}
+        )]  # fmt: skip
         unheard = [] if await may_subscribe(config.nats, REQUEST_ALL) else [REQUEST_ALL]
         problems: list[tuple[Any, Problem]] = []
         if refused:

@@ -87,7 +87,8 @@ class Report:
         words += [counted(count["warn"], "warning")] if count["warn"] else []
         words += [f"{count['unknown']} not checked"] if count["unknown"] else []
         words += [counted(count["fail"], "failure")] if count["fail"] else []
-        said = {0: "The bridge can go live.", 1: "The bridge can work; look at the warnings first.", 2: "Not ready."}
+        ready = "Ready, with warnings." if count["warn"] else "Ready, as far as it could be checked."
+        said = {0: "Ready.", 1: ready, 2: "Not ready."}
         coded = next((row.code for row in sorted(self.rows, key=_worst_first) if row.code), "")
         explain = f"   Explain one: walbridge help {coded}" if coded else ""
         return f"{', '.join(words)}. {said[self.exit_code]}{explain}"

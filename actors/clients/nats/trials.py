@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import trio
 
@@ -12,33 +12,39 @@ from actors.process import most_telling
 from actors.settings.config import NatsConfig
 from actors.wire.jetstream import EXPECTED_STREAM_HEADER
 
-TRIAL_S = 2.0
+TRIAL_S = 1.0
 _AT_ONCE = 50
 _NO_STREAM = {EXPECTED_STREAM_HEADER: "_no_stream_has_this_name"}
-_NOT_A_REQUEST = b'"trial"'
-"""JSON, but no request: JetStream answers that it cannot read it."""
+NOT_A_REQUEST = b'"trial"'
+"""JSON, but no request: JetStream answers that it cannot read it. Not for PURGE, which nats-server 2.15 then does."""
 
 
-async def refused_publishes(connection: NatsConnection, subjects: Sequence[str]) -> list[str]:
-    """Return the subjects on which the user may not publish. No stream stores anything; who listens gets an empty message."""
+async def refused_publishes(connection: NatsConnection, subjects: Iterable[str]) -> dict[str, str]:
+    """Return the subjects on which the user may not publish, with the server's words.
+
+    No stream stores anything; who listens without JetStream gets an empty message.
+    """
     return await _refused(connection, [(subject, b"", _NO_STREAM) for subject in subjects])
 
 
-async def refused_requests(connection: NatsConnection, actions: Sequence[str]) -> list[str]:
-    """Return which of JetStream's actions the user may not ask for, as subjects. Not for actions that read no body."""
-    return await _refused(connection, [(f"$JS.API.{action}", _NOT_A_REQUEST, None) for action in actions])
+async def refused_requests(connection: NatsConnection, requests: Mapping[str, bytes]) -> dict[str, str]:
+    """Return which of JetStream's actions the user may not ask for, as subjects, with the server's words.
+
+    `requests` are bodies by action, with which the action changes nothing.
+    """
+    return await _refused(connection, [(f"$JS.API.{action}", body, None) for action, body in requests.items()])
 
 
-async def _refused(connection: NatsConnection, trials: Sequence[tuple[str, bytes, dict[str, str] | None]]) -> list[str]:
+async def _refused(connection: NatsConnection, trials: Sequence[tuple[str, bytes, dict[str, str] | None]]) -> dict[str, str]:
     limit = trio.CapacityLimiter(_AT_ONCE)
-    refused: set[str] = set()
+    refused: dict[str, str] = {}
 
     async def attempt(subject: str, body: bytes, headers: dict[str, str] | None) -> None:
         async with limit:
             try:
                 await connection.request(subject, body, timeout_s=TRIAL_S, headers=headers)
-            except SinkRefused:
-                refused.add(subject)
+            except SinkRefused as exc:
+                refused[subject] = exc.said
             except SinkUnavailable as exc:
                 if exc.code != "WB202":  # no answer is no refusal, which would have come at once
                     raise
@@ -46,7 +52,7 @@ async def _refused(connection: NatsConnection, trials: Sequence[tuple[str, bytes
     async with trio.open_nursery() as nursery:
         for trial in trials:
             nursery.start_soon(attempt, *trial)
-    return [subject for subject, *_ in trials if subject in refused]
+    return {subject: refused[subject] for subject, *_ in trials if subject in refused}
 
 
 async def may_subscribe(config: NatsConfig, subject: str) -> bool:
@@ -55,7 +61,7 @@ async def may_subscribe(config: NatsConfig, subject: str) -> bool:
         async with open_nats(config, set()) as connection:
             await connection.subscribe(subject, lambda _: None)
             # a refusal comes before the answer to anything that is sent later
-            await refused_requests(connection, ["INFO"])
+            await refused_requests(connection, {"INFO": b""})
     except (WalbridgeError, BaseExceptionGroup) as exc:
         error = most_telling(exc)
         if isinstance(error, SinkRefused) and error.code == "WB204":

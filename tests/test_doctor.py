@@ -1,0 +1,339 @@
+"""`walbridge doctor` on real servers: what it finds, that its fixes work, that it agrees with the start, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import psycopg
+import pytest
+from nats.aio.client import Client
+
+from actors.clients.nats import connection
+from actors.commands.export import DEFAULT, render
+from actors.doctor import checking
+from actors.embedded.nats import NatsServer
+from actors.embedded.process import free_port
+from tests.command_line import run_here
+from tests.conftest import MakeBridge, MakeNats, MakePostgres
+from tests.servers import Database, ask, edit_stream, read_stream, wait_for_events, with_nats
+
+pytestmark = pytest.mark.own_servers("the doctor is given users of its own")
+SEEN_EVERYWHERE = {"WB120", "WB126"}
+"""Of the tests' shared server, whose WAL has no limit, and of a superuser."""
+
+
+def doctor(dsn: str, nats_url: str, *flags: str, env: dict[str, str] | None = None) -> list[dict[str, str]]:
+    """Run it, and return its rows."""
+    settings = {"DATABASE_URL": dsn, "NATS_URL": nats_url, "BRIDGE_PORT": str(free_port()), **(env or {})}
+    done = run_here("doctor", "--json", *flags, env=settings)
+    assert not done.stderr, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["exit_code"] == done.returncode
+    rows: list[dict[str, str]] = report["checks"]
+    return rows
+
+
+def codes(rows: list[dict[str, str]], level: str = "") -> set[str]:
+    return {row["code"] for row in rows if row["code"] and level in ("", row["level"])} - SEEN_EVERYWHERE
+
+
+def of(rows: list[dict[str, str]], check: str) -> dict[str, str]:
+    (row,) = [row for row in rows if row["check"] == check]
+    return row
+
+
+async def stream_names(client: Client) -> list[str]:
+    return (await ask(client, "STREAM.NAMES")).get("streams") or []
+
+
+def left_in(database: Database) -> list[tuple[Any, ...]]:
+    return database.execute("""
+        SELECT nspname::text FROM pg_namespace WHERE nspname ~ 'walbridge' UNION SELECT pubname::text FROM pg_publication
+        WHERE pubname ~ 'walbridge' UNION SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database()
+    """)
+
+
+@pytest.fixture
+def users(database: Database) -> Database:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY, name text); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    return database
+
+
+@contextmanager
+def role(database: Database, attributes: str = "REPLICATION", grants: str = "") -> Iterator[str]:
+    """A role of the test's own; gives the address with it."""
+    name = f"{database.name}_role"
+    database.execute(f"CREATE ROLE {name} LOGIN {attributes} PASSWORD 'secret-of-the-role'; {grants.format(name)}")
+    try:
+        yield re.sub(r"//[^@]*@", f"//{name}:secret-of-the-role@", database.dsn)
+    finally:
+        database.execute(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
+
+
+def exported_rights() -> str:
+    (text,) = render("nats-permissions", DEFAULT).values()
+    return re.sub(r"\$NATS_\w+_PASSWORD", '"secret-of-nats"', text)
+
+
+BRIDGE_USER = {"NATS_BRIDGE_USER": "bridge", "NATS_BRIDGE_PASSWORD": "secret-of-nats"}
+
+
+@pytest.mark.parametrize("version", ["2.15", "2.10"])
+def test_exported_rights_suffice_and_nothing_is_made(
+    version: Literal["2.15", "2.10"], users: Database, make_nats: MakeNats
+) -> None:
+    server = make_nats(version, extra_config=exported_rights())
+    admin = server.url.replace("//", "//admin:secret-of-nats@")
+    with role(users, grants="GRANT SELECT ON users TO {0}") as dsn:
+        rows = doctor(dsn, server.url, env=BRIDGE_USER)
+        assert {row["check"] for row in rows if row["level"] not in ("ok", "note")} == {"WAL limit"}
+        assert of(rows, "round trip")["level"] == "note"
+        refused = of(doctor(dsn, server.url, "--round-trip", env=BRIDGE_USER), "round trip")
+        assert refused["level"] == "unknown"
+        assert "GRANT CREATE ON DATABASE" in refused["what"]
+    assert with_nats(admin, stream_names) == []
+    assert left_in(users) == []
+
+
+@pytest.mark.parametrize("version", ["2.15", "2.10"])
+def test_beside_a_running_bridge_it_stores_and_removes_nothing(
+    version: Literal["2.15", "2.10"], users: Database, make_nats: MakeNats, make_bridge: MakeBridge
+) -> None:
+    server = make_nats(version)
+    bridge = make_bridge(users, server)
+    users.execute("INSERT INTO users VALUES (1, 'Ada')")
+    before = wait_for_events(server.url, 1)
+    bridge.stop()
+
+    async def wish(client: Client) -> None:  # a request that waits for the bridge
+        await client.publish("snapshot.request.nobody", b"")
+        await client.flush()
+
+    async def state(client: Client) -> dict[str, list[int]]:
+        infos = {name: (await ask(client, f"STREAM.INFO.{name}"))["state"] for name in await stream_names(client)}
+        return {name: [one["messages"], one["last_seq"]] for name, one in infos.items()}
+
+    with_nats(server.url, wish)
+    was = with_nats(server.url, state)
+    rows = doctor(users.dsn, server.url, "--round-trip")
+    assert codes(rows) == set()
+    assert "read back" in of(rows, "round trip")["what"]
+    assert "after message 1, " in of(rows, "resume")["what"]
+    assert with_nats(server.url, state) == was
+    bridge.start()
+    rows = doctor(users.dsn, server.url, "--round-trip", env={"BRIDGE_PORT": str(bridge.port)})
+    assert codes(rows) == set()
+    assert "the bridge of this slot runs" in of(rows, "HTTP port")["what"]
+    assert "read by process" in of(rows, "slot")["what"]
+    assert bridge.get("/ready")[0] == 200
+    assert read_stream(server.url) == before
+    assert left_in(users) == [("cdc_slot",)]
+    assert (
+        of(doctor(users.dsn, server.url, "--slot", "s2", env={"BRIDGE_PORT": str(bridge.port)}), "HTTP port")["code"] == "WB005"
+    )
+
+
+# -- PostgreSQL
+
+
+def test_what_is_wrong_with_tables_and_role_is_named_and_each_fix_mends_it(users: Database, nats: NatsServer) -> None:
+    users.execute("""
+        CREATE TABLE log (v text); CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE hidden (id int PRIMARY KEY);
+        CREATE TABLE tenants (id int PRIMARY KEY, doc text);
+        ALTER PUBLICATION cdc_pub ADD TABLE log, parent, hidden, tenants WHERE (id > 5); CREATE TABLE child () INHERITS (parent);
+        ALTER TABLE child ADD PRIMARY KEY (id);
+    """)
+    grants = "GRANT SELECT ON users, log, parent, child, tenants TO {0}; GRANT INSERT ON users TO {0};"
+    grants += "ALTER ROLE {0} SET statement_timeout = '1ms'; ALTER ROLE {0} SET work_mem = '8MB'"
+    limits = "REPLICATION CONNECTION LIMIT 3 VALID UNTIL '2000-01-01'"
+    with role(users, limits.replace("VALID UNTIL '2000-01-01'", ""), grants) as dsn:
+        users.execute(f"ALTER ROLE {users.name}_role VALID UNTIL '{_tomorrow(users)}'")
+        rows = doctor(dsn, nats.url)
+        assert codes(rows, "fail") == {"WB115"}
+        assert codes(rows, "warn") == {"WB117", "WB128", "WB130", "WB132"}
+        assert [row["what"] for row in rows if row["code"] == "WB126"] == [
+            f'role {users.name}_role may do more than a bridge needs: may write to "public"."users"'
+        ]
+        assert of(rows, "session")["what"] == "overruled by the bridge: statement_timeout=1ms; in force: work_mem=8MB"
+        for row in rows:
+            if row["code"] and row["code"] != "WB120":
+                users.execute("\n".join(line.partition("--")[0] for line in row["fix"].splitlines()))
+        again = doctor(dsn, nats.url)
+        assert {row["check"] for row in again if row["level"] not in ("ok", "note")} == {"WAL limit"}
+
+
+def _tomorrow(database: Database) -> str:
+    return str(database.execute("SELECT (now() + interval '1 day')::text")[0][0])
+
+
+def test_a_server_that_is_not_set_up_for_it(make_postgres: MakePostgres, nats: NatsServer) -> None:
+    server = make_postgres(wal_level="replica", max_slot_wal_keep_size="64MB", idle_replication_slot_timeout="1min")
+    database = Database(server, "app")
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 20000)")
+    database.execute("SELECT pg_create_physical_replication_slot('forgotten', true)")
+    rows = doctor(database.dsn, nats.url)
+    assert of(rows, "wal_level")["code"] == "WB111"
+    assert of(rows, "publication")["fix"].startswith('CREATE PUBLICATION "cdc_pub" FOR TABLE "public"."t";')
+    assert of(rows, "identities")["what"] == "could not be checked: publication cdc_pub does not exist"
+    assert [row["code"] for row in rows if row["check"] == "WAL limit"] == ["WB127", "WB127"]
+    assert of(rows, "other slots")["what"] == "1 other slot that nobody reads"
+    database.close()
+
+
+def test_an_open_transaction_keeps_nothing_but_what_needs_a_slot(
+    users: Database, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "CHECK_S", 2.0)
+    with psycopg.connect(users.dsn) as writing:
+        writing.execute("INSERT INTO users VALUES (1, 'Ada')")
+        rows = doctor(users.dsn, nats.url, "--round-trip")
+        assert of(rows, "round trip")["level"] == "unknown"
+        assert of(rows, "HTTP port")["level"] == "ok"
+        writing.rollback()
+    assert left_in(users) == []
+    assert with_nats(nats.url, stream_names) == []
+
+
+# -- connections that cannot be had
+
+
+@pytest.mark.parametrize(
+    ("dsn", "nats_url", "code"),
+    [
+        ("postgresql://bridge:hunter2@127.0.0.1:1/app", "", "WB101"),
+        ("postgresql://bridge:hunter2@nowhere.invalid/app", "", "WB101"),
+        ("{}?user=nobody&password=hunter2", "", "WB103"),
+        ("{}_absent", "", "WB103"),
+        ("", "nats://bridge:hunter2@127.0.0.1:1", "WB200"),
+        ("", "nats://bridge:hunter2@nowhere.invalid", "WB200"),
+    ],
+)
+def test_a_connection_that_cannot_be_had_is_a_row_and_the_other_side_is_checked(
+    dsn: str, nats_url: str, code: str, users: Database, nats: NatsServer
+) -> None:
+    rows = doctor(dsn.format(users.dsn) or users.dsn, nats_url or nats.url)
+    failed = of(rows, "connection")
+    assert (failed["level"], failed["code"]) == ("fail", code)
+    assert failed["fix"]
+    assert "hunter2" not in str(rows)
+    other = of(rows, "payload" if dsn else "encoding")
+    assert other["level"] == "ok"
+    assert of(rows, "clocks")["what"] == "could not be checked: it needs both servers"
+
+
+def test_a_frozen_server_and_refused_credentials(users: Database, make_nats: MakeNats, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "CONNECT_TIMEOUT_S", 1.0)
+    server = make_nats(users={"bridge": "right"})
+    wrong = of(doctor(users.dsn, server.url, env={**BRIDGE_USER, "NATS_BRIDGE_PASSWORD": "hunter2"}), "connection")
+    assert wrong["code"] == "WB203"
+    server.pause()
+    try:
+        assert of(doctor(users.dsn, server.url, env=BRIDGE_USER), "connection")["code"] == "WB200"
+    finally:
+        server.resume()
+
+
+# -- NATS
+
+
+@pytest.mark.parametrize(
+    ("allowed", "check", "said"),
+    [
+        ('publish: [">"], subscribe: ["snapshot.>"]', "JetStream", "_INBOX."),
+        ('publish: {deny: ["cdc.users.>"]}', "permissions", "cdc.users.>"),
+        ('publish: {deny: ["$KV.bridges.CDC"]}', "permissions", "$KV.bridges.CDC"),
+        ('subscribe: ["_INBOX.>"]', "permissions", "subscribe to snapshot.request.>"),
+        ('publish: {deny: ["$JS.API.STREAM.CREATE.CDC"]}', "stream CDC", "$JS.API.STREAM.CREATE.CDC"),
+        ('publish: {deny: ["$JS.API.STREAM.MSG.GET.*"]}', "permissions", "$JS.API.STREAM.MSG.GET.CDC"),
+    ],
+)
+def test_each_missing_right_in_nats_is_named(allowed: str, check: str, said: str, users: Database, make_nats: MakeNats) -> None:
+    server = make_nats(
+        extra_config=f'authorization {{ users: [{{user: bridge, password: "secret-of-nats", permissions: {{{allowed}}}}}] }}'
+    )
+    rows = doctor(users.dsn, server.url, env=BRIDGE_USER)
+    failed = [row for row in rows if row["check"] == check and row["level"] == "fail"]
+    assert len(failed) == 1
+    assert said in failed[0]["what"] + failed[0]["said"]
+    assert failed[0]["fix"]
+
+
+def test_limits_of_the_account_and_streams_that_take_its_subjects(users: Database, make_nats: MakeNats) -> None:
+    account = 'accounts {{ A {{ jetstream {{ {} }}, users: [{{user: bridge, password: "secret-of-nats"}}] }} }}'
+    few = make_nats(extra_config=account.format("max_file: 3M, max_streams: 3"))
+    found = [row["what"] for row in doctor(users.dsn, few.url, env=BRIDGE_USER) if row["check"] == "room"]
+    assert "may have 3 streams and has 0" in found[0]
+    assert "no room for what is missing" in found[1]
+
+    taken = make_nats()
+
+    async def take(client: Client) -> None:
+        await ask(client, "STREAM.CREATE.OTHER", {"name": "OTHER", "subjects": ["init.start.*"]})
+
+    with_nats(taken.url, take)
+    rows = doctor(users.dsn, taken.url)
+    assert of(rows, "stream INIT")["means"] == "OTHER takes init.> or a part of it"
+    assert of(rows, "stream CDC")["level"] == "note"
+    off = make_nats(extra_config="accounts { A { users: [{user: bridge, password: secret-of-nats}] } }")
+    assert of(doctor(users.dsn, off.url, env=BRIDGE_USER), "JetStream")["code"] == "WB211"
+
+
+def test_rows_history_and_copies_are_compared(users: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
+    make_bridge(users, nats).stop()
+    users.execute("INSERT INTO users VALUES (1, repeat('x', 3000000))")
+    edit_stream(nats.url, "CDC", max_age=60 * 10**9, max_msg_size=8192)
+    rows = doctor(users.dsn, nats.url)
+    assert codes(rows) == {"WB246", "WB247"}
+    wide = of(rows, "widest row")
+    assert "public.users is about 2.9 MB" in wide["what"]
+    assert wide["fix"] == "nats stream edit CDC --max-msg-size=-1"
+    assert of(rows, "clocks")["what"].count(" s") == 2, "of both servers"
+
+
+# -- the same checks as the start's
+
+
+def no_publication(database: Database, _: str) -> None:
+    database.execute("DROP PUBLICATION cdc_pub")
+
+
+def slot_of_another_kind(database: Database, _: str) -> None:
+    database.execute("SELECT pg_drop_replication_slot('cdc_slot')")
+    database.execute("SELECT pg_create_logical_replication_slot('cdc_slot', 'test_decoding')")
+
+
+def slot_dropped(database: Database, _: str) -> None:
+    database.execute("SELECT pg_drop_replication_slot('cdc_slot')")
+
+
+def unacknowledged(_: Database, url: str) -> None:
+    edit_stream(url, "CDC", no_ack=True)
+
+
+def foreign_message(_: Database, url: str) -> None:
+    async def publish(client: Client) -> None:
+        await client.jetstream().publish("cdc.users.insert", b"{}")
+
+    with_nats(url, publish)
+
+
+@pytest.mark.parametrize("fault", [no_publication, slot_of_another_kind, slot_dropped, unacknowledged, foreign_message])
+def test_the_bridge_ends_with_what_the_doctor_has_said(
+    fault: Callable[[Database, str], None], users: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    bridge = make_bridge(users, nats)
+    users.execute("INSERT INTO users VALUES (1, 'Ada')")
+    wait_for_events(nats.url, 1)
+    bridge.stop()
+    fault(users, nats.url)
+    failed = [row for row in doctor(users.dsn, nats.url) if row["level"] == "fail"]
+    assert len(failed) == 1
+    again = make_bridge(users, nats, start=False)
+    again.start(ready=False)
+    again.wait()
+    assert f"error {failed[0]['code']}: {failed[0]['what']}" in again.log()
+    assert failed[0]["fix"].splitlines()[0] in again.log()
