@@ -332,6 +332,11 @@ def test_the_bridge_ends_with_what_the_doctor_has_said(
     fault(users, nats.url)
     failed = [row for row in doctor(users.dsn, nats.url) if row["level"] == "fail"]
     assert len(failed) == 1
+    if fault is slot_dropped:  # what the user accepts is no failure
+        for flag in ("--accept-gap", "--temporary-slot"):
+            accepted = of(doctor(users.dsn, nats.url, flag), "resume")
+            assert accepted["level"] == "warn"
+            assert accepted["what"].startswith("the next start stores a gap event")
     again = make_bridge(users, nats, start=False)
     again.start(ready=False)
     again.wait()

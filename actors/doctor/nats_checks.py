@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
+import trio
 
 from actors.clients.nats.connection import ALLOW, NatsConnection, SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
@@ -38,6 +39,8 @@ from actors.wire.jetstream import ErrCode
 OLDEST = (2, 10, 0)
 TRIED_TABLES_MAX = 50
 """So many tables' subjects are tried; users with a right for each table have few."""
+ANSWER_S = 3.0
+"""How long JetStream may take for its first answer."""
 UNSYNCED_S = 120
 """nats-server's own `sync_interval`."""
 
@@ -98,6 +101,16 @@ class NatsSide:
         """Look which streams there are. Without an answer nothing else can be looked at."""
         js = JetStream(connection)
         refused: list[str] = []
+        try:
+            with trio.fail_after(ANSWER_S):
+                await js.stream_info(self._config.publish.stream)
+        except trio.TooSlowError:
+            return Found("", [("fail", SinkUnavailable(
+                "WB202", f"JetStream does not answer within {ANSWER_S:g} s", means="NATS is up, JetStream is not",
+                fix="nats server report jetstream   # a cluster needs most of its servers",
+            ))])  # fmt: skip
+        except SinkUnavailable:
+            pass  # it has answered
         try:
             for name, wanted in self._wanted(js).items():
                 try:

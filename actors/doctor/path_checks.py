@@ -25,7 +25,7 @@ from actors.doctor.checking import Check, Found, NotChecked, warned
 from actors.doctor.nats_checks import NatsSide
 from actors.doctor.postgres_checks import PostgresSide
 from actors.doctor.round_trip import round_trip
-from actors.errors import ConfigError, Fatal, SourceUnavailable
+from actors.errors import SourceUnavailable
 from actors.positions import format_lsn
 from actors.settings.config import Config, HttpConfig
 from actors.startup.other_bridges import read_other_bridges, same_tables_elsewhere
@@ -75,12 +75,8 @@ class PathSide:
         config = self._config
         if not self._nats.is_known:
             raise NotChecked("it is unknown which streams exist")
-        try:
-            start = await foresee_start(config, sides.postgres, JetStream(sides.nats))
-        except Fatal as exc:
-            if not config.accept_gap or isinstance(exc, ConfigError):
-                raise
-            return Found("", [("warn", exc)])
+        tables = {table.token: table.relation_oid for table in self._postgres.tables}
+        start = await foresee_start(config, sides.postgres, JetStream(sides.nats), tables)
         if start is None:
             return Found("the bridge makes its slot, and begins there", level="note")
         if start.gap is not None:

@@ -20,9 +20,10 @@ from actors.contract.message_ids import id_in
 from actors.contract.subjects import BRIDGES, CDC_ALL, DICTIONARIES, parse
 from actors.errors import MalformedMessage
 from actors.messages import Transaction
-from actors.positions import NO_LSN, Lsn, format_lsn
+from actors.positions import NO_LSN, Lsn, Position, format_lsn
 from actors.settings.config import Config
 from actors.startup.checkpoint import (
+    Loss,
     Source,
     Start,
     StreamTail,
@@ -89,31 +90,22 @@ async def find_start(
     slot, stream, temporary = config.source.slot, config.publish.stream, config.source.temporary
     record, revision, history, tail = await _read_sink(js, stream, setup.last_seq, slot)
     position, unheld = tail_position(tail, record), unheld_at_end(tail, record)
-    tokens, upgraded = sorted(tables), False
+    tokens = sorted(tables)
     # a table that was taken out of the publication meanwhile may have been published when its changes were lost
     affected = sorted({*tables, *(_tables_before(record) if record else ())})
     replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge startup")
     try:
         source = await _read_source(connection, replication, slot)
-        if config.accept_upgrade and record is not None and record.system_id != source.system_id:
-            contradiction = why_no_upgrade(source, tail, record, position, tables)
-            if contradiction:
-                raise no_upgrade(source, record, contradiction)
+        before, upgraded = record, _is_upgrade(config, source, tail, record, position, tables)
+        if before is not None and upgraded:
             log.warning(
                 "continuing on an upgraded server; leave out --accept-upgrade from now on",
-                system_id=source.system_id, before=record.system_id, confirmed_lsn=format_lsn(source.confirmed_lsn or NO_LSN),
+                system_id=source.system_id, before=before.system_id, confirmed_lsn=format_lsn(source.confirmed_lsn or NO_LSN),
             )  # fmt: skip
-            record, history, upgraded = after_upgrade(source, record), (), True
-        loss = find_loss(source, tail, record, history, position)
-        if history_diverged and loss is None and position is not None:
-            loss = other_history(source, position)
-        if loss is not None:
-            if temporary and loss.code == "WB108":
-                loss = replace(loss, reason=f"temporary slot {slot} ended with its connection")
-            elif not config.accept_gap:
-                raise loss_error(loss)
-            if source.lost:
-                await drop_slot(connection, slot)
+            record, history = after_upgrade(source, before), ()
+        loss = _accepted_loss(config, source, tail, record, history, position, history_diverged=history_diverged)
+        if loss is not None and source.lost:
+            await drop_slot(connection, slot)
         confirmed_lsn = source.confirmed_lsn
         if source.lost or confirmed_lsn is None:
             confirmed_lsn = await _make_slot(replication, slot, temporary=temporary, show=show)
@@ -152,11 +144,11 @@ async def find_start(
     )  # fmt: skip
 
 
-async def foresee_start(config: Config, connection: PgConnection, js: JetStream) -> Start | None:
+async def foresee_start(config: Config, connection: PgConnection, js: JetStream, tables: Mapping[str, int]) -> Start | None:
     """Decide as `find_start` would now, without changing anything; None if the bridge would begin with a new slot.
 
-    A missing stream or bucket is taken for an empty one. Raises what `find_start` raises, also where the user would accept the
-    gap.
+    A missing stream or bucket is taken for an empty one, and a new slot for one at the end of the WAL. Raises what `find_start`
+    raises.
     """
     slot = config.source.slot
     replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge doctor")
@@ -169,10 +161,40 @@ async def foresee_start(config: Config, connection: PgConnection, js: JetStream)
     finally:
         replication.close()
     position = tail_position(tail, record)
-    loss = find_loss(source, tail, record, history, position)
+    if record is not None and _is_upgrade(config, source, tail, record, position, tables):
+        record, history = after_upgrade(source, record), ()
+    loss = _accepted_loss(config, source, tail, record, history, position)
     if loss is not None:
-        raise loss_error(loss)
+        return start_after_loss(loss, source, source.wal_end, tail, ())
     return None if source.confirmed_lsn is None else plan_start(source, tail, record, history, position, ())
+
+
+def _is_upgrade(
+    config: Config, source: Source, tail: StreamTail, record: BridgeRecord | None, position: Position | None,
+    tables: Mapping[str, int],
+) -> bool:  # fmt: skip
+    """Whether the user has said that another server is an upgrade of the record's. Raises Fatal if something contradicts it."""
+    if not config.accept_upgrade or record is None or record.system_id == source.system_id:
+        return False
+    contradiction = why_no_upgrade(source, tail, record, position, tables)
+    if contradiction:
+        raise no_upgrade(source, record, contradiction)
+    return True
+
+
+def _accepted_loss(
+    config: Config, source: Source, tail: StreamTail, record: BridgeRecord | None, history: Sequence[BridgeRecord],
+    position: Position | None, *, history_diverged: bool = False,
+) -> Loss | None:  # fmt: skip
+    """Return the loss with which the bridge goes on, if there is any. Raises Fatal for one that the user has not accepted."""
+    loss = find_loss(source, tail, record, history, position)
+    if history_diverged and loss is None and position is not None:
+        loss = other_history(source, position)
+    if loss is not None and loss.code == "WB108" and config.source.temporary:
+        return replace(loss, reason=f"temporary slot {source.slot} ended with its connection")
+    if loss is not None and not config.accept_gap:
+        raise loss_error(loss)
+    return loss
 
 
 async def take_over(plan: StartPlan, js: JetStream, encoder: EventEncoder) -> StartPlan:
