@@ -33,6 +33,7 @@ def doctor(dsn: str, nats_url: str, *flags: str, env: dict[str, str] | None = No
     assert not done.stderr, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["exit_code"] == done.returncode
+    assert all(row["fix"] for row in report["checks"] if row["level"] in ("warn", "fail")), report["checks"]
     rows: list[dict[str, str]] = report["checks"]
     return rows
 

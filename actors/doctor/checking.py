@@ -24,6 +24,10 @@ GROUP_S = 20.0
 CONNECT_S = 6.0
 
 
+SILENT: Mapping[Group, str] = {"PostgreSQL": "WB101", "NATS": "WB200", "Path": ""}
+"""The code of a server that does not answer."""
+
+
 class Found(NamedTuple):
     """What a check has found: words for an ok row, and what is wrong."""
 
@@ -77,9 +81,10 @@ async def make_checks(
                         left.pop(0)
                     left = left[1:]
         except trio.TooSlowError:
-            silent = "the time was up" if has_opened else f"it did not answer within {CONNECT_S:g} s"
-            report.add(Row(group, "connection", "unknown" if has_opened else "fail", silent))
-            leave(report, group, left, "there is no connection")
+            if not has_opened:
+                fix = "see that address and port are right, and that no firewall drops what is sent to them"
+                report.add(Row(group, "connection", "fail", f"no answer within {CONNECT_S:g} s", SILENT[group], fix=fix))
+            leave(report, group, left, "the time was up" if has_opened else "there is no connection")
             return has_opened
         except (WalbridgeError, BaseExceptionGroup) as exc:
             error = most_telling(exc)

@@ -29,7 +29,7 @@ from actors.errors import ConfigError, SinkUnavailable, WalbridgeError
 from actors.settings.config import Config
 from actors.startup.stream_rules import examine
 from actors.startup.stream_sizes import Sizes
-from actors.startup.stream_state import USUAL_REPLICAS, history_problem, replica_problem
+from actors.startup.stream_state import USUAL_REPLICAS, examine_copies, history_problem
 from actors.startup.streams import WantedStream, cannot_create, payload_max, publish_mode, wanted_streams
 from actors.stream_monitor import stream_health
 from actors.telemetry.quantities import age, counted, human_bytes, span
@@ -41,6 +41,7 @@ TRIED_TABLES_MAX = 50
 """So many tables' subjects are tried; users with a right for each table have few."""
 ANSWER_S = 3.0
 """How long JetStream may take for its first answer."""
+START = "nats server report jetstream   # then start what is down"
 UNSYNCED_S = 120
 """nats-server's own `sync_interval`."""
 
@@ -56,6 +57,7 @@ class NatsSide:
         self.missing: list[WantedStream] = []
         self.payload_max = 0
         """Bytes of the largest message that servers and streams take; 0 while that is unknown."""
+        self._unanswered: dict[str, SinkUnavailable] = {}
         self._room: Sizes | None = None
         self.is_known = False
         """Whether JetStream has said of every stream if it exists."""
@@ -98,39 +100,43 @@ class NatsSide:
         return Found(f"nats-server {version}")
 
     async def _jetstream(self, connection: NatsConnection) -> Found:
-        """Look which streams there are. Without an answer nothing else can be looked at."""
+        """Look which streams there are. Without any answer nothing else can be looked at."""
         js = JetStream(connection)
-        refused: list[str] = []
-        try:
-            with trio.fail_after(ANSWER_S):
-                await js.stream_info(self._config.publish.stream)
-        except trio.TooSlowError:
-            return Found("", [("fail", SinkUnavailable(
-                "WB202", f"JetStream does not answer within {ANSWER_S:g} s", means="NATS is up, JetStream is not",
-                fix="nats server report jetstream   # a cluster needs most of its servers",
-            ))])  # fmt: skip
-        except SinkUnavailable:
-            pass  # it has answered
-        try:
-            for name, wanted in self._wanted(js).items():
-                try:
-                    info = await js.stream_info(name)
-                except SinkRefused as exc:
-                    refused.append(exc.said)
-                    continue
-                if info is None:
-                    self.missing.append(wanted)
-                else:
-                    self.infos[name] = info
-        except SinkUnavailable as exc:
-            return Found("", [("fail", exc)])
-        self.is_known = not refused
+        wanted = self._wanted(js)
+        async with trio.open_nursery() as nursery:
+            for stream in wanted.values():
+                nursery.start_soon(self._ask, js, stream)
+        refused = [error.said for error in self._unanswered.values() if isinstance(error, SinkRefused)]
+        self.is_known = not self._unanswered
         if refused:
             return Found("", [("fail", ConfigError(
                 "WB204", f"the NATS user may not ask for information on {counted(len(refused), 'stream')}", said=refused[0],
                 means="the bridge cannot see whether they exist, or where they end", fix=ALLOW,
             ))])  # fmt: skip
-        return Found(f"{len(self.infos)} of {len(self._wanted(js))} streams and buckets exist")
+        if self._unanswered.keys() == wanted.keys():
+            return Found("", [("fail", next(iter(self._unanswered.values())))])
+        words = f"{len(self.infos)} of {len(wanted)} streams and buckets exist"
+        return Found(f"{words}, {len(self._unanswered)} did not answer" if self._unanswered else words)
+
+    async def _ask(self, js: JetStream, stream: WantedStream) -> None:
+        name = stream.role.name
+        try:
+            with trio.fail_after(ANSWER_S):
+                info = await js.stream_info(name)
+        except trio.TooSlowError:
+            self._unanswered[name] = SinkUnavailable(
+                "WB202", f"JetStream does not answer within {ANSWER_S:g} s what stream {name} is",
+                means="NATS is up; the server that holds the stream, or most servers of the cluster, are not",
+                fix=START,
+            )  # fmt: skip
+        except SinkUnavailable as exc:
+            exc.fix = exc.fix or START
+            self._unanswered[name] = exc
+        else:
+            if info is None:
+                self.missing.append(stream)
+            else:
+                self.infos[name] = info
 
     def _need_jetstream(self) -> None:
         if not self.is_known and not self.infos and not self.missing:
@@ -145,8 +151,11 @@ class NatsSide:
             wanted = self._wanted(js)[name]
             if any(missing.role.name == name for missing in self.missing):
                 return await self._would_make(js, wanted)
-            if name not in self.infos:
-                raise NotChecked("the NATS user may not ask for information on it")
+            if name in self._unanswered:
+                error = self._unanswered[name]
+                if isinstance(error, SinkRefused):
+                    raise NotChecked("the NATS user may not ask for information on it")
+                return Found("", [("fail", error)])
             info = self.infos[name]
             findings = examine(wanted.role, info["config"])
             return Found(_described(info), [("fail" if one.refused else "warn", one.problem) for one in findings])
@@ -215,10 +224,12 @@ class NatsSide:
                 means="the account's limit, the server's max_file_store or its disk is taken by other streams",
                 fix="nats stream report   # see what takes the room, and make some",
             ))  # fmt: skip
-        if self._config.nats.replicas > _servers(connection, self.infos) and self.missing:
+        servers = _servers(connection, self.infos)
+        if self._config.nats.replicas > servers and self.missing:
             problems.append(ConfigError(
                 "WB230", f"NATS_REPLICAS is {self._config.nats.replicas}, and there is no cluster of so many servers",
-                means="JetStream refuses to make the streams", fix="NATS_REPLICAS=1",
+                means="JetStream refuses to make the streams",
+                fix=f"export NATS_REPLICAS={USUAL_REPLICAS if servers >= USUAL_REPLICAS else 1}",
             ))  # fmt: skip
         return Found(words, [("fail", problem) for problem in problems])
 
@@ -228,6 +239,8 @@ class NatsSide:
         stream = self._config.publish.stream
         if stream in self.infos:
             return dict(self.infos[stream]["config"])
+        if stream in self._unanswered:
+            raise NotChecked(f"it is unknown what stream {stream} is")
         return dict(self._wanted(js)[stream].config.as_dict())
 
     async def _publishing(self, connection: NatsConnection) -> Found:
@@ -239,10 +252,9 @@ class NatsSide:
     async def _copies(self, connection: NatsConnection) -> Found:
         self._need_jetstream()
         servers = _servers(connection, self.infos)
-        problems = [replica_problem(info, servers) for name, info in self.infos.items() if name != REQUESTS]
-        return warned(
-            "one server, no cluster" if servers == 1 else f"all streams are complete, cluster of {servers}", *problems
-        )
+        found = [examine_copies(info, servers) for name, info in self.infos.items() if name != REQUESTS]
+        words = "one server, no cluster" if servers == 1 else f"all streams are complete, cluster of {servers}"
+        return Found(words, [("fail" if one.refused else "warn", one.problem) for one in found if one is not None])
 
     async def _history(self, connection: NatsConnection) -> Found:
         changes = self._changes(JetStream(connection))

@@ -93,6 +93,8 @@ class PathSide:
 
     async def _other_bridges(self, sides: BothSides) -> Found:
         config = self._config
+        if not self._nats.is_known:
+            raise NotChecked("it is unknown which streams exist")
         if bucket_stream(BRIDGES) not in self._nats.infos:
             return Found("none: there is no bucket bridges yet", level="note")
         js = JetStream(sides.nats)

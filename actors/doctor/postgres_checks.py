@@ -55,8 +55,8 @@ WORDS = {
 class PostgresSide:
     """PostgreSQL as one run of the doctor sees it."""
 
-    def __init__(self, config: PostgresConfig, source: SourceConfig) -> None:
-        self._config, self._source = config, source
+    def __init__(self, config: PostgresConfig, source: SourceConfig, *, accept_gap: bool) -> None:
+        self._config, self._source, self._accept_gap = config, source, accept_gap
         self._model = PublicationModel(source.publication)
         self._problems: Sequence[Problem] | None = None
 
@@ -182,7 +182,7 @@ class PostgresSide:
         if state is None or health is None:
             return Found(found.words, [("warn", problem) for problem in await writers_before_slot(connection, slot)])
         if state.wal_status == "lost":
-            raise slot_lost(slot, state.invalidation_reason)
+            return Found("", [("warn" if self._accept_gap else "fail", slot_lost(slot, state.invalidation_reason))])
         words = f"{found.words}; holds {human_bytes(health.lag_bytes)} of WAL"
         return warned(words, held_problem(slot, health))
 

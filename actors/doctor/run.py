@@ -41,7 +41,7 @@ async def examine(config: Config, *, with_round_trip: bool) -> Report:
             )
             yield connection
 
-    source = PostgresSide(config.postgres, config.source)
+    source = PostgresSide(config.postgres, config.source, accept_gap=config.accept_gap)
     has_postgres = await make_checks(report, "PostgreSQL", source.checks(), postgres)
     sink = NatsSide(config, [table.token for table in source.tables])
     has_nats = await make_checks(report, "NATS", sink.checks(), nats)

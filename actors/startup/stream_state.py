@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from actors.startup.stream_rules import Finding
 from actors.telemetry.quantities import span
 from actors.telemetry.telemetry import Problem
 
 USUAL_REPLICAS = 3
 
 
-def replica_problem(info: Mapping[str, Any], servers: int) -> Problem | None:
+def examine_copies(info: Mapping[str, Any], servers: int) -> Finding | None:
     """Return what is wrong with a stream's copies; `servers` is how many the cluster has, 1 without a cluster.
 
     `info` is a reply of STREAM.INFO.
@@ -19,21 +20,21 @@ def replica_problem(info: Mapping[str, Any], servers: int) -> Problem | None:
     name, copies = info["config"]["name"], int(info["config"].get("num_replicas") or 1)
     cluster = info.get("cluster") or {}
     if servers > 1 and not cluster.get("leader"):
-        return Problem(
-            "WB245", f"stream {name} has no leader", means="nothing can be stored in it until most of its servers are back",
-            fix=f"nats stream info {name}   # start the servers that are down",
+        return Finding(
+            True, "WB245", f"stream {name} has no leader", "nothing can be stored in it until most of its servers are back",
+            "nats server report jetstream   # then start what is down",
         )  # fmt: skip
     late = [str(peer.get("name")) for peer in cluster.get("replicas") or () if peer.get("offline") or not peer.get("current")]
     if late:
-        return Problem(
-            "WB245", f"stream {name}: {', '.join(late)} {'is' if len(late) == 1 else 'are'} offline or behind",
-            means="one more server that fails may stop the stream", fix=f"nats stream info {name}   # which, and since when",
+        return Finding(
+            False, "WB245", f"stream {name}: {', '.join(late)} {'is' if len(late) == 1 else 'are'} offline or behind",
+            "one more server that fails may stop the stream", f"nats stream info {name}   # which, and since when",
         )  # fmt: skip
     if copies < min(USUAL_REPLICAS, servers):
-        return Problem(
-            "WB245", f"stream {name} has num_replicas = {copies} in a cluster",
-            means="nothing is stored while one certain server is away; if that server's disk is lost, so is the stream",
-            fix=f"nats stream edit {name} --replicas={USUAL_REPLICAS}",
+        return Finding(
+            False, "WB245", f"stream {name} has num_replicas = {copies} in a cluster",
+            "nothing is stored while one certain server is away; if that server's disk is lost, so is the stream",
+            f"nats stream edit {name} --replicas={USUAL_REPLICAS}",
         )  # fmt: skip
     return None
 

@@ -18,7 +18,7 @@ from actors.clients.postgres.connection import PostgresError
 from actors.doctor.checking import CHECK_S, GROUP_S, Check, Found, NotChecked, make_checks, warned
 from actors.doctor.report import SHOWN, Level, Report, Row
 from actors.errors import ConfigError, SinkUnavailable, SourceUnavailable
-from actors.startup.stream_state import history_problem, replica_problem
+from actors.startup.stream_state import examine_copies, history_problem
 from actors.telemetry.telemetry import Problem
 
 SETUP = {"postgres": "db:5432/app as bridge", "nats": "nats:4222", "slot": "s", "publication": "p", "stream": "CDC"}
@@ -189,12 +189,13 @@ def stream(**more: Any) -> dict[str, Any]:
 
 def test_copies_of_a_stream() -> None:
     late = {"leader": "a", "replicas": [{"name": "b", "current": True}, {"name": "c", "current": False, "offline": True}]}
-    assert replica_problem(stream(), 3) is None
-    assert replica_problem({"config": {"name": "CDC", "num_replicas": 1}}, 1) is None
-    for info in (stream(cluster=late), stream(cluster={}), stream(config={"name": "CDC", "num_replicas": 1})):
-        problem = replica_problem(info, 3)
-        assert problem is not None
-        assert problem.code == "WB245"
+    assert examine_copies(stream(), 3) is None
+    assert examine_copies({"config": {"name": "CDC", "num_replicas": 1}}, 1) is None
+    alone = {"name": "CDC", "num_replicas": 1}
+    for info, refused in (stream(cluster=late), False), (stream(cluster={}), True), (stream(config=alone), False):
+        found = examine_copies(info, 3)
+        assert found is not None
+        assert found.refused == refused
 
 
 @given(st.integers(0, 10**17), st.integers(0, 10**17))

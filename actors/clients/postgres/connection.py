@@ -117,7 +117,10 @@ class PgConnection:
                     made = await drive_connect(connecting(conninfo.make_conninfo("", **attempt)))
                     return cls(made, address, config)
             except trio.TooSlowError:
-                error = SourceUnavailable("WB101", f"PostgreSQL at {address} does not answer within {CONNECT_TIMEOUT_S:g} s")
+                error = SourceUnavailable(
+                    "WB101", f"PostgreSQL at {address} does not answer within {CONNECT_TIMEOUT_S:g} s",
+                    fix="see that address and port are right, and that no firewall drops what is sent to them",
+                )  # fmt: skip
             except psycopg.OperationalError as exc:
                 error = connect_error(exc, address, str(words.get("password") or ""))
         assert error is not None, "there is always an attempt"
