@@ -35,7 +35,7 @@ CONNECTIONS = 8
 HELD_MUCH_BYTES = 1 << 30
 SHOWN_MAX = 10
 ABOUT_TABLES: Mapping[str, tuple[str, ...]] = {
-    "tables": ("WB116",),
+    "tables": ("WB116", "WB138"),
     "identities": ("WB115", "WB131", "WB134", "WB135", "WB136"),
     "large values": ("WB130",),
     "inheritance": ("WB132", "WB137"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,8 +18,10 @@ from trio.testing import MockClock
 from actors.clients.nats.connection import SinkRefused
 from actors.clients.postgres.connection import PostgresError
 from actors.doctor.checking import CHECK_S, GROUP_S, Check, Found, NotChecked, make_checks, warned
+from actors.doctor.postgres_checks import ABOUT_TABLES
 from actors.doctor.report import SHOWN, Level, Report, Row
 from actors.errors import ConfigError, SinkUnavailable, SourceUnavailable
+from actors.startup import publication_problems
 from actors.startup.stream_state import examine_copies, history_problem
 from actors.telemetry.telemetry import Problem
 
@@ -203,3 +207,8 @@ def test_snapshots_that_outlive_the_changes_after_them_are_told(changes_ns: int,
     found = history_problem({"name": "CDC", "max_age": changes_ns}, {"name": "INIT", "max_age": snapshots_ns})
     longer = (snapshots_ns or float("inf")) > (changes_ns or float("inf"))
     assert (found is not None) == longer
+
+
+def test_every_problem_of_a_publications_tables_has_a_check() -> None:
+    told = re.findall(r'"(WB\d+)"', inspect.getsource(publication_problems))
+    assert sorted(told) == sorted(code for codes in ABOUT_TABLES.values() for code in codes)
