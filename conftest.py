@@ -7,6 +7,7 @@ declares `pytestmark = pytest.mark.servers`; if it forgets, its tests fail, sinc
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -26,6 +27,8 @@ settings.register_profile("fast", max_examples=10)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "servers: starts PostgreSQL, nats-server or a browser; by its fixtures, or declared")
     config.addinivalue_line("markers", "slow: takes more than ten seconds on a quiet machine")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under a shell's `&`: programs that tests start would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "not servers" in config.option.markexpr:  # the fast loop: a complete run tries every example
         settings.load_profile("fast")
 
