@@ -29,14 +29,17 @@ class TableChanged(Exception):
     """The table has changed since the publication was read, or readers have not been told yet: read the publication again."""
 
 
-def start_lost(init: Mapping[str, Any] | None) -> SnapshotFailed:
-    """Return why stream INIT no longer has the start of a running snapshot; `init` is what JetStream says of the stream."""
+def start_lost(init: Mapping[str, Any] | None, sent_bytes: int) -> SnapshotFailed:
+    """Return why stream INIT no longer has the start of a running snapshot, of which `sent_bytes` were stored.
+
+    `init` is what JetStream says of the stream.
+    """
     config, held = ({}, 0) if init is None else (init["config"], int(init["state"]["bytes"]))
     bytes_max = int(config.get("max_bytes") or 0)
     if int(config.get("max_msgs") or 0) > 0:
         why = "it may have too few messages: nats stream edit INIT --max-msgs=-1"
-    elif 0 < bytes_max < 2 * held:
-        larger = as_flag(max(2 * bytes_max, _LARGER_BYTES))
+    elif 0 < bytes_max < max(2 * held, sent_bytes):  # other snapshots may have filled it as well
+        larger = as_flag(max(2 * bytes_max, 2 * sent_bytes, _LARGER_BYTES))
         why = f"the snapshot is larger than the stream may be: nats stream edit INIT --max-bytes={larger}   # or more"
     else:
         why = "somebody has purged or deleted it, or the stream's max_age has; request the snapshot again"

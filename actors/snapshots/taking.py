@@ -99,7 +99,7 @@ class SnapshotTaker:
                 await refuse_large_rows(table, payload_max * (1 if compressor is None else COMPRESSION_RATIO_MAX))
             await self._send_rows(table, messages, compressor, progress)
         if await js.get_message(INIT, seq=starts[0]) is None:
-            raise start_lost(await js.stream_info(INIT))
+            raise start_lost(await js.stream_info(INIT), progress.bytes)
         meta = messages.meta(progress.chunks, progress.rows)
         await js.publish(meta.subject, meta.body)
         self._board.done(progress)

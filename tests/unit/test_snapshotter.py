@@ -66,20 +66,24 @@ def test_the_board_forgets_the_oldest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "held", "words"),
+    ("config", "held", "sent", "words"),
     [
-        ({"max_bytes": 5 << 30}, 4 << 30, "nats stream edit INIT --max-bytes=10GB"),
-        ({"max_bytes": 5000}, 4000, "nats stream edit INIT --max-bytes=64MB"),
-        ({"max_bytes": 5 << 30, "max_msgs": 5}, 100, "nats stream edit INIT --max-msgs=-1"),
-        ({"max_bytes": 5 << 30, "max_msgs": -1}, 100, "somebody has purged or deleted it"),
-        ({"max_bytes": -1}, 100, "somebody has purged or deleted it"),
+        ({"max_bytes": 5 << 30}, 4 << 30, 9, "nats stream edit INIT --max-bytes=10GB"),
+        ({"max_bytes": 5000}, 4000, 9, "nats stream edit INIT --max-bytes=64MB"),
+        ({"max_bytes": 5 << 30, "max_msgs": 5}, 100, 9, "nats stream edit INIT --max-msgs=-1"),
+        ({"max_bytes": 5 << 30, "max_msgs": -1}, 100, 9, "somebody has purged or deleted it"),
+        ({"max_bytes": 1_200_000}, 583_112, 2_620_338, "nats stream edit INIT --max-bytes=64MB"),
+        ({"max_bytes": 1 << 30}, 100, 3 << 30, "nats stream edit INIT --max-bytes=6GB"),
+        ({"max_bytes": -1}, 100, 9, "somebody has purged or deleted it"),
     ],
 )
-def test_a_lost_start_is_explained_by_what_the_stream_may_hold(config: dict[str, int], held: int, words: str) -> None:
-    failure = start_lost({"config": config, "state": {"bytes": held}})
+def test_a_lost_start_is_explained_by_what_the_stream_may_hold(
+    config: dict[str, int], held: int, sent: int, words: str
+) -> None:
+    failure = start_lost({"config": config, "state": {"bytes": held}}, sent)
     assert failure.kind == "start_lost"
     assert words in str(failure)
-    assert "somebody" in str(start_lost(None)), "the whole stream is gone"
+    assert "somebody" in str(start_lost(None, 9)), "the whole stream is gone"
 
 
 @pytest.mark.parametrize(
