@@ -10,6 +10,7 @@ from actors.telemetry.quantities import span
 from actors.telemetry.telemetry import Problem
 
 USUAL_REPLICAS = 3
+_DAY_NS = 86_400 * 10**9
 
 
 def examine_copies(info: Mapping[str, Any], servers: int) -> Finding | None:
@@ -30,7 +31,7 @@ def examine_copies(info: Mapping[str, Any], servers: int) -> Finding | None:
             False, "WB245", f"stream {name}: {', '.join(late)} {'is' if len(late) == 1 else 'are'} offline or behind",
             "one more server that fails may stop the stream", f"nats stream info {name}   # which, and since when",
         )  # fmt: skip
-    if copies < min(USUAL_REPLICAS, servers):
+    if copies < USUAL_REPLICAS <= servers:
         return Finding(
             False, "WB245", f"stream {name} has num_replicas = {copies} in a cluster",
             "nothing is stored while one certain server is away; if that server's disk is lost, so is the stream",
@@ -41,14 +42,16 @@ def examine_copies(info: Mapping[str, Any], servers: int) -> Finding | None:
 
 def history_problem(changes: Mapping[str, Any], snapshots: Mapping[str, Any]) -> Problem | None:
     """Return what is wrong if snapshots are kept for longer than the changes that must follow them. Both are configurations."""
-    kept_s, snapshots_s = (int(config.get("max_age") or 0) / 1e9 for config in (changes, snapshots))
-    if not kept_s or (snapshots_s and snapshots_s <= kept_s):
+    kept_ns, snapshots_ns = (int(config.get("max_age") or 0) for config in (changes, snapshots))
+    if not kept_ns or 0 < snapshots_ns <= kept_ns:
         return None
-    name = changes["name"]
-    until = f"for {span(snapshots_s)}" if snapshots_s else "without a limit"
+    name, kept = changes["name"], span(kept_ns / 1e9)
+    until, fix = "without a limit", f"nats stream edit {snapshots['name']} --max-age={max(1, kept_ns // 10**9)}s"
+    if snapshots_ns:
+        until = f"for {span(snapshots_ns / 1e9)}"
+        fix = f"nats stream edit {name} --max-age={snapshots_ns // _DAY_NS + 1}d   # or for snapshots: {fix}"
     return Problem(
-        "WB246", f"stream {name} keeps changes for {span(kept_s)}, stream {snapshots['name']} keeps snapshots {until}",
-        means=f"from a snapshot that is older than {span(kept_s)}, or takes longer, readers cannot go on: they ask for another",
-        fix=f"nats stream edit {name} --max-age=8d   # or for snapshots: nats stream edit {snapshots['name']} "
-        f"--max-age={max(1, int(kept_s))}s",
+        "WB246", f"stream {name} keeps changes for {kept}, stream {snapshots['name']} keeps snapshots {until}",
+        means=f"from a snapshot that is older than {kept}, or takes longer, readers cannot go on: they ask for another",
+        fix=fix,
     )  # fmt: skip

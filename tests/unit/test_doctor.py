@@ -194,8 +194,9 @@ def stream(**more: Any) -> dict[str, Any]:
 def test_copies_of_a_stream() -> None:
     late = {"leader": "a", "replicas": [{"name": "b", "current": True}, {"name": "c", "current": False, "offline": True}]}
     assert examine_copies(stream(), 3) is None
-    assert examine_copies({"config": {"name": "CDC", "num_replicas": 1}}, 1) is None
     alone = {"name": "CDC", "num_replicas": 1}
+    assert examine_copies({"config": alone}, 1) is None
+    assert examine_copies(stream(config=alone), 2) is None, "three copies have no room there, and two need both servers"
     for info, refused in (stream(cluster=late), False), (stream(cluster={}), True), (stream(config=alone), False):
         found = examine_copies(info, 3)
         assert found is not None
@@ -203,10 +204,17 @@ def test_copies_of_a_stream() -> None:
 
 
 @given(st.integers(0, 10**17), st.integers(0, 10**17))
-def test_snapshots_that_outlive_the_changes_after_them_are_told(changes_ns: int, snapshots_ns: int) -> None:
-    found = history_problem({"name": "CDC", "max_age": changes_ns}, {"name": "INIT", "max_age": snapshots_ns})
-    longer = (snapshots_ns or float("inf")) > (changes_ns or float("inf"))
+def test_snapshots_that_outlive_the_changes_after_them_are_told_and_either_fix_mends_it(changes: int, snapshots: int) -> None:
+    configs = {"CDC": {"name": "CDC", "max_age": changes}, "INIT": {"name": "INIT", "max_age": snapshots}}
+    found = history_problem(configs["CDC"], configs["INIT"])
+    longer = (snapshots or float("inf")) > (changes or float("inf"))
     assert (found is not None) == longer
+    fixes = re.findall(r"nats stream edit (\w+) --max-age=(\d+)([ds])", found.fix if found else "")
+    assert len(fixes) == (0 if found is None else 2 if snapshots else 1)
+    for name, count, unit in fixes:
+        if name == "CDC" or changes >= 10**9:
+            fixed = {**configs, name: {"name": name, "max_age": int(count) * {"d": 86_400, "s": 1}[unit] * 10**9}}
+            assert history_problem(fixed["CDC"], fixed["INIT"]) is None
 
 
 def test_every_problem_of_a_publications_tables_has_a_check() -> None:
