@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 import trio
@@ -19,6 +18,7 @@ from actors.errors import SinkUnavailable
 from actors.startup.stream_rules import Role, examine
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import ConsumerHealth, Problem, StreamHealth, Telemetry
+from actors.wire.jetstream import unix_time
 
 log = get_logger("stream_monitor")
 
@@ -42,7 +42,7 @@ def stream_health(info: Mapping[str, Any], now_unix_s: float) -> StreamHealth:
         bytes_max=max(0, limit),
         first_seq=int(state["first_seq"]),
         last_seq=int(state["last_seq"]),
-        oldest_unix_s=_unix_s(oldest) if state["messages"] else 0.0,
+        oldest_unix_s=unix_time(oldest) if state["messages"] else 0.0,
         looked_at=now_unix_s,
         deleted=StreamView.of(info).deleted_count,
     )
@@ -62,28 +62,28 @@ def furthest_behind(listed: Sequence[Mapping[str, Any]], messages: int) -> tuple
     return tuple(sorted(health, key=lambda one: -one.history_used)[:SHOWN_MAX])
 
 
-def note_deleted(telemetry: Telemetry, stream: str, count_before: int) -> None:
-    """Show how many messages were deleted in the middle of the stream, and log it when there are more than before."""
-    known, count = telemetry.problems.get(DELETED), telemetry.stream.deleted
+def deleted_problem(stream: str, count: int) -> Problem | None:
+    """Return what to say of messages that were deleted in the middle of the stream; None if there are none."""
     if not count:
-        telemetry.problems.pop(DELETED, None)
-        return
-    what = f"{count:,} {'message was' if count == 1 else 'messages were'} deleted in the middle of stream {stream}"
-    problem = Problem(
-        "WB224", what,
+        return None
+    return Problem(
+        "WB224", f"{count:,} {'message was' if count == 1 else 'messages were'} deleted in the middle of stream {stream}",
         means="consumers that had not read them have lost changes: mirrors copy their tables again by themselves",
         fix="other consumers whose place was before them take a snapshot; nobody may delete or purge messages of the stream, "
         "and it may have no limit per subject: walbridge export nats-permissions",
     )  # fmt: skip
+
+
+def note_deleted(telemetry: Telemetry, stream: str, count_before: int) -> None:
+    """Show how many messages were deleted in the middle of the stream, and log it when there are more than before."""
+    known, count = telemetry.problems.get(DELETED), telemetry.stream.deleted
+    problem = deleted_problem(stream, count)
+    if problem is None:
+        telemetry.problems.pop(DELETED, None)
+        return
     if count > count_before:  # it shrinks when the stream's first sequence moves beyond deleted messages
-        log.warning(what, code=problem.code, fix=problem.fix)
+        log.warning(problem.what, code=problem.code, fix=problem.fix)
     telemetry.problems[DELETED] = problem if known is None else replace(problem, since_unix_s=known.since_unix_s)
-
-
-def _unix_s(text: str) -> float:
-    """Convert RFC 3339 with nanoseconds, as NATS writes it."""
-    seconds, _, _ = text.partition(".")
-    return datetime.fromisoformat(seconds.rstrip("Z") + "+00:00").timestamp()
 
 
 class Watched:

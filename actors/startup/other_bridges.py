@@ -9,10 +9,8 @@ from actors.clients.nats.jetstream import JetStream
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.subjects import BRIDGE_RECORDS, BRIDGES
 from actors.errors import ConfigError
+from actors.telemetry.quantities import listed
 from actors.telemetry.telemetry import Problem
-
-SHOWN_MAX = 10
-"""Tables that a problem names."""
 
 
 async def read_other_bridges(js: JetStream, stream: str) -> dict[str, BridgeRecord]:
@@ -46,12 +44,11 @@ def same_tables_elsewhere(own: BridgeRecord, others: Mapping[str, BridgeRecord])
         common = sorted(set(own.tables) & set(other.tables))
         if not common or _one_database(own, other):
             continue
-        more = f" and {len(common) - SHOWN_MAX} more" if len(common) > SHOWN_MAX else ""
         where = f"database {other.database}" if other.system_id == own.system_id else "another PostgreSQL"
         problems.append(
             Problem(
                 "WB243",
-                f"the bridge of stream {stream} publishes {', '.join(common[:SHOWN_MAX])}{more} from {where}",
+                f"the bridge of stream {stream} publishes {listed(common)} from {where}",
                 means="their snapshots stand on the same subjects: consumers that do not look at `stream` mix them up",
                 fix="see that every consumer compares `stream` and asks by name (snapshot.request.TABLE@STREAM); "
                 "or give each database a NATS account of its own",

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 
 from actors.clients.postgres.locks import TableLock
 from actors.clients.postgres.publications import PublicationFacts, PublishedTable
+from actors.telemetry.quantities import LISTED_MAX, listed
 from actors.telemetry.telemetry import Problem
 from actors.wire.sql_names import quoted
-
-SHOWN_MAX = 10
-"""Tables that a problem names."""
 
 
 def publication_problems(
@@ -62,7 +60,7 @@ def _half_identity(publication: str, tables: Sequence[PublishedTable]) -> Proble
     return Problem(
         "WB131",
         f"{_named(tables)} columns of the replica identity that are not published: "
-        + _listed([f"{_name(t)} ({', '.join(t.refused_for)})" for t in tables]),
+        + listed([f"{_name(t)} ({', '.join(t.refused_for)})" for t in tables]),
         means="PostgreSQL refuses the application's UPDATE and DELETE on it",
         fix=f"ALTER PUBLICATION {quoted(publication)} SET TABLE ...;   -- name all tables, these with those columns too",
     )
@@ -86,7 +84,7 @@ def _hidden_generated(publication: str, tables: Sequence[PublishedTable]) -> Pro
     return Problem(
         "WB135",
         f"{_named(tables)} generated columns in the replica identity that are not published: "
-        + _listed([f"{_name(t)} ({', '.join(t.refused_for)})" for t in tables]),
+        + listed([f"{_name(t)} ({', '.join(t.refused_for)})" for t in tables]),
         means="PostgreSQL refuses the application's UPDATE and DELETE on it; FULL has all columns in the identity",
         fix=f"ALTER PUBLICATION {quoted(publication)} SET (publish_generated_columns = stored);   -- virtual columns cannot be "
         "published: then ALTER TABLE ... REPLICA IDENTITY DEFAULT",
@@ -99,7 +97,7 @@ def _filter_outside_identity(tables: Sequence[PublishedTable]) -> Problem | None
     return Problem(
         "WB136",
         f"{_named(tables)} a row filter with columns outside the replica identity: "
-        + _listed([f"{_name(t)} ({', '.join(t.refused_for)})" for t in tables]),
+        + listed([f"{_name(t)} ({', '.join(t.refused_for)})" for t in tables]),
         means="PostgreSQL refuses the application's UPDATE and DELETE on it",
         fix=_each(tables, lambda t: _full(t) + "   -- or filter by columns of the key"),
     )
@@ -118,7 +116,7 @@ def _not_readable(tables: Sequence[PublishedTable], role: str) -> Problem | None
     reasons = sorted({table.unreadable for table in tables if "may not SELECT" not in table.unreadable})
     return Problem(
         "WB117",
-        f"role {role} may not read {_listed([_name(t) for t in tables])}" + (f": it {', '.join(reasons)}" if reasons else ""),
+        f"role {role} may not read {listed([_name(t) for t in tables])}" + (f": it {', '.join(reasons)}" if reasons else ""),
         means="changes are streamed, but no snapshot can be taken",
         fix=_each(tables, fix),
     )
@@ -127,7 +125,7 @@ def _not_readable(tables: Sequence[PublishedTable], role: str) -> Problem | None
 def _holes(tables: Sequence[PublishedTable]) -> Problem | None:
     if not tables:
         return None
-    columns = _listed([f"{_name(t)} ({', '.join(t.toasted[:3])}{', ...' if len(t.toasted) > 3 else ''})" for t in tables])
+    columns = listed([f"{_name(t)} ({', '.join(t.toasted[:3])}{', ...' if len(t.toasted) > 3 else ''})" for t in tables])
     return Problem(
         "WB130",
         f"rows that an UPDATE moves into a row filter may arrive without large values: {columns}",
@@ -143,10 +141,10 @@ def _children(publication: str, tables: Sequence[PublishedTable]) -> Problem | N
     children = [child for table in tables for child in table.children]
     return Problem(
         "WB132",
-        f"tables that inherit from published ones are not published themselves: {_listed(children)}",
+        f"tables that inherit from published ones are not published themselves: {listed(children)}",
         means="PostgreSQL publishes the children that exist when their parent is added, not those that come later: neither "
         "changes nor snapshots have their rows",
-        fix=f"ALTER PUBLICATION {quoted(publication)} ADD TABLE {', '.join(children[:SHOWN_MAX])};",
+        fix=f"ALTER PUBLICATION {quoted(publication)} ADD TABLE {', '.join(children[:LISTED_MAX])};",
     )
 
 
@@ -156,9 +154,9 @@ def _without_wal(tables: Sequence[PublishedTable]) -> Problem | None:
     partitions = [partition for table in tables for partition in table.without_wal]
     return Problem(
         "WB137",
-        f"unlogged or foreign partitions of published tables: {_listed(partitions)}",
+        f"unlogged or foreign partitions of published tables: {listed(partitions)}",
         means="snapshots have their rows, but PostgreSQL sends none of their changes: copies keep what they had",
-        fix=" ".join(f"ALTER TABLE {partition} SET LOGGED;" for partition in partitions[:SHOWN_MAX])
+        fix=" ".join(f"ALTER TABLE {partition} SET LOGGED;" for partition in partitions[:LISTED_MAX])
         + "   -- a foreign table: ALTER TABLE ... DETACH PARTITION",
     )
 
@@ -182,7 +180,7 @@ def _locked(tables: Sequence[PublishedTable], locks: Sequence[TableLock]) -> Pro
     who = f"pid {oldest.pid}" if oldest.pid else "a prepared transaction"
     return Problem(
         "WB133",
-        f"{_listed(sorted({names[lock.relation_oid] for lock in locks}))} locked by {who} for {oldest.open_for_s} s",
+        f"{listed(sorted({names[lock.relation_oid] for lock in locks}))} locked by {who} for {oldest.open_for_s} s",
         said=oldest.query[:200],
         means="events go on; snapshots wait, and so do the defaults of the columns in KV schemas",
         fix=f"SELECT pg_cancel_backend({oldest.pid});   -- or wait" if oldest.pid
@@ -192,7 +190,7 @@ def _locked(tables: Sequence[PublishedTable], locks: Sequence[TableLock]) -> Pro
 
 def _full(table: PublishedTable) -> str:
     """The statements that make old rows complete: partitions do not inherit that from their root."""
-    return " ".join(f"ALTER TABLE {name} REPLICA IDENTITY FULL;" for name in table.not_full[:SHOWN_MAX])
+    return " ".join(f"ALTER TABLE {name} REPLICA IDENTITY FULL;" for name in table.not_full[:LISTED_MAX])
 
 
 def _name(table: PublishedTable) -> str:
@@ -203,16 +201,11 @@ def _named(tables: Sequence[PublishedTable]) -> str:
     """Begin a sentence about tables: `table public.users has`, or `3 tables (public.a, ...) have`."""
     if len(tables) == 1:
         return f"table {_name(tables[0])} has"
-    return f"{len(tables)} tables ({_listed([_name(t) for t in tables])}) have"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN_MAX} more" if len(names) > SHOWN_MAX else ""
-    return ", ".join(names[:SHOWN_MAX]) + more
+    return f"{len(tables)} tables ({listed([_name(t) for t in tables])}) have"
 
 
 def _each(tables: Sequence[PublishedTable], fix: Callable[[PublishedTable], str]) -> str:
-    lines = list(dict.fromkeys(fix(table) for table in tables[:SHOWN_MAX]))
-    if len(tables) > SHOWN_MAX:
-        lines.append(f"-- and the same for {len(tables) - SHOWN_MAX} more")
+    lines = list(dict.fromkeys(fix(table) for table in tables[:LISTED_MAX]))
+    if len(tables) > LISTED_MAX:
+        lines.append(f"-- and the same for {len(tables) - LISTED_MAX} more")
     return "\n".join(lines)

@@ -1,6 +1,11 @@
-"""Numbers as people read them: bytes, counts, times."""
+"""Numbers and lists as people read them: bytes, counts, times, names."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+LISTED_MAX = 10
+"""So many names are shown of a long list."""
 
 
 def changes_per_second(per_second: float) -> str:
@@ -22,6 +27,12 @@ def human_bytes(count: float) -> str:
 def counted(count: int, noun: str) -> str:
     """Format a count with its noun: 1 message, 2,000 messages."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Format names for a sentence: users, orders and 3 more."""
+    more = f" and {len(names) - LISTED_MAX:,} more" if len(names) > LISTED_MAX else ""
+    return ", ".join(names[:LISTED_MAX]) + more
 
 
 def span(seconds: float) -> str:

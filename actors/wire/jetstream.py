@@ -12,6 +12,7 @@ one is answered. Headers as in https://docs.nats.io/nats-concepts/jetstream/head
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -230,3 +231,9 @@ def parse_publish_reply(message: Msg, reply_prefix: bytes) -> PublishReply:
         return Duplicate(seq) if reply.get("duplicate") or not seq else Stored(seq, expected)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         return Refused(0, 0, f"the reply is not an acknowledgement: {message.payload[:200]!r} ({exc!r})")
+
+
+def unix_time(text: str) -> float:
+    """Return the seconds since 1970 of a time as JetStream writes it: RFC 3339 in UTC, with up to nine digits of a second."""
+    seconds, _, fraction = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{seconds}+00:00").timestamp() + float(f"0.{fraction or 0}")

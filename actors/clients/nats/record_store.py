@@ -17,6 +17,19 @@ OVERHEAD_BYTES = 1024
 """Room for the headers of a write."""
 
 
+def encoded_record(record: BridgeRecord, stream: str, payload_max: int) -> bytes:
+    """Return a record's bytes. Raises ConfigError if they are more than a message may have: the server ends the connection."""
+    data = record.encode()
+    if len(data) > payload_max - OVERHEAD_BYTES:
+        raise ConfigError(
+            "WB244", f"the record of stream {stream} has {len(data):,} bytes, more than a message may have",
+            means=f"it lists the {len(record.tables):,} tables of the publication and their schemas",
+            fix="set max_payload: 8MB in nats-server's configuration, and reload it; or divide the tables among "
+            "several bridges",
+        )  # fmt: skip
+    return data
+
+
 class RecordStore:
     """The current record of one stream and its revision.
 
@@ -39,14 +52,7 @@ class RecordStore:
         """
         async with self._lock:
             record = replace(self.record, **changes)
-            data, size_max = record.encode(), self._js.connection.max_payload - OVERHEAD_BYTES
-            if len(data) > size_max:  # the server would end the connection
-                raise ConfigError(
-                    "WB244", f"the record of stream {self.stream} has {len(data):,} bytes, more than a message may have",
-                    means=f"it lists the {len(record.tables):,} tables of the publication and their schemas",
-                    fix="set max_payload: 8MB in nats-server's configuration, and reload it; or divide the tables among "
-                    "several bridges",
-                )  # fmt: skip
+            data = encoded_record(record, self.stream, self._js.connection.max_payload)
             try:
                 with trio.CancelScope(shield=True):
                     self._revision = await self._js.kv_put(BRIDGES, self.stream, data, self._revision)
