@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
 import trio
 
 from actors.clients.nats.connection import ALLOW, NatsConnection, SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
-from actors.clients.nats.trials import NOT_A_REQUEST, may_subscribe, refused_publishes, refused_requests
+from actors.clients.nats.trials import NOT_A_REQUEST, refused_requests
 from actors.contract.subjects import (
-    BRIDGE_TOKEN,
     BRIDGES,
     INIT,
-    REQUEST_ALL,
     REQUESTS,
     SCHEMAS,
     bucket_of,
     bucket_stream,
-    request,
-    trial_subjects,
 )
 from actors.doctor.checking import Check, Found, NotChecked, warned
+from actors.doctor.nats_rights import find_rights
+from actors.doctor.report import Level
 from actors.errors import ConfigError, SinkUnavailable, WalbridgeError
 from actors.settings.config import Config
 from actors.startup.stream_rules import examine
 from actors.startup.stream_sizes import Sizes
 from actors.startup.stream_state import USUAL_REPLICAS, examine_copies, history_problem
 from actors.startup.streams import WantedStream, cannot_create, payload_max, publish_mode, wanted_streams
-from actors.stream_monitor import stream_health
+from actors.stream_monitor import deleted_problem, stream_health
 from actors.telemetry.quantities import age, counted, human_bytes, span
 from actors.telemetry.telemetry import Problem
 from actors.wire.jetstream import ErrCode
 
 OLDEST = (2, 10, 0)
-TRIED_TABLES_MAX = 50
-"""So many tables' subjects are tried; users with a right for each table have few."""
 ANSWER_S = 3.0
 """How long JetStream may take for its first answer."""
 START = "nats server report jetstream   # then start what is down"
@@ -51,12 +45,14 @@ class NatsSide:
 
     def __init__(self, config: Config, tokens: Sequence[str]) -> None:
         """`tokens` are those of the publication's tables."""
-        self._config, self._tokens = config, tokens[:TRIED_TABLES_MAX]
+        self._config, self._tokens = config, tokens
         self.infos: dict[str, dict[str, Any]] = {}
         """By name, of the streams that exist."""
         self.missing: list[WantedStream] = []
         self.payload_max = 0
         """Bytes of the largest message that servers and streams take; 0 while that is unknown."""
+        self.narrow: list[str] = []
+        """Streams that take only smaller messages than the server."""
         self._unanswered: dict[str, SinkUnavailable] = {}
         self._room: Sizes | None = None
         self.is_known = False
@@ -158,7 +154,9 @@ class NatsSide:
                 return Found("", [("fail", error)])
             info = self.infos[name]
             findings = examine(wanted.role, info["config"])
-            return Found(_described(info), [("fail" if one.refused else "warn", one.problem) for one in findings])
+            problems: list[tuple[Level, Problem]] = [("fail" if one.refused else "warn", one.problem) for one in findings]
+            deleted = deleted_problem(name, stream_health(info, 0.0).deleted) if name == self._config.publish.stream else None
+            return Found(_described(info), problems if deleted is None else [*problems, ("warn", deleted)])
 
         return check
 
@@ -267,12 +265,14 @@ class NatsSide:
 
     async def _payload(self, connection: NatsConnection) -> Found:
         js = JetStream(connection)
-        configs = [self._changes(js), *([self.infos[INIT]["config"]] if INIT in self.infos else [])]
-        of_server = payload_max(js, {})
+        changes, of_server = self._changes(js), payload_max(js, {})
+        configs = {changes["name"]: changes} | {name: self.infos[name]["config"] for name in (INIT,) if name in self.infos}
         try:
-            self.payload_max = min(of_server, *(payload_max(js, config) for config in configs))
+            limits = {name: payload_max(js, config) for name, config in configs.items()}
         except ConfigError:
             raise NotChecked("a stream takes only small messages") from None
+        self.payload_max = min(limits.values())
+        self.narrow = [name for name, limit in limits.items() if limit < of_server]
         return Found(f"messages of up to {human_bytes(self.payload_max)}")
 
     async def _durability(self, connection: NatsConnection) -> Found:
@@ -288,40 +288,8 @@ class NatsSide:
             words += f"--confirm-hold {2 * UNSYNCED_S}"
         return Found(f"{unknown}; {words}", level="note")
 
-    # -- permissions
-
     async def _permissions(self, connection: NatsConnection) -> Found:
-        """Try each right, by requests that the server refuses for another reason."""
-        config, stream = self._config, self._config.publish.stream
-        subjects = trial_subjects(stream, self._tokens, arrays=config.snapshots.format == "array", zstd=self._zstd)
-        names = [name for name in self.names() if name != REQUESTS]
-        actions = [f"STREAM.INFO.{name}" for name in self.names()] + [f"STREAM.MSG.GET.{name}" for name in names]
-        nothing = orjson.dumps({"filter": request(BRIDGE_TOKEN)})  # no such request is ever made
-        refused = [*await refused_publishes(connection, subjects)]
-        refused += await refused_requests(connection, dict.fromkeys(actions, NOT_A_REQUEST))
-        lesser = [*await refused_requests(
-            connection, {f"STREAM.PURGE.{REQUESTS}": nothing, f"CONSUMER.LIST.{stream}": NOT_A_REQUEST}
-        )]  # fmt: skip
-        unheard = [] if await may_subscribe(config.nats, REQUEST_ALL) else [REQUEST_ALL]
-        problems: list[tuple[Any, Problem]] = []
-        if refused:
-            problems.append(
-                ("fail", _missing_rights("publish to", refused, "the bridge ends, or waits, at the first of these"))
-            )
-        if unheard:
-            problems.append(("fail", _missing_rights("subscribe to", unheard, "the bridge hears no requests for snapshots")))
-        if lesser:
-            means = "served requests are served again at each start, or the page shows no consumers"
-            problems.append(("warn", _missing_rights("publish to", lesser, means)))
-        tried = len(subjects) + len(actions) + 3
-        return Found(f"all {tried} that were tried are there", problems)
-
-
-def _missing_rights(doing: str, subjects: Sequence[str], means: str) -> Problem:
-    # what was tried stands for a pattern
-    shown = [re.sub(r"\.trial\b.*", ".>", re.sub(rf"\.{BRIDGE_TOKEN}$", ".*", subject)) for subject in subjects]
-    more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
-    return Problem("WB204", f"the NATS user may not {doing} {', '.join(shown[:10])}{more}", means=means, fix=ALLOW)
+        return await find_rights(connection, self._config, self._tokens, self.names(), zstd=self._zstd)
 
 
 def _servers(connection: NatsConnection, infos: Mapping[str, Mapping[str, Any]]) -> int:

@@ -21,7 +21,7 @@ from actors.publication_model import PublicationModel
 from actors.publication_monitor import find_problems
 from actors.settings.config import PostgresConfig, SourceConfig
 from actors.startup.postgres_preflight import CHECKS, Looked
-from actors.telemetry.quantities import counted, human_bytes, span
+from actors.telemetry.quantities import counted, human_bytes, listed, span
 from actors.telemetry.telemetry import Problem
 from actors.wal_monitor import held_problem
 from actors.wire.sql_names import quoted
@@ -33,7 +33,6 @@ EXPIRES_SOON_S = 30 * DAY_S
 CONNECTIONS = 8
 """How many a bridge has at the most, while it takes a snapshot."""
 HELD_MUCH_BYTES = 1 << 30
-SHOWN_MAX = 10
 ABOUT_TABLES: Mapping[str, tuple[str, ...]] = {
     "tables": ("WB116", "WB138"),
     "identities": ("WB115", "WB131", "WB134", "WB135", "WB136"),
@@ -99,8 +98,7 @@ class PostgresSide:
 
     def _counted(self) -> str:
         names = [f"{table.schema}.{table.name}" for table in self.tables]
-        more = f" and {len(names) - SHOWN_MAX} more" if len(names) > SHOWN_MAX else ""
-        return f"{counted(len(names), 'table')}: {', '.join(names[:SHOWN_MAX])}{more}"
+        return f"{counted(len(names), 'table')}: {listed(names)}" if names else "no table"
 
     # -- the role
 
@@ -114,12 +112,12 @@ class PostgresSide:
         written = [] if "SUPERUSER" in attributes else await self._writable(connection)
         if not attributes and not written:
             return Found(f"{role} may do nothing that a bridge does not need")
-        what = [*attributes, *([f"may write to {_listed(written)}"] if written else [])]
+        what = [*attributes, *([f"may write to {listed(written)}"] if written else [])]
         # the role that initdb makes cannot be changed, an owner's rights cannot be revoked, and others may use this role
         fix = "walbridge export sql-role   # prints a script for a role with the rights that a bridge needs, and no more"
         if written and not attributes:
-            tables = f"{', '.join(written[:SHOWN_MAX])} FROM {quoted(role or '')}"
-            fix = f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {tables};   -- or a role of its own: walbridge export sql-role"
+            fix = f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {', '.join(written)} FROM {quoted(role or '')};"
+            fix += "   -- or a role of its own: walbridge export sql-role"
         return warned("", Problem(
             "WB126", f"role {role} may do more than a bridge needs: {', '.join(what)}",
             means="who gets hold of the bridge's password can do it too; a bridge only reads", fix=fix,
@@ -176,9 +174,11 @@ class PostgresSide:
     # -- slot and WAL
 
     async def _slot(self, connection: PgConnection) -> Found:
-        found = _found(await CHECKS["slot"](connection, self._source))
         slot = self._source.slot
         state, health = await slot_state(connection, slot), await slot_health(connection, slot)
+        if self._source.temporary and state is not None and state.temporary:  # the start would wait until it is gone
+            return Found(f"{slot} is temporary, of a bridge that runs, in process {state.active_pid}")
+        found = _found(await CHECKS["slot"](connection, self._source))
         if state is None or health is None:
             return Found(found.words, [("warn", problem) for problem in await writers_before_slot(connection, slot)])
         if state.wal_status == "lost":
@@ -240,21 +240,15 @@ class PostgresSide:
         if not large:
             return Found(f"{counted(len(held), 'other slot')} that nobody reads" if held else "no other slot without a reader")
         name, size = large[0]
-        literal = name.replace("'", "''")
         return warned("", Problem(
-            "WB129", f"nobody reads {_listed([n for n, _ in large])}: {human_bytes(size)} of WAL are held for {name}",
+            "WB129", f"nobody reads {listed([n for n, _ in large])}: {human_bytes(size)} of WAL are held for {name}",
             means="a slot that is left over fills PostgreSQL's disk, whatever the bridge does",
-            fix=f"SELECT pg_drop_replication_slot('{literal}');   -- if nobody will come back for it",
+            fix=f"SELECT pg_drop_replication_slot('{name}');   -- if nobody will come back for it",
         ))  # fmt: skip
 
 
 def _found(looked: Looked) -> Found:
     return warned(looked.found, *looked.problems)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN_MAX} more" if len(names) > SHOWN_MAX else ""
-    return ", ".join(names[:SHOWN_MAX]) + more
 
 
 def free_bytes(config: PostgresConfig, data_directory: str) -> int | None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
+from functools import partial
 
 import trio
 
@@ -24,6 +25,7 @@ from actors.contract.message_ids import id_in
 from actors.contract.subjects import publish_prefix
 from actors.decoder import Decoder
 from actors.doctor.checking import Found, NotChecked
+from actors.doctor.connections import APPLICATION_NAME, open_postgres
 from actors.errors import ConfigError, SinkUnavailable, WalbridgeError
 from actors.messages import Item, RowChange, RowRun
 from actors.positions import ROW_RANK, Lsn, Position
@@ -34,14 +36,13 @@ from actors.wire.jetstream import MSG_ID_HEADER, OutMessage
 from actors.wire.sql_names import quoted
 
 CLEAN_UP_S = 5.0
-_CLEAN_UP_SETTINGS = "SET lock_timeout = '3s'"
 
 
 async def round_trip(config: Config, connection: PgConnection, js: JetStream) -> Found:
     """Send a row through both servers. Raises NotChecked, with the reason, where the users may not make what it needs."""
     name = f"walbridge_doctor_{secrets.token_hex(4)}"
     await _may_create(connection)
-    replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge doctor")
+    replication = await PgConnection.connect(config.postgres, replication=True, application_name=APPLICATION_NAME)
     with closing(replication):
         async with _table(config, connection, name), _stream(js, name) as stream:
             await create_slot(replication, name, temporary=True)
@@ -68,8 +69,8 @@ async def round_trip(config: Config, connection: PgConnection, js: JetStream) ->
 
 
 async def _may_create(connection: PgConnection) -> None:
-    ((database, allowed, everywhere, standby),) = await connection.query(
-        "SELECT current_database(), has_database_privilege(current_database(), 'CREATE'),"
+    ((database, role, allowed, everywhere, standby),) = await connection.query(
+        "SELECT current_database(), current_user, has_database_privilege(current_database(), 'CREATE'),"
         " (SELECT string_agg(quote_ident(pubname), ', ') FROM pg_publication WHERE puballtables), pg_is_in_recovery()"
     )
     if standby == "t":
@@ -77,7 +78,7 @@ async def _may_create(connection: PgConnection) -> None:
     if allowed != "t":
         raise NotChecked(
             f"the role may not make a schema, which a bridge need not; for this check alone: GRANT CREATE ON DATABASE "
-            f"{quoted(database or '')} TO ..., and REVOKE it afterwards"
+            f"{quoted(database or '')} TO {quoted(role or '')}, and REVOKE it afterwards"
         )
     if everywhere:  # its readers would hear of the table
         raise NotChecked(f"publication {everywhere} is FOR ALL TABLES, so that others would see the table")
@@ -87,6 +88,15 @@ async def _may_create(connection: PgConnection) -> None:
 async def _table(config: Config, connection: PgConnection, name: str) -> AsyncGenerator[None]:
     """A schema with a table, and a publication of that table alone."""
     schema = quoted(name)
+    drop = f"DROP PUBLICATION IF EXISTS {schema}; DROP SCHEMA IF EXISTS {schema} CASCADE;"
+
+    async def remove() -> None:
+        try:
+            await connection.query(drop)
+        except WalbridgeError:  # the check was cancelled in the middle of a statement, which ends its connection
+            async with open_postgres(config) as another:
+                await another.query(drop)
+
     try:
         await connection.query(
             f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.{schema} (id int PRIMARY KEY, words text);"
@@ -94,22 +104,7 @@ async def _table(config: Config, connection: PgConnection, name: str) -> AsyncGe
         )
         yield
     finally:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEAN_UP_S):
-            try:
-                await _drop(connection, schema)
-            except WalbridgeError:  # the check was cancelled in the middle of a statement, which ends its connection
-                try:
-                    again = await PgConnection.connect(config.postgres, application_name="walbridge doctor")
-                    with closing(again):
-                        await _drop(again, schema)
-                except WalbridgeError as exc:
-                    fix = f"DROP PUBLICATION IF EXISTS {schema}; DROP SCHEMA IF EXISTS {schema} CASCADE;"
-                    raise ConfigError("WB249", f"schema {schema} is left behind", said=exc.said or exc.what, fix=fix) from exc
-
-
-async def _drop(connection: PgConnection, schema: str) -> None:
-    await connection.query(_CLEAN_UP_SETTINGS)
-    await connection.query(f"DROP PUBLICATION IF EXISTS {schema}; DROP SCHEMA IF EXISTS {schema} CASCADE")
+        await clean_up(f"schema {schema}", remove, drop)
 
 
 @asynccontextmanager
@@ -122,13 +117,20 @@ async def _stream(js: JetStream, name: str) -> AsyncGenerator[str]:
     try:
         yield name
     finally:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEAN_UP_S):
-            try:
-                await js.delete_stream(name)
-            except WalbridgeError as exc:
-                raise ConfigError(
-                    "WB249", f"stream {name} is left behind", said=exc.said or exc.what, fix=f"nats stream rm {name} --force"
-                ) from exc
+        await clean_up(f"stream {name}", partial(js.delete_stream, name), f"nats stream rm {name} --force")
+
+
+async def clean_up(what: str, remove: Callable[[], Awaitable[object]], fix: str) -> None:
+    """Remove what was made, of a cancelled check too. Raises ConfigError with the command that does it if that fails."""
+    said = f"no answer within {CLEAN_UP_S:g} s"
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEAN_UP_S):
+        try:
+            await remove()
+        except WalbridgeError as exc:
+            said = exc.said or exc.what
+        else:
+            return
+    raise ConfigError("WB249", f"{what} is left behind", said=said, fix=fix)
 
 
 async def _next_event(config: Config, catalog: PgConnection, source: ReplicationStream, prefix: str) -> OutMessage:

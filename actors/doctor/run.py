@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from functools import partial
 
 from psycopg import conninfo
@@ -12,8 +12,10 @@ from actors.clients.nats.auth import servers_of
 from actors.clients.nats.connection import NatsConnection, open_nats
 from actors.clients.postgres.connection import PgConnection
 from actors.doctor.checking import check_alone, leave, make_checks
+from actors.doctor.connections import open_both, open_postgres
+from actors.doctor.http_port import check_port
 from actors.doctor.nats_checks import NatsSide
-from actors.doctor.path_checks import PathSide, check_port, open_both
+from actors.doctor.path_checks import PathSide
 from actors.doctor.postgres_checks import PostgresSide
 from actors.doctor.report import Report
 from actors.settings.config import Config
@@ -25,9 +27,7 @@ async def examine(config: Config, *, with_round_trip: bool) -> Report:
 
     @asynccontextmanager
     async def postgres() -> AsyncGenerator[PgConnection]:
-        connection = await PgConnection.connect(config.postgres, application_name="walbridge doctor")
-        with closing(connection):
-            await connection.query("SET lock_timeout = '1s'")  # as the bridge's own connection to the catalog
+        async with open_postgres(config) as connection:
             major, minor = divmod(connection.server_version, 10000)
             report.servers["PostgreSQL"] = f"PostgreSQL {major}.{minor}"
             yield connection

@@ -20,6 +20,7 @@ from actors.clients.postgres.connection import PostgresError
 from actors.doctor.checking import CHECK_S, GROUP_S, Check, Found, NotChecked, make_checks, warned
 from actors.doctor.postgres_checks import ABOUT_TABLES
 from actors.doctor.report import SHOWN, Level, Report, Row
+from actors.doctor.round_trip import clean_up
 from actors.errors import ConfigError, SinkUnavailable, SourceUnavailable
 from actors.startup import publication_problems
 from actors.startup.stream_state import examine_copies, history_problem
@@ -182,6 +183,18 @@ def test_a_check_may_find_several_things() -> None:
     report = Report(SETUP)
     on_mock_clock(partial(make_checks, report, "NATS", {"two": two}, World().open))
     assert [row.level for row in report.rows] == ["warn", "warn"]
+
+
+async def _loses() -> None:
+    raise SinkUnavailable("WB201", "the connection ended")
+
+
+@pytest.mark.parametrize("remove", [trio.sleep_forever, _loses])
+def test_what_cannot_be_removed_is_told_with_the_command_that_does(remove: Callable[[], Awaitable[object]]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        on_mock_clock(partial(clean_up, "stream X", remove, "nats stream rm X --force"))
+    assert (caught.value.code, caught.value.fix) == ("WB249", "nats stream rm X --force")
+    assert caught.value.said
 
 
 # -- streams beside each other

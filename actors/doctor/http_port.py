@@ -1,0 +1,49 @@
+"""The check of the bridge's HTTP port, for which no server is needed."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import json
+import socket
+from functools import partial
+from typing import Any
+
+import trio
+
+from actors.doctor.checking import Found
+from actors.settings.config import HttpConfig
+from actors.web.serving import cannot_listen
+
+
+async def check_port(http_config: HttpConfig, slot: str) -> Found:
+    """See whether the bridge may listen where it is told to, or listens there already. Raises ConfigError."""
+    try:
+        family = socket.AF_INET6 if ":" in http_config.bind else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((http_config.bind, http_config.port))
+    except OSError as exc:
+        if exc.errno != errno.EADDRINUSE:
+            raise cannot_listen(http_config, exc) from None
+        status = await trio.to_thread.run_sync(partial(_status, http_config), abandon_on_cancel=True)
+        if status is None:
+            raise cannot_listen(http_config, exc) from None
+        if status.get("slot") != slot:
+            raise cannot_listen(http_config, exc, f"the bridge of slot {status.get('slot')} listens there") from None
+        verdict = (status.get("verdict") or {}).get("text", "")
+        return Found(f"the bridge of this slot runs on {http_config.port}: {verdict}")
+    return Found(f"{http_config.bind}:{http_config.port} is free")
+
+
+def _status(http_config: HttpConfig) -> dict[str, Any] | None:
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    connection = http.client.HTTPConnection(local.get(http_config.bind, http_config.bind), http_config.port, timeout=2)
+    try:
+        connection.request("GET", "/status", headers={"Host": "localhost"})
+        found = json.loads(connection.getresponse().read())
+        return found if isinstance(found, dict) and "slot" in found else None
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
