@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -20,6 +21,7 @@ from actors.embedded.postgres import PostgresServer
 from actors.embedded.process import free_port, run_as
 from actors.errors import SourceUnavailable
 from actors.settings.config import PostgresConfig
+from tests.command_line import run_here
 from tests.conftest import MakeBridge, MakePostgres
 from tests.mirrors import MirrorProcess
 from tests.servers import Database, wait_for, wait_for_events
@@ -81,6 +83,9 @@ def test_a_bridge_on_a_standby_streams_takes_snapshots_and_is_verified(
             bridge.wait_ready()
             database.execute("INSERT INTO t VALUES (2)")
             assert [event.body["data"] for event in wait_for_events(nats.url, 1)] == [{"id": 2}]
+            env = {"DATABASE_URL": standby.dsn("app"), "NATS_URL": nats.url, "BRIDGE_PORT": str(bridge.port)}
+            rows = json.loads(run_here("doctor", "--json", "--round-trip", env=env).stdout)["checks"]
+            assert {row["check"] for row in rows if row["level"] not in ("ok", "note")} == {"WAL limit", "rights", "round trip"}
             mirror = MirrorProcess(nats, f"sqlite:///{tmp_path}/replica.db", tmp_path)
             mirror.start()
             try:

@@ -19,7 +19,7 @@ from actors.contract.subjects import (
     bucket_stream,
 )
 from actors.doctor.checking import Check, Found, NotChecked, warned
-from actors.doctor.nats_rights import find_rights
+from actors.doctor.nats_rights import check_rights
 from actors.doctor.report import Level
 from actors.errors import ConfigError, SinkUnavailable, WalbridgeError
 from actors.settings.config import Config
@@ -289,7 +289,7 @@ class NatsSide:
         return Found(f"{unknown}; {words}", level="note")
 
     async def _permissions(self, connection: NatsConnection) -> Found:
-        return await find_rights(connection, self._config, self._tokens, self.names(), zstd=self._zstd)
+        return await check_rights(connection, self._config, self._tokens, self.names(), zstd=self._zstd)
 
 
 def _servers(connection: NatsConnection, infos: Mapping[str, Mapping[str, Any]]) -> int:

@@ -20,10 +20,10 @@ TRIED_TABLES_MAX = 50
 """So many tables' subjects are tried; users with a right for each table have few."""
 
 
-async def find_rights(
+async def check_rights(
     connection: NatsConnection, config: Config, tokens: Sequence[str], streams: Sequence[str], *, zstd: bool
 ) -> Found:
-    """Try what a bridge does with these tables and streams; `zstd` says whether it compresses."""
+    """Try everything that a bridge does with these tables and streams. `zstd` says whether it compresses."""
     stream = config.publish.stream
     subjects = trial_subjects(stream, tokens[:TRIED_TABLES_MAX], arrays=config.snapshots.format == "array", zstd=zstd)
     read = [name for name in streams if name != REQUESTS]

@@ -55,11 +55,6 @@ class Report:
     def add(self, *rows: Row) -> None:
         self.rows += rows
 
-    def level_of(self, group: Group, check: str) -> Level | None:
-        """Return the worst level of a check; None if it was not made."""
-        levels = [row.level for row in self.rows if (row.group, row.check) == (group, check)]
-        return max(levels, key=list(SHOWN).index, default=None)
-
     @property
     def exit_code(self) -> int:
         """0: fine. 1: warnings, or something could not be checked. 2: the bridge cannot work, or the application fails."""

@@ -121,7 +121,7 @@ async def _stream(js: JetStream, name: str) -> AsyncGenerator[str]:
 
 
 async def clean_up(what: str, remove: Callable[[], Awaitable[object]], fix: str) -> None:
-    """Remove what was made, of a cancelled check too. Raises ConfigError with the command that does it if that fails."""
+    """Remove what was made, even if the check was cancelled. Raises ConfigError with the command to run if that fails."""
     said = f"no answer within {CLEAN_UP_S:g} s"
     with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEAN_UP_S):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LISTED_MAX = 10
-"""So many names are shown of a long list."""
+"""How many names of a long list are shown."""
 
 
 def changes_per_second(per_second: float) -> str:
@@ -30,7 +30,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Format names for a sentence: users, orders and 3 more."""
+    """Format names for a sentence, the first ten of many: a, b, c and 3 more."""
     more = f" and {len(names) - LISTED_MAX:,} more" if len(names) > LISTED_MAX else ""
     return ", ".join(names[:LISTED_MAX]) + more
 
