@@ -9,8 +9,10 @@ from actors.clients.nats.dictionaries import publish_dictionaries, read_dictiona
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.record_store import RecordStore
 from actors.clients.postgres.connection import PgConnection
+from actors.contract.bridge_record import BridgeRecord
 from actors.contract.compression import Compressor
 from actors.contract.event_encoder import EventEncoder, event_encoder
+from actors.contract.publication import KnownTable
 from actors.publication_model import PublicationModel
 from actors.publication_monitor import read_entries
 from actors.schema_publisher import SchemaPublisher
@@ -81,16 +83,23 @@ async def open_session(
     encoder = event_encoder(config.publish.encoding, setup.publish_prefix, of_events)
     schemas = SchemaPublisher(catalog, js, encoder, setup.stream)
     tables = list(publication.tables.values())
+    told: Mapping[str, KnownTable] = {}
+
+    async def read_told(record: BridgeRecord | None) -> list[str]:
+        """Read what readers were told; return the tables that they think to be published, or were told of in what is lost."""
+        nonlocal told
+        told = publication.told
+        # the process begins, or somebody else has written meanwhile: an older version writes no hash, and leaves the entries
+        if record is None or not record.published or record.published != publication.digest:
+            told = await read_entries(js, setup.stream)
+        return [token for token, known in told.items() if known.version or known.told_seq > setup.last_seq]
+
     plan = await find_start(
-        config, catalog, js, setup, {table.token: table.relation_oid for table in tables},
+        config, catalog, js, setup, {table.token: table.relation_oid for table in tables}, read_told=read_told,
         history_diverged=history_diverged, stored_before=telemetry.stored_seq, show=telemetry.show_wait,
     )  # fmt: skip
     start, store = plan.start, plan.store
     try:
-        told = publication.told
-        # the process begins, or somebody else has written meanwhile: an older version writes no hash, and leaves the entries
-        if not store.record.published or store.record.published != publication.digest:
-            told = await read_entries(js, setup.stream)
         publication.begin(told if told or store.record.published else None, setup.last_seq, upgraded=plan.upgraded)
         await schemas.publish_current(tables, {token: known.schema_id for token, known in publication.told.items()})
     except BaseException:

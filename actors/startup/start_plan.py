@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,13 +76,15 @@ async def find_start(
     setup: StreamSetup,
     tables: Mapping[str, int],
     *,
+    read_told: Callable[[BridgeRecord | None], Awaitable[Collection[str]]],
     history_diverged: bool = False,
     stored_before: int = 0,
     show: Callable[[Problem], None] = lambda _: None,
 ) -> StartPlan:
     """Read both sides and decide where to resume; create the slot if there is none, and show what that waits for.
 
-    `tables` are the publication's: token -> OID. `stored_before` is the last sequence that this process knows to be stored.
+    `tables` are the publication's: token -> OID. `read_told` returns, given the record, those that readers think to be
+    published. `stored_before` is the last sequence that this process knows to be stored.
 
     Raises Fatal when changes are permanently lost and the user has not accepted that, ConfigError when the stream belongs to
     another slot.
@@ -91,8 +93,9 @@ async def find_start(
     record, revision, history, tail = await _read_sink(js, stream, setup.last_seq, slot)
     position, unheld = tail_position(tail, record), unheld_at_end(tail, record)
     tokens = sorted(tables)
-    # a table that was taken out of the publication meanwhile may have been published when its changes were lost
-    affected = sorted({*tables, *(_tables_before(record) if record else ())})
+    # A table that was taken out of the publication may have been published when its changes were lost. A run may have begun
+    # since that did not come so far: then the record no longer names the table, and readers have not been told yet.
+    affected = sorted({*tables, *(_tables_before(record) if record else ()), *await read_told(record)})
     replication = await PgConnection.connect(config.postgres, replication=True, application_name="walbridge startup")
     try:
         source = await _read_source(connection, replication, slot)
