@@ -377,6 +377,19 @@ def test_slot_creation_says_what_it_waits_for_and_can_be_cancelled(
     trio.run(check)
 
 
+def test_a_slot_that_another_process_has_just_made_is_waited_for(database: Database) -> None:
+    async def main() -> None:
+        slot = slot_name()
+        with closing(await connected(database.dsn, replication=True)) as connection:
+            await create_slot(connection, slot)
+            with pytest.raises(SourceUnavailable, match="made by another process just now") as caught:
+                await create_slot(connection, slot)
+            assert caught.value.code == "WB104"
+            await connection.query(f"DROP_REPLICATION_SLOT {slot}")
+
+    trio.run(main)
+
+
 def test_no_free_slot_is_said_with_the_setting(make_postgres: MakePostgres) -> None:
     server = make_postgres(max_replication_slots="1")
 

@@ -86,7 +86,8 @@ async def create_slot(
     A temporary slot ends with `connection`, which alone can read it.
 
     Waits for all transactions that are writing now, however long; after 5 s they are logged and shown. A cancelled call leaves
-    no slot and ends the connection. On a replication connection. Raises ConfigError when no slot is free.
+    no slot and ends the connection. On a replication connection. Raises ConfigError when no slot is free, and
+    SourceUnavailable when another process has just made it.
     """
     if connection.server_version >= 170000 and not temporary and not connection.is_standby:
         options = " (SNAPSHOT 'nothing', FAILOVER)"
@@ -111,6 +112,12 @@ async def create_slot(
             "WB113", "PostgreSQL has no free replication slot", said=refused.said,
             fix="ALTER SYSTEM SET max_replication_slots = 20;   -- then restart PostgreSQL; or drop unused slots: "
             "SELECT slot_name, active FROM pg_replication_slots",
+        ) from refused  # fmt: skip
+    if isinstance(refused, PostgresError) and refused.sqlstate == "42710":
+        raise SourceUnavailable(
+            "WB104", f"slot {slot} was made by another process just now", said=refused.said,
+            means="two bridges began at once: one of them reads the slot, the other waits for it",
+            fix="to see the reader: SELECT pid, application_name FROM pg_stat_replication",
         ) from refused  # fmt: skip
     if refused is not None:
         raise refused
