@@ -133,7 +133,8 @@ class _Joiner:
             if checkpoint is None or checkpoint.created != self._gathered.created or self._follower.is_held:
                 return False
             seq, position = checkpoint.cursor
-            if seq < start.stream_seq or not self._follower.has_reached(start.snapshot_lsn):
+            # a copy that was to be the first may be ahead of the one that was: the live tables come to where it is
+            if seq < max(start.stream_seq, track.head_seq) or not self._follower.has_reached(start.snapshot_lsn):
                 return False
             live = Boundaries(source, [CDC_NOTICES, *(cdc_of_table(token) for token in replica.shapes)])
             is_whole, lsn = await live.is_whole_at(seq)

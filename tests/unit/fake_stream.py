@@ -93,15 +93,18 @@ def source_of(js: FakeJetStream, name: str = "CDC") -> SourceStream:
 
 
 class ReadingConsumer:
-    """A consumer that brings everything that the stream has from a sequence on, at once, and then nothing."""
+    """A consumer that brings everything that the stream has from a sequence on, at once, and then nothing.
+
+    Of all subjects, or of those that begin with some text.
+    """
 
     is_at_end = True
 
-    def __init__(self, js: FakeJetStream, start_seq: int) -> None:
+    def __init__(self, js: FakeJetStream, start_seq: int, subjects: str = "") -> None:
         self._coming = [
             Delivered(subject, seq, f"NATS/1.0\r\nNats-Msg-Id: {msg_id}\r\n\r\n".encode(), body)
             for seq, (subject, msg_id, body) in enumerate(filter(None, js.streams["CDC"]), 1)
-            if seq >= start_seq
+            if seq >= start_seq and subject.startswith(subjects)
         ]
 
     async def receive(self, within_s: float) -> list[Delivered]:
