@@ -27,6 +27,10 @@ class Difference(NamedTuple):
     version: str
     reason: str
     reshaped: bool
+    before: KnownTable | None = None
+    """The table as readers were to know it until then."""
+    was_underway: bool = False
+    """An earlier difference of the table was not stored yet."""
 
 
 class PublicationModel:
@@ -101,23 +105,35 @@ class PublicationModel:
             else:
                 reason = known.difference(facts)
                 change = "changed" if reason else None
+            was_underway = token in self._underway
             if change is not None:
                 self._underway.add(token)
                 now = self.known[token] = KnownTable.of(facts, self._horizon)
                 reshaped = known is not None and known.schema_id != facts.schema_id
-                found.append(Difference(token, change, now.version, reason, reshaped))
+                found.append(Difference(token, change, now.version, reason, reshaped, known, was_underway))
             elif known is not None and known.seen_again(facts) != known:
                 self.known[token] = known.seen_again(facts)
                 if known.schema_id != facts.schema_id:
-                    found.append(Difference(token, None, known.version, "", True))
+                    found.append(Difference(token, None, known.version, "", True, known, was_underway))
         gone = [t for t in {**self.told, **self.known} if t not in self._facts and self._is_published(t)]
         for token in sorted(gone):
-            before = self.known.get(token) or self.told[token]
-            self.known[token] = replace(before, version="", told_seq=0)
+            known, was_underway = self.known.get(token), token in self._underway
+            self.known[token] = replace(known or self.told[token], version="", told_seq=0)
             self._underway.add(token)
-            found.append(Difference(token, "removed", "", "it is no longer published", False))
+            found.append(Difference(token, "removed", "", "it is no longer published", False, known, was_underway))
         self._moves.value += 1
         return found
+
+    def take_back(self, differences: Iterable[Difference]) -> None:
+        """Forget what `compare` has noted: nobody can be told now, and the next look finds it again."""
+        for difference in differences:
+            token = difference.token
+            if difference.before is None:
+                del self.known[token]
+            else:
+                self.known[token] = difference.before
+            if not difference.was_underway:
+                self._underway.discard(token)
 
     def _is_published(self, token: str) -> bool:
         """Whether readers think that the table is published."""

@@ -19,7 +19,7 @@ from actors.contract.table_schema import describe_table
 from actors.errors import SinkUnavailable, WalbridgeError
 from actors.messages import News, SchemaChange
 from actors.positions import Lsn, parse_lsn
-from actors.publication_model import PublicationModel
+from actors.publication_model import Difference, PublicationModel
 from actors.settings.config import PostgresConfig
 from actors.startup.publication_problems import publication_problems
 from actors.telemetry.log import get_logger
@@ -79,20 +79,29 @@ class PublicationMonitor:
         self._telemetry.tables = tuple(sorted(model.tables))
         found = model.compare()
         if found:
-            lsn = await _after_now(connection)
-            shown = [model.tables[d.token] for d in found if d.token in model.tables and (d.reshaped or d.change == "added")]
-            described = await describe_relations(connection, [table.relation for table in shown])
-            schemas = {t.token: describe_table(t.relation, d) for t, d in zip(shown, described, strict=True)}
-            for difference in found:
-                token, change = difference.token, difference.change
-                if change is not None:
-                    log.warning(f"table {token}: {difference.reason}", change=change)
-                schema = schemas.get(token)
-                if change == "added" and schema is not None:  # the stream shows the shape before the table's first row
-                    self._new_shape(schema)
-                self.news.append(News(lsn, token, change, difference.version, difference.reason,
-                                      schema if difference.reshaped else None))  # fmt: skip
+            try:
+                await self._queue(found, connection)
+            except BaseException:  # else a connection that ends here would keep the difference from readers for good
+                model.take_back(found)
+                raise
         self._show(await find_problems(connection, model))
+
+    async def _queue(self, found: Sequence[Difference], connection: PgConnection) -> None:
+        """Make differences news, all or none of them."""
+        model = self._model
+        lsn = await _after_now(connection)
+        shown = [model.tables[d.token] for d in found if d.token in model.tables and (d.reshaped or d.change == "added")]
+        described = await describe_relations(connection, [table.relation for table in shown])
+        schemas = {t.token: describe_table(t.relation, d) for t, d in zip(shown, described, strict=True)}
+        for difference in found:
+            token, change = difference.token, difference.change
+            if change is not None:
+                log.warning(f"table {token}: {difference.reason}", change=change)
+            schema = schemas.get(token)
+            if change == "added" and schema is not None:  # the stream shows the shape before the table's first row
+                self._new_shape(schema)
+            self.news.append(News(lsn, token, change, difference.version, difference.reason,
+                                  schema if difference.reshaped else None))  # fmt: skip
 
     async def write(self) -> None:
         """Write to KV what readers have been told."""
