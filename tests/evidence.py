@@ -131,7 +131,7 @@ def judge(evidence: Evidence) -> Verdict:
     at_seq: dict[int, int] = {}  # index of an expected event -> the sequence of its message
     wrong: list[str] = []
     order: list[tuple[int, int]] = []  # stream sequence, index
-    for event in evidence.stored:
+    for event in _in_force(evidence):
         at = index.get(event.place)
         if at is None:
             faults.append(f"never committed: {event.place} at {event.stream_seq}")
@@ -162,6 +162,20 @@ def judge(evidence: Evidence) -> Verdict:
     faults += _untold_voids(evidence)
     faults += _false_gaps(evidence)
     return Verdict(tuple(faults), dict(+excused))
+
+
+def _in_force(evidence: Evidence) -> list[Stored]:
+    """The stored events without those that a later gap event declared void and that are void or come again after it."""
+    last = {event.place: event.stream_seq for event in evidence.stored}
+    ranges = [gap for gap in evidence.gaps if not gap.suspends]
+
+    def is_in_force(event: Stored) -> bool:
+        again = 1 << 62 if event.place in evidence.void else last[event.place]
+        return again == event.stream_seq or not any(
+            event.stream_seq < gap.stream_seq < again and gap.from_lsn <= event.place[0] < gap.to_lsn for gap in ranges
+        )
+
+    return [event for event in evidence.stored if is_in_force(event)]
 
 
 def place_of(change: Expected) -> Place:
@@ -246,7 +260,7 @@ def _untold_voids(evidence: Evidence) -> list[str]:
     untold = [
         event for event in evidence.stored
         if event.place in evidence.void and not any(
-            gap.stream_seq > event.stream_seq and gap.from_lsn <= event.place[0] <= gap.to_lsn for gap in evidence.gaps
+            gap.stream_seq > event.stream_seq and gap.from_lsn <= event.place[0] < gap.to_lsn for gap in evidence.gaps
         )
     ]  # fmt: skip
     return [f"abandoned history untold: {len(untold)} events, the first {untold[0]}"] if untold else []
