@@ -5,7 +5,7 @@ The bridge's path (replication connection, compiled decoder, positions, JetStrea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from psycopg import sql
@@ -36,7 +36,7 @@ class WalOracle:
 
     def expected(self) -> list[Expected]:
         """All changes committed since, in commit order."""
-        return list(_changes(self._read()))
+        return list(changes_in(self._read()))
 
     def taken(self) -> list[Expected]:
         """Changes committed since, as `expected`, and let PostgreSQL remove their WAL.
@@ -44,7 +44,7 @@ class WalOracle:
         May repeat transactions that came before: the slot moves only so far, and back if the server is killed.
         """
         ((until,),) = self._database.execute("SELECT pg_current_wal_flush_lsn()")
-        changes = list(_changes(self._read(until)))
+        changes = list(changes_in(self._read(until)))
         self._database.execute("SELECT pg_replication_slot_advance(%s, %s)", [self._slot, until])
         return changes
 
@@ -52,13 +52,14 @@ class WalOracle:
         # the functions print values by the session's settings; the bridge pins the same
         self._database.execute("SET timezone = 'UTC'; SET datestyle = 'ISO'; SET bytea_output = 'hex'")
         query = sql.SQL(
-            "SELECT data FROM pg_logical_slot_peek_binary_changes({}, {}, NULL, 'proto_version', '1', 'publication_names', {})"
+            "SELECT data FROM pg_logical_slot_peek_binarychanges_in({}, {}, NULL, 'proto_version', '1', 'publication_names', {})"
         ).format(sql.Literal(self._slot), sql.Literal(until), sql.Literal('"' + self._publication.replace('"', '""') + '"'))
         for (data,) in self._database.execute(query.as_string(None)):
             yield bytes(data)
 
 
-def _changes(messages: Iterator[bytes]) -> Iterator[Expected]:
+def changes_in(messages: Iterable[bytes]) -> Iterator[Expected]:
+    """The events that these pgoutput messages must become."""
     relations: dict[int, Relation] = {}
     lsn = seq = 0
     for message in messages:

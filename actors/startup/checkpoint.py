@@ -158,9 +158,11 @@ def find_loss(
         reason = f"timeline {source.timeline} of this server does not descend from timeline {record.timeline}"
         return Loss("WB150", reason, from_lsn, RIGHT_SERVER)
     if source.lost:
-        return Loss("WB107", f"slot {source.slot} is lost: {source.lost}", from_lsn, ACCEPT_GAP)
+        reason = f"slot {source.slot} is lost: {source.lost}"
+        return Loss("WB107", reason, from_lsn, ACCEPT_GAP, _void_until(source, tail, record, history, position))
     if source.confirmed_lsn is None and (record is not None or position is not None):
-        return Loss("WB108", f"slot {source.slot} was dropped", from_lsn, ACCEPT_GAP)
+        reason = f"slot {source.slot} was dropped"
+        return Loss("WB108", reason, from_lsn, ACCEPT_GAP, _void_until(source, tail, record, history, position))
     reached = max(proven, _within(record, source, record.confirmed_lsn) if record else NO_LSN)
     witness = _witness_of(tail, record, history)
     of_this_wal = witness is None or (witness.system_id, witness.timeline) == (source.system_id, source.timeline)
@@ -241,7 +243,7 @@ def plan_start(
     switch = None if witness.timeline == source.timeline else dict(source.switch_points).get(witness.timeline)
     if switch is not None and (at.lsn >= switch or pending is not None):
         reason = f"timeline {witness.timeline} was left at {format_lsn(switch)}: changes read beyond it are void"
-        resume, last = max(switch, confirmed), max(at.lsn, pending.to_lsn if pending else NO_LSN)
+        resume, last = max(switch, confirmed), max(Lsn(at.lsn + 1), pending.to_lsn if pending else NO_LSN)
         gap = _gap(resume, source, reason, _from(switch, pending), max(last, resume), tables)
         return _after_gap(gap, tail, resume)
     proven = _proven(source, tail, record, history, position)
@@ -307,6 +309,17 @@ def _proven(
     ]
     of_tail = _witness_of(tail, record, history) or record
     return max([_within(of_tail, source, at.lsn), *(_within(r, source, r.confirmed_lsn) for r in witnesses)])
+
+
+def _void_until(
+    source: Source, tail: StreamTail, record: BridgeRecord | None, history: Sequence[BridgeRecord], position: Position | None
+) -> Lsn:
+    """Return the LSN up to which the stream holds changes of a timeline that was left before them; 0 if it holds none."""
+    witness = _witness_of(tail, record, history)
+    if witness is None or position is None or witness.timeline == source.timeline:
+        return NO_LSN
+    switch = dict(source.switch_points).get(witness.timeline)
+    return Lsn(position.lsn + 1) if switch is not None and position.lsn >= switch else NO_LSN
 
 
 def _witness_of(tail: StreamTail, record: BridgeRecord | None, history: Sequence[BridgeRecord]) -> BridgeRecord | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-from tests.campaign.evidence import judge
 from tests.campaign.tables import PUBLISHED_AS_EVER, TABLES
 from tests.campaign.world import World
+from tests.evidence import judge
 from tests.snapshots import ask
 from tests.watched_mirrors import WatchedMirror
 

@@ -16,7 +16,7 @@ import psycopg
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from tests.campaign.evidence import Evidence, GapSeen, Hole, Place, Sample, Stored, shortened
+from tests.evidence import Evidence, GapSeen, Hole, Place, Sample, Stored, shortened
 from tests.oracle import WalOracle, place
 from tests.servers import Database, decode_body
 

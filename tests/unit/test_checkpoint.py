@@ -112,9 +112,21 @@ def test_what_was_read_beyond_a_switch_point_is_void_and_said_so():
     promoted = replace(SOURCE, timeline=2, switch_points=((1, Lsn(850)),), confirmed_lsn=Lsn(840))
     start = plan(source=promoted)
     assert start.gap is not None
-    assert (start.gap.from_lsn, start.gap.to_lsn) == (850, 900)
+    assert (start.gap.from_lsn, start.gap.to_lsn) == (850, 901)  # the transaction at 900 is void too
     assert start.skip == Position(Lsn(850), 0, GAP_RANK)
     assert start.start_lsn == NO_LSN
+
+
+@pytest.mark.parametrize("gone", [{"confirmed_lsn": None}, {"lost": "wal_removed"}])
+def test_the_gap_of_a_promoted_standby_without_the_slot_names_what_is_void_too(gone):
+    """The new slot may begin below the end of the void changes: LSNs of the new timeline count up from the switch point."""
+    promoted = replace(SOURCE, timeline=2, switch_points=((1, Lsn(850)),), wal_end=Lsn(870), **gone)
+    loss = find_loss(promoted, TAIL, RECORD, (), RECORD.position)
+    assert loss is not None
+    gap = start_after_loss(loss, promoted, Lsn(870), TAIL, ("users",)).gap
+    assert gap is not None
+    assert (gap.from_lsn, gap.to_lsn) == (850, 901)
+    assert find_loss(replace(SOURCE, **gone), TAIL, RECORD, (), RECORD.position).to_lsn == NO_LSN
 
 
 @pytest.mark.parametrize(

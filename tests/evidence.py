@@ -1,4 +1,7 @@
-"""What was seen of one campaign, and what follows from it. No I/O."""
+"""What was seen of a bridge's work, and what follows from it: the one judge of the campaign and of the simulation. No I/O.
+
+Expected is what the WAL held, in its order. What is missing must be told; what is told must have a cause.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,8 @@ class GapSeen(NamedTuple):
     from_lsn: int
     to_lsn: int
     tables: tuple[str, ...]
+    at_s: float = 0.0
+    """When it was stored; told with `causes`."""
 
     @property
     def suspends(self) -> bool:
@@ -55,6 +60,19 @@ class Sample(NamedTuple):
     last_seq: int
 
 
+class Cause(NamedTuple):
+    """Something after which a gap event is due, or after which a bridge cannot know better."""
+
+    at_s: float
+    reason: str
+    is_vague: bool = False
+    """Nobody can say where the loss begins: the event's range may name changes that are stored."""
+
+
+MERGED_WITHIN_S = 20.0
+"""A gap event may stand for several causes; one that comes while it is being decided has an event of its own."""
+
+
 @dataclass
 class Evidence:
     """Of WAL, by a slot that the bridge has no part in, and of the stream, read as it grew."""
@@ -68,6 +86,12 @@ class Evidence:
     """Faults that show at once: an event whose earlier copy the stream still holds."""
     copies: int = 0
     """Events that were stored again after somebody had removed the earlier copy."""
+    void: set[Place] = field(default_factory=set)
+    """Expected events of a history that was abandoned since: a bridge need not have them, and must say so if it has."""
+    removed: set[Place] = field(default_factory=set)
+    """Events that somebody was seen to remove from the stream."""
+    causes: list[Cause] | None = None
+    """All that was done after which gap events may come; None where nobody wrote that down."""
     settled_lsn: int = 0
     """Everything up to here was judged."""
 
@@ -103,11 +127,11 @@ def shortened(data: Mapping[str, Any]) -> dict[str, Any]:
 def judge(evidence: Evidence) -> Verdict:
     """Compare what is stored with what WAL held; everything in WAL must have been given the time to be stored."""
     faults = list(evidence.seen)
-    index = {(e.lsn, e.seq, e.operation, e.token): at for at, e in enumerate(evidence.expected)}
+    index = {place_of(change): at for at, change in enumerate(evidence.expected)}
     at_seq: dict[int, int] = {}  # index of an expected event -> the sequence of its message
     wrong: list[str] = []
     order: list[tuple[int, int]] = []  # stream sequence, index
-    for event in evidence.stored:
+    for event in _in_force(evidence):
         at = index.get(event.place)
         if at is None:
             faults.append(f"never committed: {event.place} at {event.stream_seq}")
@@ -124,7 +148,8 @@ def judge(evidence: Evidence) -> Verdict:
     missing: list[Expected] = []
     for at, change in enumerate(evidence.expected):
         if at not in at_seq:
-            reason = excuses.of(at, change)
+            is_void = place_of(change) in evidence.void
+            reason = "abandoned history" if is_void else excuses.of(at, change)
             excused[reason] += bool(reason)
             if not reason:
                 missing.append(change)
@@ -134,7 +159,38 @@ def judge(evidence: Evidence) -> Verdict:
     faults += [f"{len(wrong)} events are {wrong[0]}"] if wrong else []
     faults += excuses.too_many()
     faults += _early(evidence, at_seq, missing)
+    faults += _untold_voids(evidence)
+    faults += _false_gaps(evidence)
     return Verdict(tuple(faults), dict(+excused))
+
+
+def _in_force(evidence: Evidence) -> list[Stored]:
+    """The stored events without those that a later gap event declared void and that are void or come again after it."""
+    last = {event.place: event.stream_seq for event in evidence.stored}
+    ranges = [gap for gap in evidence.gaps if not gap.suspends]
+
+    def is_in_force(event: Stored) -> bool:
+        again = 1 << 62 if event.place in evidence.void else last[event.place]
+        return again == event.stream_seq or not any(
+            event.stream_seq < gap.stream_seq < again and gap.from_lsn <= event.place[0] < gap.to_lsn for gap in ranges
+        )
+
+    return [event for event in evidence.stored if is_in_force(event)]
+
+
+def place_of(change: Expected) -> Place:
+    """Where an expected event stands, and of what it is."""
+    return change.lsn, change.seq, change.operation, change.token
+
+
+def not_stored_below(evidence: Evidence, confirmed_lsn: int, stored: Collection[Place]) -> list[Expected]:
+    """Expected events below a confirmed LSN that are neither among those stored nor told to be missing."""
+    excuses = _Excuses(evidence, [])
+    return [
+        change for at, change in enumerate(evidence.expected)
+        if change.lsn < confirmed_lsn and (one := place_of(change)) not in stored and one not in evidence.void
+        and not excuses.of(at, change)
+    ]  # fmt: skip
 
 
 class _Excuses:
@@ -144,6 +200,7 @@ class _Excuses:
         self._ranges = [gap for gap in evidence.gaps if not gap.suspends]
         self._holes = [(hole, _between(hole, order)) for hole in evidence.holes]
         self._in_hole: Counter[Hole] = Counter()
+        self._removed = evidence.removed
         self._suspended = [
             (gap.tables[0], gap.from_lsn, _first_after(gap, evidence.stored))
             for gap in evidence.gaps if gap.suspends
@@ -155,6 +212,8 @@ class _Excuses:
             return "gap event"
         if any(token == change.token and since <= change.lsn <= until for token, since, until in self._suspended):
             return "suspended table"
+        if place_of(change) in self._removed:
+            return "removed from the stream"
         for hole, (first, last) in self._holes:
             if first < at < last:
                 self._in_hole[hole] += 1
@@ -194,3 +253,39 @@ def _early(evidence: Evidence, at_seq: Mapping[int, int], missing: list[Expected
         if (below := bisect_left(lsns, sample.confirmed_lsn)) and needed[below - 1] > sample.last_seq
     ]  # fmt: skip
     return [f"confirmed too early: {len(early)} samples, the first {early[0]}"] if early else []
+
+
+def _untold_voids(evidence: Evidence) -> list[str]:
+    """Stored events of an abandoned history that no later gap event names."""
+    untold = [
+        event for event in evidence.stored
+        if event.place in evidence.void and not any(
+            gap.stream_seq > event.stream_seq and gap.from_lsn <= event.place[0] < gap.to_lsn for gap in evidence.gaps
+        )
+    ]  # fmt: skip
+    return [f"abandoned history untold: {len(untold)} events, the first {untold[0]}"] if untold else []
+
+
+def _false_gaps(evidence: Evidence) -> list[str]:
+    """Gap events without a cause, a second one for one cause, and ranges with changes that are stored."""
+    if evidence.causes is None:
+        return []
+    found: list[str] = []
+    open_causes = sorted(evidence.causes)
+    for gap in evidence.gaps:
+        if gap.suspends:
+            continue
+        before = [cause for cause in open_causes if cause.at_s <= gap.at_s]
+        if not before:
+            found.append(f"false gap: {gap}")
+            continue
+        used = [before[0], *(cause for cause in before[1:] if cause.at_s <= gap.at_s - MERGED_WITHIN_S)]
+        open_causes = [cause for cause in open_causes if cause not in used]
+        inside = [
+            event for event in evidence.stored
+            if gap.from_lsn < event.place[0] < gap.to_lsn and event.place not in evidence.void
+            and event.stream_seq < gap.stream_seq
+        ]  # fmt: skip
+        if inside and not any(cause.is_vague for cause in before):
+            found.append(f"gap too wide: {gap} names {len(inside)} changes that are stored, the first {inside[0]}")
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.campaign.evidence import Evidence, GapSeen, Hole, Sample, Stored, judge
+from tests.evidence import Evidence, GapSeen, Hole, Sample, Stored, judge
 from tests.oracle import Expected
 
 EVERYTHING = tuple(range(100, 110))

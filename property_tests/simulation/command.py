@@ -1,0 +1,83 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from dataclasses import replace
+
+from property_tests.simulation.acts import WEIGHTS
+from property_tests.simulation.plan import Plan, plan_of
+from property_tests.simulation.running import Outcome, run
+
+
+def main() -> int:
+    """Run seeds; 0 when nothing was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m property_tests.simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=300, help="how many")
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--seed", type=int, help="replay this one with its trace, and shrink it")
+    parser.add_argument("--wrong-max", type=int, default=1, help="seeds that may fail before the command ends")
+    parser.add_argument("--only", default="", help="acts to choose from, separated by commas")
+    given = parser.parse_args()
+    weights = {name: weight for name, weight in WEIGHTS.items() if not given.only or name in given.only.split(",")}
+    if given.seed is not None:
+        return _replay(plan_of(given.seed, weights))
+    return _run_many(range(given.first, given.first + given.seeds), weights, given.wrong_max)
+
+
+def _run_many(seeds: range, weights: dict[str, int], wrong_max: int) -> int:
+    counts: Counter[str] = Counter()
+    failed: list[int] = []
+    began, cpu = time.monotonic(), time.process_time()
+    for seed in seeds:
+        outcome = run(plan_of(seed, weights))
+        counts.update(outcome.counts)
+        counts["seeds"] += 1
+        if outcome.wrong:
+            failed.append(seed)
+            _say(outcome)
+            if len(failed) >= wrong_max:
+                break
+    seconds, cpu_s = time.monotonic() - began, time.process_time() - cpu
+    print(
+        f"{counts['seeds']} seeds, {len(failed)} failed {failed or ''}, {seconds:.0f} s, {cpu_s / counts['seeds']:.3f} s CPU each"
+    )
+    print(", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if name != "seeds"))
+    return 1 if failed else 0
+
+
+def _say(outcome: Outcome) -> None:
+    plan = outcome.plan
+    print(f"seed {plan.seed}: {plan.flags}, sync {plan.sync_s} s, {plan.transactions} transactions")
+    for step in plan.steps:
+        print(f"  {step.at_s:7.3f} {step.act}")
+    for one in outcome.wrong[:6]:
+        print(f"  WRONG {one[:600]}")
+    print(f"  again: python -m property_tests.simulation --seed {plan.seed}", flush=True)
+
+
+def _replay(plan: Plan) -> int:
+    outcome = run(plan, shown=True)
+    _say(outcome)
+    if outcome.wrong:
+        smaller = shrunk(plan)
+        if smaller != plan:
+            print("smaller, with the same fault:")
+            _say(run(smaller))
+    return 1 if outcome.wrong else 0
+
+
+def shrunk(plan: Plan) -> Plan:
+    """A plan with fewer acts and transactions that still fails."""
+    found = plan
+    for step in plan.steps:
+        fewer = replace(found, steps=tuple(one for one in found.steps if one != step))
+        if run(fewer).wrong:
+            found = fewer
+    for transactions in (1, 3, 6, 12, 20):
+        fewer = replace(found, transactions=transactions)
+        if transactions < found.transactions and run(fewer).wrong:
+            return fewer
+    return found
