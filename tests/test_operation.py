@@ -17,6 +17,7 @@ from tests.servers import (
     Bridge,
     Database,
     commit_to_stored_s,
+    decode_body,
     read_stream,
     rss_bytes,
     wait_for,
@@ -188,6 +189,38 @@ def test_a_gap_names_tables_that_were_published_when_the_changes_were_lost(
     database.execute("ALTER PUBLICATION cdc_pub DROP TABLE taken_out")
     make_bridge(database, nats, "--accept-gap")
     assert wait_for_events(nats.url, 1)[0].body["tables"] == ["t", "taken_out"]
+
+
+def test_a_gap_names_a_table_that_a_run_since_has_not_come_to(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    """That run writes down which tables are published, and is killed before it comes to what was published until then."""
+    database.execute("""CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE taken_out (id int PRIMARY KEY);
+        CREATE PUBLICATION cdc_pub FOR TABLE t, taken_out""")
+    bridge = make_bridge(database, nats)
+    assert bridge.stop() == 0
+    database.execute("INSERT INTO t SELECT generate_series(1, 200000)")
+    database.execute("INSERT INTO taken_out VALUES (1)")
+    database.execute("ALTER PUBLICATION cdc_pub DROP TABLE taken_out")
+    bridge.start(ready=False)
+    record = "$KV.bridges.CDC"
+    wait_for(lambda: [e.body["tables"] for e in read_stream(nats.url, "KV_bridges") if e.subject == record][-1] == ["t"])
+    bridge.kill()
+    wait_for(lambda: not database.execute("SELECT 1 FROM pg_replication_slots WHERE active"))
+    database.execute("SELECT pg_drop_replication_slot('cdc_slot')")
+    make_bridge(database, nats, "--accept-gap")
+
+    async def stored_on(client: Any) -> dict[str, int]:
+        info = await client.jetstream().stream_info("CDC", subjects_filter="cdc.>")
+        return dict(info.state.subjects or {})
+
+    wait_for(lambda: "cdc._bridge.gap" in with_nats(nats.url, stored_on))
+    assert "cdc.taken_out.insert" not in with_nats(nats.url, stored_on), "the run came so far: this shows nothing"
+
+    async def gap(client: Any) -> Any:
+        return decode_body((await client.jetstream().get_last_msg("CDC", "cdc._bridge.gap")).data)[0]
+
+    assert with_nats(nats.url, gap)["tables"] == ["t", "taken_out"]
 
 
 def test_a_lost_slot_says_which_range_and_goes_on_when_accepted(
