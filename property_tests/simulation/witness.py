@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -36,6 +37,8 @@ class Witness:
         self._eras: list[tuple[int, Place]] = []
         postgres.on_commit, postgres.on_confirmed, postgres.on_slot = self._committed, self._confirmed, self._slot_made
         jetstream.stored = self._stored
+        self.on_next_gap: Callable[[], None] = lambda: None
+        """Called once, when a gap event is stored."""
         self._removed_gaps: list[GapSeen] = []
 
     # -- what happens
@@ -76,6 +79,9 @@ class Witness:
             self.evidence.expected = [one for one in self.evidence.expected if one.lsn >= slot.confirmed]
 
     def _stored(self, stream: Stream, message: Message) -> None:
+        if ".gap" in message.subject:
+            interrupt, self.on_next_gap = self.on_next_gap, lambda: None
+            interrupt()
         self._trace("nats", f"{stream.name} {message.seq} {message.subject} {len(message.data)}")
 
     def _confirmed(self, slot: Slot) -> None:

@@ -165,11 +165,17 @@ async def restore_a_volume(world: World, dice: random.Random) -> None:
         return
     postgres = world.postgres
     copy, era = dice.choice(world.copies[-3:]), postgres.era
+    is_down = dice.random() < 0.5  # then the new history may be longer before the bridge sees it
+    if is_down and world.bridge.is_running:
+        world.away_until["bridge"] = trio.current_time() + 4.0
+        await world.bridge.kill()
     postgres.restore(copy)
     void = _other_history(world, era, postgres.wal_end)
     world.copies.clear()
     world.trace("world", f"restored to {format_lsn(postgres.wal_end)}, {void} events are void")
     world.witness.cause("an older copy of the server", is_vague=True)
+    for _ in range(12 if is_down else 0):
+        await world.workload.transaction()
 
 
 MACHINES = (
