@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from property_tests.simulation.acts import WEIGHTS
 from property_tests.simulation.mutants import patches
@@ -20,13 +21,18 @@ from property_tests.simulation.running import Outcome, run
 from tests.evidence import Evidence, GapSeen, judge, not_stored_below
 
 ROOT = Path(__file__).parents[1]
-SEEDS, PARTS = 300, 3
+PARTS = 3
+
+
+def examples() -> int:
+    """100, and 10 in the fast loop."""
+    return settings.default.max_examples if settings.default is not None else 100
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_seeds_find_nothing(part: int) -> None:
-    count = SEEDS // PARTS
+    count = examples()
     command = [sys.executable, "-m", "property_tests.simulation", "--seeds", str(count), "--first", str(1 + part * count)]
     ended = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONHASHSEED": "0"}
@@ -35,9 +41,10 @@ def test_seeds_find_nothing(part: int) -> None:
 
 
 def test_a_seed_is_one_run() -> None:
-    digests = [[run(plan_of(seed, WEIGHTS)).digest for seed in range(1, 21)] for _ in range(2)]
+    seeds = range(1, 1 + examples() // 5)
+    digests = [[run(plan_of(seed, WEIGHTS)).digest for seed in seeds] for _ in range(2)]
     assert digests[0] == digests[1]
-    assert len(set(digests[0])) == 20
+    assert len(set(digests[0])) == len(seeds)
 
 
 # -- the judge finds what is wrong with a run that was right

@@ -37,6 +37,8 @@ class Witness:
         self._eras: list[tuple[int, Place]] = []
         postgres.on_commit, postgres.on_confirmed, postgres.on_slot = self._committed, self._confirmed, self._slot_made
         jetstream.stored = self._stored
+        self.on_next_change: Callable[[], None] = lambda: None
+        """Called once, when a message of the stream of changes is stored."""
         self.on_next_gap: Callable[[], None] = lambda: None
         """Called once, when a gap event is stored."""
         self._removed_gaps: list[GapSeen] = []
@@ -79,6 +81,9 @@ class Witness:
             self.evidence.expected = [one for one in self.evidence.expected if one.lsn >= slot.confirmed]
 
     def _stored(self, stream: Stream, message: Message) -> None:
+        if stream.name == "CDC":
+            stored, self.on_next_change = self.on_next_change, lambda: None
+            stored()
         if ".gap" in message.subject:
             interrupt, self.on_next_gap = self.on_next_gap, lambda: None
             interrupt()

@@ -16,10 +16,21 @@ from property_tests.simulation.world import HOLD_TIMES, SLOT, World
 
 
 async def kill_bridge(world: World, dice: random.Random) -> None:
-    """kill -9, and a start soon or later."""
+    """kill -9, at any time or amid work, and a start soon or later."""
+    await _amid_work(world, dice)
     world.away_until["bridge"] = trio.current_time() + dice.choice((0.0, 0.0, 3.0))
     if world.bridge.is_running:
         await world.bridge.kill()
+
+
+async def _amid_work(world: World, dice: random.Random) -> None:
+    """Perhaps wait until something is stored, and a few steps more."""
+    if dice.random() < 0.5:
+        stored = trio.Event()
+        world.witness.on_next_change = stored.set
+        with trio.move_on_after(5.0):
+            await stored.wait()
+        await trio.sleep(dice.choice((0.0, 0.0001, 0.0003, 0.0006, 0.002, 0.95, 1.0)))
 
 
 async def restart_with_other_flags(world: World, dice: random.Random) -> None:
@@ -34,7 +45,8 @@ async def restart_with_other_flags(world: World, dice: random.Random) -> None:
 
 
 async def kill_mirror(world: World, dice: random.Random) -> None:
-    """kill -9, and a start soon or later."""
+    """kill -9, at any time or amid work, and a start soon or later."""
+    await _amid_work(world, dice)
     world.away_until["mirror"] = trio.current_time() + dice.choice((0.0, 1.0, 8.0))
     if world.mirror.is_running:
         await world.mirror.kill()
@@ -170,9 +182,9 @@ async def restore_a_volume(world: World, dice: random.Random) -> None:
         world.away_until["bridge"] = trio.current_time() + 4.0
         await world.bridge.kill()
     postgres.restore(copy)
-    void = _other_history(world, era, postgres.wal_end)
+    void = _other_history(world, era, copy.wal_end)
     world.copies.clear()
-    world.trace("world", f"restored to {format_lsn(postgres.wal_end)}, {void} events are void")
+    world.trace("world", f"restored to {format_lsn(copy.wal_end)}, {void} events are void")
     world.witness.cause("an older copy of the server", is_vague=True)
     for _ in range(12 if is_down else 0):
         await world.workload.transaction()

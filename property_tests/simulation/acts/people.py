@@ -112,6 +112,16 @@ async def edit_the_stream(world: World, _: random.Random) -> None:
         await _remove(world, world.witness.messages)
 
 
+async def limit_the_stream(world: World, dice: random.Random) -> None:
+    """nats stream edit CDC --max-msgs: the oldest messages go, and more with each that comes."""
+    stream = world.nats.jetstream.streams.get("CDC")
+    if stream is not None:
+        world.is_simple = False
+        stream.on_limit = world.witness.removed
+        stream.config["max_msgs"] = dice.choice((3, 20, -1))
+        stream.expire()
+
+
 async def start_another_bridge(world: World, _: random.Random) -> None:
     """The bridge of another database joins the account: its tables have the same names, its stream has another."""
     if "postgres2" not in world.network.servers and world.nats.is_up:
@@ -301,7 +311,7 @@ async def create_the_publication_again(world: World, dice: random.Random) -> Non
 
 PEOPLE = (
     Act(drop_the_slot, 2), Act(lose_the_slot, 2), Act(move_the_slot, 2), Act(purge_changes, 3), Act(delete_messages, 3),
-    Act(delete_the_last_messages, 2), Act(purge_snapshots, 2), Act(edit_the_stream, 2),
+    Act(delete_the_last_messages, 2), Act(purge_snapshots, 2), Act(edit_the_stream, 2), Act(limit_the_stream, 2),
     Act(start_another_bridge, 2), Act(begin_a_replica_anew, 2), Act(add_a_column, 2), Act(drop_a_column, 2),
     Act(change_the_identity, 2), Act(rename_a_table, 2), Act(unpublish_a_table, 3), Act(publish_a_part, 3), Act(list_columns, 2),
     Act(make_a_table, 2), Act(make_a_table_anew, 2), Act(create_the_publication_again, 1),
