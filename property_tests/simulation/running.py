@@ -59,6 +59,8 @@ async def _run(plan: Plan, folder: Path, *, shown: bool) -> Outcome:
         await world.settle()
         evidence = world.witness.evidence
         counts.update(
-            events=len(evidence.expected), gaps=len(evidence.gaps), replicas=world.compared, bridges=world.bridge.runs
-        )
+            events=len(evidence.expected), gaps=len(evidence.gaps), replicas=world.compared, bridges=world.bridge.runs,
+            acts=len(plan.steps),
+        )  # fmt: skip
+        counts.update(world.witness.counts)
         return Outcome(plan, world.wrong, trace.digest, counts, evidence)

@@ -68,6 +68,7 @@ class World:
         )
         self.other = Process("other", nursery, self.network, trace)
         """The bridge of another database, whose tables have the same names."""
+        self.start = nursery.start_soon
         self.flags = plan.flags
         self.accepting = False
         self.away_until: dict[str, float] = {}
@@ -125,7 +126,7 @@ class World:
         self.rival.start(partial(bridge._run, self.config(self.flags), None))
 
     async def start_other(self) -> None:
-        """A bridge of another database in the same account, with a snapshot of each table."""
+        """A bridge of another database in the same account."""
         other = Postgres(self.network, random.Random(f"other {self.plan.seed}"), self.trace)
         self.network.servers["postgres2"] = other
         entries: dict[int, Entry] = {}
@@ -140,8 +141,6 @@ class World:
             publish=replace(config.publish, stream="CDC2"),
         ), None))  # fmt: skip
         await trio.sleep(2.0)
-        for name in ("users", "orders"):
-            self.nats.published(f"snapshot.request.{name}@CDC2", "", b"", b"")
 
     def start_mirror(self) -> None:
         config = mirror.MirrorConfig(NatsConfig(("nats://nats:4222",)), "CDC", f"sqlite:///{self.replica}", ())

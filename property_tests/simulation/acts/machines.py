@@ -64,7 +64,7 @@ async def start_a_rival(world: World, dice: random.Random) -> None:
         if world.rival.is_running:
             await world.rival.kill()
 
-    world.rival._nursery.start_soon(later)
+    world.start(later)
 
 
 async def restart_nats(world: World, dice: random.Random) -> None:
@@ -89,6 +89,9 @@ async def _cut_power(world: World, dice: random.Random, *, postgres: bool) -> No
     if now - world.other_history_at < (2 + HOLD_TIMES) * interval + 5:
         return  # the documents say that after a failover a power cut may go unnoticed
     before = _told(world)
+    if dice.random() < 0.4 and world.mirror.is_running:  # it comes back when the stream has grown again
+        world.away_until["mirror"] = now + 10.0
+        await world.mirror.kill()
     jetstream = world.nats.jetstream
     gaps = sum(".gap" in m.subject for m in world.witness.messages)
     world.nats.stop()

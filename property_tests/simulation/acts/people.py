@@ -122,12 +122,16 @@ async def limit_the_stream(world: World, dice: random.Random) -> None:
         stream.expire()
 
 
-async def start_another_bridge(world: World, _: random.Random) -> None:
-    """The bridge of another database joins the account: its tables have the same names, its stream has another."""
-    if "postgres2" not in world.network.servers and world.nats.is_up:
-        await world.start_other()
-        await trio.sleep(1.0)
-        await world.begin_a_replica_anew()
+async def start_another_bridge(world: World, dice: random.Random) -> None:
+    """The bridge of another database joins the account, with tables of the same names, and takes snapshots beside this one."""
+    if "postgres2" in world.network.servers or not world.nats.is_up:
+        return
+    await world.start_other()
+    await world.begin_a_replica_anew()
+    for _ in range(12):
+        await trio.sleep(0.3 * dice.random())
+        for name in ("users", "orders"):
+            world.nats.published(f"snapshot.request.{name}@CDC2", "", b"", b"")
 
 
 async def begin_a_replica_anew(world: World, _: random.Random) -> None:
@@ -246,6 +250,31 @@ async def unpublish_a_table(world: World, dice: random.Random) -> None:
             world.postgres.alter(back)
 
 
+async def publish_beside_a_writer(world: World, dice: random.Random) -> None:
+    """ALTER PUBLICATION DROP and ADD TABLE, the latter while a transaction is open that has written to the table."""
+    postgres = world.postgres
+    published = [table for table, _ in postgres.database.published()] if postgres.is_up else []
+    if not published:
+        return
+    world.is_simple = False
+    oid = dice.choice(published).oid
+    postgres.alter(lambda database, _: database.publish(oid, None) if database.publication is not None else None)
+    await trio.sleep(dice.choice((0.0, 1.0)))
+    if not postgres.is_up:
+        return
+    world.start(world.workload.slow_transaction, oid, dice.choice((2.0, 9.0, 15.0)))
+    await trio.sleep(0.01)
+    postgres.next_oid += 10
+    entry = postgres.next_oid
+
+    def back(database: Database, _xid: int) -> None:
+        if database.publication is not None and oid in database.tables:
+            database.publish(oid, Entry(entry))
+
+    if postgres.is_up:
+        postgres.alter(back)
+
+
 async def publish_a_part(world: World, dice: random.Random) -> None:
     """A row filter, or all rows again."""
     world.postgres.next_oid += 10
@@ -313,6 +342,6 @@ PEOPLE = (
     Act(drop_the_slot, 2), Act(lose_the_slot, 2), Act(move_the_slot, 2), Act(purge_changes, 3), Act(delete_messages, 3),
     Act(delete_the_last_messages, 2), Act(purge_snapshots, 2), Act(edit_the_stream, 2), Act(limit_the_stream, 2),
     Act(start_another_bridge, 2), Act(begin_a_replica_anew, 2), Act(add_a_column, 2), Act(drop_a_column, 2),
-    Act(change_the_identity, 2), Act(rename_a_table, 2), Act(unpublish_a_table, 3), Act(publish_a_part, 3), Act(list_columns, 2),
+    Act(change_the_identity, 2), Act(rename_a_table, 2), Act(unpublish_a_table, 3), Act(publish_a_part, 3), Act(publish_beside_a_writer, 2), Act(list_columns, 2),
     Act(make_a_table, 2), Act(make_a_table_anew, 2), Act(create_the_publication_again, 1),
 )  # fmt: skip
