@@ -41,6 +41,8 @@ class Workload:
     async def transaction(self) -> None:
         """One transaction of some changes."""
         postgres, dice = self._postgres, self._dice
+        if not postgres.is_up:
+            return
         writer = postgres.begin()
         hurry = dice.random() < 0.6
         pause_s = 0.0 if hurry else dice.choice((0.01, 0.1, 1.5))

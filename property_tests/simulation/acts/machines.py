@@ -89,7 +89,8 @@ async def _cut_power(world: World, dice: random.Random, *, postgres: bool) -> No
     if now - world.other_history_at < (2 + HOLD_TIMES) * interval + 5:
         return  # the documents say that after a failover a power cut may go unnoticed
     before = _told(world)
-    if dice.random() < 0.4 and world.mirror.is_running:  # it comes back when the stream has grown again
+    grows = dice.random() < 0.5
+    if grows and world.mirror.is_running:  # it comes back when the stream has grown again
         world.away_until["mirror"] = now + 10.0
         await world.mirror.kill()
     jetstream = world.nats.jetstream
@@ -110,6 +111,10 @@ async def _cut_power(world: World, dice: random.Random, *, postgres: bool) -> No
     if postgres:
         await trio.sleep(dice.choice((0.0, 2.0)))
         world.postgres.start()
+    if grows:
+        await trio.sleep(2.0)
+        for _ in range(8):
+            await world.workload.transaction()
 
 
 def _records(world: World) -> list[BridgeRecord]:
@@ -195,6 +200,6 @@ async def restore_a_volume(world: World, dice: random.Random) -> None:
 
 MACHINES = (
     Act(kill_bridge, 10), Act(restart_with_other_flags, 5), Act(kill_mirror, 6), Act(start_a_rival, 4), Act(restart_nats, 5),
-    Act(cut_power_of_nats, 6), Act(cut_power_of_both, 4), Act(crash_postgres, 5), Act(promote_a_standby, 3),
+    Act(cut_power_of_nats, 9), Act(cut_power_of_both, 5), Act(crash_postgres, 5), Act(promote_a_standby, 3),
     Act(restore_a_volume, 2),
 )  # fmt: skip
