@@ -1,0 +1,12 @@
+"""Mends taken back: each patch brings one silent fault back, and the simulation must find it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def patches() -> list[Path]:
+    """All patches, by name. The first line of each says what is wrong with it applied."""
+    return sorted(FOLDER.glob("*.patch"))
