@@ -42,7 +42,7 @@ def _find(patch: Path, seeds: int) -> tuple[int, str]:
         subprocess.run(
             ["git", "apply", str(patch)], cwd=folder, check=True, env={**os.environ, "GIT_CEILING_DIRECTORIES": folder}
         )
-        command = [sys.executable, "-m", "property_tests.simulation", "--seeds", str(seeds)]
+        command = [sys.executable, "-m", "property_tests.simulation", *_only(patch), "--seeds", str(seeds)]
         ended = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": folder}
         )
@@ -51,10 +51,16 @@ def _find(patch: Path, seeds: int) -> tuple[int, str]:
         raise RuntimeError(f"{patch.stem}: the simulation ended without a verdict: {ended.stderr[-2000:]}")
     if found is None:
         return 0, ""
-    without = [*command[:3], "--seeds", "1", "--first", found[1]]
+    without = [*command[:-1], "1", "--first", found[1]]
     if subprocess.run(without, cwd=ROOT, capture_output=True, check=False).returncode:
         raise RuntimeError(f"seed {found[1]} fails without {patch.stem} too")
     return int(found[1]), found[2][:160]
+
+
+def _only(patch: Path) -> list[str]:
+    """The acts to choose from, if the patch names some."""
+    found = re.search(r"^acts: (.+)$", patch.read_text(encoding="utf-8"), re.MULTILINE)
+    return ["--only", found[1]] if found is not None else []
 
 
 if __name__ == "__main__":
