@@ -71,6 +71,8 @@ RUN_ELSEWHERE = {
         "tests/test_scaling.py::test_the_leader_of_three_servers_is_killed_under_load_and_the_stream_stays_exact",
     # with fewer faults
     "CONTRIBUTING.md#The campaign": "tests/test_campaign.py::test_a_short_campaign_runs_and_finds_nothing",
+    # with fewer seeds
+    "CONTRIBUTING.md#The simulation": "property_tests/test_simulation.py::test_seeds_find_nothing",
     # without the installation: .ci/run does that on a virtual environment of its own
     "README.md#Quick start": "tests/test_demo.py::test_without_a_terminal_it_is_plain_lines_and_a_verdict",
 }  # fmt: skip
