@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 from property_tests.simulation.acts import WEIGHTS
 from property_tests.simulation.plan import Plan, plan_of
 from property_tests.simulation.running import Outcome, run
+from tests.evidence import Evidence
 
 
 def main() -> int:
@@ -18,6 +21,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=300, help="how many")
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--seed", type=int, help="replay this one with its trace, and shrink it")
+    parser.add_argument("--processes", type=int, default=1, help="how many seeds run side by side")
     parser.add_argument("--wrong-max", type=int, default=1, help="seeds that may fail before the command ends")
     parser.add_argument("--only", default="", help="acts to choose from, separated by commas")
     given = parser.parse_args()
@@ -26,28 +30,36 @@ def main() -> int:
     weights = {name: weight for name, weight in WEIGHTS.items() if not given.only or name in given.only.split(",")}
     if given.seed is not None:
         return _replay(plan_of(given.seed, weights))
-    return _run_many(range(given.first, given.first + given.seeds), weights, given.wrong_max)
+    return _run_many(range(given.first, given.first + given.seeds), weights, given.wrong_max, given.processes)
 
 
-def _run_many(seeds: range, weights: dict[str, int], wrong_max: int) -> int:
+def _run_many(seeds: range, weights: dict[str, int], wrong_max: int, processes: int) -> int:
     counts: Counter[str] = Counter()
     failed: list[int] = []
-    began, cpu = time.monotonic(), time.process_time()
-    for seed in seeds:
-        outcome = run(plan_of(seed, weights))
-        counts.update(outcome.counts)
-        counts["seeds"] += 1
-        if outcome.wrong:
-            failed.append(seed)
-            _say(outcome)
-            if len(failed) >= wrong_max:
-                break
-    seconds, cpu_s = time.monotonic() - began, time.process_time() - cpu
+    began, cpu_s = time.monotonic(), 0.0
+    with multiprocessing.Pool(processes) as pool:
+        for outcome, spent_s in pool.imap(partial(_run_one, weights), seeds):
+            counts.update(outcome.counts)
+            counts["seeds"] += 1
+            cpu_s += spent_s
+            if outcome.wrong:
+                failed.append(outcome.plan.seed)
+                _say(outcome)
+                if len(failed) >= wrong_max:
+                    break
+    seconds = time.monotonic() - began
     print(
         f"{counts['seeds']} seeds, {len(failed)} failed {failed or ''}, {seconds:.0f} s, {cpu_s / counts['seeds']:.3f} s CPU each"
     )
     print(", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if name != "seeds"))
     return 1 if failed else 0
+
+
+def _run_one(weights: dict[str, int], seed: int) -> tuple[Outcome, float]:
+    """In a process of the pool: the outcome without its evidence, and the seconds of CPU."""
+    began = time.process_time()
+    outcome = run(plan_of(seed, weights))
+    return replace(outcome, evidence=Evidence()), time.process_time() - began
 
 
 def _say(outcome: Outcome) -> None:
