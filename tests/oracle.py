@@ -52,7 +52,7 @@ class WalOracle:
         # the functions print values by the session's settings; the bridge pins the same
         self._database.execute("SET timezone = 'UTC'; SET datestyle = 'ISO'; SET bytea_output = 'hex'")
         query = sql.SQL(
-            "SELECT data FROM pg_logical_slot_peek_binarychanges_in({}, {}, NULL, 'proto_version', '1', 'publication_names', {})"
+            "SELECT data FROM pg_logical_slot_peek_binary_changes({}, {}, NULL, 'proto_version', '1', 'publication_names', {})"
         ).format(sql.Literal(self._slot), sql.Literal(until), sql.Literal('"' + self._publication.replace('"', '""') + '"'))
         for (data,) in self._database.execute(query.as_string(None)):
             yield bytes(data)
