@@ -71,6 +71,8 @@ RUN_ELSEWHERE = {
         "tests/test_scaling.py::test_the_leader_of_three_servers_is_killed_under_load_and_the_stream_stays_exact",
     # for less time
     "CONTRIBUTING.md#Faults on real servers": "tests/test_faults.py::test_faults_on_real_servers_lose_and_double_nothing",
+    # with fewer seeds
+    "CONTRIBUTING.md#The simulation": "property_tests/test_simulation.py::test_seeds_find_nothing",
     # without the installation: .ci/run does that on a virtual environment of its own
     "README.md#Quick start": "tests/test_demo.py::test_without_a_terminal_it_is_plain_lines_and_a_verdict",
 }  # fmt: skip

@@ -67,8 +67,8 @@ HOSTILE = {
     "datestyle": "German", "intervalstyle": "iso_8601", "timezone": "Asia/Tokyo", "bytea_output": "escape", "extra_float_digits": "0",
     "quote_all_identifiers": "on", "search_path": "nowhere", "array_nulls": "off", "xmloption": "document",
     "standard_conforming_strings": "off", "transform_null_equals": "on", "gin_fuzzy_search_limit": "1", "exit_on_error": "on",
-    "statement_timeout": "100ms", "lock_timeout": "1ms", "idle_in_transaction_session_timeout": "100ms",
-    "idle_session_timeout": "100ms", "transaction_timeout": "100ms", "default_transaction_isolation": "serializable",
+    "statement_timeout": "500ms", "lock_timeout": "1ms", "idle_in_transaction_session_timeout": "500ms",
+    "idle_session_timeout": "500ms", "transaction_timeout": "500ms", "default_transaction_isolation": "serializable",
     "default_transaction_read_only": "on", "default_transaction_deferrable": "on", "client_min_messages": "error",
     "client_encoding": "SQL_ASCII", "row_security": "off", "session_replication_role": "replica", "wal_sender_timeout": "1s", "role": "odd_other",
 }  # fmt: skip
@@ -103,13 +103,13 @@ def test_whatever_the_role_and_the_environment_have_set(
     monkeypatch.setenv("PGTZ", "Asia/Tokyo")  # libpq sends these beside the options, and later than them
     monkeypatch.setenv("PGDATESTYLE", "German")
     # enough for the statement that sets it, and shorter than the sleep below
-    monkeypatch.setenv("PGOPTIONS", "-c statement_timeout=250ms")
+    monkeypatch.setenv("PGOPTIONS", "-c statement_timeout=500ms")
 
     async def check() -> None:
         config = PostgresConfig(psycopg.conninfo.make_conninfo(dsn, client_encoding="LATIN1"))
         connection = await PgConnection.connect(config, application_name="test", replication=replication)
         with closing(connection):
-            await trio.sleep(0.3)
+            await trio.sleep(0.6)
             found = dict(await connection.query("SELECT lower(name), setting FROM pg_settings"))
             pinned = PINNED | {name: value for name, (_, value) in SINCE.items() if name in found}
             assert {name: found[name] for name in pinned} == pinned
@@ -117,8 +117,8 @@ def test_whatever_the_role_and_the_environment_have_set(
             assert found["wal_sender_timeout"] == ("60000" if replication else "1000")
             assert await connection.query("SELECT current_user") == [(f"odd_{database.name}",)]
             await connection.query("BEGIN")
-            await connection.query("SELECT pg_sleep(0.3)")
-            await trio.sleep(0.3)
+            await connection.query("SELECT pg_sleep(0.6)")
+            await trio.sleep(0.6)
             assert await connection.query("SELECT '12.5'::money, '{NULL}'::text[], 'pg_class'::regclass, 'é'") == [
                 ("$12.50", "{NULL}", "pg_class", "é")
             ]

@@ -21,6 +21,8 @@ def main() -> int:
     parser.add_argument("--wrong-max", type=int, default=1, help="seeds that may fail before the command ends")
     parser.add_argument("--only", default="", help="acts to choose from, separated by commas")
     given = parser.parse_args()
+    if unknown := set(filter(None, given.only.split(","))) - WEIGHTS.keys():
+        parser.error(f"--only: no act is called {', '.join(sorted(unknown))}; there are {', '.join(WEIGHTS)}")
     weights = {name: weight for name, weight in WEIGHTS.items() if not given.only or name in given.only.split(",")}
     if given.seed is not None:
         return _replay(plan_of(given.seed, weights))

@@ -16,6 +16,7 @@ from property_tests.simulation.acts import ACTS
 from property_tests.simulation.plan import STORM_S, Plan
 from property_tests.simulation.trace import Trace
 from property_tests.simulation.world import world_of
+from tests.evidence import Evidence
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -29,6 +30,8 @@ class Outcome:
     digest: str
     counts: Counter[str] = field(default_factory=Counter)
     """What was done and compared."""
+    evidence: Evidence = field(default_factory=Evidence)
+    """On which the verdict rests."""
 
 
 def run(plan: Plan, *, shown: bool = False) -> Outcome:
@@ -56,6 +59,8 @@ async def _run(plan: Plan, folder: Path, *, shown: bool) -> Outcome:
         await world.settle()
         evidence = world.witness.evidence
         counts.update(
-            events=len(evidence.expected), gaps=len(evidence.gaps), replicas=world.compared, bridges=world.bridge.runs
-        )
-        return Outcome(plan, world.wrong, trace.digest, counts)
+            events=len(evidence.expected), gaps=len(evidence.gaps), replicas=world.compared, bridges=world.bridge.runs,
+            acts=len(plan.steps),
+        )  # fmt: skip
+        counts.update(world.witness.counts)
+        return Outcome(plan, world.wrong, trace.digest, counts, evidence)

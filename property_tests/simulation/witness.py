@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -29,6 +31,8 @@ class Witness:
     def __init__(self, postgres: Postgres, jetstream: JetStream, trace: Trace) -> None:
         self.evidence = Evidence(causes=[])
         self.early: list[str] = []
+        self.counts: Counter[str] = Counter()
+        """Confirmations that were checked, and missing events by what told of them."""
         self.hold_s = 0.0
         """What is younger may be lost in a power cut, and the bridge has promised not to confirm it."""
         self._postgres, self._jetstream, self._trace = postgres, jetstream, trace
@@ -36,6 +40,10 @@ class Witness:
         self._eras: list[tuple[int, Place]] = []
         postgres.on_commit, postgres.on_confirmed, postgres.on_slot = self._committed, self._confirmed, self._slot_made
         jetstream.stored = self._stored
+        self.on_next_change: Callable[[], None] = lambda: None
+        """Called once, when a message of the stream of changes is stored."""
+        self.on_next_gap: Callable[[], None] = lambda: None
+        """Called once, when a gap event is stored."""
         self._removed_gaps: list[GapSeen] = []
 
     # -- what happens
@@ -76,10 +84,17 @@ class Witness:
             self.evidence.expected = [one for one in self.evidence.expected if one.lsn >= slot.confirmed]
 
     def _stored(self, stream: Stream, message: Message) -> None:
+        if stream.name == "CDC":
+            stored, self.on_next_change = self.on_next_change, lambda: None
+            stored()
+        if ".gap" in message.subject:
+            interrupt, self.on_next_gap = self.on_next_gap, lambda: None
+            interrupt()
         self._trace("nats", f"{stream.name} {message.seq} {message.subject} {len(message.data)}")
 
     def _confirmed(self, slot: Slot) -> None:
         self._trace("postgres", f"confirmed {format_lsn(slot.confirmed)}")
+        self.counts["confirmations"] += 1
         if slot.confirmed > self._postgres.wal_end:
             self.early.append(f"confirmed beyond the WAL: {format_lsn(slot.confirmed)}")
         until = trio.current_time() - self.hold_s
@@ -130,7 +145,9 @@ class Witness:
     def verdict(self) -> list[str]:
         """What is wrong with the stream and was wrong with confirmations."""
         self.evidence.stored, self.evidence.gaps = self.stored(), self._gaps()
-        return [*self.early[:3], *judge(self.evidence).faults, *self._doubled_ids()[:1]]
+        verdict = judge(self.evidence)
+        self.counts.update({f"missing: {reason}": count for reason, count in verdict.excused.items()})
+        return [*self.early[:3], *verdict.faults, *self._doubled_ids()[:1]]
 
     def _doubled_ids(self) -> list[str]:
         """Ids of messages that come twice without a gap event in between, after which changes may come again."""

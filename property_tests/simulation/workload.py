@@ -41,6 +41,8 @@ class Workload:
     async def transaction(self) -> None:
         """One transaction of some changes."""
         postgres, dice = self._postgres, self._dice
+        if not postgres.is_up:
+            return
         writer = postgres.begin()
         hurry = dice.random() < 0.6
         pause_s = 0.0 if hurry else dice.choice((0.01, 0.1, 1.5))
@@ -55,16 +57,27 @@ class Workload:
         else:
             postgres.commit(writer)
 
+    async def slow_transaction(self, table_oid: int, seconds: float) -> None:
+        """Change some rows of one table, and commit much later."""
+        postgres = self._postgres
+        writer = postgres.begin()
+        for _ in range(3):
+            if table_oid in postgres.database.tables:
+                self._change(writer, postgres.database.tables[table_oid])
+        await trio.sleep(seconds)
+        if writer in postgres.writers:
+            postgres.commit(writer)
+
     def touched(self, table: Table) -> bool:
         """Whether an open transaction has written to a table, so that nobody may alter it."""
         return any(change.table_oid == table.oid for writer in self._postgres.writers for change in writer.changes)
 
-    def _change(self, writer: Writer) -> None:
+    def _change(self, writer: Writer, only: Table | None = None) -> None:
         postgres, dice = self._postgres, self._dice
         tables = sorted(postgres.database.tables.values(), key=lambda table: table.oid)
         if not tables:
             return
-        table = dice.choice(tables)
+        table = only or dice.choice(tables)
         if any(table.oid in session.locked for session in postgres.sessions) and dice.random() < 0.5:
             return
         seen = self._seen_by(writer, postgres.database)

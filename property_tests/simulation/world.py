@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +66,9 @@ class World:
         self.bridge, self.rival, self.mirror = (
             Process(name, nursery, self.network, trace) for name in ("bridge", "rival", "mirror")
         )
+        self.other = Process("other", nursery, self.network, trace)
+        """The bridge of another database, whose tables have the same names."""
+        self.start = nursery.start_soon
         self.flags = plan.flags
         self.accepting = False
         self.away_until: dict[str, float] = {}
@@ -121,9 +125,43 @@ class World:
         """The same bridge once more, as after a failed hand-over."""
         self.rival.start(partial(bridge._run, self.config(self.flags), None))
 
+    async def start_other(self) -> None:
+        """A bridge of another database in the same account."""
+        other = Postgres(self.network, random.Random(f"other {self.plan.seed}"), self.trace)
+        self.network.servers["postgres2"] = other
+        entries: dict[int, Entry] = {}
+        for oid, name in ((16400, "users"), (16402, "orders")):
+            table, rows = Table(oid, name, COLUMNS), {b"1": {"id": b"1", "v": b"another database's"}}
+            other.database.with_table(table, dict(rows))
+            entries[oid] = Entry(oid + 1)
+        other.database.publication = Publication(16384, 700, entries)
+        config = self.config(self.flags)
+        self.other.start(partial(bridge._run, replace(
+            config, postgres=PostgresConfig("host=postgres2"), source=SourceConfig("other_slot"),
+            publish=replace(config.publish, stream="CDC2"),
+        ), None))  # fmt: skip
+        await trio.sleep(2.0)
+
     def start_mirror(self) -> None:
         config = mirror.MirrorConfig(NatsConfig(("nats://nats:4222",)), "CDC", f"sqlite:///{self.replica}", ())
         self.mirror.start(partial(mirror._run, config))
+
+    async def begin_a_replica_anew(self) -> None:
+        """Somebody removes the replica's file."""
+        if self.mirror.is_running:
+            await self.mirror.kill()
+        for path in self.replica.parent.glob(f"{self.replica.name}*"):
+            path.unlink()
+
+    def interrupt_the_next_gap(self) -> None:
+        """Cut the bridge off as soon as a gap event is stored: it does not hear of that."""
+
+        def cut() -> None:
+            for link in self.network.ordered():
+                if link.name.startswith("nats"):
+                    link.cut()
+
+        self.witness.on_next_gap = cut
 
     async def operate(self) -> None:
         """Start again what has ended, as an operator would who reads what it says."""
@@ -147,6 +185,8 @@ class World:
             self.accepting = True
         elif process is self.bridge and error.code == "WB106":
             self._publish_again()
+        elif process is self.bridge and error.code == "WB235":
+            self.nats.jetstream.streams["CDC"].config["retention"] = "limits"
         else:
             self.wrong.append(f"{process.name} ended: {error}")
 
@@ -199,8 +239,9 @@ class World:
             link.heal()
         self.network.slow_s = 0.0
         self.workload.stopped = True
-        if self.rival.is_running:
-            await self.rival.kill()
+        for process in (self.rival, self.other):
+            if process.is_running:
+                await process.kill()
         self.nats.start()
         if not self.postgres.is_up:
             self.postgres.start()
@@ -286,7 +327,7 @@ async def world_of(plan: Plan, folder: Path, trace: Trace) -> AsyncGenerator[Wor
                 ):
                     nursery.start_soon(task)
                 yield world
-                for process in (world.bridge, world.rival, world.mirror):
+                for process in (world.bridge, world.rival, world.other, world.mirror):
                     if process.is_running:
                         await process.kill()
                 nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""The tables of a campaign, how they are published when nobody interferes, and what applications write to them."""
+"""The tables, how they are published when nobody interferes, and what applications write to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a campaign plays with: servers, networks, a bridge, two mirrors, and who keeps them running."""
+"""What faults happen to: servers, networks, a bridge, two mirrors, and who keeps them running."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.faults.writers import Writers
 from tests.servers import Bridge, Database
 from tests.watched_mirrors import WatchedMirror
 
-DATABASE = "campaign"
+DATABASE = "faults"
 _CRASH = re.compile(r"Traceback \(most recent|AssertionError")
 _CODE = re.compile(r"\bWB\d{3}\b")
 _NOTICED = re.compile(r" met |UNIQUE constraint|duplicate key value")

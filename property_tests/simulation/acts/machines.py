@@ -16,10 +16,21 @@ from property_tests.simulation.world import HOLD_TIMES, SLOT, World
 
 
 async def kill_bridge(world: World, dice: random.Random) -> None:
-    """kill -9, and a start soon or later."""
+    """kill -9, at any time or amid work, and a start soon or later."""
+    await _amid_work(world, dice)
     world.away_until["bridge"] = trio.current_time() + dice.choice((0.0, 0.0, 3.0))
     if world.bridge.is_running:
         await world.bridge.kill()
+
+
+async def _amid_work(world: World, dice: random.Random) -> None:
+    """Perhaps wait until something is stored, and a few steps more."""
+    if dice.random() < 0.5:
+        stored = trio.Event()
+        world.witness.on_next_change = stored.set
+        with trio.move_on_after(5.0):
+            await stored.wait()
+        await trio.sleep(dice.choice((0.0, 0.0001, 0.0003, 0.0006, 0.002, 0.95, 1.0)))
 
 
 async def restart_with_other_flags(world: World, dice: random.Random) -> None:
@@ -34,7 +45,8 @@ async def restart_with_other_flags(world: World, dice: random.Random) -> None:
 
 
 async def kill_mirror(world: World, dice: random.Random) -> None:
-    """kill -9, and a start soon or later."""
+    """kill -9, at any time or amid work, and a start soon or later."""
+    await _amid_work(world, dice)
     world.away_until["mirror"] = trio.current_time() + dice.choice((0.0, 1.0, 8.0))
     if world.mirror.is_running:
         await world.mirror.kill()
@@ -52,7 +64,7 @@ async def start_a_rival(world: World, dice: random.Random) -> None:
         if world.rival.is_running:
             await world.rival.kill()
 
-    world.rival._nursery.start_soon(later)
+    world.start(later)
 
 
 async def restart_nats(world: World, dice: random.Random) -> None:
@@ -77,6 +89,10 @@ async def _cut_power(world: World, dice: random.Random, *, postgres: bool) -> No
     if now - world.other_history_at < (2 + HOLD_TIMES) * interval + 5:
         return  # the documents say that after a failover a power cut may go unnoticed
     before = _told(world)
+    grows = dice.random() < 0.5
+    if grows and world.mirror.is_running:  # it comes back when the stream has grown again
+        world.away_until["mirror"] = now + 10.0
+        await world.mirror.kill()
     jetstream = world.nats.jetstream
     gaps = sum(".gap" in m.subject for m in world.witness.messages)
     world.nats.stop()
@@ -95,6 +111,10 @@ async def _cut_power(world: World, dice: random.Random, *, postgres: bool) -> No
     if postgres:
         await trio.sleep(dice.choice((0.0, 2.0)))
         world.postgres.start()
+    if grows:
+        await trio.sleep(2.0)
+        for _ in range(8):
+            await world.workload.transaction()
 
 
 def _records(world: World) -> list[BridgeRecord]:
@@ -165,15 +185,21 @@ async def restore_a_volume(world: World, dice: random.Random) -> None:
         return
     postgres = world.postgres
     copy, era = dice.choice(world.copies[-3:]), postgres.era
+    is_down = dice.random() < 0.5  # then the new history may be longer before the bridge sees it
+    if is_down and world.bridge.is_running:
+        world.away_until["bridge"] = trio.current_time() + 4.0
+        await world.bridge.kill()
     postgres.restore(copy)
-    void = _other_history(world, era, postgres.wal_end)
+    void = _other_history(world, era, copy.wal_end)
     world.copies.clear()
-    world.trace("world", f"restored to {format_lsn(postgres.wal_end)}, {void} events are void")
+    world.trace("world", f"restored to {format_lsn(copy.wal_end)}, {void} events are void")
     world.witness.cause("an older copy of the server", is_vague=True)
+    for _ in range(12 if is_down else 0):
+        await world.workload.transaction()
 
 
 MACHINES = (
     Act(kill_bridge, 10), Act(restart_with_other_flags, 5), Act(kill_mirror, 6), Act(start_a_rival, 4), Act(restart_nats, 5),
-    Act(cut_power_of_nats, 6), Act(cut_power_of_both, 4), Act(crash_postgres, 5), Act(promote_a_standby, 3),
+    Act(cut_power_of_nats, 9), Act(cut_power_of_both, 5), Act(crash_postgres, 5), Act(promote_a_standby, 3),
     Act(restore_a_volume, 2),
 )  # fmt: skip

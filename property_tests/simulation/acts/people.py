@@ -17,8 +17,9 @@ from property_tests.simulation.world import SLOT, World
 # -- the slot
 
 
-async def drop_the_slot(world: World, _: random.Random) -> None:
+async def drop_the_slot(world: World, dice: random.Random) -> None:
     """pg_drop_replication_slot, once its reader was cut off."""
+    _perhaps_interrupt(world, dice)
     slot = world.postgres.slots.pop(SLOT, None)
     if slot is not None:
         _cut_readers(world)
@@ -26,8 +27,9 @@ async def drop_the_slot(world: World, _: random.Random) -> None:
         world.witness.cause("the slot was dropped")
 
 
-async def lose_the_slot(world: World, _: random.Random) -> None:
+async def lose_the_slot(world: World, dice: random.Random) -> None:
     """PostgreSQL removes WAL that the slot needs."""
+    _perhaps_interrupt(world, dice)
     slot = world.postgres.slots.get(SLOT)
     if slot is not None and not slot.lost:
         slot.lost = "wal_removed"
@@ -36,8 +38,9 @@ async def lose_the_slot(world: World, _: random.Random) -> None:
         world.witness.cause("the slot was invalidated")
 
 
-async def move_the_slot(world: World, _: random.Random) -> None:
+async def move_the_slot(world: World, dice: random.Random) -> None:
     """pg_replication_slot_advance, once its reader was cut off."""
+    _perhaps_interrupt(world, dice)
     slot = world.postgres.slots.get(SLOT)
     if slot is not None and not slot.lost:
         _cut_readers(world)
@@ -45,6 +48,11 @@ async def move_the_slot(world: World, _: random.Random) -> None:
             slot.confirmed = slot.saved = world.postgres.wal_end
             world.is_simple = False
             world.witness.cause("the slot was moved")
+
+
+def _perhaps_interrupt(world: World, dice: random.Random) -> None:
+    if dice.random() < 0.5:
+        world.interrupt_the_next_gap()
 
 
 def _cut_readers(world: World) -> None:
@@ -74,7 +82,17 @@ async def delete_messages(world: World, dice: random.Random) -> None:
 
 
 async def delete_the_last_messages(world: World, dice: random.Random) -> None:
-    """nats stream rmm, of the newest."""
+    """nats stream rmm, of the newest; JetStream may remember their ids for long, and the bridge may just be down."""
+    stream = world.nats.jetstream.streams.get("CDC")
+    if stream is not None and dice.random() < 0.5:
+        stream.config["duplicate_window"] = int(8 * 3600 * 1e9)
+    if dice.random() < 0.5:
+        for _ in range(60):  # until something is stored that the record does not know yet
+            if world.witness.messages and trio.current_time() - world.witness.messages[-1].at < 0.3:
+                break
+            await trio.sleep(0.05)
+        if world.bridge.is_running:
+            await world.bridge.kill()
     await _remove(world, [m for m in world.witness.messages[-dice.choice((1, 2, 5)) :] if "_bridge" not in m.subject])
 
 
@@ -84,6 +102,41 @@ async def _remove(world: World, messages: list[Message]) -> None:
         world.is_simple = False
         world.witness.removed(messages)
         stream.remove([m.seq for m in messages])
+
+
+async def edit_the_stream(world: World, _: random.Random) -> None:
+    """nats stream edit CDC, to retention by interest: it throws away what it has, and whatever comes."""
+    stream = world.nats.jetstream.streams.get("CDC")
+    if stream is not None:
+        stream.config["retention"] = "interest"
+        await _remove(world, world.witness.messages)
+
+
+async def limit_the_stream(world: World, dice: random.Random) -> None:
+    """nats stream edit CDC --max-msgs: the oldest messages go, and more with each that comes."""
+    stream = world.nats.jetstream.streams.get("CDC")
+    if stream is not None:
+        world.is_simple = False
+        stream.on_limit = world.witness.removed
+        stream.config["max_msgs"] = dice.choice((3, 20, -1))
+        stream.expire()
+
+
+async def start_another_bridge(world: World, dice: random.Random) -> None:
+    """The bridge of another database joins the account, with tables of the same names, and takes snapshots beside this one."""
+    if "postgres2" in world.network.servers or not world.nats.is_up:
+        return
+    await world.start_other()
+    await world.begin_a_replica_anew()
+    for _ in range(12):
+        await trio.sleep(0.3 * dice.random())
+        for name in ("users", "orders"):
+            world.nats.published(f"snapshot.request.{name}@CDC2", "", b"", b"")
+
+
+async def begin_a_replica_anew(world: World, _: random.Random) -> None:
+    """Somebody removes the replica's file, and the mirror begins again."""
+    await world.begin_a_replica_anew()
 
 
 async def purge_snapshots(world: World, _: random.Random) -> None:
@@ -197,6 +250,31 @@ async def unpublish_a_table(world: World, dice: random.Random) -> None:
             world.postgres.alter(back)
 
 
+async def publish_beside_a_writer(world: World, dice: random.Random) -> None:
+    """ALTER PUBLICATION DROP and ADD TABLE, the latter while a transaction is open that has written to the table."""
+    postgres = world.postgres
+    published = [table for table, _ in postgres.database.published()] if postgres.is_up else []
+    if not published:
+        return
+    world.is_simple = False
+    oid = dice.choice(published).oid
+    postgres.alter(lambda database, _: database.publish(oid, None) if database.publication is not None else None)
+    await trio.sleep(dice.choice((0.0, 1.0)))
+    if not postgres.is_up:
+        return
+    world.start(world.workload.slow_transaction, oid, dice.choice((2.0, 9.0, 15.0)))
+    await trio.sleep(0.01)
+    postgres.next_oid += 10
+    entry = postgres.next_oid
+
+    def back(database: Database, _xid: int) -> None:
+        if database.publication is not None and oid in database.tables:
+            database.publish(oid, Entry(entry))
+
+    if postgres.is_up:
+        postgres.alter(back)
+
+
 async def publish_a_part(world: World, dice: random.Random) -> None:
     """A row filter, or all rows again."""
     world.postgres.next_oid += 10
@@ -262,7 +340,8 @@ async def create_the_publication_again(world: World, dice: random.Random) -> Non
 
 PEOPLE = (
     Act(drop_the_slot, 2), Act(lose_the_slot, 2), Act(move_the_slot, 2), Act(purge_changes, 3), Act(delete_messages, 3),
-    Act(delete_the_last_messages, 2), Act(purge_snapshots, 2), Act(add_a_column, 2), Act(drop_a_column, 2),
-    Act(change_the_identity, 2), Act(rename_a_table, 2), Act(unpublish_a_table, 3), Act(publish_a_part, 3), Act(list_columns, 2),
+    Act(delete_the_last_messages, 2), Act(purge_snapshots, 2), Act(edit_the_stream, 2), Act(limit_the_stream, 2),
+    Act(start_another_bridge, 2), Act(begin_a_replica_anew, 2), Act(add_a_column, 2), Act(drop_a_column, 2),
+    Act(change_the_identity, 2), Act(rename_a_table, 2), Act(unpublish_a_table, 3), Act(publish_a_part, 3), Act(publish_beside_a_writer, 2), Act(list_columns, 2),
     Act(make_a_table, 2), Act(make_a_table_anew, 2), Act(create_the_publication_again, 1),
 )  # fmt: skip

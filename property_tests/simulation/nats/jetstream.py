@@ -125,6 +125,8 @@ class JetStream:
         for (name, _), consumer in list(self.consumers.items()):
             if name == stream.name:
                 consumer.wake()
+        if stream.config.get("retention") == "interest":  # nobody has asked for it
+            stream.remove([message.seq])
         return message
 
     def _answer(self, reply: str, body: Mapping[str, Any], *, changes: bool = False) -> None:
@@ -293,4 +295,4 @@ def _transformed(stream: Stream, subject: str) -> str:
     transform = stream.config.get("subject_transform")
     if not transform or not matches(transform["src"], subject):
         return subject
-    return transform["dest"].removesuffix(">") + subject.removeprefix(transform["src"].removesuffix(">"))
+    return str(transform["dest"]).removesuffix(">") + subject.removeprefix(transform["src"].removesuffix(">"))

@@ -73,6 +73,8 @@ class Stream:
         self.ids: dict[str, tuple[int, float]] = {}
         """Message id -> sequence and time, within the duplicate window."""
         self.synced_at = trio.current_time()
+        self.on_limit: Callable[[list[Message]], None] = lambda _: None
+        """Called with what a limit is about to remove."""
         self._undo: deque[tuple[float, Callable[[], None]]] = deque()
 
     @property
@@ -185,7 +187,9 @@ class Stream:
         gone = [m.seq for m in kept if age_s and trio.current_time() - m.at >= age_s]
         if most and self.config.get("discard") != "new":
             gone += [m.seq for m in kept[len(gone) : max(len(gone), len(kept) - most)]]
-        self.remove(gone)
+        if gone:
+            self.on_limit([self.messages[seq] for seq in gone])
+            self.remove(gone)
 
     def remove(self, sequences: list[int]) -> None:
         """Remove messages."""

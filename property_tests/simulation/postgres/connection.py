@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import trio
 from psycopg import pq
 
-from actors.clients.postgres import replication
 from actors.clients.postgres.connection import ENDING, PASSING, QUERY_TIMEOUT_S, Notice, PostgresError
-from actors.clients.postgres.replication import publication_missing, publication_too_new, stream_error
+from actors.clients.postgres.replication import publication_missing, publication_too_new
 from actors.errors import SourceUnavailable, WalbridgeError
 from actors.messages import RawMessage
 from actors.positions import Lsn
@@ -20,7 +19,7 @@ from actors.wire.text_encoding import UTF8
 from property_tests.simulation.network import Link, Network
 from property_tests.simulation.postgres.results import made_result
 from property_tests.simulation.postgres.session import PgSession
-from property_tests.simulation.postgres.statements import Rows, rows_of
+from property_tests.simulation.postgres.statements import Respond, Rows, rows_of
 
 ADDRESS = "postgres:5432/postgres"
 VERSION = 180006
@@ -43,7 +42,7 @@ class SimulatedConnection:
     async def connect(cls, network: Network, config: PostgresConfig, **_: object) -> SimulatedConnection:
         """As `PgConnection.connect`. Raises SourceUnavailable."""
         await trio.sleep(network.latency_s())
-        link = network.connect("postgres")
+        link = network.connect(config.conninfo.removeprefix("host="))
         if link is None:
             raise SourceUnavailable("WB101", f"cannot connect to PostgreSQL at {ADDRESS}", said="Connection refused")
         return cls(link, config)
@@ -53,11 +52,11 @@ class SimulatedConnection:
         texts = [None if p is None else str(p) for p in params]
         return await self._answer(lambda respond: self.session.ask(sql, texts, respond), timeout_s)
 
-    async def start_replication(self, slot: str, start_lsn: Lsn, arrive: object) -> None:
+    async def start_replication(self, slot: str, start_lsn: Lsn, arrive: Callable[[Sequence[bytes]], None]) -> None:
         """START_REPLICATION. Raises PostgresError, SourceUnavailable."""
         await self._answer(lambda respond: self.session.start_replication(slot, start_lsn, arrive, respond), QUERY_TIMEOUT_S)
 
-    async def _answer(self, ask: object, timeout_s: float) -> Rows:
+    async def _answer(self, ask: Callable[[Respond], None], timeout_s: float) -> Rows:
         answers: list[Rows | PostgresError] = []
 
         def arrived(found: Sequence[Rows | PostgresError]) -> None:
@@ -70,7 +69,7 @@ class SimulatedConnection:
         try:
             with trio.fail_after(timeout_s):
                 await trio.lowlevel.checkpoint()
-                self.link.travel(0, [ask], lambda sent: sent[0](respond))  # type: ignore[operator]
+                self.link.travel(0, [ask], lambda sent: sent[0](respond))
                 while not answers:
                     if self.link.broken or self.link.closing:
                         raise self.lost()
@@ -179,6 +178,3 @@ async def start(connection: SimulatedConnection, slot: str, publication: str, st
 
     assert publication
     await connection.start_replication(slot, start_lsn, arrive)
-
-
-__all__ = ["SimulatedConnection", "SimulatedStream", "replication", "start", "stream_error"]

@@ -64,7 +64,7 @@ class Postgres:
         self.system_id, self.timeline, self.era = SYSTEM_ID, 1, 0
         self.history: list[tuple[int, int]] = []
         self.wal: list[Record] = []
-        self.wal_end = FIRST_LSN
+        self.wal_end: int = FIRST_LSN
         self.database = Database(publication=Publication(16384, 700))
         self.slots: dict[str, Slot] = {}
         self.writers: list[Writer] = []
@@ -79,7 +79,7 @@ class Postgres:
         self.visible_after_s = 0.0
         """Up to so long a commit stays invisible."""
         self.dice, self.trace, self.network = dice, trace, network
-        self.started_at = trio.current_time()
+        self.started_at: float = trio.current_time()
         self._waiting: list[tuple[set[int], Callable[[], None]]] = []
 
     def accept(self, link: Link) -> PgSession | None:

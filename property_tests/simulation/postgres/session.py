@@ -34,8 +34,9 @@ class PgSession:
     """One session."""
 
     def __init__(self, server: Postgres, link: Link) -> None:
-        self.server, self.link = server, link
-        self.pid = 4000 + server.network.opened
+        self.server: Postgres = server
+        self.link = link
+        self.pid: int = 4000 + server.network.opened
         self.in_transaction = False
         self.snapshot: Snapshot | None = None
         self.locked: set[int] = set()
