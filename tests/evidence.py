@@ -1,4 +1,4 @@
-"""What was seen of a bridge's work, and what follows from it: the one judge of the campaign and of the simulation. No I/O.
+"""What was seen of a bridge's work, and what follows from it: the one judge of faults on real servers and of the simulation. No I/O.
 
 Expected is what the WAL held, in its order. What is missing must be told; what is told must have a cause.
 """

@@ -30,9 +30,13 @@ class Expected(NamedTuple):
 class WalOracle:
     """Records every change of a publication from now on, in a second slot."""
 
-    def __init__(self, database: Database, publication: str = "cdc_pub", slot: str = "oracle") -> None:
+    def __init__(
+        self, database: Database, publication: str = "cdc_pub", slot: str = "oracle", *, failover: bool = False
+    ) -> None:
+        """Make the slot; with `failover` standbys keep it as well, from PostgreSQL 17 on."""
         self._database, self._publication, self._slot = database, publication, slot
-        database.execute(f"SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")
+        options = ", failover => true" if failover else ""
+        database.execute(f"SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput'{options})")
 
     def expected(self) -> list[Expected]:
         """All changes committed since, in commit order."""
@@ -47,6 +51,10 @@ class WalOracle:
         changes = list(changes_in(self._read(until)))
         self._database.execute("SELECT pg_replication_slot_advance(%s, %s)", [self._slot, until])
         return changes
+
+    def pass_over(self) -> None:
+        """Leave out what was committed since."""
+        self._database.execute("SELECT pg_replication_slot_advance(%s, pg_current_wal_flush_lsn())", [self._slot])
 
     def _read(self, until: str | None = None) -> Iterator[bytes]:
         # the functions print values by the session's settings; the bridge pins the same

@@ -69,8 +69,8 @@ RUN_ELSEWHERE = {
     "docs/scaling.md#One hot table": "tests/test_scaling.py::test_row_filters_split_a_hot_table_and_the_parts_make_the_whole",
     "docs/scaling.md#Three NATS servers":
         "tests/test_scaling.py::test_the_leader_of_three_servers_is_killed_under_load_and_the_stream_stays_exact",
-    # with fewer faults
-    "CONTRIBUTING.md#The campaign": "tests/test_campaign.py::test_a_short_campaign_runs_and_finds_nothing",
+    # for less time
+    "CONTRIBUTING.md#Faults on real servers": "tests/test_faults.py::test_faults_on_real_servers_lose_and_double_nothing",
     # with fewer seeds
     "CONTRIBUTING.md#The simulation": "property_tests/test_simulation.py::test_seeds_find_nothing",
     # without the installation: .ci/run does that on a virtual environment of its own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -23,7 +22,7 @@ import pytest
 from nats.aio.client import Client
 
 from actors.embedded.nats import NatsServer
-from actors.embedded.process import free_port
+from tests.cluster import Cluster
 from tests.conftest import MakeBridge, MakeNats
 from tests.load import Load, ledger
 from tests.mirrors import MirrorProcess
@@ -320,55 +319,6 @@ def test_partitions_keep_each_table_whole_and_in_order(database: Database, nats:
         assert [e.body["data"]["id"] for e in events if e.body["table"] == table] == list(range(50))
 
 
-class Cluster:
-    """Three nats-servers, JetStream on each."""
-
-    def __init__(self, make_nats: MakeNats) -> None:
-        routes = [free_port() for _ in range(3)]
-        addresses = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
-        self.servers = {
-            f"n{i}": make_nats(
-                extra_config=f'server_name: n{i}\ncluster {{ name: test, listen: "127.0.0.1:{port}", routes: [{addresses}] }}'
-            )
-            for i, port in enumerate(routes)
-        }
-
-    @property
-    def url(self) -> str:
-        return ",".join(server.url for server in self.servers.values())
-
-    def ask(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
-        """An answer of JetStream's, from whoever leads."""
-
-        async def request() -> dict[str, Any]:
-            up = [server.url for server in self.servers.values() if server.pid is not None]
-            client = await nats_py.connect(up, allow_reconnect=False)
-            try:
-                return dict(json.loads((await client.request(subject, json.dumps(body).encode(), timeout=5)).data))
-            finally:
-                await client.close()
-
-        deadline = time.monotonic() + HANG_S
-        while True:
-            try:
-                answer = asyncio.run(request())
-                if "error" not in answer:
-                    return answer
-            except (nats_py.errors.Error, OSError):
-                answer = {}
-            assert time.monotonic() < deadline, answer
-            time.sleep(0.2)
-
-    def leader(self, stream: str) -> str:
-        deadline = time.monotonic() + HANG_S
-        while True:
-            info = self.ask(f"$JS.API.STREAM.INFO.{stream}", {})
-            if info["cluster"].get("leader"):
-                return str(info["cluster"]["leader"])
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-
 def test_the_leader_of_three_servers_is_killed_under_load_and_the_stream_stays_exact(
     database: Database, make_nats: MakeNats, make_bridge: MakeBridge
 ) -> None:
@@ -394,23 +344,12 @@ def test_the_leader_of_three_servers_is_killed_under_load_and_the_stream_stays_e
                     time.sleep(0.1)
                 assert cluster.leader("CDC") != leader, "two of three go on without it"
                 cluster.servers[leader].start()
-                wait_for_replicas(cluster)
+                cluster.wait_for_replicas()
         wait_until_drained(bridge, database)
         assert bridge.status()["publish"] == "fast"
         assert bridge.exit_code is None
         assert_exact(read_stream(cluster.servers[cluster.leader("CDC")].url), oracle.expected())
         assert bridge.stop() == 0
-
-
-def wait_for_replicas(cluster: Cluster) -> None:
-    """Until all three have the stream whole: a second loss before that is more than three copies promise."""
-    deadline = time.monotonic() + HANG_S
-    while True:
-        replicas = cluster.ask("$JS.API.STREAM.INFO.CDC", {})["cluster"].get("replicas", [])
-        if len(replicas) == 2 and all(r["current"] and not r.get("offline") for r in replicas):
-            return
-        assert time.monotonic() < deadline, replicas
-        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("name", re.findall(r"`((?:compose|tests|docs)/[\w/.]+)`", DOCUMENT))

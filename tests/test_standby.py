@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -18,34 +17,24 @@ from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.slots import export_snapshot
 from actors.embedded.nats import NatsServer
 from actors.embedded.postgres import PostgresServer
-from actors.embedded.process import free_port, run_as
 from actors.errors import SourceUnavailable
 from actors.settings.config import PostgresConfig
 from tests.command_line import run_here
 from tests.conftest import MakeBridge, MakePostgres
 from tests.mirrors import MirrorProcess
 from tests.servers import Database, wait_for, wait_for_events
+from tests.standbys import start_standby
 
 
 @contextmanager
 def standby_of(primary: PostgresServer) -> Iterator[PostgresServer]:
     """A running standby that follows a server."""
-    data_dir = primary.data_dir.with_name(primary.data_dir.name + "-standby")
-    data_dir.mkdir(mode=0o700)
-    owner = primary.data_dir.stat()
-    os.chown(data_dir, owner.st_uid, owner.st_gid)
-    made = run_as(primary.account, [
-        str(primary.bin_dir / "pg_basebackup"), "-D", str(data_dir), "-d", primary.dsn(), "-R", "-c", "fast", "--no-sync",
-    ])  # fmt: skip
-    assert made.returncode == 0, made.stdout
-    settings = primary.settings | {"hot_standby_feedback": "on"}
-    standby = PostgresServer(primary.bin_dir, data_dir, port=free_port(), settings=settings, password=primary.password)
-    standby.start()
+    standby = start_standby(primary, primary.data_dir.with_name(primary.data_dir.name + "-standby"))
     try:
         yield standby
     finally:
         standby.stop("immediate")
-        shutil.rmtree(data_dir)
+        shutil.rmtree(standby.data_dir)
 
 
 @contextmanager

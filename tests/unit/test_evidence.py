@@ -1,4 +1,4 @@
-"""The campaign's judge: what it condemns, and what each excuse covers and no more."""
+"""The judge of faults: what it condemns, and what each excuse covers and no more."""
 
 from __future__ import annotations
 

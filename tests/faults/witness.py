@@ -16,7 +16,8 @@ import psycopg
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from tests.evidence import Evidence, GapSeen, Hole, Place, Sample, Stored, shortened
+from actors.embedded.postgres import PostgresServer
+from tests.evidence import Evidence, GapSeen, Hole, Place, Sample, Stored, place_of, shortened
 from tests.oracle import WalOracle, place
 from tests.servers import Database, decode_body
 
@@ -24,8 +25,8 @@ T = TypeVar("T")
 _LOOK_S, _WAL_S, _HANG_S, _BATCH = 0.5, 4.0, 60.0, 2000
 
 
-def once(url: str, action: Callable[[Client], Awaitable[T]]) -> T:
-    """Do something over a connection that gives up at once when the server is away. Raises what nats-py raises."""
+def once(url: str | list[str], action: Callable[[Client], Awaitable[T]]) -> T:
+    """Do something over a connection that gives up at once when the servers are away. Raises what nats-py raises."""
 
     async def run() -> T:
         client = await nats.connect(url, allow_reconnect=False, connect_timeout=3)
@@ -49,13 +50,18 @@ class OwnSession(Database):
 class Witness:
     """Collects evidence in a thread that ends with the process; everything else waits for its lock."""
 
-    def __init__(self, database: Database, nats_url: str) -> None:
-        """Make the slot of the witness: what is committed from now on must be stored. `database` is its own."""
+    def __init__(self, database: Database, nats_url: str | list[str], *, failover: bool = False) -> None:
+        """Make the slot of the witness: what is committed from now on must be stored. `database` is its own.
+
+        `failover` has standbys keep the slot as well.
+        """
         self._database, self._url = database, nats_url
-        self._wal = WalOracle(database, slot="witness")
+        self._wal = WalOracle(database, slot="witness", failover=failover)
         self.evidence = Evidence()
         self._lock = threading.RLock()
         self._last_seq = 0
+        self._base = 0
+        """The sequence of an earlier stream of the name, which those of this one follow."""
         self._seen: dict[Place, int] = {}  # -> stream sequence
         self.alive_at = time.monotonic()
         self.omitted: set[str] = set()
@@ -68,6 +74,48 @@ class Witness:
         with self._lock:
             self._look()
             yield
+
+    @contextmanager
+    def cut_short(self) -> Iterator[None]:
+        """While the stream becomes an older copy of itself: what is not in there any more counts as never stored.
+
+        Nothing may be published before this ends. Samples that rest on what is gone are left out.
+        """
+        with self._lock:
+            yield
+            last = once(self._url, _info)["state"]["last_seq"] + self._base
+            evidence = self.evidence
+            evidence.stored = [event for event in evidence.stored if event.stream_seq <= last]
+            evidence.gaps = [gap for gap in evidence.gaps if gap.stream_seq <= last]
+            evidence.holes = [hole for hole in evidence.holes if hole.before <= last]
+            evidence.samples = [sample for sample in evidence.samples if sample.last_seq <= last]
+            self._seen = {one: seq for one, seq in self._seen.items() if seq <= last}
+            self._last_seq = last
+
+    @contextmanager
+    def made_anew(self) -> Iterator[None]:
+        """While the stream is deleted, which the witness has read to its end; nothing may be published before this ends."""
+        with self.caught_up():
+            yield
+            self._base = self._last_seq
+
+    def failed_over(self, server: PostgresServer, switch_lsn: int) -> None:
+        """Another server goes on from an LSN; what the first one had beyond was never committed.
+
+        The caller lets `finish` read all of that before, and nothing be written in between.
+        """
+        with self._lock:
+            self._database.server = server
+            self._database.close()
+            evidence = self.evidence
+            evidence.void |= {place_of(change) for change in evidence.expected if change.lsn >= switch_lsn}
+            evidence.expected = [change for change in evidence.expected if change.lsn < switch_lsn]
+            evidence.samples.clear()
+
+    def pass_over(self) -> None:
+        """Leave out what was committed since `finish`: nobody can read it."""
+        with self._lock:
+            self._wal.pass_over()
 
     def finish(self) -> Evidence:
         """Read both sides to their ends."""
@@ -87,7 +135,7 @@ class Witness:
                     self._look()
                     if time.monotonic() > read_at + _WAL_S:
                         self._read_wal()
-                        read_at = time.monotonic()
+                        read_at = self.alive_at = time.monotonic()
             except (psycopg.Error, nats.errors.Error, OSError):
                 pass  # a server is down
             time.sleep(_LOOK_S)
@@ -101,7 +149,7 @@ class Witness:
     def _look(self) -> None:
         confirmed = self._confirmed()
         info, messages = once(self._url, self._tail)
-        last_seq = info["state"]["last_seq"]
+        last_seq = info["state"]["last_seq"] + self._base
         if confirmed:
             self.evidence.samples.append(Sample(confirmed, last_seq))
         if last_seq < self._last_seq:
@@ -127,7 +175,8 @@ class Witness:
         places = {place(event) for event in rows}
         if earlier := {self._seen[one] for one in places if one in self._seen}:
             state = once(self._url, _info)["state"]
-            held = [old for old in earlier if old >= state["first_seq"] and old not in (state.get("deleted") or ())]
+            gone = state.get("deleted") or ()
+            held = [old for old in earlier if old >= state["first_seq"] + self._base and old - self._base not in gone]
             if held:
                 evidence.seen.append(f"doubled: {sorted(places)[0]} at {held} and {seq}")
             else:  # somebody removed the end of the stream, and the bridge sends it again
@@ -148,11 +197,11 @@ class Witness:
     async def _tail(self, client: Client) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
         info = await _info(client)
         found: list[tuple[int, bytes]] = []
-        if info["state"]["last_seq"] <= self._last_seq:
+        if info["state"]["last_seq"] + self._base <= self._last_seq:
             return info, found
         consumer = await client.jetstream().add_consumer("CDC", ConsumerConfig(
-            ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=self._last_seq + 1,
-            mem_storage=True, inactive_threshold=10.0))  # fmt: skip
+            ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=self._last_seq + 1 - self._base, mem_storage=True, inactive_threshold=10.0))  # fmt: skip
         inbox = client.new_inbox()
         subscription = await client.subscribe(inbox, pending_msgs_limit=0, pending_bytes_limit=0)
         request = json.dumps({"batch": _BATCH, "no_wait": True}).encode()
@@ -165,7 +214,7 @@ class Witness:
                     return info, found
                 if not message.reply:  # a status: nothing more
                     return info, found
-                found.append((int(message.reply.split(".")[-4]), message.data))
+                found.append((int(message.reply.split(".")[-4]) + self._base, message.data))
 
 
 async def _info(client: Client) -> dict[str, Any]:

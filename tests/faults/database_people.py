@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 
 import psycopg
 
-from tests.campaign.tables import PUBLISHED_AS_EVER, TABLES
-from tests.campaign.world import Act, World
+from tests.faults.tables import PUBLISHED_AS_EVER, TABLES
+from tests.faults.world import DATABASE, Act, World
 
 _PLAIN = ("keyed", "pair", "moods", "swap_a", "shaped")
 
@@ -20,7 +19,7 @@ def _some_time(dice: random.Random) -> None:
     )
 
 
-def _there_and_back(there: str, back: str) -> Callable[[World, random.Random], None]:
+def _there_and_back(name: str, there: str, back: str) -> Act:
     """An act that is undone after a while; `{t}` is a table."""
 
     def act(world: World, dice: random.Random) -> None:
@@ -36,6 +35,7 @@ def _there_and_back(there: str, back: str) -> Callable[[World, random.Random], N
             else:
                 break
 
+    act.__name__ = name
     return act
 
 
@@ -107,7 +107,7 @@ def keep_house(world: World, dice: random.Random) -> None:
 
 
 def lock_a_table(world: World, dice: random.Random) -> None:
-    with psycopg.connect(world.postgres.dsn("campaign"), connect_timeout=5) as session:
+    with psycopg.connect(world.postgres.dsn(DATABASE), connect_timeout=5) as session:
         session.execute("SET lock_timeout = '3s'")
         session.execute(f"LOCK TABLE {dice.choice(_PLAIN)} IN ACCESS EXCLUSIVE MODE".encode())
         time.sleep(dice.uniform(0.5, 6))
@@ -119,7 +119,7 @@ def lock_a_table(world: World, dice: random.Random) -> None:
 
 def add_around_a_writer(world: World, dice: random.Random) -> None:
     """A transaction has written when its table is taken out and put back, and commits afterwards."""
-    with psycopg.connect(world.postgres.dsn("campaign"), connect_timeout=5) as session:
+    with psycopg.connect(world.postgres.dsn(DATABASE), connect_timeout=5) as session:
         session.execute("SET lock_timeout = '3s'")
         session.execute("INSERT INTO pair SELECT 5000 + g, 'open' || txid_current(), 0 FROM generate_series(1, 5) g")
         world.sql("ALTER PUBLICATION cdc_pub DROP TABLE pair")
@@ -186,17 +186,15 @@ def write_too_large_a_value(world: World, dice: random.Random) -> None:
         world.sql("UPDATE keyed SET name = 'still large' WHERE id < 0")
 
 
+THERE_AND_BACK: tuple[Act, ...] = (
+    _there_and_back("take_out_and_put_back", "ALTER PUBLICATION cdc_pub DROP TABLE {t}", "ALTER PUBLICATION cdc_pub ADD TABLE {t}"),
+    _there_and_back("rename_and_back", "ALTER TABLE {t} RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO {t}"),
+    _there_and_back("move_and_back", "ALTER TABLE {t} SET SCHEMA attic", "ALTER TABLE attic.{t} SET SCHEMA public"),
+    _there_and_back("change_identity", "ALTER TABLE {t} REPLICA IDENTITY FULL", "ALTER TABLE {t} REPLICA IDENTITY DEFAULT"),
+    _there_and_back("without_identity", "ALTER TABLE {t} REPLICA IDENTITY NOTHING", "ALTER TABLE {t} REPLICA IDENTITY DEFAULT"),
+)  # fmt: skip
 DATABASE_PEOPLE: tuple[Act, ...] = (
-    publish_otherwise, publish_otherwise, publish_only_inserts, make_anew, swap_names, rewrite_values, change_type,
+    *THERE_AND_BACK, publish_otherwise, publish_only_inserts, make_anew, swap_names, rewrite_values, change_type,
     touch_partitions, keep_house, lock_a_table, add_around_a_writer, add_and_drop_a_table, drop_the_slot, set_the_role,
     write_too_large_a_value,
 )  # fmt: skip
-THERE_AND_BACK: dict[str, Act] = {
-    "take_out_and_put_back": _there_and_back(
-        "ALTER PUBLICATION cdc_pub DROP TABLE {t}", "ALTER PUBLICATION cdc_pub ADD TABLE {t}"
-    ),
-    "rename_and_back": _there_and_back("ALTER TABLE {t} RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO {t}"),
-    "move_and_back": _there_and_back("ALTER TABLE {t} SET SCHEMA attic", "ALTER TABLE attic.{t} SET SCHEMA public"),
-    "change_identity": _there_and_back("ALTER TABLE {t} REPLICA IDENTITY FULL", "ALTER TABLE {t} REPLICA IDENTITY DEFAULT"),
-    "without_identity": _there_and_back("ALTER TABLE {t} REPLICA IDENTITY NOTHING", "ALTER TABLE {t} REPLICA IDENTITY DEFAULT"),
-}

@@ -1,4 +1,4 @@
-"""The tables of a campaign, how they are published when nobody interferes, and what applications write to them."""
+"""The tables, how they are published when nobody interferes, and what applications write to them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ TABLES: dict[str, str] = {
     "bag": "(a int, b text, d int)",
     "wide": "(id int PRIMARY KEY, big text, doc jsonb, v int)",
     "moods": "(id int PRIMARY KEY, m mood, tags mood[])",
+    "many": "(id int PRIMARY KEY, v int)",
     "swap_a": "(id int PRIMARY KEY, v text)",
     "swap_b": "(id int PRIMARY KEY, v text)",
     "shaped": "(id int PRIMARY KEY, v text)",
@@ -51,6 +52,7 @@ UPDATE wide SET id = id + 1000 WHERE id = {i}
 DELETE FROM wide WHERE id IN ({i}, {i} + 1000)
 INSERT INTO moods SELECT {i}, e, ARRAY[e] FROM unnest(enum_range(NULL::mood)) e LIMIT 1 ON CONFLICT DO NOTHING
 DELETE FROM moods WHERE id = {i}
+INSERT INTO many SELECT g, {j} FROM generate_series({i} * 10, {i} * 10 + 400) g ON CONFLICT (id) DO UPDATE SET v = many.v + 1
 INSERT INTO swap_a VALUES ({i}, {t}) ON CONFLICT (id) DO UPDATE SET v = {t}
 INSERT INTO swap_b VALUES ({i}, {t}) ON CONFLICT (id) DO UPDATE SET v = {t}
 DELETE FROM swap_a WHERE id < {i} - 100

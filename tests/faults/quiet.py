@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-from tests.campaign.tables import PUBLISHED_AS_EVER, TABLES
-from tests.campaign.world import World
 from tests.evidence import judge
+from tests.faults.tables import PUBLISHED_AS_EVER, TABLES
+from tests.faults.world import DATABASE, World
 from tests.snapshots import ask
 from tests.watched_mirrors import WatchedMirror
 
@@ -37,9 +37,7 @@ class Quiet:
         self._act_as_needed()
         ask(world.nats.url, "nobody_knows_this")  # have the publication looked at
         world.sql("INSERT INTO pair VALUES (-1, 'quiet', 0) ON CONFLICT (b, a) DO UPDATE SET v = pair.v + 1")
-        written = world.query("SELECT pg_current_wal_lsn()")[0][0]
-        confirmed = "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = 'cdc_slot'"
-        if not world.wait(lambda: world.query(confirmed, [written]) == [(True,)], DRAINED_S):
+        if not world.wait_until_confirmed(DRAINED_S):
             return [f"not drained: {world.bridge.get('/status')[1]}\n{world.bridge.log()[-3000:]}"]
         evidence = world.witness.finish()
         verdict = judge(evidence)
@@ -104,7 +102,7 @@ class Quiet:
         begun = time.monotonic()
         while True:
             world.wait(mirror.is_ready, 5)
-            done = mirror.verify(world.postgres.dsn("campaign"), "--tables", ",".join(TABLES), "--timeout", "60")
+            done = mirror.verify(world.postgres.dsn(DATABASE), "--tables", ",".join(TABLES), "--timeout", "60")
             if done.returncode == 0:
                 return []
             waited = time.monotonic() - begun

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import time
 
-from tests.campaign.tables import TABLES
-from tests.campaign.world import Act, World
+from tests.faults.tables import TABLES
+from tests.faults.world import Act, World
 
 _FLAGS: tuple[tuple[str, ...], ...] = (
     (), ("--pack", "20"), ("--json",), ("--publish", "plain"), ("--publish", "durable"), ("--json", "--pack", "100", "--publish", "plain"),

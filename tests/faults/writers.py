@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 
 import psycopg
 
-from tests.campaign.tables import change
+from tests.faults.tables import change
 
 
 class Writers:
     """Writes from `go_on` to `pause`, in threads that end with the process."""
 
-    def __init__(self, dsn: str, seed: str, *, count: int = 3) -> None:
-        """`seed` decides each session's transactions."""
+    def __init__(self, dsn: Callable[[], str], seed: str, *, count: int = 3) -> None:
+        """`dsn` is asked for at each connection; `seed` decides each session's transactions."""
         self._dsn, self._goes = dsn, threading.Event()
         self.committed = 0
         self.refused: dict[str, int] = {}
@@ -37,7 +38,7 @@ class Writers:
     def _run(self, dice: random.Random, idle: threading.Event) -> None:
         while True:
             try:
-                with psycopg.connect(self._dsn, client_encoding="UTF8", connect_timeout=5) as session:
+                with psycopg.connect(self._dsn(), client_encoding="UTF8", connect_timeout=5) as session:
                     session.execute("SET lock_timeout = '1s'")
                     session.commit()
                     while True:

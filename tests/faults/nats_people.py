@@ -10,11 +10,11 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from tests.campaign.witness import once
-from tests.campaign.world import Act, World
+from tests.faults.witness import once
+from tests.faults.world import Act, World
 
 
-def _ask(world: World, action: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+def ask(world: World, action: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
     """A request to JetStream's API; refusals are answers as well."""
 
     async def request(client: Client) -> dict[str, Any]:
@@ -26,28 +26,28 @@ def _ask(world: World, action: str, body: Mapping[str, object] | None = None) ->
 
 def purge_the_stream(world: World, dice: random.Random) -> None:
     with world.witness.caught_up():
-        _ask(world, "STREAM.PURGE.CDC", dice.choice(({}, {"keep": 100}, {})))
+        ask(world, "STREAM.PURGE.CDC", dice.choice(({}, {"keep": 100}, {})))
 
 
 def purge_a_subject(world: World, dice: random.Random) -> None:
     subject = dice.choice(("cdc.keyed.>", "cdc.pair.insert", "cdc.bag.>", "cdc.swap_a.>", "cdc._bridge.>", "cdc.keyed.schema"))
     with world.witness.caught_up():
-        _ask(world, "STREAM.PURGE.CDC", {"filter": subject})
+        ask(world, "STREAM.PURGE.CDC", {"filter": subject})
 
 
 def delete_messages(world: World, dice: random.Random) -> None:
     with world.witness.caught_up():
-        last = _ask(world, "STREAM.INFO.CDC")["state"]["last_seq"]
+        last = ask(world, "STREAM.INFO.CDC")["state"]["last_seq"]
         for seq in {last - dice.randrange(200) for _ in range(dice.choice((1, 1, 10)))} | {last - dice.choice((0, 1, 5))}:
-            _ask(world, "STREAM.MSG.DELETE.CDC", {"seq": seq})
+            ask(world, "STREAM.MSG.DELETE.CDC", {"seq": seq})
 
 
 def _edit_for_a_while(world: World, dice: random.Random, stream: str, **changes: object) -> None:
     with world.witness.caught_up():
-        before = _ask(world, f"STREAM.INFO.{stream}")["config"]
-        _ask(world, f"STREAM.UPDATE.{stream}", {**before, **changes})
+        before = ask(world, f"STREAM.INFO.{stream}")["config"]
+        ask(world, f"STREAM.UPDATE.{stream}", {**before, **changes})
     time.sleep(dice.choice((0.0, dice.uniform(0, 4))))
-    _ask(world, f"STREAM.UPDATE.{stream}", before)
+    ask(world, f"STREAM.UPDATE.{stream}", before)
 
 
 def limit_the_age(world: World, dice: random.Random) -> None:
@@ -71,17 +71,17 @@ def seal_against_writers(world: World, dice: random.Random) -> None:
 
 def forget_a_key(world: World, dice: random.Random) -> None:
     bucket, key = dice.choice((("bridges", "CDC"), ("bridges", ">"), ("schemas", ">"), ("schemas", "keyed")))
-    _ask(world, f"STREAM.PURGE.KV_{bucket}", {"filter": f"$KV.{bucket}.{key}"})
+    ask(world, f"STREAM.PURGE.KV_{bucket}", {"filter": f"$KV.{bucket}.{key}"})
 
 
 def purge_snapshots(world: World, dice: random.Random) -> None:
-    _ask(world, f"STREAM.PURGE.{dice.choice(('INIT', 'REQUESTS'))}")
+    ask(world, f"STREAM.PURGE.{dice.choice(('INIT', 'REQUESTS'))}")
 
 
 def delete_consumers(world: World, dice: random.Random) -> None:
     stream = dice.choice(("CDC", "CDC", "INIT", "REQUESTS"))
-    for name in _ask(world, f"CONSUMER.NAMES.{stream}").get("consumers") or ():
-        _ask(world, f"CONSUMER.DELETE.{stream}.{name}")
+    for name in ask(world, f"CONSUMER.NAMES.{stream}").get("consumers") or ():
+        ask(world, f"CONSUMER.DELETE.{stream}.{name}")
 
 
 def lower_the_payload(world: World, dice: random.Random) -> None:
@@ -100,6 +100,8 @@ def request_what_nobody_has(world: World, dice: random.Random) -> None:
     once(world.nats.url, publish)
 
 
+REMOVAL_ACTS: tuple[Act, ...] = (purge_the_stream, purge_a_subject, delete_messages, forget_a_key, purge_snapshots)
+EDIT_ACTS: tuple[Act, ...] = (limit_the_age, limit_the_size, keep_by_interest, seal_against_writers, lower_the_payload)
 NATS_PEOPLE: tuple[Act, ...] = (
     purge_the_stream, purge_a_subject, purge_a_subject, delete_messages, delete_messages, limit_the_age, limit_the_size,
     keep_by_interest, seal_against_writers, forget_a_key, forget_a_key, purge_snapshots, delete_consumers, lower_the_payload,
