@@ -149,7 +149,7 @@ def test_what_is_wrong_with_tables_and_role_is_named_and_each_fix_mends_it(users
         ALTER TABLE child ADD PRIMARY KEY (id);
     """)
     grants = "GRANT SELECT ON users, log, parent, child, tenants TO {0}; GRANT INSERT ON users TO {0};"
-    grants += "ALTER ROLE {0} SET statement_timeout = '1ms'; ALTER ROLE {0} SET work_mem = '8MB'"
+    grants += "ALTER ROLE {0} SET statement_timeout = '500ms'; ALTER ROLE {0} SET work_mem = '8MB'"
     limits = "REPLICATION CONNECTION LIMIT 3 VALID UNTIL '2000-01-01'"
     with role(users, limits.replace("VALID UNTIL '2000-01-01'", ""), grants) as dsn:
         users.execute(f"ALTER ROLE {users.name}_role VALID UNTIL '{_tomorrow(users)}'")
@@ -159,7 +159,7 @@ def test_what_is_wrong_with_tables_and_role_is_named_and_each_fix_mends_it(users
         assert [row["what"] for row in rows if row["code"] == "WB126"] == [
             f'role {users.name}_role may do more than a bridge needs: may write to "public"."users"'
         ]
-        assert of(rows, "session")["what"] == "overruled by the bridge: statement_timeout=1ms; in force: work_mem=8MB"
+        assert of(rows, "session")["what"] == "overruled by the bridge: statement_timeout=500ms; in force: work_mem=8MB"
         for row in rows:
             if row["code"] and row["code"] != "WB120":
                 users.execute("\n".join(line.partition("--")[0] for line in row["fix"].splitlines()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from functools import partial
 
 from tests.evidence import judge
 from tests.faults.tables import PUBLISHED_AS_EVER, TABLES
@@ -54,29 +55,30 @@ class Quiet:
     def _undo(self) -> None:
         """Undo what was left: tables and publication as ever, no row larger than a message, no setting of the role."""
         world = self._world
+        undo = partial(world.sql, lock_timeout="30s")  # a snapshot may hold the table, and wait for this very statement
         if world.nats.max_payload is not None:
             world.nats.max_payload = None
             world.nats.restart()
         tables = {name for (name,) in world.query("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")}
         if "elsewhere" in tables and len(gone := set(TABLES) - tables) == 1:
-            world.sql(f"ALTER TABLE elsewhere RENAME TO {gone.pop()}")
+            undo(f"ALTER TABLE elsewhere RENAME TO {gone.pop()}")
         for (name,) in world.query("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'attic'::regnamespace"):
-            world.sql(f"ALTER TABLE attic.{name} SET SCHEMA public")
+            undo(f"ALTER TABLE attic.{name} SET SCHEMA public")
         if "swap_b" not in tables:
-            world.sql(f"CREATE TABLE swap_b {TABLES['swap_b']}")
+            undo(f"CREATE TABLE swap_b {TABLES['swap_b']}")
         if world.query("SELECT 1 FROM pg_class WHERE relname = 'parts_2' AND NOT relispartition"):
-            world.sql("DELETE FROM parts WHERE id >= 100;"
+            undo("DELETE FROM parts WHERE id >= 100;"
                       "ALTER TABLE parts ATTACH PARTITION parts_2 FOR VALUES FROM (100) TO (1000000)")  # fmt: skip
         for name in ("keyed", "pair", "moods", "swap_a", "shaped"):
-            world.sql(f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT")
-        world.sql("ALTER ROLE walbridge RESET ALL; GRANT SELECT ON ALL TABLES IN SCHEMA public TO walbridge")
-        world.sql("ALTER PUBLICATION cdc_pub SET (publish = 'insert, update, delete, truncate')")
+            undo(f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT")
+        undo("ALTER ROLE walbridge RESET ALL; GRANT SELECT ON ALL TABLES IN SCHEMA public TO walbridge")
+        undo("ALTER PUBLICATION cdc_pub SET (publish = 'insert, update, delete, truncate')")
         published = world.query(
             "SELECT c.relname FROM pg_publication_rel p JOIN pg_class c ON c.oid = p.prrelid WHERE prqual IS NULL AND prattrs IS NULL"
         )
         if sorted(name for (name,) in published) != sorted(TABLES):
-            world.sql(PUBLISHED_AS_EVER)
-        world.sql("DELETE FROM keyed WHERE id < 0; DELETE FROM bag WHERE length(b) > 1000")
+            undo(PUBLISHED_AS_EVER)
+        undo("DELETE FROM keyed WHERE id < 0; DELETE FROM bag WHERE length(b) > 1000")
 
     def _act_as_needed(self) -> None:
         """Do what the documents say that a person must do.

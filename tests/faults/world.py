@@ -99,10 +99,10 @@ class World:
         replica.close()
         return replica.dsn
 
-    def sql(self, statements: str) -> None:
+    def sql(self, statements: str, *, lock_timeout: str = "3s") -> None:
         """Be an administrator of PostgreSQL, who does not wait for locks forever. Raises psycopg.Error when refused."""
         with psycopg.connect(self.postgres.dsn(DATABASE), autocommit=True, connect_timeout=5) as session:
-            session.execute("SET lock_timeout = '3s'")
+            session.execute(f"SET lock_timeout = '{lock_timeout}'".encode())
             session.execute(statements.encode())
 
     def query(self, statement: str, params: Sequence[object] | None = None) -> list[tuple[Any, ...]]:

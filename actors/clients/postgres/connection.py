@@ -39,6 +39,8 @@ PASSING = ("40", "53000", "53100", "53200", "53300", "55P03", "57")
 
 https://www.postgresql.org/docs/18/errcodes-appendix.html
 """
+IF_IT_LASTS = "nothing if it passes: it is tried again every 5 s; if it lasts, free what PostgreSQL's words name"
+"""What to do after one of them."""
 _KEEP_SESSIONS: set[str] = set()
 """Addresses of poolers that were found to keep sessions: not tried again at each connect."""
 
@@ -231,7 +233,7 @@ class PgConnection:
             self.close()
             raise SourceUnavailable("WB102", f"connection to PostgreSQL {self.address} lost", said=said)
         if sqlstate.startswith(PASSING):
-            raise SourceUnavailable("WB118", f"PostgreSQL {self.address} cannot do this now", said=said)
+            raise SourceUnavailable("WB118", f"PostgreSQL {self.address} cannot do this now", said=said, fix=IF_IT_LASTS)
         detail, hint = field(pq.DiagnosticField.MESSAGE_DETAIL), field(pq.DiagnosticField.MESSAGE_HINT)
         raise PostgresError(sqlstate, message, detail, hint, field(pq.DiagnosticField.CONTEXT))
 

@@ -15,7 +15,7 @@ import trio
 from psycopg import generators, pq
 
 from actors.clients.postgres import copy_data
-from actors.clients.postgres.connection import QUERY_TIMEOUT_S, PgConnection, PostgresError, drive
+from actors.clients.postgres.connection import IF_IT_LASTS, QUERY_TIMEOUT_S, PgConnection, PostgresError, drive
 from actors.clients.postgres.detour import PORTION_BYTES, Detour, waiting_bytes
 from actors.clients.postgres.slots import slot_state
 from actors.errors import Fatal, SourceUnavailable, WalbridgeError
@@ -401,7 +401,7 @@ def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
     if error.sqlstate.startswith("58"):  # system errors; 58P01 is a missing file
         if error.sqlstate == "58P01":
             return slot_lost(slot, error.said)
-        return SourceUnavailable("WB118", f"PostgreSQL cannot read slot {slot} now", said=error.said)
+        return SourceUnavailable("WB118", f"PostgreSQL cannot read slot {slot} now", said=error.said, fix=IF_IT_LASTS)
     why = _UNSENDABLE.get(error.sqlstate)
     if why is not None:
         return Fatal(
