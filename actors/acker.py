@@ -18,7 +18,7 @@ from actors.contract.bridge_record import Held
 from actors.errors import SinkUnavailable
 from actors.feedback import Feedback
 from actors.messages import PublishedChange, SchemaChange, SentBatch
-from actors.positions import NO_LSN, Lsn, Position
+from actors.positions import NO_LSN, ROW_RANK, Lsn, Position
 from actors.telemetry.telemetry import Telemetry
 
 CONFIRM_EVERY_S = 1.0
@@ -32,6 +32,8 @@ class Durable(NamedTuple):
     position: Position
     lsn: Lsn
     """Everything below is stored, so it may be confirmed."""
+    commit_us: int
+    """When the transaction at `position` was committed, in microseconds since 1970; 0 if the last message is of none."""
 
 
 CheckStream = Callable[[], Awaitable[None]]
@@ -41,8 +43,8 @@ CheckStream = Callable[[], Awaitable[None]]
 class AckLedger:
     """Turns stored sequences into one LSN that is safe to confirm. No I/O, no trio."""
 
-    def __init__(self, seq: int, position: Position) -> None:
-        self.durable = Durable(seq, position, NO_LSN)
+    def __init__(self, seq: int, position: Position, commit_us: int = 0) -> None:
+        self.durable = Durable(seq, position, NO_LSN, commit_us)
         self._open: deque[SentBatch] = deque()
 
     @property
@@ -60,10 +62,11 @@ class AckLedger:
         while self._open and self._open[0].last_seq <= seq:
             done = self._open.popleft()
             complete.append(done)
-            seq_before, position, lsn = self.durable
-            self.durable = Durable(
-                max(seq_before, done.last_seq), done.batch.position or position, max(lsn, done.batch.end_lsn)
-            )
+            seq_before, position, lsn, commit_us = self.durable
+            if done.batch.position is not None:
+                position = done.batch.position
+                commit_us = done.batch.newest_commit_us if position.rank == ROW_RANK else 0
+            self.durable = Durable(max(seq_before, done.last_seq), position, max(lsn, done.batch.end_lsn), commit_us)
         return complete
 
 
@@ -223,6 +226,7 @@ class _Confirmation:
         if is_news:
             await store.update(
                 position=durable.position,
+                commit_us=durable.commit_us,
                 last_seq=durable.seq,
                 confirmed_lsn=max(durable.lsn, store.record.confirmed_lsn),
                 schemas={**store.record.schemas, **schemas},

@@ -59,6 +59,14 @@ class Transaction(NamedTuple):
     """Commit time, microseconds since 1970 UTC."""
 
 
+class LastStored(NamedTuple):
+    """The transaction of the last stored event. Another one at its LSN is of another history."""
+
+    commit_lsn: Lsn
+    commit_us: int
+    """As in `Transaction`."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """A published table in one shape. Compared by identity: a new Relation message makes a new one."""

@@ -69,7 +69,7 @@ async def run_pipeline(
         window = durable_window(size)
     batcher = Batcher(session.encoder, limits, config.source.slot, session.suspensions)
     publisher = Publisher(setup.mode, acks.reply_prefix, start.last_seq, session.remembered)
-    ledger = AckLedger(start.last_seq, start.skip)
+    ledger = AckLedger(start.last_seq, start.skip, store.record.commit_us)
     check_stream = partial(check_changes, session.js, setup.stream)
     blocks = Channel[Block]("blocks", 4, CHANNEL_BYTES_MAX)
     items = Channel[list[Item]]("items", 4, CHANNEL_BYTES_MAX)

@@ -61,13 +61,15 @@ class BridgeRecord:
     held: tuple[Held, ...] = ()
     """With --confirm-hold, oldest first: the point confirmed last, and those that wait. After a power cut of NATS they prove
     what the stream holds, although this version of the record may be newer than its end."""
+    commit_us: int = 0
+    """When the transaction at `position` was committed, in microseconds since 1970; 0 if the last message is of none."""
 
     def of_held(self) -> list[BridgeRecord]:
         """Return the record as it would have been at each held point."""
         return [
             replace(
                 self, last_seq=point.last_seq, position=point.position, confirmed_lsn=point.lsn, timeline=point.timeline,
-                pending_gap=None, held=(),
+                pending_gap=None, held=(), commit_us=0,
             )
             for point in self.held
         ]  # fmt: skip
@@ -87,6 +89,7 @@ class BridgeRecord:
                 "lsn": self.position.lsn,
                 "seq": self.position.seq,
                 "rank": self.position.rank,
+                "commit_us": self.commit_us,
                 "confirmed_lsn": self.confirmed_lsn,
                 "schemas": dict(self.schemas),
                 "suspended": {token: [s.since.lsn, s.since.seq, s.until] for token, s in self.suspended.items()},
@@ -123,6 +126,7 @@ class BridgeRecord:
                 database=str(raw.get("database", "")),
                 published=str(raw.get("published", "")),
                 held=tuple(map(_decode_held, raw.get("held", ()))),
+                commit_us=int(raw.get("commit_us", 0)),
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise ConfigError(

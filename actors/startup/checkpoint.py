@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from actors.contract.bridge_record import BridgeRecord, Held
 from actors.contract.message_ids import position_of
 from actors.errors import ConfigError, Fatal
-from actors.messages import Gap, Transaction
+from actors.messages import Gap, LastStored, Transaction
 from actors.positions import GAP_RANK, NO_LSN, ROW_RANK, START, Lsn, Position, format_lsn
 
 ACCEPT_GAP = "walbridge run --accept-gap   # stores cdc._bridge.gap and continues; replicas take new snapshots"
@@ -87,7 +87,7 @@ class Start:
     gap: Gap | None = None
     """A gap event to store before anything else."""
     warning: str = ""
-    expected: Transaction | None = None
+    expected: LastStored | None = None
     """The last stored transaction, if PostgreSQL sends it once more: another one in its place is another history."""
 
 
@@ -237,7 +237,7 @@ def plan_start(
             warning = f"KV bridges has no record of stream {tail.stream}: trusting its last message alone"
         elif tail.last_seq:
             warning = f"stream {tail.stream} is empty and KV bridges has no record of it: starting at the slot's position"
-        return Start(at, at.lsn, tail.last_seq, confirmed, warning=warning, expected=_expected(tail, at, confirmed))
+        return Start(at, at.lsn, tail.last_seq, confirmed, warning=warning, expected=_expected(tail, None, at, confirmed))
     pending = _pending(record, tail)
     witness = record if pending is not None else _witness_of(tail, record, history) or record
     switch = None if witness.timeline == source.timeline else dict(source.switch_points).get(witness.timeline)
@@ -259,7 +259,15 @@ def plan_start(
         return _after_gap(gap, tail, confirmed)
     if pending is not None:
         return _after_gap(pending, tail, proven)
-    return Start(at, at.lsn, tail.last_seq, proven, expected=_expected(tail, at, confirmed))
+    return Start(at, at.lsn, tail.last_seq, proven, expected=_expected(tail, record, at, confirmed))
+
+
+def commit_us_of(tail: StreamTail, record: BridgeRecord | None, at: Position) -> int:
+    """Return when the transaction at a start's position was committed, as `BridgeRecord.commit_us`; 0 if nobody knows."""
+    if record is not None and record.commit_us and record.position == at:
+        return record.commit_us  # its message may have been removed
+    found = tail.transaction
+    return found.commit_us if found is not None and found.commit_lsn == at.lsn else 0
 
 
 def held_at_start(start: Start, record: BridgeRecord | None, timeline: int) -> tuple[Held, ...]:
@@ -276,10 +284,10 @@ def held_at_start(start: Start, record: BridgeRecord | None, timeline: int) -> t
     return kept or (Held(start.last_seq, start.skip, start.proven_lsn, timeline),)
 
 
-def _expected(tail: StreamTail, at: Position, confirmed: Lsn) -> Transaction | None:
+def _expected(tail: StreamTail, record: BridgeRecord | None, at: Position, confirmed: Lsn) -> LastStored | None:
     """Return the last stored transaction, if the bridge continues from it and the slot sends it again."""
-    found = tail.transaction
-    return found if found is not None and found.commit_lsn == at.lsn >= confirmed else None
+    commit_us = commit_us_of(tail, record, at)
+    return LastStored(at.lsn, commit_us) if commit_us and at.lsn >= confirmed else None
 
 
 def _pending(record: BridgeRecord | None, tail: StreamTail) -> Gap | None:

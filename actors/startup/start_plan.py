@@ -28,6 +28,7 @@ from actors.startup.checkpoint import (
     Start,
     StreamTail,
     check_owner,
+    commit_us_of,
     find_loss,
     held_at_start,
     loss_error,
@@ -140,6 +141,7 @@ async def find_start(
         start.proven_lsn, record.schemas if record else {}, tuple(tokens), record.suspended if record else {}, start.gap,
         source.database, record.published if record else "",
         held_at_start(start, record, source.timeline) if config.publish.confirm_hold_s else (),
+        commit_us_of(tail, record, start.skip) if start.gap is None else 0,
     )  # fmt: skip
     return StartPlan(
         start, confirmed_lsn, RecordStore(js, stream, record, revision), source.wal_end, upgraded, unheld,

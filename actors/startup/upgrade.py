@@ -57,5 +57,5 @@ def after_upgrade(source: Source, record: BridgeRecord) -> BridgeRecord:
     assert source.confirmed_lsn is not None, "an upgraded server has the slot"
     return replace(
         record, system_id=source.system_id, timeline=source.timeline, switch_points=source.switch_points,
-        confirmed_lsn=source.confirmed_lsn, held=(),
+        confirmed_lsn=source.confirmed_lsn, held=(), commit_us=0,
     )  # fmt: skip

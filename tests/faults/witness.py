@@ -72,7 +72,8 @@ class Witness:
     def caught_up(self) -> Iterator[None]:
         """Hold the witness still after it has seen the whole stream: what is removed meanwhile was seen."""
         with self._lock:
-            self._look()
+            while not self._look():
+                pass
             yield
 
     @contextmanager
@@ -118,12 +119,15 @@ class Witness:
             self._wal.pass_over()
 
     def finish(self) -> Evidence:
-        """Read both sides to their ends."""
+        """Read both sides to their ends. Raises AssertionError when the stream cannot be read to its end."""
         with self._lock:
             if time.monotonic() > self.alive_at + _HANG_S:
                 raise AssertionError("the witness has ended: stderr says why")
             self._read_wal()
-            self._look()
+            deadline = time.monotonic() + _HANG_S
+            while not self._look():
+                if time.monotonic() > deadline:
+                    raise AssertionError(f"the stream cannot be read beyond {self._last_seq}")
         return self.evidence
 
     def _run(self) -> None:
@@ -146,9 +150,10 @@ class Witness:
             change._replace(data=shortened(change.data)) for change in self._wal.taken() if change.lsn > known
         ]
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        """Look once; return whether the stream was read to its end."""
         confirmed = self._confirmed()
-        info, messages = once(self._url, self._tail)
+        info, messages, to_the_end = once(self._url, self._tail)
         last_seq = info["state"]["last_seq"] + self._base
         if confirmed:
             self.evidence.samples.append(Sample(confirmed, last_seq))
@@ -159,6 +164,7 @@ class Witness:
                 self.evidence.holes.append(Hole(self._last_seq, seq))
             self._last_seq = seq
             self._take(seq, decode_body(body))
+        return to_the_end
 
     def _confirmed(self) -> int:
         try:
@@ -194,11 +200,11 @@ class Witness:
             if omitted:
                 self.omitted.add(evidence.stored[-1].place[3])
 
-    async def _tail(self, client: Client) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
+    async def _tail(self, client: Client) -> tuple[dict[str, Any], list[tuple[int, bytes]], bool]:
         info = await _info(client)
         found: list[tuple[int, bytes]] = []
         if info["state"]["last_seq"] + self._base <= self._last_seq:
-            return info, found
+            return info, found, True
         consumer = await client.jetstream().add_consumer("CDC", ConsumerConfig(
             ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=self._last_seq + 1 - self._base, mem_storage=True, inactive_threshold=10.0))  # fmt: skip
@@ -211,9 +217,9 @@ class Witness:
                 try:
                     message = await subscription.next_msg(timeout=5)
                 except nats.errors.TimeoutError:
-                    return info, found
+                    return info, found, False
                 if not message.reply:  # a status: nothing more
-                    return info, found
+                    return info, found, True
                 found.append((int(message.reply.split(".")[-4]) + self._base, message.data))
 
 

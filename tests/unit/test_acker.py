@@ -96,7 +96,7 @@ def test_the_ledger_confirms_a_batch_once_all_before_it_are_stored() -> None:
     assert ledger.stored(2) == []
     assert ledger.durable.lsn == NO_LSN
     assert [done.last_seq for done in ledger.stored(5)] == [3, 5]
-    assert ledger.durable == (5, Position(Lsn(200), 0), 208)
+    assert ledger.durable == (5, Position(Lsn(200), 0), 208, 1_000_000)
     assert ledger.open_batches == 1
 
 
@@ -105,7 +105,7 @@ def test_a_batch_that_ends_inside_of_a_transaction_confirms_nothing_and_keeps_it
     ledger.published(sent(3, 100))
     ledger.published(sent(5, 200, end_lsn=0))
     ledger.stored(5)
-    assert ledger.durable == (5, Position(Lsn(200), 0), 108)
+    assert ledger.durable == (5, Position(Lsn(200), 0), 108, 1_000_000)
 
 
 @on_mock_clock

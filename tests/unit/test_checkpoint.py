@@ -7,7 +7,7 @@ import pytest
 
 from actors.contract.bridge_record import BridgeRecord
 from actors.errors import ConfigError
-from actors.messages import Gap
+from actors.messages import Gap, LastStored, Transaction
 from actors.positions import GAP_RANK, NO_LSN, START, Lsn, Position
 from actors.startup.checkpoint import (
     Source,
@@ -54,6 +54,18 @@ def test_the_tail_is_the_checkpoint_even_when_the_record_is_older():
 def test_an_expired_tail_is_remembered_by_the_record():
     start = plan(tail=StreamTail("CDC", 50, None, deleted=50))
     assert (start.skip, start.last_seq, start.gap) == (RECORD.position, 50, None)
+
+
+def test_the_last_stored_transaction_is_expected_again_even_if_its_message_was_removed():
+    """A server that was restored from an older copy sends another one in its place, and skipping that would lose it."""
+    behind = replace(SOURCE, confirmed_lsn=Lsn(800))
+    remembered = replace(RECORD, commit_us=77)
+    gone = StreamTail("CDC", 50, None, deleted=50)
+    assert plan(source=behind, tail=gone, record=remembered).expected == LastStored(Lsn(900), 77)
+    assert plan(source=behind, tail=gone).expected is None, "records of earlier versions do not say when it was committed"
+    assert plan(source=SOURCE, tail=gone, record=remembered).expected is None, "the slot does not send it again"
+    held = replace(TAIL, transaction=Transaction(Lsn(900), 5, 78))
+    assert plan(source=behind, tail=held).expected == LastStored(Lsn(900), 78)
 
 
 def test_events_after_the_record_come_again_when_the_tail_beyond_it_has_expired():
