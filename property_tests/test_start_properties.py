@@ -23,6 +23,7 @@ from actors.startup.checkpoint import (
     Source,
     Start,
     StreamTail,
+    commit_us_of,
     find_loss,
     other_history,
     plan_start,
@@ -128,7 +129,7 @@ def run(world: World) -> Generator[None]:
     history = [BridgeRecord.decode(r.data, "CDC") for r in world.records[-HISTORY:]]
     record = history[-1] if history else None
     last = world.stream[-1] if world.stream else None
-    of_row = Transaction(last.lsn, last.tag, 0) if last is not None and last.tag is not None else None
+    of_row = Transaction(last.lsn, last.tag, last.tag + 1) if last is not None and last.tag is not None else None
     tail = StreamTail("CDC", len(world.stream), last.msg_id if last else None, transaction=of_row)
     position = tail_position(tail, record)
     source = Source(
@@ -154,6 +155,7 @@ def run(world: World) -> Generator[None]:
     made = replace(
         made, timeline=world.timeline, switch_points=tuple(world.switch_points), position=start.skip, last_seq=start.last_seq,
         confirmed_lsn=start.proven_lsn, pending_gap=start.gap,
+        commit_us=commit_us_of(tail, record, start.skip) if start.gap is None else 0,
     )  # fmt: skip
     world.records.append(Revision(made.encode()))
     yield
@@ -183,7 +185,7 @@ def read_on(world: World, start: Start, made: BridgeRecord) -> Generator[None]:
         if expected is not None:
             if txn.lsn < expected.commit_lsn:
                 continue  # stored before, and not confirmed before the expected one has come
-            if (txn.lsn, txn.tag) != (expected.commit_lsn, expected.xid):
+            if (txn.lsn, txn.tag + 1) != expected:
                 world.has_diverged = True
                 yield from run(world)
             expected = None
@@ -192,7 +194,7 @@ def read_on(world: World, start: Start, made: BridgeRecord) -> Generator[None]:
         yield
         if txn.published and Position(txn.lsn, 0) > start.skip:
             world.stream.append(Stored(message_id(Position(txn.lsn, 0), "t", "insert"), txn.lsn, txn.tag))
-            made = replace(made, position=Position(txn.lsn, 0), last_seq=len(world.stream))
+            made = replace(made, position=Position(txn.lsn, 0), last_seq=len(world.stream), commit_us=txn.tag + 1)
             yield
         made = replace(made, confirmed_lsn=max(made.confirmed_lsn, txn.end))
         world.records.append(Revision(made.encode()))

@@ -88,6 +88,9 @@ class Evidence:
     """Events that were stored again after somebody had removed the earlier copy."""
     void: set[Place] = field(default_factory=set)
     """Expected events of a history that was abandoned since: a bridge need not have them, and must say so if it has."""
+    unknowable: set[Place] = field(default_factory=set)
+    """Events of a server that became an older copy of itself, and of the history that it had before, where nothing was left
+    by which a bridge could tell one from the other."""
     removed: set[Place] = field(default_factory=set)
     """Events that somebody was seen to remove from the stream."""
     causes: list[Cause] | None = None
@@ -200,7 +203,7 @@ class _Excuses:
         self._ranges = [gap for gap in evidence.gaps if not gap.suspends]
         self._holes = [(hole, _between(hole, order)) for hole in evidence.holes]
         self._in_hole: Counter[Hole] = Counter()
-        self._removed = evidence.removed
+        self._removed, self._unknowable = evidence.removed, evidence.unknowable
         self._suspended = [
             (gap.tables[0], gap.from_lsn, _first_after(gap, evidence.stored))
             for gap in evidence.gaps if gap.suspends
@@ -212,6 +215,8 @@ class _Excuses:
             return "gap event"
         if any(token == change.token and since <= change.lsn <= until for token, since, until in self._suspended):
             return "suspended table"
+        if place_of(change) in self._unknowable:
+            return "nobody can know"
         if place_of(change) in self._removed:
             return "removed from the stream"
         for hole, (first, last) in self._holes:
@@ -259,7 +264,7 @@ def _untold_voids(evidence: Evidence) -> list[str]:
     """Stored events of an abandoned history that no later gap event names."""
     untold = [
         event for event in evidence.stored
-        if event.place in evidence.void and not any(
+        if event.place in evidence.void and event.place not in evidence.unknowable and not any(
             gap.stream_seq > event.stream_seq and gap.from_lsn <= event.place[0] < gap.to_lsn for gap in evidence.gaps
         )
     ]  # fmt: skip

@@ -157,12 +157,6 @@ def find_loss(
     if record is not None and not _descends(record, source):
         reason = f"timeline {source.timeline} of this server does not descend from timeline {record.timeline}"
         return Loss("WB150", reason, from_lsn, RIGHT_SERVER)
-    if source.lost:
-        reason = f"slot {source.slot} is lost: {source.lost}"
-        return Loss("WB107", reason, from_lsn, ACCEPT_GAP, _void_until(source, tail, record, history, position))
-    if source.confirmed_lsn is None and (record is not None or position is not None):
-        reason = f"slot {source.slot} was dropped"
-        return Loss("WB108", reason, from_lsn, ACCEPT_GAP, _void_until(source, tail, record, history, position))
     reached = max(proven, _within(record, source, record.confirmed_lsn) if record else NO_LSN)
     witness = _witness_of(tail, record, history)
     of_this_wal = witness is None or (witness.system_id, witness.timeline) == (source.system_id, source.timeline)
@@ -173,8 +167,15 @@ def find_loss(
             f"the server is older than the stream: its WAL ends at {format_lsn(source.wal_end)}, the stream reaches "
             f"{format_lsn(reached)} (restored from an older copy?)"
         )
-        from_lsn = min(from_lsn, source.confirmed_lsn or NO_LSN)  # all that both are known to have in common
+        # all that both are known to have in common: nothing if the copy is from before the slot
+        from_lsn = min(from_lsn, source.confirmed_lsn or NO_LSN)
         return Loss("WB151", reason, from_lsn, RIGHT_SERVER, reached)
+    if source.lost:
+        reason = f"slot {source.slot} is lost: {source.lost}"
+        return Loss("WB107", reason, from_lsn, ACCEPT_GAP, _void_until(source, tail, record, history, position))
+    if source.confirmed_lsn is None and (record is not None or position is not None):
+        reason = f"slot {source.slot} was dropped"
+        return Loss("WB108", reason, from_lsn, ACCEPT_GAP, _void_until(source, tail, record, history, position))
     return None
 
 
@@ -241,7 +242,9 @@ def plan_start(
     pending = _pending(record, tail)
     witness = record if pending is not None else _witness_of(tail, record, history) or record
     switch = None if witness.timeline == source.timeline else dict(source.switch_points).get(witness.timeline)
-    if switch is not None and (at.lsn >= switch or pending is not None):
+    # a message between transactions is from before its LSN
+    is_beyond = switch is not None and (at.lsn > switch or (at.lsn == switch and at.rank != GAP_RANK))
+    if switch is not None and (is_beyond or pending is not None):
         reason = f"timeline {witness.timeline} was left at {format_lsn(switch)}: changes read beyond it are void"
         resume, last = max(switch, confirmed), max(Lsn(at.lsn + 1), pending.to_lsn if pending else NO_LSN)
         gap = _gap(resume, source, reason, _from(switch, pending), max(last, resume), tables)

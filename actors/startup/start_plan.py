@@ -38,7 +38,7 @@ from actors.startup.checkpoint import (
     tail_position,
     unheld_at_end,
 )
-from actors.startup.streams import StreamSetup
+from actors.startup.streams import StreamSetup, check_changes
 from actors.startup.upgrade import after_upgrade, no_upgrade, why_no_upgrade
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import Problem
@@ -193,8 +193,8 @@ def _accepted_loss(
 ) -> Loss | None:  # fmt: skip
     """Return the loss with which the bridge goes on, if there is any. Raises Fatal for one that the user has not accepted."""
     loss = find_loss(source, tail, record, history, position)
-    if history_diverged and loss is None and position is not None:
-        loss = other_history(source, position)
+    if history_diverged and position is not None and (loss is None or loss.code in ("WB107", "WB108")):
+        loss = other_history(source, position)  # although the slot that showed it may be gone by now
     if loss is not None and loss.code == "WB108" and config.source.temporary:
         return replace(loss, reason=f"temporary slot {source.slot} ended with its connection")
     if loss is not None and not config.accept_gap:
@@ -224,6 +224,7 @@ async def take_over(plan: StartPlan, js: JetStream, encoder: EventEncoder) -> St
         if exc.err_code not in WRONG_LAST_SEQUENCE:
             raise
         raise not_where_left(exc.said, "another writer published to it: reading the stream's tail again") from exc
+    await check_changes(js, plan.store.stream)  # a stream that does not keep it has acknowledged it as well
     await plan.store.update(pending_gap=None, last_seq=seq)
     return replace(plan, start=replace(plan.start, last_seq=seq, gap=None))
 

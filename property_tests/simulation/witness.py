@@ -45,6 +45,7 @@ class Witness:
         self.on_next_gap: Callable[[], None] = lambda: None
         """Called once, when a gap event is stored."""
         self._removed_gaps: list[GapSeen] = []
+        self._is_unseen = self._is_untold = False
 
     # -- what happens
 
@@ -59,6 +60,21 @@ class Witness:
         gone = {one for of, one in self._eras if of <= era and one[0] >= from_lsn}
         self.evidence.void |= gone
         return len(gone)
+
+    def restored(self, *, has_slot: bool) -> None:
+        """The server is an older copy of itself. A bridge sees that by what the slot sends again, or by a WAL that ends early."""
+        self._is_unseen, self._is_untold = True, not has_slot
+
+    def slot_lost(self) -> None:
+        """The slot is not, or no longer, where it was: what it would have sent again is not seen."""
+        self._is_untold |= self._is_unseen
+
+    def _check_known(self, wal_end: int) -> None:
+        """Note what nobody can know, if a bridge goes on from here with a slot that sends nothing of before."""
+        if self._is_untold and wal_end > max((event.place[0] for event in self.stored()), default=0):
+            evidence = self.evidence
+            evidence.unknowable |= evidence.void | {place_of(one) for one in evidence.expected if one.lsn < wal_end}
+        self._is_unseen = self._is_untold = False
 
     def removed(self, messages: list[Message]) -> None:
         """Somebody removes messages from the stream."""
@@ -77,6 +93,8 @@ class Witness:
 
     def _slot_made(self, slot: Slot) -> None:
         self._trace("postgres", f"slot {slot.name} at {format_lsn(slot.confirmed)}")
+        if not slot.temporary:
+            self._check_known(slot.confirmed)
         stream, records = self._jetstream.streams.get("CDC"), self._jetstream.streams.get("KV_bridges")
         is_new = stream is None or not stream.last_seq
         if is_new and not slot.temporary and (records is None or records.last_on("$KV.bridges.CDC") is None):
@@ -95,6 +113,7 @@ class Witness:
     def _confirmed(self, slot: Slot) -> None:
         self._trace("postgres", f"confirmed {format_lsn(slot.confirmed)}")
         self.counts["confirmations"] += 1
+        self._check_known(slot.confirmed)
         if slot.confirmed > self._postgres.wal_end:
             self.early.append(f"confirmed beyond the WAL: {format_lsn(slot.confirmed)}")
         until = trio.current_time() - self.hold_s

@@ -129,6 +129,23 @@ def test_what_was_read_beyond_a_switch_point_is_void_and_said_so():
     assert start.start_lsn == NO_LSN
 
 
+def test_a_message_between_transactions_reads_nothing_at_its_lsn():
+    """A gap event is at the LSN where its slot begins: a switch there leaves nothing of it behind."""
+    tail = StreamTail("CDC", 51, "352-0-_bridge-gap")  # 0x352 = 850
+    record = replace(RECORD, position=Position(Lsn(850), 0, GAP_RANK), last_seq=51, confirmed_lsn=Lsn(850))
+    promoted = replace(SOURCE, timeline=2, switch_points=((1, Lsn(850)),), confirmed_lsn=Lsn(850))
+    assert plan(source=promoted, tail=tail, record=record).gap is None
+    before = replace(promoted, switch_points=((1, Lsn(849)),), confirmed_lsn=Lsn(849))
+    assert plan(source=before, tail=tail, record=record).gap is not None
+
+
+def test_an_older_copy_is_noticed_although_it_has_no_slot():
+    """It is from before the slot was made: nothing is known that it has in common with the stream."""
+    loss = find_loss(replace(SOURCE, confirmed_lsn=None, wal_end=Lsn(500)), TAIL, RECORD, (), RECORD.position)
+    assert loss is not None
+    assert (loss.code, loss.from_lsn, loss.to_lsn) == ("WB151", NO_LSN, 1000)
+
+
 @pytest.mark.parametrize("gone", [{"confirmed_lsn": None}, {"lost": "wal_removed"}])
 def test_the_gap_of_a_promoted_standby_without_the_slot_names_what_is_void_too(gone):
     """The new slot may begin below the end of the void changes: LSNs of the new timeline count up from the switch point."""

@@ -174,6 +174,7 @@ async def promote_a_standby(world: World, dice: random.Random) -> None:
     world.copies.clear()
     world.trace("world", f"promoted at {format_lsn(switch)}, {void} events are void, slots {list(synced)}")
     if not synced:
+        world.witness.slot_lost()
         world.witness.cause("the promoted standby lacks the slot", is_vague=True)
     elif void:
         world.witness.cause("the promoted standby lacks changes")
@@ -191,6 +192,8 @@ async def restore_a_volume(world: World, dice: random.Random) -> None:
         await world.bridge.kill()
     postgres.restore(copy)
     void = _other_history(world, era, copy.wal_end)
+    slot = postgres.slots.get(SLOT)
+    world.witness.restored(has_slot=slot is not None and not slot.lost)
     world.copies.clear()
     world.trace("world", f"restored to {format_lsn(copy.wal_end)}, {void} events are void")
     world.witness.cause("an older copy of the server", is_vague=True)

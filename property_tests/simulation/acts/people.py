@@ -24,6 +24,7 @@ async def drop_the_slot(world: World, dice: random.Random) -> None:
     if slot is not None:
         _cut_readers(world)
         world.is_simple = False
+        world.witness.slot_lost()
         world.witness.cause("the slot was dropped")
 
 
@@ -35,6 +36,7 @@ async def lose_the_slot(world: World, dice: random.Random) -> None:
         slot.lost = "wal_removed"
         _cut_readers(world)
         world.is_simple = False
+        world.witness.slot_lost()
         world.witness.cause("the slot was invalidated")
 
 
@@ -47,6 +49,7 @@ async def move_the_slot(world: World, dice: random.Random) -> None:
         if slot.confirmed < world.postgres.wal_end:
             slot.confirmed = slot.saved = world.postgres.wal_end
             world.is_simple = False
+            world.witness.slot_lost()
             world.witness.cause("the slot was moved")
 
 

@@ -105,7 +105,7 @@ def _slot_state(session: PgSession, _sql: str, params: Params) -> Rows:
     is_active = slot.reader is not None
     return [(
         "pgoutput", "logical", "postgres", _bool(slot.temporary), _bool(is_active), "1" if is_active else None,
-        None if slot.lost else at, None if slot.lost else at, "lost" if slot.lost else "reserved", slot.lost,
+        None if slot.lost else at, at, "lost" if slot.lost else "reserved", slot.lost,
         str(slot.transactions_read),
     )]  # fmt: skip
 
