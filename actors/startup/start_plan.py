@@ -136,6 +136,7 @@ async def find_start(
             "changes are lost; storing a gap event",
             reason=start.gap.reason, from_lsn=format_lsn(start.gap.from_lsn), to_lsn=format_lsn(start.gap.to_lsn),
         )  # fmt: skip
+    is_first = record is None and start.gap is None
     record = BridgeRecord(
         slot, config.source.publication, source.system_id, source.timeline, source.switch_points, start.skip, start.last_seq,
         start.proven_lsn, record.schemas if record else {}, tuple(tokens), record.suspended if record else {}, start.gap,
@@ -143,8 +144,12 @@ async def find_start(
         held_at_start(start, record, source.timeline) if config.publish.confirm_hold_s else (),
         commit_us_of(tail, record, start.skip) if start.gap is None else 0,
     )  # fmt: skip
+    store = RecordStore(js, stream, record, revision)
+    if is_first:
+        # before anything is read: from then on, a slot that was read and a NATS without a trace of it mean a loss
+        await store.update()
     return StartPlan(
-        start, confirmed_lsn, RecordStore(js, stream, record, revision), source.wal_end, upgraded, unheld,
+        start, confirmed_lsn, store, source.wal_end, upgraded, unheld,
         replication if temporary else None,
     )  # fmt: skip
 

@@ -46,6 +46,7 @@ class Witness:
         """Called once, when a gap event is stored."""
         self._removed_gaps: list[GapSeen] = []
         self._is_unseen = self._is_untold = False
+        self._reached = 0
 
     # -- what happens
 
@@ -64,15 +65,16 @@ class Witness:
     def restored(self, *, has_slot: bool) -> None:
         """The server is an older copy of itself. A bridge sees that by what the slot sends again, or by a WAL that ends early."""
         self._is_unseen, self._is_untold = True, not has_slot
+        self._reached = max((event.place[0] for event in self.stored()), default=0)
 
     def slot_lost(self) -> None:
         """The slot is not, or no longer, where it was: what it would have sent again is not seen."""
         self._is_untold |= self._is_unseen
 
-    def _check_known(self, wal_end: int) -> None:
+    def _check_known(self) -> None:
         """Note what nobody can know, if a bridge goes on from here with a slot that sends nothing of before."""
-        if self._is_untold and wal_end > max((event.place[0] for event in self.stored()), default=0):
-            evidence = self.evidence
+        wal_end, evidence = self._postgres.wal_end, self.evidence
+        if self._is_untold and wal_end > self._reached:
             evidence.unknowable |= evidence.void | {place_of(one) for one in evidence.expected if one.lsn < wal_end}
         self._is_unseen = self._is_untold = False
 
@@ -94,7 +96,7 @@ class Witness:
     def _slot_made(self, slot: Slot) -> None:
         self._trace("postgres", f"slot {slot.name} at {format_lsn(slot.confirmed)}")
         if not slot.temporary:
-            self._check_known(slot.confirmed)
+            self._check_known()
         stream, records = self._jetstream.streams.get("CDC"), self._jetstream.streams.get("KV_bridges")
         is_new = stream is None or not stream.last_seq
         if is_new and not slot.temporary and (records is None or records.last_on("$KV.bridges.CDC") is None):
@@ -113,7 +115,7 @@ class Witness:
     def _confirmed(self, slot: Slot) -> None:
         self._trace("postgres", f"confirmed {format_lsn(slot.confirmed)}")
         self.counts["confirmations"] += 1
-        self._check_known(slot.confirmed)
+        self._check_known()
         if slot.confirmed > self._postgres.wal_end:
             self.early.append(f"confirmed beyond the WAL: {format_lsn(slot.confirmed)}")
         until = trio.current_time() - self.hold_s
