@@ -11,17 +11,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
 from cyclopts import Parameter
 
+from actors.commands.installed_wheel import installed_wheel
 from actors.contract.subjects import key_prefix, publish_prefix
 from actors.errors import ConfigError
 from actors.settings.config import Config
@@ -78,7 +80,7 @@ PLACES: Mapping[str, Sequence[str]] = {
 }
 """File of `compose/` -> where names stand in it; filled with the default names, a place is the text of the file."""
 
-NOT_EXPORTED = {"secrets", ".env"}
+NOT_EXPORTED = ("secrets", ".env", "*.whl")
 """What a user of the checkout's `compose/` makes there."""
 
 
@@ -125,25 +127,32 @@ def write(kind: str, folder: Path | None, setup: Setup) -> int:
     made = render(cast(Kind, kind), setup)
     if folder is None:
         if len(made) > 1:
-            raise ConfigError("WB009", "export compose: is a folder of files; add --dir DIR, e.g. --dir compose")
+            raise ConfigError("WB009", f"export {kind}: is a folder of files; add --dir DIR, e.g. --dir {kind}")
         (text,) = made.values()
         print(text, end="")
         return 0
+    contents = {name: text.encode() for name, text in made.items()}
+    wheel = installed_wheel() if kind == "compose" else None
+    if wheel is not None:
+        contents[f"wheel/{wheel.name}"] = wheel.content
     try:
-        for name, text in made.items():
+        for name, content in contents.items():
             path = folder / name
-            if path.exists() and path.read_bytes() != text.encode():
+            if path.exists() and path.read_bytes() != content:
                 raise ConfigError("WB009", f"--dir: {str(path)!r} is there already, with other contents; move it away first")
-        for name, text in made.items():
+        for name, content in contents.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text.encode())
-            if text.startswith("#!"):
+            path.write_bytes(content)
+            if content.startswith(b"#!"):
                 path.chmod(0o755)
             print(f"written: {path}", file=sys.stderr)
     except OSError as exc:
         where = exc.filename or str(folder)
         raise ConfigError("WB009", f"--dir: cannot write {str(where)!r}: {exc.strerror}") from exc
+    if kind == "compose" and wheel is None:
+        pip = ["pip", "wheel", "--no-deps", "--wheel-dir", str(folder / "wheel"), str(_compose_folder().parent)]
+        print(f"walbridge runs from a checkout; make the wheel that the image installs: {shlex.join(pip)}", file=sys.stderr)
     return 0
 
 
@@ -209,17 +218,18 @@ def _conninfo(config: Config) -> dict[str, str]:
     return {name: str(value) for name, value in conninfo.conninfo_to_dict(config.postgres.conninfo).items() if value}
 
 
-def _compose_folder() -> Traversable:
+def _compose_folder() -> Path:
     """`compose/`: inside the package in an installed wheel, beside the package in a source tree."""
-    installed = files("actors").joinpath("ops", "compose")
-    return installed if installed.is_dir() else Path(str(files("actors"))).parent / "compose"
+    package = Path(str(files("actors")))
+    installed = package / "ops" / "compose"
+    return installed if installed.is_dir() else package.parent / "compose"
 
 
-def _walk(folder: Traversable, prefix: str = "") -> Sequence[tuple[str, str]]:
+def _walk(folder: Path, prefix: str = "") -> Sequence[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for entry in folder.iterdir():
         name = f"{prefix}{entry.name}"
-        if name in NOT_EXPORTED:
+        if any(fnmatch(entry.name, pattern) for pattern in NOT_EXPORTED):
             continue
         found += _walk(entry, f"{name}/") if entry.is_dir() else [(name, entry.read_text(encoding="utf-8"))]
     return found
