@@ -76,7 +76,7 @@ def test_a_checkouts_secrets_and_env_are_never_exported(tmp_path: Path, monkeypa
     assert parse_env(made[".env"])["WALBRIDGE_SLOT"] == "cdc_slot"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "compose"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("compose", "kubernetes")])
 def test_a_file_is_printed_and_written_alike(kind: str, tmp_path: Path) -> None:
     printed = run_export(kind)
     assert printed.returncode == 0, printed.stderr
@@ -98,6 +98,7 @@ def test_a_file_is_printed_and_written_alike(kind: str, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["compose"], "--dir"),
+        (["kubernetes"], "--dir kubernetes"),
         (["grafanna"], "grafana"),
         (["alerts", "--slot", "Bad Slot"], "--slot"),
         (["alerts", "--port", "0"], "--port"),
