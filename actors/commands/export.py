@@ -36,7 +36,7 @@ from actors.settings.setting import OTHER, SOURCE
 from actors.settings.sources import read_env_file
 from actors.wire.sql_names import quoted
 
-Kind = Literal["alerts", "grafana", "compose", "kubernetes", "systemd", "nats-permissions", "sql-role"]
+Kind = Literal["alerts", "grafana", "alloy", "compose", "kubernetes", "systemd", "nats-permissions", "sql-role"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 SERVICE = "walbridge.service"
@@ -46,6 +46,7 @@ KUBERNETES = "kubernetes"
 IN_COMPOSE: Mapping[Kind, str] = {
     "alerts": "prometheus/walbridge-alerts.yml",
     "grafana": "grafana/dashboards/walbridge.json",
+    "alloy": "logs/config.alloy",
     "nats-permissions": "nats/nats-permissions.conf",
     "sql-role": "init/02-walbridge-role.sql",
 }
@@ -54,6 +55,7 @@ IN_COMPOSE: Mapping[Kind, str] = {
 SINGLE: Mapping[Kind, str] = {
     "alerts": "walbridge-alerts.yml",
     "grafana": "walbridge.json",
+    "alloy": "config.alloy",
     "systemd": SERVICE,
     "nats-permissions": "nats-permissions.conf",
     "sql-role": "walbridge-role.sql",
@@ -117,7 +119,7 @@ DEFAULT = Setup("cdc_slot", "cdc_pub", "CDC", 9090, "walbridge", "app", "bridge"
 @takes_settings("port", slot="replication slot", pub="publication", stream="CDC stream")
 def export(
     flags: Flags,
-    kind: Annotated[str, Parameter(help="alerts, grafana, compose, kubernetes, systemd, nats-permissions or sql-role")],
+    kind: Annotated[str, Parameter(help="alerts, grafana, alloy, compose, kubernetes, systemd, nats-permissions or sql-role")],
     /,
     *,
     dir: Annotated[Path | None, Parameter(help="write into this folder instead of printing")] = None,
