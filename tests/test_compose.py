@@ -45,6 +45,7 @@ from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
 from tests.compose_files import COMPOSE, MAIN, healthy, read_compose, run_init_scripts, with_secrets
 from tests.conftest import PASSWORD, MakeBridge, MakeNats, MakePostgres
+from tests.documents import section
 from tests.schemas import departure_from
 from tests.servers import HANG_S, ROOT, Database, read_stream, wait_for_events
 
@@ -821,3 +822,48 @@ def test_a_consumer_reads_from_an_account_of_its_own_and_can_reach_nothing_else(
         return -1
 
     assert as_user(server, "admin", snapshot) == 2, "the bridge has heard it, though the consumer may write nothing itself"
+
+
+def test_the_documents_say_as_which_user_each_of_their_programs_runs(
+    running: tuple[Database, NatsServer], tmp_path: Path
+) -> None:
+    _, server = running
+    consumers = (ROOT / "docs/consumers.md").read_text(encoding="utf-8")
+
+    def program(title: str, which: int = 0) -> str:
+        text = re.findall(r"^```python\n(.*?)^```$", section(consumers, title), re.MULTILINE | re.DOTALL)[which]
+        path = tmp_path / f"{title.replace(' ', '_')}{which}.py"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    def run(user: str, *command: str) -> subprocess.Popen[bytes]:
+        """Begin a program as a user; what it prints is in a file with its name and the user's."""
+        env = {**os.environ, "NATS_URL": url_of(server, user), "PYTHONPATH": str(ROOT)}
+        with (tmp_path / f"{Path(command[0]).stem}.{user}").open("wb") as output:
+            return subprocess.Popen([sys.executable, *command], env=env, stdout=output, stderr=output)
+
+    def printed(user: str, program: str) -> str:
+        return (tmp_path / f"{Path(program).stem}.{user}").read_text()
+
+    def wait_for(words: str, user: str, program: str) -> None:
+        deadline = time.monotonic() + HANG_S
+        while words not in printed(user, program):
+            assert time.monotonic() < deadline, printed(user, program)
+            time.sleep(0.05)
+
+    simple, copy = program("A consumer in 20 lines"), program("A live copy in Python")
+    prepare, bound = program("As which user of NATS"), program("As which user of NATS", 1)
+    processes = [run("mirror", simple), run("mirror", copy, "users"), run("consumer", simple)]
+    try:
+        wait_for("2 INSERT users {'id': 2}", "mirror", simple)
+        wait_for('[{"id": 1}, {"id": 2}]', "mirror", copy)
+        wait_for("JetStream not enabled for account", "consumer", simple)
+        assert "`JetStream not enabled for\naccount`" in consumers
+        assert run("admin", prepare, "reader", "cdc.users.>").wait(HANG_S) == 0, printed("admin", prepare)
+        processes.append(run("consumer", bound, "reader"))
+        wait_for("2 INSERT users {'id': 2}\n", "consumer", bound)
+        assert printed("consumer", bound) == "1 INSERT users {'id': 1}\n2 INSERT users {'id': 2}\n"
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
