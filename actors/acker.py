@@ -19,7 +19,7 @@ from actors.errors import SinkUnavailable
 from actors.feedback import Feedback
 from actors.messages import PublishedChange, SchemaChange, SentBatch
 from actors.positions import NO_LSN, ROW_RANK, Lsn, Position
-from actors.telemetry.telemetry import Telemetry
+from actors.telemetry.telemetry import StoredBatch, Telemetry
 
 CONFIRM_EVERY_S = 1.0
 CONFIRM_EVERY_BYTES = 1024 * 1024
@@ -155,6 +155,8 @@ class _Settler:
             if batch.messages:
                 telemetry.ack_s.observe(now - done.sent_unix_s)
                 telemetry.last_ack_at = now
+                if telemetry.stored_batches is not None:
+                    telemetry.stored_batches.append(_story(done, now))
             if batch.newest_commit_us:
                 telemetry.event_latency_s.observe(max(0.0, now - batch.newest_commit_us / 1e6), sum(batch.counts.values()))
         if complete:
@@ -166,6 +168,14 @@ class _Settler:
                 waiting.popleft()
             telemetry.durable_lsn = max(telemetry.durable_lsn, self._ledger.durable.lsn)
             self.settled.value += 1
+
+
+def _story(done: SentBatch, now: float) -> StoredBatch:
+    batch = done.batch
+    return StoredBatch(
+        batch.oldest_commit_us / 1e6, done.sent_unix_s, now,
+        len(batch.messages), sum(batch.counts.values()), batch.size_bytes, done.last_seq, batch.end_lsn,
+    )  # fmt: skip
 
 
 async def _await_acks(

@@ -78,6 +78,12 @@ async def _run(config: Config, beside: Beside | None) -> int:
                 from actors.heartbeat import beat  # noqa: PLC0415  (an HTTP client, loaded only if it is used)
 
                 outer.start_soon(beat, config.heartbeat_url, telemetry)
+            if config.otlp.endpoint and not config.otlp.disabled:
+                _export_otlp(outer, config, telemetry)
+            if config.statsd:
+                from actors.statsd_sender import send_statsd  # noqa: PLC0415
+
+                outer.start_soon(send_statsd, config, telemetry)
             if beside is not None:
                 outer.start_soon(beside, config)
             outer.start_soon(watch_slot, config.postgres, config.source.slot, telemetry)
@@ -95,6 +101,19 @@ async def _run(config: Config, beside: Beside | None) -> int:
     except BaseExceptionGroup as group:
         raise most_telling(group) from group
     return 1  # a second signal
+
+
+def _export_otlp(nursery: trio.Nursery, config: Config, telemetry: Telemetry) -> None:
+    """Start the export. Clusters set the variable for everybody, so a bridge without the library streams all the same."""
+    try:
+        from actors.otlp_exporter import export_otlp  # noqa: PLC0415
+    except ImportError as exc:
+        log.warning(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but the library is missing: nothing is exported",
+            reason=str(exc), fix="pip install 'walbridge[otel]'",
+        )  # fmt: skip
+        return
+    nursery.start_soon(export_otlp, config, telemetry)
 
 
 def pause_before_retry_s(longest_s: float, failed_runs: int) -> float:

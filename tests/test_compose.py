@@ -38,16 +38,20 @@ from actors.main import app
 from actors.mirror.metrics import MirrorMetrics
 from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.view import View
+from actors.positions import Lsn
 from actors.settings.resolve import resolve
+from actors.telemetry.log import metrics_line
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
 from tests.compose_files import COMPOSE, MAIN, healthy, read_compose, run_init_scripts, with_secrets
 from tests.conftest import PASSWORD, MakeBridge, MakeNats, MakePostgres
+from tests.documents import section
 from tests.schemas import departure_from
 from tests.servers import HANG_S, ROOT, Database, read_stream, wait_for_events
 
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 CLUSTER = read_compose(COMPOSE, "compose.cluster.yaml")
+LOGS = read_compose(COMPOSE, "compose.logs.yaml")
 ALERTS = COMPOSE / "prometheus/walbridge-alerts.yml"
 DASHBOARD: dict[str, Any] = json.loads((COMPOSE / "grafana/dashboards/walbridge.json").read_text())
 
@@ -55,26 +59,28 @@ DASHBOARD: dict[str, Any] = json.loads((COMPOSE / "grafana/dashboards/walbridge.
 # -- the compose files
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose.cluster.yaml"])
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.cluster.yaml", "compose.logs.yaml"])
 def test_the_compose_files_keep_to_the_compose_specification(name: str, tmp_path: Path) -> None:
     assert departure_from("vendor.compose-spec", COMPOSE / name) == ""
     wrong = tmp_path / "compose.yaml"
-    wrong.write_text((COMPOSE / name).read_text().replace("stop_grace_period", "stop_grace_perod"))
-    assert "stop_grace_perod" in departure_from("vendor.compose-spec", wrong)
+    wrong.write_text((COMPOSE / name).read_text().replace("read_only", "read_onyl"))
+    assert "read_onyl" in departure_from("vendor.compose-spec", wrong)
 
 
 @pytest.mark.skipif(
     shutil.which("docker") is None or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode != 0,
     reason="no docker compose",
 )  # fmt: skip
-@pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.cluster.yaml"]])
+@pytest.mark.parametrize(
+    "files", [["compose.yaml"], ["compose.yaml", "compose.cluster.yaml"], ["compose.yaml", "compose.logs.yaml"]]
+)
 def test_docker_compose_reads_them(files: list[str], tmp_path: Path) -> None:
     folder = with_secrets(tmp_path)
     words = [word for name in files for word in ("-f", str(folder / name))]
     subprocess.run(["docker", "compose", *words, "config", "--quiet"], check=True)
 
 
-@pytest.mark.parametrize("document", [MAIN, CLUSTER], ids=["alone", "cluster"])
+@pytest.mark.parametrize("document", [MAIN, CLUSTER, LOGS], ids=["alone", "cluster", "logs"])
 def test_what_a_service_names_is_there(document: dict[str, Any], tmp_path: Path) -> None:
     secrets = {path.name for path in (with_secrets(tmp_path) / "secrets").iterdir()}
     known = {**MAIN.get("secrets", {}), **document.get("secrets", {})}
@@ -84,7 +90,8 @@ def test_what_a_service_names_is_there(document: dict[str, Any], tmp_path: Path)
     for name, service in document["services"].items():
         assert set(service.get("secrets", ())) <= known.keys(), name
         for source, *_ in (volume.split(":") for volume in service.get("volumes", ())):
-            assert (COMPOSE / source).is_dir() if source.startswith(".") else source in volumes, f"{name}: {source}"
+            is_there = (COMPOSE / source).is_dir() if source.startswith(".") else source in volumes
+            assert is_there or (name, source) == ("alloy", "/var/run/docker.sock"), f"{name}: {source}"
         assert set(service.get("depends_on", ())) <= services.keys()
         text = json.dumps(service)
         for used in re.findall(r"/run/secrets/(\w+)", text):
@@ -92,9 +99,9 @@ def test_what_a_service_names_is_there(document: dict[str, Any], tmp_path: Path)
         assert "password=" not in text.lower()
 
 
-@pytest.mark.parametrize("name", sorted(MAIN["services"]))
+@pytest.mark.parametrize("name", [*sorted(MAIN["services"]), "loki", "alloy"])
 def test_a_service_has_no_more_than_it_needs(name: str) -> None:
-    service = MAIN["services"][name]
+    service = {**LOGS["services"], **MAIN["services"]}[name]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), "nothing listens beyond this host"
     assert service["restart"] == "unless-stopped"
     assert service["mem_limit"]
@@ -176,6 +183,64 @@ def test_verify_is_run_at_once_and_at_its_hour(hour: int, tmp_path: Path) -> Non
     assert 0 < int(said[2]) <= 86400
     then = (time.time() + int(said[2])) % 86400
     assert abs((then - hour * 3600 + 43200) % 86400 - 43200) < 30
+
+
+# -- the logs: Alloy and Loki are on no machine of the tests, so their files are read
+
+
+def test_alloy_finds_every_figure_of_the_metrics_line() -> None:
+    config = (COMPOSE / "logs/config.alloy").read_text()
+    expression = json.loads(re.findall(r'expression = (".*")$', config, re.MULTILINE)[0])
+    telemetry = Telemetry(wal_messages_received=7, events_published=12, confirmed_lsn=Lsn(0x183F680), reconnects=1)
+    line = metrics_line(telemetry)
+    found = re.search(expression, line)
+    assert found is not None
+    written = dict(word.split("=") for word in line.partition("METRICS ")[2].split())
+    assert found.groupdict() == written
+    values = re.findall(r'^ +"(\w+)" +\= "",$', config, re.MULTILINE)
+    assert values == list(written), "each figure is kept"
+    assert json.loads(re.findall(r"selector = (.*)$", config, re.MULTILINE)[0]) == '{service="bridge"} |= "METRICS"'
+    assert "bridge" in MAIN["services"]
+
+
+def test_what_alloys_components_name_is_there() -> None:
+    config = re.sub(r"^\s*//.*$", "", (COMPOSE / "logs/config.alloy").read_text(), flags=re.MULTILINE)
+    bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', config)
+    assert [bare.count(left) for left in "{[("] == [bare.count(right) for right in "}])"]
+    components = {f"{kind}.{label}" for kind, label in re.findall(r'^([a-z.]+) "(\w+)" \{', config, re.MULTILINE)}
+    assert len(components) == 5
+    used = {name.rpartition(".")[0] for name in re.findall(r"[a-z]+\.[a-z]+\.\w+\.(?:targets|output|receiver)", config)}
+    assert used == components - {"loki.source.docker.walbridge"}
+    environment = set(re.findall(r'sys\.env\("(\w+)"\)', config))
+    assert environment == LOGS["services"]["alloy"]["environment"].keys()
+    assert LOGS["services"]["alloy"]["environment"]["WALBRIDGE_PROJECT"] == MAIN["name"]
+    (url,) = re.findall(r'url = "(.*)"', config)
+    loki = yaml.safe_load((COMPOSE / "logs/loki.yaml").read_text())
+    assert url == f"http://loki:{loki['server']['http_listen_port']}/loki/api/v1/push"
+    assert loki["schema_config"]["configs"][0]["schema"] == "v13", "structured metadata needs it"
+
+
+def test_grafana_has_with_the_logs_what_it_has_without_and_loki() -> None:
+    def provisioned(folder: str, kind: str) -> dict[str, Any]:
+        files = [yaml.safe_load(file.read_text()) for file in sorted((COMPOSE / "grafana" / folder / kind).iterdir())]
+        return {
+            entry["name"]: entry for file in files for entry in file["datasources" if kind == "datasources" else "providers"]
+        }
+
+    for kind, more in (("datasources", "Loki"), ("dashboards", "walbridge-logs")):
+        alone, with_logs = provisioned("provisioning", kind), provisioned("provisioning-logs", kind)
+        assert with_logs.keys() == {*alone, more}
+        assert {name: with_logs[name] for name in alone} == alone
+    targets = [volume.split(":")[1] for volume in LOGS["services"]["grafana"]["volumes"]]
+    assert targets[0] in [volume.split(":")[1] for volume in MAIN["services"]["grafana"]["volumes"]], "it takes its place"
+    assert provisioned("provisioning-logs", "dashboards")["walbridge-logs"]["options"]["path"] == targets[1]
+    dashboard = json.loads((COMPOSE / "grafana/dashboards-logs/walbridge-logs.json").read_text())
+    uid = provisioned("provisioning-logs", "datasources")["Loki"]["uid"]
+    queries = [target for panel in dashboard["panels"] for target in panel["targets"]]
+    assert {query["datasource"]["uid"] for query in queries} == {uid}
+    unwrapped = {name for query in queries for name in re.findall(r"unwrap (\w+)", query["expr"])}
+    assert unwrapped
+    assert unwrapped <= set(re.findall(r"(\w+)=", metrics_line(Telemetry())))
 
 
 # -- Prometheus and Grafana
@@ -757,3 +822,48 @@ def test_a_consumer_reads_from_an_account_of_its_own_and_can_reach_nothing_else(
         return -1
 
     assert as_user(server, "admin", snapshot) == 2, "the bridge has heard it, though the consumer may write nothing itself"
+
+
+def test_the_documents_say_as_which_user_each_of_their_programs_runs(
+    running: tuple[Database, NatsServer], tmp_path: Path
+) -> None:
+    _, server = running
+    consumers = (ROOT / "docs/consumers.md").read_text(encoding="utf-8")
+
+    def program(title: str, which: int = 0) -> str:
+        text = re.findall(r"^```python\n(.*?)^```$", section(consumers, title), re.MULTILINE | re.DOTALL)[which]
+        path = tmp_path / f"{title.replace(' ', '_')}{which}.py"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    def run(user: str, *command: str) -> subprocess.Popen[bytes]:
+        """Begin a program as a user; what it prints is in a file with its name and the user's."""
+        env = {**os.environ, "NATS_URL": url_of(server, user), "PYTHONPATH": str(ROOT)}
+        with (tmp_path / f"{Path(command[0]).stem}.{user}").open("wb") as output:
+            return subprocess.Popen([sys.executable, *command], env=env, stdout=output, stderr=output)
+
+    def printed(user: str, program: str) -> str:
+        return (tmp_path / f"{Path(program).stem}.{user}").read_text()
+
+    def wait_for(words: str, user: str, program: str) -> None:
+        deadline = time.monotonic() + HANG_S
+        while words not in printed(user, program):
+            assert time.monotonic() < deadline, printed(user, program)
+            time.sleep(0.05)
+
+    simple, copy = program("A consumer in 20 lines"), program("A live copy in Python")
+    prepare, bound = program("As which user of NATS"), program("As which user of NATS", 1)
+    processes = [run("mirror", simple), run("mirror", copy, "users"), run("consumer", simple)]
+    try:
+        wait_for("2 INSERT users {'id': 2}", "mirror", simple)
+        wait_for('[{"id": 1}, {"id": 2}]', "mirror", copy)
+        wait_for("JetStream not enabled for account", "consumer", simple)
+        assert "`JetStream not enabled for\naccount`" in consumers
+        assert run("admin", prepare, "reader", "cdc.users.>").wait(HANG_S) == 0, printed("admin", prepare)
+        processes.append(run("consumer", bound, "reader"))
+        wait_for("2 INSERT users {'id': 2}\n", "consumer", bound)
+        assert printed("consumer", bound) == "1 INSERT users {'id': 1}\n2 INSERT users {'id': 2}\n"
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

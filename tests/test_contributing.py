@@ -43,7 +43,7 @@ def test_the_public_hosts_files_keep_to_their_schemas(path: str, schema: str, wo
 
 
 def test_ci_runs_the_script_on_every_python_that_is_supported() -> None:
-    (job,) = yaml.safe_load((ROOT / WORKFLOW).read_text())["jobs"].values()
+    job = yaml.safe_load((ROOT / WORKFLOW).read_text())["jobs"]["run"]
     assert job["steps"][-1] == {"run": ".ci/run"}
     tried = job["strategy"]["matrix"]["python"]
     assert tried == [f"3.{minor}" for minor in range(11, 11 + len(tried))]
@@ -52,6 +52,20 @@ def test_ci_runs_the_script_on_every_python_that_is_supported() -> None:
     assert "3.10" not in supported
     named = {line.split(" :: ")[-1] for line in PROJECT["classifiers"] if "Python :: 3." in line}
     assert named <= set(tried)
+
+
+def test_ci_builds_the_packages_after_the_check_and_with_the_address() -> None:
+    packages = yaml.safe_load((ROOT / WORKFLOW).read_text())["jobs"]["packages"]
+    assert packages["needs"] == "run"
+    (build,) = [step for step in packages["steps"] if "hatchling build" in step.get("run", "")]
+    assert build["env"] == {"WALBRIDGE_REPOSITORY_URL": "${{ github.server_url }}/${{ github.repository }}"}
+
+
+def test_every_action_is_pinned_to_a_commit_and_says_which_release_that_is() -> None:
+    uses = [line.strip() for line in (ROOT / WORKFLOW).read_text().splitlines() if "uses:" in line]
+    assert uses
+    for line in uses:
+        assert re.fullmatch(r"- uses: [\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", line), line
 
 
 def test_the_hooks_are_ruff_and_mypy_of_the_environment() -> None:

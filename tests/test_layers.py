@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "actors"
 ACTORS = (
     "replication_reader", "decoder", "batcher", "publisher", "acker", "status_reporter", "snapshotter", "schema_publisher",
-    "wal_monitor", "stream_monitor", "publication_monitor", "heartbeat", "http_server",
+    "wal_monitor", "stream_monitor", "publication_monitor", "heartbeat", "otlp_exporter", "statsd_sender", "http_server",
 )  # fmt: skip
 LAYERS = (
     ("errors", "channels", "positions"),

@@ -8,37 +8,45 @@ such places.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import re
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
+from urllib.parse import unquote, urlsplit
 
 from cyclopts import Parameter
 
+from actors import __version__
+from actors.commands.installed_wheel import installed_wheel
+from actors.commands.quoting import dotenv, fill
 from actors.contract.subjects import key_prefix, publish_prefix
 from actors.errors import ConfigError
 from actors.settings.config import Config
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
-from actors.settings.setting import SOURCE
+from actors.settings.setting import OTHER, SOURCE
 from actors.settings.sources import read_env_file
 from actors.wire.sql_names import quoted
 
-Kind = Literal["alerts", "grafana", "compose", "systemd", "nats-permissions", "sql-role"]
+Kind = Literal["alerts", "grafana", "alloy", "compose", "kubernetes", "systemd", "nats-permissions", "sql-role"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 SERVICE = "walbridge.service"
+KUBERNETES = "kubernetes"
+"""Folder of the objects, one a file."""
 
 IN_COMPOSE: Mapping[Kind, str] = {
     "alerts": "prometheus/walbridge-alerts.yml",
     "grafana": "grafana/dashboards/walbridge.json",
+    "alloy": "logs/config.alloy",
     "nats-permissions": "nats/nats-permissions.conf",
     "sql-role": "init/02-walbridge-role.sql",
 }
@@ -47,6 +55,7 @@ IN_COMPOSE: Mapping[Kind, str] = {
 SINGLE: Mapping[Kind, str] = {
     "alerts": "walbridge-alerts.yml",
     "grafana": "walbridge.json",
+    "alloy": "config.alloy",
     "systemd": SERVICE,
     "nats-permissions": "nats-permissions.conf",
     "sql-role": "walbridge-role.sql",
@@ -78,7 +87,7 @@ PLACES: Mapping[str, Sequence[str]] = {
 }
 """File of `compose/` -> where names stand in it; filled with the default names, a place is the text of the file."""
 
-NOT_EXPORTED = {"secrets", ".env"}
+NOT_EXPORTED = ("secrets", ".env", "*.whl")
 """What a user of the checkout's `compose/` makes there."""
 
 
@@ -95,6 +104,12 @@ class Setup:
     nats_user: str
     tables: tuple[tuple[str, str], ...]
     """(schema, table) of what the publication holds."""
+    postgres: tuple[tuple[str, str], ...] = (("host", "postgres"), ("port", "5432"))
+    """(libpq keyword, value) of where PostgreSQL is and how to connect; without role, database and secrets."""
+    nats_urls: tuple[str, ...] = ("nats://nats:4222",)
+    """Without credentials."""
+    replicas: int = 1
+    image: str = f"walbridge:{__version__}"
 
 
 DEFAULT = Setup("cdc_slot", "cdc_pub", "CDC", 9090, "walbridge", "app", "bridge", (("public", "users"), ("public", "orders")))
@@ -104,15 +119,16 @@ DEFAULT = Setup("cdc_slot", "cdc_pub", "CDC", 9090, "walbridge", "app", "bridge"
 @takes_settings("port", slot="replication slot", pub="publication", stream="CDC stream")
 def export(
     flags: Flags,
-    kind: Annotated[str, Parameter(help="alerts, grafana, compose, systemd, nats-permissions or sql-role")],
+    kind: Annotated[str, Parameter(help="alerts, grafana, alloy, compose, kubernetes, systemd, nats-permissions or sql-role")],
     /,
     *,
     dir: Annotated[Path | None, Parameter(help="write into this folder instead of printing")] = None,
     tables: Annotated[str, option(SOURCE, "what the publication holds [users,orders]")] = "users,orders",
+    image: Annotated[str, option(OTHER, f"for kubernetes: the image that was pushed [{DEFAULT.image}]")] = DEFAULT.image,
     env_file: EnvFile = None,
 ) -> int:
     """Print or write files for operating the bridge."""
-    return write(kind, dir, make_setup(flags, os.environ, env_file, tables))
+    return write(kind, dir, replace(make_setup(flags, os.environ, env_file, tables), image=image))
 
 
 def write(kind: str, folder: Path | None, setup: Setup) -> int:
@@ -125,25 +141,32 @@ def write(kind: str, folder: Path | None, setup: Setup) -> int:
     made = render(cast(Kind, kind), setup)
     if folder is None:
         if len(made) > 1:
-            raise ConfigError("WB009", "export compose: is a folder of files; add --dir DIR, e.g. --dir compose")
+            raise ConfigError("WB009", f"export {kind}: is a folder of files; add --dir DIR, e.g. --dir {kind}")
         (text,) = made.values()
         print(text, end="")
         return 0
+    contents = {name: text.encode() for name, text in made.items()}
+    wheel = installed_wheel() if kind == "compose" else None
+    if wheel is not None:
+        contents[f"wheel/{wheel.name}"] = wheel.content
     try:
-        for name, text in made.items():
+        for name, content in contents.items():
             path = folder / name
-            if path.exists() and path.read_bytes() != text.encode():
+            if path.exists() and path.read_bytes() != content:
                 raise ConfigError("WB009", f"--dir: {str(path)!r} is there already, with other contents; move it away first")
-        for name, text in made.items():
+        for name, content in contents.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text.encode())
-            if text.startswith("#!"):
+            path.write_bytes(content)
+            if content.startswith(b"#!"):
                 path.chmod(0o755)
             print(f"written: {path}", file=sys.stderr)
     except OSError as exc:
         where = exc.filename or str(folder)
         raise ConfigError("WB009", f"--dir: cannot write {str(where)!r}: {exc.strerror}") from exc
+    if kind == "compose" and wheel is None:
+        pip = ["pip", "wheel", "--no-deps", "--wheel-dir", str(folder / "wheel"), str(_compose_folder().parent)]
+        print(f"walbridge runs from a checkout; make the wheel that the image installs: {shlex.join(pip)}", file=sys.stderr)
     return 0
 
 
@@ -154,7 +177,10 @@ def render(kind: Kind, setup: Setup) -> dict[str, str]:
         return dict(sorted({**made, ".env": _env(setup)}.items()))
     if kind == "systemd":
         template = files("actors").joinpath("ops", SERVICE).read_text(encoding="utf-8")
-        return {SERVICE: _fill(template, _words(setup))}
+        return {SERVICE: fill(template, _words(setup))}
+    if kind == "kubernetes":
+        templates = files("actors").joinpath("ops", KUBERNETES).iterdir()
+        return dict(sorted((file.name, fill(file.read_text(encoding="utf-8"), _words(setup))) for file in templates))
     name = IN_COMPOSE[kind]
     return {SINGLE[kind]: _renamed(name, _compose_folder().joinpath(name).read_text(encoding="utf-8"), setup)}
 
@@ -163,6 +189,7 @@ def make_setup(flags: Mapping[str, object], environ: Mapping[str, str], env_file
     """The names from flags and environment, as the bridge itself would take them. Raises ConfigError for bad ones."""
     config = resolve(flags, _names_only({**(read_env_file(env_file) if env_file else {}), **environ}))
     words = _conninfo(config)
+    in_urls = [address.username for address in map(urlsplit, config.nats.urls) if address.username and address.password]
     return Setup(
         config.source.slot,
         config.source.publication,
@@ -170,8 +197,11 @@ def make_setup(flags: Mapping[str, object], environ: Mapping[str, str], env_file
         config.http.port,
         words.get("user") or "walbridge",
         words.get("dbname") or "app",
-        config.nats.user or "bridge",
+        config.nats.user or (unquote(in_urls[0]) if in_urls else "bridge"),
         parse_tables(tables),
+        tuple((word, value) for word, value in words.items() if word not in ("user", "dbname") and not _is_secret(word)),
+        tuple(re.sub(r"//.*@", "//", url if "://" in url else f"nats://{url}") for url in config.nats.urls),
+        config.nats.replicas,
     )
 
 
@@ -194,13 +224,20 @@ def parse_tables(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def _names_only(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without secrets and without what names servers: an export needs neither."""
-    kept = {"POSTGRES_BRIDGE_USER", "PG_DB", "DATABASE_URL", "NATS_BRIDGE_USER", "BRIDGE_PORT"}
+    """The environment without secrets. What it does not name is as in the files of `compose/`."""
+    servers = {"DATABASE_URL", "PG_HOST", "PG_PORT", "NATS_URL", "NATS_HOST", "NATS_PORT"}
+    kept = {"POSTGRES_BRIDGE_USER", "PG_DB", "NATS_BRIDGE_USER", "NATS_REPLICAS", "BRIDGE_PORT"} | servers
     found = {name: value for name, value in environ.items() if name in kept and value}
     if "DATABASE_URL" not in found:
-        found.setdefault("POSTGRES_BRIDGE_USER", "walbridge")
-        found.setdefault("PG_DB", "app")
+        found = {"POSTGRES_BRIDGE_USER": DEFAULT.role, "PG_DB": DEFAULT.database, "PG_HOST": "postgres", **found}
+    if not found.keys() & {"NATS_URL", "NATS_HOST"}:
+        found["NATS_HOST"] = "nats"
     return found
+
+
+def _is_secret(word: str) -> bool:
+    """Whether a keyword of libpq holds a secret."""
+    return "password" in word or "secret" in word
 
 
 def _conninfo(config: Config) -> dict[str, str]:
@@ -209,17 +246,18 @@ def _conninfo(config: Config) -> dict[str, str]:
     return {name: str(value) for name, value in conninfo.conninfo_to_dict(config.postgres.conninfo).items() if value}
 
 
-def _compose_folder() -> Traversable:
+def _compose_folder() -> Path:
     """`compose/`: inside the package in an installed wheel, beside the package in a source tree."""
-    installed = files("actors").joinpath("ops", "compose")
-    return installed if installed.is_dir() else Path(str(files("actors"))).parent / "compose"
+    package = Path(str(files("actors")))
+    installed = package / "ops" / "compose"
+    return installed if installed.is_dir() else package.parent / "compose"
 
 
-def _walk(folder: Traversable, prefix: str = "") -> Sequence[tuple[str, str]]:
+def _walk(folder: Path, prefix: str = "") -> Sequence[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for entry in folder.iterdir():
         name = f"{prefix}{entry.name}"
-        if name in NOT_EXPORTED:
+        if any(fnmatch(entry.name, pattern) for pattern in NOT_EXPORTED):
             continue
         found += _walk(entry, f"{name}/") if entry.is_dir() else [(name, entry.read_text(encoding="utf-8"))]
     return found
@@ -230,7 +268,7 @@ def _renamed(name: str, text: str, setup: Setup) -> str:
     if name not in PLACES:
         return text
     ours, default = _words(setup), _words(DEFAULT)
-    replaced = {_fill(place, default): _fill(place, ours) for place in PLACES[name]}
+    replaced = {fill(place, default): fill(place, ours) for place in PLACES[name]}
     missing = [place for place in replaced if place not in text]
     assert not missing, f"compose/{name} has no {missing}: PLACES names what the file no longer holds"
     return re.sub("|".join(map(re.escape, replaced)), lambda match: replaced[match[0]], text)
@@ -251,7 +289,7 @@ def _env(setup: Setup) -> str:
     lines = [
         "# The names in compose.yaml; no secret is here. Alerts, dashboard, prometheus.yml, NATS permissions and the script of",
         "# the role hold names as well: for other names, run walbridge export compose into an empty folder.",
-        *(f"WALBRIDGE_{name}={_dotenv(text)}" for name, text in names.items()),
+        *(f"WALBRIDGE_{name}={dotenv(text)}" for name, text in names.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -276,54 +314,35 @@ def _words(setup: Setup) -> dict[str, str]:
         "grants": "\n".join(grants),
         "publication_statement": f"CREATE PUBLICATION {publication} FOR TABLE {', '.join(tables)}",
         "tables_list": ",".join(names),
+        "kubernetes_name": _kubernetes_name(setup.slot),
+        "image": setup.image,
+        "database_url": _database_url(setup),
+        "nats_url": ",".join(setup.nats_urls),
+        "replicas": str(setup.replicas),
+        "postgres_ports": _ports(dict(setup.postgres).get("port", "").split(","), "5432"),
+        "nats_ports": _ports([str(urlsplit(url).port or "") for url in setup.nats_urls], "4222"),
     }
 
 
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def _database_url(setup: Setup) -> str:
+    from psycopg.conninfo import make_conninfo  # noqa: PLC0415
+
+    return make_conninfo("", **dict(setup.postgres), dbname=setup.database, user=setup.role)
+
+
+def _kubernetes_name(slot: str) -> str:
+    """A name for the objects, at most 63 letters, digits and hyphens: several bridges may share a namespace."""
+    name = "walbridge" if slot == DEFAULT.slot else f"walbridge-{slot.replace('_', '-')}"
+    if len(name) <= 63 and not name.endswith("-"):
+        return name
+    return f"{name[:54]}-{hashlib.sha256(slot.encode()).hexdigest()[:8]}"
+
+
+def _ports(ports: Iterable[str], default: str) -> str:
+    """The ports of a rule of a NetworkPolicy, each once."""
+    return ", ".join(f"{{protocol: TCP, port: {port}}}" for port in dict.fromkeys(port or default for port in ports)).join("[]")
 
 
 def _plain(name: str) -> str:
     """A table as lists on the command line have it."""
     return name if re.fullmatch(r"[\w.]+", name) else quoted(name)
-
-
-def _psql(text: str) -> str:
-    """A word of a psql command."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n") + "'"
-
-
-def _json(text: str) -> str:
-    """A string of JSON, which YAML and nats-server's configuration read as well."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _dotenv(text: str) -> str:
-    """A value in the .env of Docker Compose: nothing is special in single quotes but themselves and a backslash."""
-    if re.fullmatch(r"[\w.,/-]+", text, re.ASCII):
-        return text
-    if not re.search(r"['\\]", text):
-        return f"'{text}'"
-    return '"' + re.sub(r'(["\\$])', r"\\\1", text) + '"'
-
-
-def _systemd(text: str) -> str:
-    """A word of ExecStart."""
-    escaped = text.replace("%", "%%").replace("$", "$$")
-    return escaped if re.fullmatch(r"[\w./%$-]+", text) else _json(escaped)
-
-
-STYLES: Mapping[str, Callable[[str], str]] = {
-    "literal": _literal,
-    "psql": _psql,
-    "json": _json,
-    "systemd": _systemd,
-}
-
-
-def _fill(template: str, words: Mapping[str, str]) -> str:
-    def word(match: re.Match[str]) -> str:
-        text = words[match[1]]
-        return STYLES[match[2]](text) if match[2] else text
-
-    return re.sub(r"@([a-z_]+)(?:\|([a-z]+))?@", word, template)

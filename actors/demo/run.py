@@ -224,7 +224,7 @@ class Demo:
     # -- processes
 
     def _child(self, name: str, *arguments: str) -> ServerProcess:
-        argv = [sys.executable, "-m", "actors.main", *arguments, "--env-file", str(self._servers.env_file)]
+        argv = [sys.executable, "-m", "walbridge", *arguments, "--env-file", str(self._servers.env_file)]
         return ServerProcess(argv, log_path=self._folder / f"{name}.log", account=None, orphan_signal=signal.SIGTERM)
 
     def _start_bridge(self) -> None:
@@ -249,7 +249,7 @@ class Demo:
 
     def _verify(self) -> Verdict:
         """Run `walbridge verify` on both sides. Blocking."""
-        argv = [sys.executable, "-m", "actors.main", "verify", "--tables", ",".join(TABLES), "--to", self._replica]
+        argv = [sys.executable, "-m", "walbridge", "verify", "--tables", ",".join(TABLES), "--to", self._replica]
         # what is set here for another bridge would beat the file
         ours = {f"{setting.variable}{suffix}" for setting in SETTINGS.values() for suffix in ("", "_FILE")}
         process = self._verify_process = subprocess.Popen(

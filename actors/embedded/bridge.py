@@ -41,7 +41,7 @@ def nats_environment(server: NatsServer | str) -> dict[str, str]:
 
 
 class Bridge:
-    """The bridge as users run it: `python -m actors.main` in a process of its own, with a log file.
+    """The bridge as users run it: `python -m walbridge` in a process of its own, with a log file.
 
     Owns the process from `start` to `stop` or `kill`; a context manager starts it, waits until it is ready, and kills
     what is left at the end. `start` again after either continues with the same port and the same log.
@@ -54,7 +54,7 @@ class Bridge:
         """`nats` is a server (its credentials are passed on) or a URL; `env` is added to, and beats, what we set."""
         self.port = free_port()
         self.log_path = folder / f"bridge-{self.port}.log"
-        self.argv = [sys.executable, "-m", "actors.main", "--slot", slot, "--pub", pub,
+        self.argv = [sys.executable, "-m", "walbridge", "--slot", slot, "--pub", pub,
                      "--port", str(self.port), *flags]  # fmt: skip
         self.env = {**clean_environment(), "DATABASE_URL": database_url, **nats_environment(nats), **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None

@@ -30,7 +30,7 @@ class MirrorProcess:
 
     def start(self) -> None:
         """Start, or start again with the same log."""
-        argv = [sys.executable, "-m", "actors.main", "mirror", "--to", self.to, *self._flags]
+        argv = [sys.executable, "-m", "walbridge", "mirror", "--to", self.to, *self._flags]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(argv, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 

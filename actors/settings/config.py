@@ -31,6 +31,14 @@ PublishMode = Literal["auto", "fast", "durable", "plain"]
 LogFormat = Literal["logfmt", "json"]
 
 
+Exporter = Literal["otlp", "none"]
+
+
+def _exporter(text: str) -> Exporter:
+    """The standard knows other exporters, and lists of them; for those that are not ours nothing is sent."""
+    return "otlp" if "otlp" in text.replace(" ", "").split(",") else "none"
+
+
 def _level(text: str) -> str:
     level = text.upper()
     if level not in ("DEBUG", "INFO", "WARNING", "WARN", "ERROR"):
@@ -41,6 +49,13 @@ def _level(text: str) -> str:
 def _web_address(text: str) -> str:
     if text and not re.fullmatch(r"https?://[\x21-\x7e]+", text):
         raise ValueError("is not an address of http or https; give e.g. https://hc-ping.com/UUID")
+    return text
+
+
+def _udp_address(text: str) -> str:
+    found = re.fullmatch(r"(?:[^\s:]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", text)
+    if text and (found is None or not 0 < int(found[1]) < 65536):
+        raise ValueError("is not HOST:PORT; give e.g. 127.0.0.1:8125")
     return text
 
 
@@ -246,6 +261,28 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class OtlpConfig:
+    """Where OpenTelemetry is sent. The names are the standard's; what else the standard has, the library reads itself."""
+
+    endpoint: str = setting(
+        "", variable="OTEL_EXPORTER_OTLP_ENDPOINT", words="OTLP by HTTP, e.g. http://127.0.0.1:4318; empty for none",
+        details="OpenTelemetry: metrics, and a span per batch, go there by OTLP over HTTP, e.g. `http://127.0.0.1:4318`. "
+        "Needs the extra `otel`. [What is sent](docs/operations.md#opentelemetry-and-statsd)",
+        read=_web_address,
+    )  # fmt: skip
+    headers: str = setting(
+        "", variable="OTEL_EXPORTER_OTLP_HEADERS", secret=True, words="name=value, separated by commas, for each request there"
+    )
+    metrics: Exporter = setting("otlp", variable="OTEL_METRICS_EXPORTER", words="`none`: send no metrics", read=_exporter)
+    traces: Exporter = setting("otlp", variable="OTEL_TRACES_EXPORTER", words="`none`: send no spans", read=_exporter)
+    metrics_every_ms: int = setting(
+        60_000, variable="OTEL_METRIC_EXPORT_INTERVAL", words="milliseconds between two exports of metrics",
+        read=number(100, 86_400_000, "a number of milliseconds", "60000"),
+    )  # fmt: skip
+    disabled: bool = setting(False, variable="OTEL_SDK_DISABLED", words="`true`: send nothing")
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything one bridge needs to know."""
 
@@ -256,6 +293,7 @@ class Config:
     snapshots: SnapshotConfig
     http: HttpConfig
     log: LogConfig
+    otlp: OtlpConfig
     accept_gap: bool = setting(
         False, flag="--accept-gap", group=SOURCE, words="after changes were permanently lost: store the gap event and go on",
         details="after changes were permanently lost (slot lost or dropped, another server): store the gap event and go on",
@@ -270,6 +308,13 @@ class Config:
         read=_web_address,
     )  # fmt: skip
     """Empty for no heartbeat. A secret: anybody who knows the URL can speak for us."""
+    statsd: str = setting(
+        "",
+        variable="BRIDGE_STATSD",
+        words="HOST:PORT; the metrics are sent there as StatsD, by UDP every 10 s",
+        read=_udp_address,
+    )
+    """Empty for none."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Values that the log masks, should they ever appear."""
     origins: tuple[tuple[str, str, str], ...] = ()
@@ -306,7 +351,8 @@ OPTIONS = (EMBEDDED, ENV_FILE, PRINT_CONFIG)
 SETTINGS = {
     one.name: one
     for group in (
-        SourceConfig, PublishConfig, SnapshotConfig, HttpConfig, Config, PostgresAddress, NatsAddress, NatsConfig, LogConfig
+        SourceConfig, PublishConfig, SnapshotConfig, HttpConfig, Config, OtlpConfig, PostgresAddress, NatsAddress, NatsConfig,
+        LogConfig,
     )
     for one in settings_of(group).values()
 }  # fmt: skip

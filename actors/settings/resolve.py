@@ -19,6 +19,7 @@ from actors.settings.config import (
     LogConfig,
     NatsAddress,
     NatsConfig,
+    OtlpConfig,
     PostgresAddress,
     PostgresConfig,
     PublishConfig,
@@ -45,6 +46,7 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
         snapshots=sources.group(SnapshotConfig),
         http=sources.group(HttpConfig),
         log=sources.group(LogConfig),
+        otlp=sources.group(OtlpConfig),
         postgres=_renewable(_postgres, sources),
         nats=_renewable(partial(_nats, environ=environ), sources),
     )

@@ -89,6 +89,16 @@ class Metrics:
         seed = "".join(f"# HELP {name} {text}\n# TYPE {name} {kind}\n{name} {value(t)}\n" for name, kind, text, value in _SEED)
         return seed.encode() + generate_latest(self._registry)
 
+    def families(self) -> Iterator[Metric]:
+        """Yield everything that `render` shows, for other formats."""
+        for name, kind, text, value in _SEED:
+            yield (
+                counter(name.removesuffix("_total"), text, value(self._telemetry))
+                if kind == "counter"
+                else gauge(name, text, value(self._telemetry))
+            )
+        yield from self._registry.collect()
+
     def collect(self) -> Iterator[Metric]:
         """Yield every family; the registry calls this at each scrape."""
         t = self._telemetry

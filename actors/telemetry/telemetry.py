@@ -9,7 +9,7 @@ import time
 from bisect import bisect_left
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from actors.positions import NO_LSN, Lsn
 
@@ -97,6 +97,20 @@ class ConsumerHealth:
     """Share of the stream's messages not yet sent to it; at 1 the stream removes messages that it has not read."""
 
 
+class StoredBatch(NamedTuple):
+    """A batch on its way from commit to stored. Times are time.time()."""
+
+    committed_at: float
+    """Commit time of its oldest change; 0 when it has none."""
+    sent_at: float
+    stored_at: float
+    messages: int
+    events: int
+    bytes: int
+    last_seq: int
+    end_lsn: Lsn
+
+
 SnapshotState = Literal["waiting", "running", "done", "failed"]
 
 
@@ -135,6 +149,7 @@ class Telemetry:
     | `sent_*`, `published_*` | the publisher |
     | `publish_rejected` | `Acknowledgements`, in the NATS connection's reader |
     | `stored_*`, `durable_lsn`, `confirmed_lsn`, events, latencies, `waiting_commit_times` | the acker |
+    | `stored_batches` | the acker, once the otlp_exporter has set it up; that takes them out |
     | `stalled_commit_at` | the supervisor sets it (`note_fault`), the acker clears it once the stream stores again |
     | `snapshot*` | `SnapshotBoard`, for the snapshotter |
     | `stream`, `consumers` | the stream_monitor |
@@ -213,6 +228,8 @@ class Telemetry:
     ack_s: Histogram = field(
         default_factory=lambda: Histogram((0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 10, 30))
     )
+    stored_batches: deque[StoredBatch] | None = None
+    """The last batches, for whoever takes them out; None while nobody does."""
     # SnapshotBoard
     snapshots: dict[str, SnapshotProgress] = field(default_factory=dict)
     """By table token: waiting and running snapshots, and the last that ended."""

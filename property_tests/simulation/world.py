@@ -21,6 +21,7 @@ from actors.settings.config import (
     HttpConfig,
     LogConfig,
     NatsConfig,
+    OtlpConfig,
     PostgresConfig,
     PublishConfig,
     SnapshotConfig,
@@ -115,7 +116,7 @@ class World:
         return Config(
             PostgresConfig("host=postgres"), NatsConfig(("nats://nats:4222",)), SourceConfig(SLOT),
             PublishConfig(mode=flags.mode, confirm_hold_s=hold_s, pack=flags.pack, json=flags.json),  # type: ignore[arg-type]
-            SnapshotConfig(), HttpConfig(), LogConfig(), accept_gap=self.accepting,
+            SnapshotConfig(), HttpConfig(), LogConfig(), OtlpConfig(), accept_gap=self.accepting,
         )  # fmt: skip
 
     def start_bridge(self) -> None:
