@@ -217,7 +217,7 @@ class Supervisor:
                 live = await self._start_stream(session.plan, statuses)
                 # Only the slot's reader writes the record: a bridge that waits for the slot must not disturb its reader.
                 telemetry.gaps += session.start.gap is not None
-                remembered = self._remembered.messages(setup.last_seq, session.plan.unheld)
+                remembered = self._remembered.messages(session.start.last_seq, session.plan.unheld)
                 plan = await take_over(session.plan, js, session.encoder)
                 session = replace(
                     session, plan=plan, remembered=remembered, batch_messages_max=self._batch_limit.messages_max

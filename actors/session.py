@@ -100,7 +100,7 @@ async def open_session(
     )  # fmt: skip
     start, store = plan.start, plan.store
     try:
-        publication.begin(told if told or store.record.published else None, setup.last_seq, upgraded=plan.upgraded)
+        publication.begin(told if told or store.record.published else None, start.last_seq, upgraded=plan.upgraded)
         await schemas.publish_current(tables, {token: known.schema_id for token, known in publication.told.items()})
     except BaseException:
         plan.close()

@@ -223,7 +223,7 @@ class FakeNats:
         if action.startswith("STREAM.MSG.GET."):
             stream = self.streams[action.rpartition(".")[2]]
             of_subject = query.get("last_by_subj") or query.get("next_by_subj")
-            found = [m for m in stream if m.seq >= query.get("seq", 0) and of_subject in (None, m.subject)]
+            found = [m for m in stream if m.seq >= query.get("seq", 0) and _matches(of_subject, m.subject)]
             if not found:
                 return {"error": NOT_FOUND}
             message = found[-1] if "last_by_subj" in query else found[0]
@@ -255,3 +255,10 @@ class FakeNats:
 def _headers(block: bytes) -> dict[str, str]:
     lines = block.decode().split("\r\n")[1:]
     return dict(line.split(": ", 1) for line in lines if line)
+
+
+def _matches(pattern: str | None, subject: str) -> bool:
+    """Whether a subject is that of a query: None for any, and `>` at the end for anything below."""
+    if pattern is None or not pattern.endswith(">"):
+        return pattern in (None, subject)
+    return subject.startswith(pattern.removesuffix(">"))

@@ -266,12 +266,13 @@ async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None,
 
 
 async def _read_tail(js: JetStream, stream: str, last_seq: int) -> StreamTail:
-    if not last_seq:
-        return StreamTail(stream, 0, None)
     # the message at last_seq may have been deleted by hand; with ">" nats-server 2.15 finds no earlier message then
     message = await js.get_message(stream, last_by_subj=CDC_ALL)
     if message is None:
         return StreamTail(stream, last_seq, None, deleted=last_seq)
+    # Another bridge may have stored more since `last_seq` was read, even one that was just killed. What is published from
+    # there is refused, but not always the second batch of several: its place may by chance be where the stream ends now.
+    last_seq = max(last_seq, message.seq)
     msg_id = id_in(message.headers)
     event = await _last_event_of(js, message)
     subject = parse(message.subject)

@@ -14,8 +14,8 @@ from actors.messages import Gap
 from actors.positions import GAP_RANK, NO_LSN, START, Lsn, Position
 from actors.settings.resolve import resolve
 from actors.startup.checkpoint import Start
-from actors.startup.start_plan import StartPlan, take_over
-from tests.fake_nats import FakeNats
+from actors.startup.start_plan import StartPlan, _read_tail, take_over
+from tests.fake_nats import FakeNats, Stored
 
 CONFIG = resolve({}, {"POSTGRES_BRIDGE_USER": "walbridge"})
 GAP = Gap(Position(Lsn(1000), 0, GAP_RANK), "cdc_slot", "slot cdc_slot was dropped", Lsn(950), Lsn(1000), ("users",))
@@ -82,3 +82,17 @@ def test_a_gap_whose_id_the_server_remembers_is_stored_with_its_id_in_the_other_
     assert "Nats-Msg-Id" not in stored.headers
     assert (stored.headers["Walbridge-Msg-Id"], made.start.last_seq) == ("3e8-0-_bridge-gap", 1)
     assert [r.pending_gap for r in records(nats)] == [GAP, None]
+
+
+@pytest.mark.parametrize("seen", [0, 1, 3])
+def test_position_and_sequence_of_the_tail_belong_together_though_another_bridge_stores_meanwhile(seen: int) -> None:
+    nats = FakeNats()
+    for seq in (1, 2, 3):
+        nats.streams["CDC"].append(Stored(seq, "cdc.t.insert", {"Nats-Msg-Id": f"{seq:x}-0-t-insert"}, b"{}"))
+
+    async def read() -> None:
+        async with nats.connected(CONFIG) as connection:
+            tail = await _read_tail(JetStream(connection), "CDC", seen)
+            assert (tail.last_seq, tail.msg_id, tail.deleted) == (3, "3-0-t-insert", 0)
+
+    trio.run(read)
