@@ -31,6 +31,7 @@ COMMANDS = {
     "health:health": "Exit 0 while the bridge is streaming, 1 with the reason when it is not: for HEALTHCHECK and probes.",
     "snapshot:snapshot": "Ask the bridge that publishes a table for all of it, whatever the bridge's stream. Exit 0 when the"
     " snapshot is complete.",
+    "tail:tail": "Show changes as lines, from now on or from a sequence, a time or an LSN: all, one table's, or one row's.",
     "mirror:mirror": "Keep SQLite or PostgreSQL tables equal to the source, until stopped.",
     "verify:verify": "Prove that a replica equals its source at one LSN: exit 0, or 1 with what differs.",
     "train:train": "Train a zstd dictionary on rows of a live table, and measure on other rows what it saves.",

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import orjson
 import trio
 
 from actors.bridge import run
-from actors.clients.nats.connection import open_nats
-from actors.commands.status import printable
-from actors.contract.compression import ENCODING_HEADER
-from actors.contract.decoding import decode_body
-from actors.contract.subjects import CDC_ALL
 from actors.embedded.process import free_port, port_is_free
 from actors.embedded.servers import start_embedded
-from actors.errors import MalformedMessage, SinkUnavailable
 from actors.settings.config import Config
 from actors.settings.resolve import resolve
+from actors.tail.beginning import NOW
+from actors.tail.following import Read, Reading, follow
+from actors.tail.lines import LineMaker, printable
 from actors.telemetry.log import set_up_logging
-from actors.wire.nats import Msg
+from actors.telemetry.quantities import counted
 
 LINES_PER_SECOND = 20
-WIDTH = 160
 
 
 def run_embedded(directory: str, flags: Mapping[str, object], env_file: Path | None) -> int:
@@ -45,51 +39,37 @@ def run_embedded(directory: str, flags: Mapping[str, object], env_file: Path | N
 
 
 async def print_events(config: Config) -> None:
-    """Print one line per event, at most 20 per second, until cancelled."""
+    """Print one line per change, at most 20 per second, until cancelled."""
     lines = _Lines()
-    while True:
-        try:
-            async with open_nats(config.nats, set()) as nats:
-                await nats.subscribe(CDC_ALL, lines.take)
-                while True:
-                    await trio.sleep(1)
-                    lines.next_second()
-        except* SinkUnavailable:
+    reading = Reading(config.nats, config.publish.stream, (), NOW, lines.show, lambda _: None, waits=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow, reading)
+        while True:
             await trio.sleep(1)
+            lines.next_second()
 
 
 class _Lines:
-    """Prints events up to the limit of a second, then only counts them."""
+    """Prints changes up to the limit of a second, then only counts them."""
 
     def __init__(self) -> None:
+        self._lines = LineMaker.for_stdout()
         self._printed = self._held_back = 0
 
-    def take(self, message: Msg) -> None:
-        if self._printed >= LINES_PER_SECOND:
-            self._held_back += 1
-            return
-        self._printed += 1
-        subject = printable(message.subject.decode("utf-8", "replace"))
-        if ENCODING_HEADER.encode() in message.headers:
-            _print(f"{subject:<26} {len(message.payload):,} bytes, compressed")
-            return
-        try:
-            body = decode_body(message.payload)
-            events = [event for event in (body if isinstance(body, list) else [body]) if isinstance(event, dict)]
-        except MalformedMessage:
-            events = []
-        if not events:
-            _print(f"{subject:<26} {len(message.payload):,} bytes that are not an event: another program publishes here")
-        for event in events:
-            shown = event.get("data") if "data" in event else {k: event[k] for k in ("schema_id", "reason") if k in event}
-            text = orjson.dumps(shown, default=repr).decode()
-            _print(f"{subject:<26} {text if len(text) <= WIDTH else text[:WIDTH] + ' ...'}")
+    def show(self, messages: Sequence[Read]) -> bool:
+        """Print the changes of these messages, or some of them; always True: there is never enough."""
+        for message, events, problem in messages:
+            lines = [self._lines.line(message.seq, int(message.stored_at), event) for _, event in events]
+            for line in lines or [f"message {message.seq}, {printable(message.subject)}: {printable(problem)}"]:
+                if self._printed < LINES_PER_SECOND:
+                    self._printed += 1
+                    print(line, flush=True)
+                else:
+                    self._held_back += 1
+        return True
 
     def next_second(self) -> None:
+        """Say how many changes were not shown, and begin again."""
         if self._held_back:
-            _print(f"... and {self._held_back:,} more events in this second")
+            print(f"... and {counted(self._held_back, 'more change')}", flush=True)
         self._printed = self._held_back = 0
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stdout, flush=True)

@@ -44,3 +44,12 @@ def as_token(text: str) -> str:
     except ValueError:
         return table_token("public", text)
     return text
+
+
+def table_name(token: str) -> str:
+    """Return a token as people write the table: `users`, `sales.Order Lines`. Text that is no token is returned as it is."""
+    try:
+        schema, table = split_token(token)
+    except ValueError:
+        return token
+    return table if schema == "public" else f"{schema}.{table}"

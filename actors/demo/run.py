@@ -302,7 +302,7 @@ class Demo:
     def _addresses(self) -> str:
         rows = {
             "PostgreSQL": f"127.0.0.1:{self._servers.postgres.port}   {self._servers.psql_line}",
-            "NATS": f"127.0.0.1:{self._servers.nats.port}   {self._servers.nats_line}",
+            "NATS": f"127.0.0.1:{self._servers.nats.port}   {self._servers.tail_line}",
             "Page": f"http://127.0.0.1:{self._port}/",
             "Replica": str(self._folder / "replica.db"),
             "Logs": f"{self._folder / 'bridge.log'}, mirror.log",

@@ -78,7 +78,7 @@ async def verify(request: Request) -> Result:
         tables = await load_tables(store)
         if not tables and not request.tables:
             raise ConfigError("WB511", "the replica has no tables", fix="walbridge mirror --to ... creates them")
-        chosen = choose_tables(request.tables, record, known=tables)
+        chosen = choose_tables(request.tables, record.tables, known=tables)
         keeps_all = await keeps_everything(store)
         async with open_source(request.config.postgres, record.publication) as source:
             result = await _Verification(request, store, source, chosen, keeps_all=keeps_all).run()
