@@ -25,10 +25,10 @@ from cyclopts import Parameter
 from actors.contract.subjects import key_prefix, publish_prefix
 from actors.errors import ConfigError
 from actors.settings.config import Config
+from actors.settings.env_file import read_env_file
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
 from actors.settings.setting import SOURCE
-from actors.settings.sources import read_env_file
 from actors.wire.sql_names import quoted
 
 Kind = Literal["alerts", "grafana", "compose", "systemd", "nats-permissions", "sql-role"]

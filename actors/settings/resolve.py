@@ -26,6 +26,7 @@ from actors.settings.config import (
     SnapshotConfig,
     SourceConfig,
 )
+from actors.settings.env_file import ignored_libpq_names, tell
 from actors.settings.nats_context import read_context
 from actors.settings.sources import Sources, bad_value
 
@@ -38,6 +39,8 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
     Raises ConfigError: one line that names the flag or variable, the value and the fix.
     """
     sources = Sources(flags, environ, env_file)
+    if not sources.given("database_url"):
+        tell(ignored_libpq_names(environ))
     config = sources.group(
         Config,
         source=sources.group(SourceConfig),
