@@ -46,15 +46,47 @@ COMMANDS = {
 }
 """Module and function below `actors.commands` -> the words of `--help`, which imports none of them."""
 
-EXAMPLES = {
-    "mirror": "walbridge mirror --tables users --to sqlite:///replica.db",
-    "verify": "walbridge verify --to sqlite:///replica.db",
-    "snapshot": "walbridge snapshot users",
-    "export": "walbridge export alerts",
-    "train": "walbridge train --table users",
-    "produce bulk": "walbridge produce bulk 1000",
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "run": (
+        "walbridge run --env-file walbridge.env",
+        "DATABASE_URL=postgresql://bridge@db/app NATS_URL=nats://nats walbridge",
+        "walbridge run --embedded",
+    ),
+    "doctor": ("walbridge doctor --env-file walbridge.env", "walbridge doctor --round-trip --json"),
+    "status": ("walbridge status --watch", "walbridge status --url http://bridge:9090 --json"),
+    "health": ("walbridge health --port 9091",),
+    "snapshot": ("walbridge snapshot users", "walbridge snapshot sales.orders --no-wait"),
+    "tail": (
+        "walbridge tail --tables users,sales.orders",
+        "walbridge tail --tables users --key 42 --from 2h",
+        "walbridge tail --from first --no-wait --json",
+    ),
+    "mirror": (
+        "walbridge mirror --tables users --to sqlite:///replica.db",
+        "walbridge mirror --to postgresql://me@replica/app --env-file walbridge.env",
+    ),
+    "verify": (
+        "walbridge verify --to sqlite:///replica.db",
+        "walbridge verify --tables users --to sqlite:///replica.db --json",
+    ),
+    "train": ("walbridge train --table users",),
+    "export": (
+        "walbridge export alerts",
+        "walbridge export sql-role --tables users,orders",
+        "walbridge export compose --dir ops",
+    ),
+    "cleanup": ("walbridge cleanup", "walbridge cleanup --slot-only --yes"),
+    "demo": ("walbridge demo", "walbridge demo --seconds 60 --rate 1000", "walbridge demo --keep demo-data"),
+    "produce bulk": ("walbridge produce bulk 1000",),
+    "help": ("walbridge help WB107", "walbridge help WalbridgeLag", "walbridge help tail", "walbridge help env"),
 }
-"""For a command whose required words are missing."""
+"""By command; the first is also shown where required words are missing."""
+
+
+def _epilogue(command: str) -> str:
+    lines = "\n".join(f"  {line}" for line in EXAMPLES[command])
+    return f"Examples:\n{lines}\n"
+
 
 app = App(
     name="walbridge",
@@ -66,9 +98,11 @@ app = App(
     default_parameter=Parameter(show_default=False),
 )
 app.default(run)
-app.command(run, name="run")
+app.command(run, name="run", help_epilogue=_epilogue("run"))
 for _command, _words in COMMANDS.items():
-    app.command(f"actors.commands.{_command}", name=_command.partition(":")[2], help=_words)
+    _name = _command.partition(":")[2]
+    _more = {"help_epilogue": _epilogue(_name)} if _name in EXAMPLES else {}
+    app.command(f"actors.commands.{_command}", name=_name, help=_words, **_more)
 
 
 def cli(arguments: list[str] | None = None) -> None:
@@ -114,7 +148,7 @@ def _one_line(exc: CycloptsError) -> str:
         found, kind = (exc.token.keyword or exc.token.value).partition("=")[0], "unknown option"
         wanted = [name for argument in exc.argument_collection for name in argument.names]
     elif isinstance(exc, MissingArgumentError) and exc.argument is not None:
-        example = EXAMPLES.get(command)
+        example = EXAMPLES.get(command, ("",))[0]
         words = "needs a value" if exc.keyword else "missing"
         return f"{exc.argument.name}: {words}; " + (f"e.g. {example}" if example else f"{help_} says what it is")
     else:
@@ -124,9 +158,10 @@ def _one_line(exc: CycloptsError) -> str:
 
 
 def _spelt_out(arguments: list[str]) -> list[str]:
-    """`--embedded` may stand alone: the folder is then the default one. `help` alone shows what `--help` shows."""
-    if arguments == ["help"]:
-        return ["--help"]
+    """`--embedded` may stand alone, for the default folder. `help tail` is `tail --help`, and `help` is `--help`."""
+    words = arguments[1:2]
+    if arguments[:1] == ["help"] and words not in (["help"], ["--help"], ["-h"]) and all(word in app for word in words):
+        return [*arguments[1:], "--help"]
     found = list(arguments)
     for i, argument in enumerate(found):
         if argument == "--embedded" and (i + 1 == len(found) or found[i + 1].startswith("-")):

@@ -317,3 +317,14 @@ def test_the_wheel_that_the_image_installs_has_every_file(tmp_path: Path) -> Non
     assert str(tmp_path / "installed") in done.stderr
     for name, text in render("compose", DEFAULT).items():
         assert (tmp_path / "made" / name).read_text() == text
+
+
+def test_alerts_link_to_the_page_that_is_given() -> None:
+    done = run_here("export", "alerts", "--runbooks", "https://wiki.example.org/a?b=c")
+    links = [rule["annotations"]["runbook_url"] for group in yaml.safe_load(done.stdout)["groups"] for rule in group["rules"]]
+    assert "https://wiki.example.org/a?b=c#walbridgelag" in links
+    assert all(link.startswith("https://wiki.example.org/a?b=c#walbridge") for link in links)
+    for bad in ("", 'x"', "a b", "x#y", "a\\b"):
+        refused = run_here("export", "alerts", f"--runbooks={bad}")
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "--runbooks" in refused.stderr

@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -28,7 +28,7 @@ from actors.settings.config import Config
 from actors.settings.env_file import read_env_file
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
-from actors.settings.setting import SOURCE
+from actors.settings.setting import OTHER, SOURCE
 from actors.wire.sql_names import quoted
 
 Kind = Literal["alerts", "grafana", "compose", "systemd", "nats-permissions", "sql-role"]
@@ -55,7 +55,7 @@ SINGLE: Mapping[Kind, str] = {
 
 PLACES: Mapping[str, Sequence[str]] = {
     "prometheus/prometheus.yml": ['"bridge:@port@"'],
-    "prometheus/walbridge-alerts.yml": ['slot_name="@slot@"', 'stream_name=~"@stream@.*"'],
+    "prometheus/walbridge-alerts.yml": ['slot_name="@slot@"', 'stream_name=~"@stream@.*"', 'runbook_url: "@runbooks@#'],
     "grafana/dashboards/walbridge.json": [
         '"Walbridge: @slot@ to @stream@"',
         r"slot_name=\"@slot@\"",
@@ -95,6 +95,8 @@ class Setup:
     nats_user: str
     tables: tuple[tuple[str, str], ...]
     """(schema, table) of what the publication holds."""
+    runbooks: str = "docs/operations.md"
+    """The page that has a section for each alert."""
 
 
 DEFAULT = Setup("cdc_slot", "cdc_pub", "CDC", 9090, "walbridge", "app", "bridge", (("public", "users"), ("public", "orders")))
@@ -107,12 +109,17 @@ def export(
     kind: Annotated[str, Parameter(help="alerts, grafana, compose, systemd, nats-permissions or sql-role")],
     /,
     *,
-    dir: Annotated[Path | None, Parameter(help="write into this folder instead of printing")] = None,
-    tables: Annotated[str, option(SOURCE, "what the publication holds [users,orders]")] = "users,orders",
+    dir: Annotated[Path | None, Parameter(help="write into this folder instead of printing", metavar="DIR")] = None,
+    tables: Annotated[str, option(SOURCE, "what the publication holds [users,orders]", "TABLES")] = "users,orders",
+    runbooks: Annotated[
+        str, option(OTHER, "the page where you keep the alerts' sections of docs/operations.md", "URL")
+    ] = DEFAULT.runbooks,
     env_file: EnvFile = None,
 ) -> int:
     """Print or write files for operating the bridge."""
-    return write(kind, dir, make_setup(flags, os.environ, env_file, tables))
+    if not re.fullmatch(r"[!$-\[\]-~]+", runbooks) or "#" in runbooks:  # it stands in double quotes of YAML
+        raise ConfigError("WB002", f"--runbooks: {runbooks!r} is no address; give e.g. https://wiki.example.org/walbridge")
+    return write(kind, dir, replace(make_setup(flags, os.environ, env_file, tables), runbooks=runbooks))
 
 
 def write(kind: str, folder: Path | None, setup: Setup) -> int:
@@ -272,6 +279,7 @@ def _words(setup: Setup) -> dict[str, str]:
         "port": str(setup.port),
         "role": setup.role,
         "nats_user": setup.nats_user,
+        "runbooks": setup.runbooks,
         "program": shutil.which("walbridge") or "/usr/local/bin/walbridge",
         "grants": "\n".join(grants),
         "publication_statement": f"CREATE PUBLICATION {publication} FOR TABLE {', '.join(tables)}",

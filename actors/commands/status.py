@@ -32,7 +32,7 @@ class NoAnswer(Exception):
 def status(
     flags: Flags,
     *,
-    url: Annotated[str, option(HTTP, "of a bridge elsewhere, instead of --port [http://127.0.0.1:9090]")] = "",
+    url: Annotated[str, option(HTTP, "of a bridge elsewhere, instead of --port [http://127.0.0.1:9090]", "URL")] = "",
     json: Annotated[bool, option(OTHER, "as JSON; with --watch one line per second")] = False,
     watch: Annotated[bool, option(OTHER, "look every second until Ctrl-C")] = False,
     env_file: EnvFile = None,

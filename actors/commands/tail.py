@@ -29,17 +29,20 @@ from actors.telemetry.log import set_up_logging
 def tail(
     flags: Flags,
     *,
-    tables: Annotated[str, option(OTHER, "tables, separated by commas [all]")] = "",
+    tables: Annotated[str, option(OTHER, "tables, separated by commas [all]", "TABLES")] = "",
     key: Annotated[
-        tuple[str, ...], option(OTHER, "only rows with this value in a column of their key: 7, or id=7; may be repeated")
+        tuple[str, ...], option(OTHER, "only rows with this value in a column of their key: 7, or id=7; may be repeated", "KEY")
     ] = (),
     from_: Annotated[
         str,
         option(
-            OTHER, "where to begin: now, first, a sequence, a time (UTC, or 10m for minutes ago) or an LSN [now]", name="--from"
+            OTHER,
+            "where to begin: now, first, a sequence, a time (UTC, or 10m: ago) or an LSN [now]",
+            "PLACE",
+            name="--from",
         ),
     ] = "now",
-    count: Annotated[int | None, option(OTHER, "end after so many changes", validator=Number(gte=1))] = None,
+    count: Annotated[int | None, option(OTHER, "end after so many changes", "N", validator=Number(gte=1))] = None,
     wait: Annotated[bool, option(OTHER, "for what comes after the end [yes]", negative="--no-wait")] = True,
     json: Annotated[bool, option(OTHER, "one JSON object per change")] = False,
     env_file: EnvFile = None,

@@ -46,8 +46,8 @@ SAMPLE_BYTES_MAX = 24 * 1024 * 1024
 def train(
     flags: Flags,
     *,
-    table: Annotated[str, option(SOURCE, "a published table: users, sales/orders")],
-    size: Annotated[str, option(SNAPSHOTS, "of the dictionary [16k]")] = "16k",
+    table: Annotated[str, option(SOURCE, "a published table: users, sales.orders", "TABLE")],
+    size: Annotated[str, option(SNAPSHOTS, "of the dictionary [16k]", "BYTES")] = "16k",
     upload: Annotated[bool, option(SNAPSHOTS, "also put the dictionary into KV dictionaries")] = False,
     json: Annotated[bool, option(OTHER, "the report as JSON")] = False,
     env_file: EnvFile = None,

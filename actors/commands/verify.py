@@ -30,11 +30,11 @@ from actors.verification.proof import verify as prove
 def verify(
     flags: Flags,
     *,
-    to: Annotated[str, option(REPLICA, "the replica, as given to mirror, which must be running")],
-    tables: Annotated[str, option(REPLICA, "tables, separated by commas [all of the replica]")] = "",
-    limit: Annotated[int, option(REPLICA, "keys to show of rows that differ [20]", validator=Number(gte=0))] = 20,
+    to: Annotated[str, option(REPLICA, "the replica, as given to mirror, which must be running", "URL")],
+    tables: Annotated[str, option(REPLICA, "tables, separated by commas [all of the replica]", "TABLES")] = "",
+    limit: Annotated[int, option(REPLICA, "keys to show of rows that differ [20]", "N", validator=Number(gte=0))] = 20,
     timeout: Annotated[
-        int, option(REPLICA, "seconds until the mirror must have reached the LSN [120]", validator=Number(gte=1))
+        int, option(REPLICA, "seconds until the mirror must have reached the LSN [120]", "SECONDS", validator=Number(gte=1))
     ] = 120,
     json: Annotated[bool, option(OTHER, "the report as JSON")] = False,
     env_file: EnvFile = None,
