@@ -24,6 +24,7 @@ Examples:
 """
 
 COMMANDS = {
+    "init:init": "Write an env file and a script that prepares PostgreSQL, for servers of your own, and say what comes next.",
     "doctor:doctor": "Check PostgreSQL, NATS and the path between before going live, or beside a running bridge, with a fix for"
     " each finding. Exit 0 fine, 1 warnings, 2 cannot work.",
     "status:status": "What a running bridge is doing: state, rates, positions, WAL held, snapshots, problems. Exit 0 while it"
@@ -51,6 +52,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "walbridge run --env-file walbridge.env",
         "DATABASE_URL=postgresql://bridge@db/app NATS_URL=nats://nats walbridge",
         "walbridge run --embedded",
+    ),
+    "init": (
+        "walbridge init",
+        "walbridge init --postgres postgresql://db.example.org/app --tables users,orders --nats nats://nats.example.org",
     ),
     "doctor": ("walbridge doctor --env-file walbridge.env", "walbridge doctor --round-trip --json"),
     "status": ("walbridge status --watch", "walbridge status --url http://bridge:9090 --json"),
