@@ -445,6 +445,14 @@ def test_the_lines_that_run_embedded_prints_work_when_pasted(directory: Path, tm
             ):
                 names = replica.execute("SELECT name FROM users").fetchall()
             time.sleep(0.05)
+        for server in ("postgres", "nats-server"):  # a server that dies is started again
+            ours = [one for one in psutil.Process(bridge.pid).children(recursive=True) if server in one.name()]
+            min(ours, key=psutil.Process.create_time).kill()
+        subprocess.run(
+            f"for i in $(seq 60); do {printed['Change a row'].replace('Ada', 'Eve')} && break; sleep 1; done", shell=True,
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert any(" name=Eve " in line for line in bridge.stdout)
         bridge.send_signal(signal.SIGINT)
         bridge.stdout.read()
         assert bridge.wait(HANG_S) == 0

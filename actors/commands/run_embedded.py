@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from actors.bridge import run
 from actors.embedded.process import free_port, port_is_free
-from actors.embedded.servers import start_embedded
+from actors.embedded.servers import EmbeddedServers, default_directory, start_embedded
 from actors.settings.config import Config
 from actors.settings.resolve import resolve
 from actors.tail.beginning import NOW
 from actors.tail.following import Read, Reading, follow
 from actors.tail.lines import LineMaker, printable
-from actors.telemetry.log import set_up_logging
+from actors.telemetry.log import get_logger, set_up_logging
 from actors.telemetry.quantities import counted
+
+log = get_logger("embedded")
 
 LINES_PER_SECOND = 20
 
@@ -26,7 +29,9 @@ def run_embedded(directory: str, flags: Mapping[str, object], env_file: Path | N
     """Start the servers on the data in `directory` (empty: the default), run the bridge, stop the servers; the exit code."""
     # report what is wrong with the flags before anything is started
     resolve(flags, {**os.environ, "DATABASE_URL": "postgresql://postgres@127.0.0.1"}, env_file)
-    with start_embedded(Path(directory) if directory else None) as servers:
+    folder = Path(directory) if directory else None
+    print(f"Starting PostgreSQL and NATS in {folder or default_directory()} ...", flush=True)
+    with start_embedded(folder) as servers:
         environ = {**os.environ, **servers.environment}
         given = dict(flags)
         config = resolve(given, environ, env_file)
@@ -35,11 +40,11 @@ def run_embedded(directory: str, flags: Mapping[str, object], env_file: Path | N
         set_up_logging(config.log.level, config.log.format, config.secrets)
         page = f"http://127.0.0.1:{config.http.port}/"
         print(f"{servers.describe()}\n{'Page:':<14}{page}\n{'Status:':<14}{page}status\n{'Stop:':<14}Ctrl-C", flush=True)
-        return run(config, beside=print_events)
+        return run(config, beside=partial(print_events, servers))
 
 
-async def print_events(config: Config) -> None:
-    """Print one line per change, at most 20 per second, until cancelled."""
+async def print_events(servers: EmbeddedServers, config: Config) -> None:
+    """Print one line per change, at most 20 per second, and start again a server that has died, until cancelled."""
     lines = _Lines()
     reading = Reading(config.nats, config.publish.stream, (), NOW, lines.show, lambda _: None, waits=True)
     async with trio.open_nursery() as nursery:
@@ -47,6 +52,9 @@ async def print_events(config: Config) -> None:
         while True:
             await trio.sleep(1)
             lines.next_second()
+            for name in servers.ended:
+                log.warning("a server has ended and is started again", server=name, logs=str(servers.directory))
+                await trio.to_thread.run_sync(servers.start_again, name)
 
 
 class _Lines:

@@ -123,6 +123,19 @@ class EmbeddedServers:
         }
         return "\n".join(f"{label + ':':<14}{text}" for label, text in rows.items())
 
+    @property
+    def ended(self) -> list[str]:
+        """The servers whose process has ended by itself, or was killed."""
+        return [name for name, server in (("PostgreSQL", self.postgres), ("NATS", self.nats)) if server.pid is None]
+
+    def start_again(self, name: str) -> None:
+        """Start a server that has ended, on its data and its port. Blocking. Raises Fatal when it does not start."""
+        if name == "PostgreSQL":
+            PostgresServer.stop_left_over(self.postgres.data_dir)
+            self.postgres.start()
+        else:
+            self.nats.start()
+
     def stop(self) -> None:
         """Stop both servers and release the folder. Idempotent."""
         self._open.close()

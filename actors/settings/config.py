@@ -38,6 +38,19 @@ def _level(text: str) -> str:
     return "WARNING" if level == "WARN" else level
 
 
+def _host(port_variable: str) -> Callable[[str], str]:
+    """Give a reader of a host: a name, an address with or without brackets, or a folder of sockets."""
+
+    def read(text: str) -> str:
+        if re.fullmatch(r"[^:/]+:[0-9]+|\[.*\]:[0-9]+", text):
+            raise ValueError(f"has a port; give that as {port_variable}")
+        if re.fullmatch(r"\[[0-9A-Fa-f:.%]+\]", text):
+            return text[1:-1]
+        return text
+
+    return read
+
+
 def _web_address(text: str) -> str:
     if text and not re.fullmatch(r"https?://[\x21-\x7e]+", text):
         raise ValueError("is not an address of http or https; give e.g. https://hc-ping.com/UUID")
@@ -157,7 +170,7 @@ class PostgresAddress:
         "", variable="DATABASE_URL", secret=True, words="libpq URI or keywords",
         details="libpq URI or keywords, with `sslmode` and everything else that libpq knows",
     )  # fmt: skip
-    host: str = setting("127.0.0.1", variable="PG_HOST", words="not used beside `DATABASE_URL`")
+    host: str = setting("127.0.0.1", variable="PG_HOST", words="not used beside `DATABASE_URL`", read=_host("PG_PORT"))
     port: int = setting(
         5432, variable="PG_PORT", words="not used beside `DATABASE_URL`", read=number(1, 65535, "a port", "5432")
     )
@@ -202,7 +215,7 @@ class NatsAddress:
         details="a context of the `nats` command line, by name or file; what is set here beats it",
     )  # fmt: skip
     url: str = setting("", variable="NATS_URL", secret=True, words="one or more of `nats://` or `tls://`, separated by commas")
-    host: str = setting("127.0.0.1", variable="NATS_HOST", words="not used beside `NATS_URL`")
+    host: str = setting("127.0.0.1", variable="NATS_HOST", words="not used beside `NATS_URL`", read=_host("NATS_PORT"))
     port: int = setting(4222, variable="NATS_PORT", words="not used beside `NATS_URL`", read=number(1, 65535, "a port", "4222"))
 
 

@@ -102,9 +102,15 @@ def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
     try:
         words = conninfo.conninfo_to_dict(given.url)
     except ProgrammingError as exc:
-        raise bad_value(where, "", "is not a libpq connection string; give e.g. postgresql://user@host:5432/db") from exc
+        raise bad_value(
+            where,
+            "",
+            "is not a libpq connection string; give e.g. postgresql://user@host:5432/db, with %25 for %",
+        ) from exc
     if not re.fullmatch(r"[\d,]*", str(words.get("port") or "")):  # libpq would look at it only when it connects
         raise bad_value(where, "", "its port is no number; escape what is special in a password, e.g. %40 for @")
+    if "@" in str(words.get("host") or "")[1:]:  # before an @ may be a part of the password: show nothing
+        raise bad_value(where, "", "its host has an @; escape what is special in a password, e.g. %40 for @")
     words.pop("replication", None)
     sources.overrule("database_url", "pg_host", "pg_port", "pg_db")
     for part, word in (("postgres_bridge_user", "user"), ("postgres_bridge_password", "password")):

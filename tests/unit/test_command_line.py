@@ -140,6 +140,7 @@ def test_nothing_at_hand_ends_with_words_not_with_a_trace(tmp_path: Path) -> Non
         env=CLEAN | USER | {"PG_PORT": str(free_port())},
     )  # fmt: skip
     assert done.stderr is not None
+    assert "page=http://127.0.0.1:" in done.stderr.readline()
     line = done.stderr.readline()
     assert "WB101" in line
     assert "next_try_s" in line

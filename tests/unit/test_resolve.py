@@ -140,6 +140,32 @@ UNKNOWN=ignored
     assert "a#b\\'c" in resolve({}, USER, file).postgres.conninfo
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PG_HOST", "db:5433", "has a port; give that as PG_PORT"),
+        ("PG_HOST", "[::1]:5433", "has a port"),
+        ("NATS_HOST", "nats:4223", "has a port; give that as NATS_PORT"),
+        ("DATABASE_URL", "postgresql://u:hunter@2@h/d", "escape what is special in a password, e.g. %40 for @"),
+        ("DATABASE_URL", "postgresql://u:hunter%2@h/d", "%25 for %"),
+        ("DATABASE_URL", "postgresql://u:hunter/2@h/d", "escape what is special"),
+    ],
+)
+def test_an_address_that_can_never_be_reached_is_refused_with_the_way_to_write_it(name: str, value: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({}, USER | {name: value})
+    assert words in caught.value.what
+    assert "hunter" not in caught.value.explain()
+
+
+def test_a_host_may_be_in_brackets() -> None:
+    config = resolve({}, USER | {"PG_HOST": "[::1]", "NATS_HOST": "[::1]"})
+    assert conninfo_to_dict(config.postgres.conninfo)["host"] == "::1"
+    assert config.nats.urls == resolve({}, USER | {"NATS_HOST": "::1"}).nats.urls == ("nats://[::1]:4222",)
+    for host in ("/var/run/postgresql", "@abstract", "a,b", "fe80::1%eth0"):
+        assert conninfo_to_dict(resolve({}, USER | {"PG_HOST": host}).postgres.conninfo)["host"] == host
+
+
 def test_names_that_count_nowhere_are_told_once_with_the_one_that_was_meant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
