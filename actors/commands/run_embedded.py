@@ -16,9 +16,9 @@ from actors.settings.config import Config
 from actors.settings.resolve import resolve
 from actors.tail.beginning import NOW
 from actors.tail.following import Read, Reading, follow
-from actors.tail.lines import LineMaker, printable
+from actors.tail.lines import LineMaker
 from actors.telemetry.log import get_logger, set_up_logging
-from actors.telemetry.quantities import counted
+from actors.telemetry.quantities import counted, escaped
 
 log = get_logger("embedded")
 
@@ -68,7 +68,7 @@ class _Lines:
         """Print the changes of these messages, or some of them; always True: there is never enough."""
         for message, events, problem in messages:
             lines = [self._lines.line(message.seq, int(message.stored_at), event) for _, event in events]
-            for line in lines or [f"message {message.seq}, {printable(message.subject)}: {printable(problem)}"]:
+            for line in lines or [f"message {message.seq}, {escaped(message.subject)}: {escaped(problem)}"]:
                 if self._printed < LINES_PER_SECOND:
                     self._printed += 1
                     print(line, flush=True)

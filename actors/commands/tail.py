@@ -21,8 +21,9 @@ from actors.settings.resolve import resolve_client
 from actors.settings.setting import OTHER
 from actors.tail.beginning import parse_beginning
 from actors.tail.following import Read, Reading, follow
-from actors.tail.lines import KeyChoice, LineMaker, json_line, printable
+from actors.tail.lines import KeyChoice, LineMaker, json_line
 from actors.telemetry.log import set_up_logging
+from actors.telemetry.quantities import escaped
 
 
 @takes_settings("nats_context", stream="the bridge's stream")
@@ -72,7 +73,7 @@ class Printer:
         lines: list[str] = []
         for message, events, problem in messages:
             if problem:
-                self.tell(f"message {message.seq}, {printable(message.subject)}: {printable(problem)}")
+                self.tell(f"message {message.seq}, {escaped(message.subject)}: {escaped(problem)}")
             for body, event in events:
                 if self._left != 0 and self._choice.takes(event):
                     lines.append(

@@ -17,6 +17,7 @@ import orjson
 from actors.contract.records import Body, Delete, Event, Gap, Insert, Published, Row, SchemaChange, Truncate, Update
 from actors.contract.table_token import table_name
 from actors.positions import format_lsn
+from actors.telemetry.quantities import escaped
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PLAIN = re.compile(r"(?!(?:null|true|false)$)[^\s\"'={}\[\],→]+")
@@ -46,7 +47,7 @@ class LineMaker:
         """The line of an event of the message `seq`, which was stored at `stored_ns` since 1970 UTC."""
         operation = _operation(event)
         commit_us = getattr(event, "commit_us", stored_ns // 1000)
-        table = printable(_table(event))
+        table = escaped(_table(event))
         self._table_width = max(self._table_width, min(len(table), 40))
         self._seq_width = max(self._seq_width, len(str(seq)))
         parts = [
@@ -64,14 +65,14 @@ class LineMaker:
             more = {"cascade": event.cascade, "restart identity": event.restart_identity}
             yield ", ".join(word for word, said in more.items() if said)
         elif isinstance(event, SchemaChange):
-            columns = (f"{printable(c.name)} {printable(c.type)}{' key' if c.pk else ''}" for c in event.columns)
+            columns = (f"{escaped(c.name)} {escaped(c.type)}{' key' if c.pk else ''}" for c in event.columns)
             yield f"columns from here on: {', '.join(columns)}"
         elif isinstance(event, Published):
-            yield printable(f"{event.change}: {event.reason}" if event.reason else event.change)
+            yield escaped(f"{event.change}: {event.reason}" if event.reason else event.change)
         else:
             names = ", ".join(map(table_name, event.tables))
             lost = "" if event.from_lsn == event.to_lsn else f" from {format_lsn(event.from_lsn)} to {format_lsn(event.to_lsn)}"
-            yield printable(f"changes are lost{lost}: {event.reason}; copies of these are out of date: {names}")
+            yield escaped(f"changes are lost{lost}: {event.reason}; copies of these are out of date: {names}")
 
     def _row(self, event: Insert | Update | Delete) -> Iterable[str]:
         old: Row = (event.old or {}) if isinstance(event, Update) else {}
@@ -84,11 +85,11 @@ class LineMaker:
         left_out = [(name, "unchanged") for name in getattr(event, "unchanged", ())]
         left_out += [(name, "too large for a message") for name in event.omitted]
         for name, why in left_out:
-            yield self._paint(_DIM, f"{printable(name)}=({why})")
+            yield self._paint(_DIM, f"{escaped(name)}=({why})")
 
     def _column(self, name: str, row: Row, old: Row) -> str:
         before = f"{self._value(old[name])}→" if name in old and old[name] != row.get(name) else ""
-        return f"{printable(name)}={before}{self._value(row[name] if name in row else old[name])}"
+        return f"{escaped(name)}={before}{self._value(row[name] if name in row else old[name])}"
 
     def _value(self, value: object) -> str:
         text = shown_value(value)
@@ -124,16 +125,9 @@ def shown_value(value: object) -> str:
     if isinstance(value, bytes):
         return f"\\x{value.hex()}"
     if isinstance(value, dict | list):
-        return printable(orjson.dumps(plain(value), option=orjson.OPT_NON_STR_KEYS).decode())
+        return escaped(orjson.dumps(plain(value), option=orjson.OPT_NON_STR_KEYS).decode())
     text = str(value)
-    return printable(text) if _PLAIN.fullmatch(text) else printable(json.dumps(text, ensure_ascii=False))
-
-
-def printable(text: str) -> str:
-    """Escape what would steer a terminal, or what no encoding can carry."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return escaped(text) if _PLAIN.fullmatch(text) else escaped(json.dumps(text, ensure_ascii=False))
 
 
 def json_line(seq: int, body: Body) -> str:
