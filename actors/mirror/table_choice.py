@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 
-from actors.contract.table_token import split_token, table_name, table_token
+from actors.contract.table_token import find_token, split_token, table_name
 from actors.errors import ConfigError
 from actors.mirror.replica import Replica
 from actors.mirror.state import LIVE, WAITING, TableRecord, load_tokens
@@ -45,9 +45,7 @@ def choose_tables(
     """
     found: list[str] = []
     for name in wanted:
-        splits = [(name[:i], name[i + 1 :]) for i, letter in enumerate(name) if letter == "."]
-        candidates = [name, table_token("public", name), *(table_token(*split) for split in splits)]
-        token = next((one for tokens in (published, known) for one in candidates if one in tokens), None)
+        token = find_token(name, published) or find_token(name, known)
         if token is None:
             raise ConfigError(
                 "WB507", f"{flag}: {name!r} is no table that the bridge publishes", fix=_choice_of(name, published)
