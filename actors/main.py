@@ -18,7 +18,9 @@ Environment: walbridge help env     An error by its code: walbridge help WB107
 
 Examples:
   walbridge demo
-  walbridge doctor
+  walbridge init
+  walbridge doctor --env-file walbridge.env
+  walbridge tail --from first
   walbridge mirror --tables users --to sqlite:///replica.db
   DATABASE_URL=postgresql://bridge@db/app NATS_URL=nats://nats walbridge
 """

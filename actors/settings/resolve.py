@@ -85,7 +85,7 @@ def _postgres(sources: Sources) -> PostgresConfig:
         raise ConfigError(
             "WB004",
             "no PostgreSQL user: set POSTGRES_BRIDGE_USER (and POSTGRES_BRIDGE_PASSWORD), or DATABASE_URL",
-            fix="no server at hand? walbridge demo",
+            fix="walbridge init asks and writes them into a file; no server at hand? walbridge demo",
         )
     from psycopg.conninfo import make_conninfo  # noqa: PLC0415  (commands that need no PostgreSQL load no libpq)
 
