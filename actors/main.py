@@ -6,8 +6,9 @@ import difflib
 import os
 import sys
 import traceback
+from typing import Any
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
 
 from actors import __version__
 from actors.commands.run import run
@@ -45,9 +46,17 @@ COMMANDS = {
     "demo:demo": "Servers, bridge, load and a live replica in this terminal: nothing to install or configure. Keys do real"
     " harm.",
     "produce:produce": "Write to the sample tables users, orders and test_types: load for trials, demonstrations and tests.",
-    "help:help": "Explain an error by its code (WB107), list the environment variables (env), or show this help.",
+    "help:help": "Explain an error by its code (WB107), an alert or a command, or list the environment variables (env).",
 }
 """Module and function below `actors.commands` -> the words of `--help`, which imports none of them."""
+
+GROUPS = {
+    "Start here": ("demo", "init", "doctor", "help"),
+    "Run": ("run", "status", "health"),
+    "Use the stream": ("tail", "mirror", "verify", "snapshot"),
+    "Operate": ("export", "train", "cleanup"),
+}
+"""Title of `--help` -> its commands; `produce` is none of an operator's."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "run": (
@@ -103,12 +112,18 @@ app = App(
     help_format="plaintext",
     result_action="return_value",
     default_parameter=Parameter(show_default=False),
+    group_commands=Group("Other", sort_key=-1),
 )
 app.default(run)
-app.command(run, name="run", help_epilogue=_epilogue("run"))
+_titles = {title: Group(title, sort_key=-10 + place) for place, title in enumerate(GROUPS)}
+_groups = {name: _titles[title] for title, names in GROUPS.items() for name in names}
+_places = {name: place for place, name in enumerate(_groups)}
+app.command(run, name="run", help_epilogue=_epilogue("run"), group=_groups["run"], sort_key=_places["run"])
 for _command, _words in COMMANDS.items():
     _name = _command.partition(":")[2]
-    _more = {"help_epilogue": _epilogue(_name)} if _name in EXAMPLES else {}
+    _more: dict[str, Any] = {}
+    if _name in _groups:  # `produce` is an app of its own, which says all this itself
+        _more = {"help_epilogue": _epilogue(_name), "group": _groups[_name], "sort_key": _places[_name]}
     app.command(f"actors.commands.{_command}", name=_name, help=_words, **_more)
 
 

@@ -110,6 +110,8 @@ def test_it_asks_on_a_terminal_and_overwrites_nothing(tmp_path: Path) -> None:
         (["--tables", "a", "--nats", "http://x"], "NATS_URL"),
         (["--tables", "a", "--keep-wal", "lots'"], "--keep-wal"),
         (["--tables", "a", "--slot", "Bad-Slot"], "--slot"),
+        (["--tables", "a", "--nats-user", "a'b\"c"], "cannot stand in an env file"),
+        (["--tables", "a", "--nats-user", "a\nPG_HOST=x"], "cannot stand in an env file"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(arguments: list[str], words: str, tmp_path: Path) -> None:

@@ -14,12 +14,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 import zstandard
 from nats.aio.client import Client
 
+from actors.contract.records import Gap
 from actors.embedded.bridge import nats_environment
 from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
+from actors.tail.lines import LineMaker
 from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.servers import CLEAN, HANG_S, ROOT, Database, read_messages, wait_for, wait_for_events, with_nats
@@ -204,6 +207,20 @@ def wait_for_consumer(nats: NatsServer) -> None:
     while not with_nats(nats.url, count):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_colours_are_for_terminals_and_not_where_somebody_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    gap = Gap(1, 0, True, "s", "slot lost\x1b[2J", 1, 2, ("sales/orders",), of_table=False)
+    shown = {}
+    for on_terminal, no_colour in (True, ""), (True, "1"), (False, ""):
+        monkeypatch.setenv("NO_COLOR", no_colour)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda answer=on_terminal: answer)
+        shown[on_terminal, no_colour] = LineMaker.for_stdout().line(7, 10**18, gap)
+    assert "\x1b[1;31mGAP" in shown[True, ""]
+    assert "\x1b[2J" not in shown[True, ""], "what a database says steers no terminal"
+    assert shown[True, "1"] == shown[False, ""]
+    assert shown[False, ""].startswith("7 0/1         2001-09-09 01:46:40.000 GAP ")
+    assert shown[False, ""].endswith("copies of these are out of date: sales.orders")
 
 
 def test_what_cannot_work_is_said_at_once(nats: NatsServer) -> None:

@@ -157,7 +157,10 @@ def _with_user(url: str, role: str) -> str:
 
 
 def _quoted(value: str) -> str:
+    """A value as it stands in an env file. Raises ConfigError if none of its readers could read it."""
     quote = '"' if "'" in value else "'"
+    if quote in value or not value.isprintable():
+        raise ConfigError("WB002", f"{value!r} cannot stand in an env file; leave out quotes and line ends")
     return value if re.fullmatch(r"[\w@%+=:,./?&-]+", value, re.ASCII) else f"{quote}{value}{quote}"
 
 
