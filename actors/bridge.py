@@ -39,6 +39,7 @@ from actors.stream_monitor import watch_streams
 from actors.telemetry.log import get_logger, print_metrics_line
 from actors.telemetry.telemetry import Problem, Telemetry
 from actors.wal_monitor import watch_slot
+from actors.web.serving import page_url
 
 log = get_logger("bridge")
 
@@ -73,6 +74,7 @@ async def _run(config: Config, beside: Beside | None) -> int:
                 stop=stop, stream_info=link.stream_info, request_snapshot=link.request_snapshot,
             )  # fmt: skip
             await outer.start(serve)
+            log.info("serving", page=page_url(config.http))
             outer.start_soon(_log_metrics, telemetry)
             if config.heartbeat_url:
                 from actors.heartbeat import beat  # noqa: PLC0415  (an HTTP client, loaded only if it is used)

@@ -22,12 +22,12 @@ class WalbridgeError(Exception):
         return f"{self.code}: {self.what}" + (f" ({self.said})" if self.said else "")
 
     def explain(self) -> str:
-        """Return the complete message for a terminal: what, said, means, fix, docs; one aligned line each."""
+        """Return the complete message for a terminal: what, said, means, fix, where to read more; one aligned line each."""
         lines = [f"error {self.code}: {self.what}"]
         for label, text in (("said", self.said), ("means", self.means), ("fix", self.fix)):
             if text:
                 lines.append(f"  {label + ':':<7}" + text.replace("\n", "\n" + " " * 9))
-        lines.append(f"  docs:  docs/operations.md#{self.code.lower()}")
+        lines.append(f"  more:  walbridge help {self.code}")
         return "\n".join(lines)
 
 

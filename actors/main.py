@@ -6,8 +6,9 @@ import difflib
 import os
 import sys
 import traceback
+from typing import Any
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
 
 from actors import __version__
 from actors.commands.run import run
@@ -18,12 +19,15 @@ Environment: walbridge help env     An error by its code: walbridge help WB107
 
 Examples:
   walbridge demo
-  walbridge doctor
+  walbridge init
+  walbridge doctor --env-file walbridge.env
+  walbridge tail --from first
   walbridge mirror --tables users --to sqlite:///replica.db
   DATABASE_URL=postgresql://bridge@db/app NATS_URL=nats://nats walbridge
 """
 
 COMMANDS = {
+    "init:init": "Write an env file and a script that prepares PostgreSQL, for servers of your own, and say what comes next.",
     "doctor:doctor": "Check PostgreSQL, NATS and the path between before going live, or beside a running bridge, with a fix for"
     " each finding. Exit 0 fine, 1 warnings, 2 cannot work.",
     "status:status": "What a running bridge is doing: state, rates, positions, WAL held, snapshots, problems. Exit 0 while it"
@@ -31,6 +35,7 @@ COMMANDS = {
     "health:health": "Exit 0 while the bridge is streaming, 1 with the reason when it is not: for HEALTHCHECK and probes.",
     "snapshot:snapshot": "Ask the bridge that publishes a table for all of it, whatever the bridge's stream. Exit 0 when the"
     " snapshot is complete.",
+    "tail:tail": "Show changes as lines, from now on or from a sequence, a time or an LSN: all, one table's, or one row's.",
     "mirror:mirror": "Keep SQLite or PostgreSQL tables equal to the source, until stopped.",
     "verify:verify": "Prove that a replica equals its source at one LSN: exit 0, or 1 with what differs.",
     "train:train": "Train a zstd dictionary on rows of a live table, and measure on other rows what it saves.",
@@ -41,19 +46,63 @@ COMMANDS = {
     "demo:demo": "Servers, bridge, load and a live replica in this terminal: nothing to install or configure. Keys do real"
     " harm.",
     "produce:produce": "Write to the sample tables users, orders and test_types: load for trials, demonstrations and tests.",
-    "help:help": "Explain an error by its code (WB107), list the environment variables (env), or show this help.",
+    "help:help": "Explain an error by its code (WB107), an alert or a command, or list the environment variables (env).",
 }
 """Module and function below `actors.commands` -> the words of `--help`, which imports none of them."""
 
-EXAMPLES = {
-    "mirror": "walbridge mirror --tables users --to sqlite:///replica.db",
-    "verify": "walbridge verify --to sqlite:///replica.db",
-    "snapshot": "walbridge snapshot users",
-    "export": "walbridge export alerts",
-    "train": "walbridge train --table users",
-    "produce bulk": "walbridge produce bulk 1000",
+GROUPS = {
+    "Start here": ("demo", "init", "doctor", "help"),
+    "Run": ("run", "status", "health"),
+    "Use the stream": ("tail", "mirror", "verify", "snapshot"),
+    "Operate": ("export", "train", "cleanup"),
 }
-"""For a command whose required words are missing."""
+"""Title of `--help` -> its commands; `produce` is none of an operator's."""
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "run": (
+        "walbridge run --env-file walbridge.env",
+        "DATABASE_URL=postgresql://bridge@db/app NATS_URL=nats://nats walbridge",
+        "walbridge run --embedded",
+    ),
+    "init": (
+        "walbridge init",
+        "walbridge init --postgres postgresql://db.example.org/app --tables users,orders --nats nats://nats.example.org",
+    ),
+    "doctor": ("walbridge doctor --env-file walbridge.env", "walbridge doctor --round-trip --json"),
+    "status": ("walbridge status --watch", "walbridge status --url http://bridge:9090 --json"),
+    "health": ("walbridge health --port 9091",),
+    "snapshot": ("walbridge snapshot users", "walbridge snapshot sales.orders --no-wait"),
+    "tail": (
+        "walbridge tail --tables users,sales.orders",
+        "walbridge tail --tables users --key 42 --from 2h",
+        "walbridge tail --from first --no-wait --json",
+    ),
+    "mirror": (
+        "walbridge mirror --tables users --to sqlite:///replica.db",
+        "walbridge mirror --to postgresql://me@replica/app --env-file walbridge.env",
+    ),
+    "verify": (
+        "walbridge verify --to sqlite:///replica.db",
+        "walbridge verify --tables users --to sqlite:///replica.db --json",
+    ),
+    "train": ("walbridge train --table users",),
+    "export": (
+        "walbridge export alerts",
+        "walbridge export sql-role --tables users,orders",
+        "walbridge export compose --dir ops",
+    ),
+    "cleanup": ("walbridge cleanup", "walbridge cleanup --slot-only --yes"),
+    "demo": ("walbridge demo", "walbridge demo --seconds 60 --rate 1000", "walbridge demo --keep demo-data"),
+    "produce bulk": ("walbridge produce bulk 1000",),
+    "help": ("walbridge help WB107", "walbridge help WalbridgeLag", "walbridge help tail", "walbridge help env"),
+}
+"""By command; the first is also shown where required words are missing."""
+
+
+def _epilogue(command: str) -> str:
+    lines = "\n".join(f"  {line}" for line in EXAMPLES[command])
+    return f"Examples:\n{lines}\n"
+
 
 app = App(
     name="walbridge",
@@ -63,11 +112,19 @@ app = App(
     help_format="plaintext",
     result_action="return_value",
     default_parameter=Parameter(show_default=False),
+    group_commands=Group("Other", sort_key=-1),
 )
 app.default(run)
-app.command(run, name="run")
+_titles = {title: Group(title, sort_key=-10 + place) for place, title in enumerate(GROUPS)}
+_groups = {name: _titles[title] for title, names in GROUPS.items() for name in names}
+_places = {name: place for place, name in enumerate(_groups)}
+app.command(run, name="run", help_epilogue=_epilogue("run"), group=_groups["run"], sort_key=_places["run"])
 for _command, _words in COMMANDS.items():
-    app.command(f"actors.commands.{_command}", name=_command.partition(":")[2], help=_words)
+    _name = _command.partition(":")[2]
+    _more: dict[str, Any] = {}
+    if _name in _groups:  # `produce` is an app of its own, which says all this itself
+        _more = {"help_epilogue": _epilogue(_name), "group": _groups[_name], "sort_key": _places[_name]}
+    app.command(f"actors.commands.{_command}", name=_name, help=_words, **_more)
 
 
 def cli(arguments: list[str] | None = None) -> None:
@@ -113,7 +170,7 @@ def _one_line(exc: CycloptsError) -> str:
         found, kind = (exc.token.keyword or exc.token.value).partition("=")[0], "unknown option"
         wanted = [name for argument in exc.argument_collection for name in argument.names]
     elif isinstance(exc, MissingArgumentError) and exc.argument is not None:
-        example = EXAMPLES.get(command)
+        example = EXAMPLES.get(command, ("",))[0]
         words = "needs a value" if exc.keyword else "missing"
         return f"{exc.argument.name}: {words}; " + (f"e.g. {example}" if example else f"{help_} says what it is")
     else:
@@ -123,9 +180,10 @@ def _one_line(exc: CycloptsError) -> str:
 
 
 def _spelt_out(arguments: list[str]) -> list[str]:
-    """`--embedded` may stand alone: the folder is then the default one. `help` alone shows what `--help` shows."""
-    if arguments == ["help"]:
-        return ["--help"]
+    """`--embedded` may stand alone, for the default folder. `help tail` is `tail --help`, and `help` is `--help`."""
+    words = arguments[1:2]
+    if arguments[:1] == ["help"] and words not in (["help"], ["--help"], ["-h"]) and all(word in app for word in words):
+        return [*arguments[1:], "--help"]
     found = list(arguments)
     for i, argument in enumerate(found):
         if argument == "--embedded" and (i + 1 == len(found) or found[i + 1].startswith("-")):

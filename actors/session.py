@@ -23,7 +23,10 @@ from actors.startup.checkpoint import Start
 from actors.startup.start_plan import StartPlan, find_start
 from actors.startup.streams import StreamSetup
 from actors.suspensions import Suspensions
+from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import Telemetry
+
+log = get_logger("startup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,11 @@ async def open_session(
     if config.snapshots.zstd or config.snapshots.zstd_events:
         compressors = await publish_dictionaries(js, read_dictionaries(config.snapshots.dictionaries), setup.stream)
     of_events = compressors if config.snapshots.zstd_events else None
+    if config.snapshots.zstd_events and not compressors:
+        log.warning(
+            "--zstd-events compresses nothing: there are no dictionaries", folder=str(config.snapshots.dictionaries.absolute()),
+            fix="walbridge train --table TABLE makes one; --dictionaries says where they are",
+        )  # fmt: skip
     encoder = event_encoder(config.publish.encoding, setup.publish_prefix, of_events)
     schemas = SchemaPublisher(catalog, js, encoder, setup.stream)
     tables = list(publication.tables.values())

@@ -43,6 +43,7 @@ from actors.settings.resolve import resolve
 from actors.telemetry.log import metrics_line
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
+from tests.command_line import run_here
 from tests.compose_files import COMPOSE, MAIN, healthy, read_compose, run_init_scripts, with_secrets
 from tests.conftest import PASSWORD, MakeBridge, MakeNats, MakePostgres
 from tests.documents import section
@@ -652,6 +653,10 @@ def test_a_mirrors_user_reads_and_asks_and_writes_nothing(running: tuple[Databas
     assert refusals(server, "mirror", forbidden) == forbidden
     assert refusals(server, "mirror", ["snapshot.request.users"]) == []
     assert [e.body["data"]["id"] for e in read_stream(url_of(server, "mirror"))] == [1, 2]
+    mirror = {"NATS_URL": url_of(server, "mirror")}
+    done = run_here("tail", "--tables", "users", "--from", "1h", "--no-wait", env=mirror)
+    assert re.findall(r"INSERT +users +id=(\d)$", done.stdout, re.MULTILINE) == ["1", "2"], done.stderr
+    assert run_here("tail", "--stream", "CDC2", env=mirror).returncode == 2
 
 
 def test_mirror_and_verify_run_as_the_files_users_and_what_they_find_is_shown(

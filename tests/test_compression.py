@@ -256,6 +256,7 @@ def test_without_its_upload_compression_goes_on_without_the_dictionary(
     flags = ("--zstd", "--zstd-events", "--dictionaries", folder_with(tmp_path, large))
     bridge = make_bridge(database, nats, *flags)
     assert "continuing without a dictionary" in bridge.log()
+    assert "--zstd-events compresses nothing" in bridge.log()
     database.execute("INSERT INTO users SELECT g, 'User-' || g FROM generate_series(1, 500) g")
     events = wait_for_events(nats.url, 500)
     assert not any("Content-Encoding" in event.headers for event in events)

@@ -14,11 +14,16 @@ import subprocess
 import sys
 import termios
 import time
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
+from actors.demo.screen import Proof, Seen, TableRows, _frame
 from tests.servers import HANG_S, ROOT
 
 pytestmark = pytest.mark.servers  # the demo starts its own
@@ -46,7 +51,9 @@ def test_without_a_terminal_it_is_plain_lines_and_a_verdict() -> None:
     assert set(outcome["rows"]) == {"users", "orders"}
     assert "\x1b" not in done.stderr, "no cursor moves in a log"
     assert re.search(r"^ +\d+ s  streaming  ", done.stderr, re.MULTILINE)
-    assert "Page:       http://127.0.0.1:" in done.stderr
+    assert "Page:        http://127.0.0.1:" in done.stderr
+    assert "See changes: walbridge tail --env-file " in done.stderr
+    assert re.search(r"ends in [0-6] s", done.stderr)
 
 
 def test_it_survives_its_keys() -> None:
@@ -63,6 +70,7 @@ def test_it_survives_its_keys() -> None:
             if select.select([primary], [], [], 0.2)[0]:
                 try:
                     shown.extend(os.read(primary, 65536))
+                    shown[:] = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown)  # colours, and moves of the cursor
                 except OSError as exc:
                     raise AssertionError(f"it ended: {shown[-3000:].decode(errors='replace')}") from exc
 
@@ -70,8 +78,8 @@ def test_it_survives_its_keys() -> None:
         read_until("✓ equal count".encode())
         started = children_of(process.pid)
         for key, answer in (
-            (b"v", b"comparing both sides"), (b"d", b"not while verify reads the tables"), (b"", b"verify: equal at one LSN"),
-            (b"k", b"bridge killed with -9"), (b"", b"streaming   bridge killed 1x"), (b"d", b"ADD COLUMN added_1"),
+            (b"v", b"comparing both sides"), (b"d", b"ALTER TABLE waits until verify"), (b"", b"verify: equal at one LSN"),
+            (b"", b"ADD COLUMN added_1"), (b"", b"0 lost, 0 doubled"), (b"k", b"bridge killed with -9"), (b"", b"streaming   bridge killed 1x"), (b"d", b"ADD COLUMN added_2"),
             (b"s", b"snapshot of users requested"), (b"+", b"250 changes per second"), (b"n", b"NATS killed; it comes back"),
             (b"k", b"bridge killed 2x"), (b"q", b"load stopped"),
         ):  # fmt: skip
@@ -86,6 +94,26 @@ def test_it_survives_its_keys() -> None:
         process.kill()
         process.wait()
         os.close(primary)
+
+
+def seen(**more: Any) -> Seen:
+    tables = [TableRows("users", 12, 30, 12), TableRows("orders", 7, 9, None)]
+    return Seen("streaming", 39, 0.0, 1, 2.0, 9.0, tables, 'cdc.users.insert  {"name": "Jörg Müller"}', **more)
+
+
+@pytest.mark.parametrize("width", [20, 60, 110])
+def test_a_frame_is_as_wide_as_the_terminal_whatever_is_in_it(width: int) -> None:
+    """A line that wrapped would leave remains of earlier frames."""
+    console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
+    log = ((3.0, "bridge killed with -9 and started again, " * 5),)
+    console.print(_frame(seen(log=log, proof=Proof(True, "0/1A", 1.0, 4), next_proof_s=7.0, left_s=42.0, seconds=2.0), "9/s"))
+    file = console.file
+    assert isinstance(file, StringIO)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-z]", "", line) for line in file.getvalue().splitlines()]
+    assert {cell_len(line) for line in lines} == {width}
+    if width > 100:
+        for words in ("Jörg Müller", "0 lost, 0 doubled", "next in 7 s", "ends in 42 s", "[q]uit"):
+            assert words in "".join(lines), lines
 
 
 def test_ctrl_c_ends_it_in_order_and_what_was_asked_for_is_kept(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ RUN_HERE = {
     "README.md#With your own servers": "test_the_readmes_way_to_ones_own_servers",
     "README.md#A live copy": "test_a_live_copy_and_its_proof",
     "docs/operations.md#Before going live": "test_the_doctor_before_going_live",
+    "docs/consumers.md#Looking at changes": "test_a_live_copy_and_its_proof",
     "docs/mirror.md#Start one": "test_a_live_copy_and_its_proof",
     "docs/mirror.md#Prove it": "test_a_live_copy_and_its_proof",
 }
@@ -225,6 +226,12 @@ def test_a_live_copy_and_its_proof(
         assert proof.returncode == 0, proof.stdout + proof.stderr
         assert alike(proof.stdout) == alike(prove.prints)
     assert bridge.get("/ready")[0] == 200
+    printed = []
+    for line in the_block("docs/consumers.md#Looking at changes").commands.splitlines():
+        tailed = shell.run(f"{export}\n{line.partition('#')[0].replace('--no-wait', '')} --no-wait")
+        assert tailed.returncode == 0, tailed.stderr
+        printed.append(tailed.stdout.splitlines())
+    assert [len(lines) for lines in printed] == [0, 1, 10, 808]
 
 
 @pytest.mark.own_servers("the documents' NATS has no password")

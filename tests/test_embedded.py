@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -419,14 +420,20 @@ def test_the_lines_that_run_embedded_prints_work_when_pasted(directory: Path, tm
             assert bridge.poll() is None
             time.sleep(0.05)
         subprocess.run(printed["Change a row"], shell=True, check=True, stdout=subprocess.DEVNULL)
-        assert any(line.startswith("cdc.users.insert") and '"name":"Ada"' in line for line in bridge.stdout)
+        assert any(re.search(r" INSERT +users +id=1 name=Ada email=ada@example.org ", line) for line in bridge.stdout)
+
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        program, _, arguments = printed["See changes"].partition(" ")
+        assert program == "walbridge"
+        command = f"{shlex.quote(sys.executable)} -m actors.main {arguments} --no-wait"
+        assert b"name=Ada" in subprocess.run(command, shell=True, check=True, env=env, capture_output=True).stdout
 
         program, _, arguments = printed["Mirror it"].partition(" ")
         assert program == "walbridge"
         pasted.append(
             subprocess.Popen(
                 f"exec {shlex.quote(sys.executable)} -m actors.main {arguments}", shell=True, cwd=tmp_path,
-                env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
+                env=env, stderr=subprocess.DEVNULL,
             )
         )  # fmt: skip
         names: list[tuple[str]] = []
@@ -438,6 +445,14 @@ def test_the_lines_that_run_embedded_prints_work_when_pasted(directory: Path, tm
             ):
                 names = replica.execute("SELECT name FROM users").fetchall()
             time.sleep(0.05)
+        for server in ("postgres", "nats-server"):  # a server that dies is started again
+            ours = [one for one in psutil.Process(bridge.pid).children(recursive=True) if server in one.name()]
+            min(ours, key=psutil.Process.create_time).kill()
+        subprocess.run(
+            f"for i in $(seq 60); do {printed['Change a row'].replace('Ada', 'Eve')} && break; sleep 1; done", shell=True,
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert any(" name=Eve " in line for line in bridge.stdout)
         bridge.send_signal(signal.SIGINT)
         bridge.stdout.read()
         assert bridge.wait(HANG_S) == 0

@@ -281,3 +281,14 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     unit.write_text(unit.read_text().replace("ProtectSystem=strict", "ProtectSystme=strict"))
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
     assert "ProtectSystme" in done.stderr, "the check sees a wrong word"
+
+
+def test_alerts_link_to_the_page_that_is_given() -> None:
+    done = run_here("export", "alerts", "--runbooks", "https://wiki.example.org/a?b=c")
+    links = [rule["annotations"]["runbook_url"] for group in yaml.safe_load(done.stdout)["groups"] for rule in group["rules"]]
+    assert "https://wiki.example.org/a?b=c#walbridgelag" in links
+    assert all(link.startswith("https://wiki.example.org/a?b=c#walbridge") for link in links)
+    for bad in ("", 'x"', "a b", "x#y", "a\\b"):
+        refused = run_here("export", "alerts", f"--runbooks={bad}")
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "--runbooks" in refused.stderr

@@ -353,7 +353,7 @@ def test_tables_change_their_shape_and_their_name(url: str) -> None:
         again = [
             dialect.create_table(staging),
             dialect.drop_table(shape.local),
-            dialect.rename_table(staging.local, shape.local[1]),
+            *dialect.rename_table(staging.local, shape.local[1]),
         ]
         await store.run([Statement(sql, [()]) for sql in again], commit=True)
         assert await content(store, shape) == []

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -288,3 +289,21 @@ def test_a_function_planted_in_public_is_never_called(database: Database) -> Non
 def test_tls_that_the_server_does_not_speak_is_said(pg18: PostgresServer) -> None:
     error = refusal(psycopg.conninfo.make_conninfo(pg18.dsn(), sslmode="require"))
     assert "does not support SSL" in error.said
+    assert (error.code, "ssl = on" in error.fix, "sslrootcert" in error.fix) == ("WB122", True, False)
+
+
+def test_a_database_that_does_not_exist_is_named_where_it_is_given(pg18: PostgresServer) -> None:
+    error = refusal(pg18.dsn("nobody_made_it"))
+    assert (error.code, "postgresql://host/NAME" in error.fix) == ("WB103", True)
+
+
+def test_peer_authentication_is_a_refusal_with_its_own_fix(make_postgres: MakePostgres, server_folder: Path) -> None:
+    sockets = server_folder / "sockets"
+    sockets.mkdir(mode=0o777)
+    sockets.chmod(0o777)
+    server = make_postgres(unix_socket_directories=str(sockets))
+    (server.data_dir / "pg_hba.conf").write_text("local all all peer\n")
+    server.restart()
+    error = refusal(f"host={sockets} port={server.port} user=somebody_else dbname=postgres")
+    assert (error.code, type(error)) == ("WB103", SourceRefused)
+    assert "PG_HOST=127.0.0.1" in error.fix

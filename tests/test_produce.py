@@ -242,7 +242,7 @@ def test_a_role_without_rights_gets_the_statement_that_gives_them(samples: Datab
         assert "hunter3" not in stranger.stderr
         poor = produce(f"postgresql://produce_poor:hunter2@{address}", "bulk", "5")
         assert (poor.returncode, "error WB100: " in poor.stderr, "42501" in poor.stderr) == (1, True, True), poor.stderr
-        fix = poor.stderr.partition("fix:")[2].partition("  docs:")[0]
+        fix = poor.stderr.partition("fix:")[2].partition("  more:")[0]
         samples.execute(fix.partition(": ")[2])
         for arguments in (["bulk", "5"], ["bulk", "5", "--table", "orders"], ["mixed", "--seconds", "1"], ["crud"], ["check"]):
             done = produce(f"postgresql://produce_poor:hunter2@{address}", *arguments)

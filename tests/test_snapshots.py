@@ -460,7 +460,7 @@ def test_zstd_with_a_dictionary(database: Database, nats: NatsServer, make_bridg
 
 def test_the_command_asks_and_follows(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute(USERS)
-    make_bridge(database, nats)
+    bridge = make_bridge(database, nats)
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "actors.main", "snapshot", *words]
@@ -475,3 +475,14 @@ def test_the_command_asks_and_follows(database: Database, nats: NatsServer, make
     assert "unknown_table: no table no=20such" in failed.stderr
     assert "tables: users" in failed.stderr
     assert command("users", "--no-wait").stdout == "asked for users\n"
+    database.execute(
+        "CREATE SCHEMA sales; CREATE TABLE sales.orders (id int PRIMARY KEY); ALTER PUBLICATION cdc_pub ADD TABLE sales.orders"
+    )
+    assert "unknown_table" in command("sales.nothing").stderr  # has the publication looked at
+    assert command("sales.orders").stdout.startswith("sales.orders: 0 rows in 0 chunks")
+    bridge.stop()
+    argv = [sys.executable, "-m", "actors.main", "snapshot", "sales.orders"]
+    with subprocess.Popen(argv, env={**os.environ, "NATS_URL": nats.url}, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        assert "sales.orders: no answer yet: " in waiting.stderr.readline()
+        waiting.kill()

@@ -14,9 +14,9 @@ from actors.settings.setting import OTHER
 
 def demo(
     *,
-    seconds: Annotated[float | None, option(OTHER, "end after this many seconds")] = None,
-    rate: Annotated[int, option(OTHER, "changed rows per second to begin with [250]", validator=Number(gte=1))] = 250,
-    keep: Annotated[Path | None, option(OTHER, "keep data and logs in this folder")] = None,
+    seconds: Annotated[float | None, option(OTHER, "end after this many seconds", "SECONDS", validator=Number(gt=0))] = None,
+    rate: Annotated[int, option(OTHER, "changed rows per second to begin with [250]", "N", validator=Number(gte=1))] = 250,
+    keep: Annotated[Path | None, option(OTHER, "keep data and logs in this folder", "DIR")] = None,
     json: Annotated[bool, option(OTHER, "the outcome as JSON")] = False,
 ) -> int:
     """Run the demo until `q`, Ctrl-C or so many seconds."""

@@ -30,10 +30,10 @@ from actors.commands.quoting import dotenv, fill
 from actors.contract.subjects import key_prefix, publish_prefix
 from actors.errors import ConfigError
 from actors.settings.config import Config
+from actors.settings.env_file import read_env_file
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
 from actors.settings.setting import OTHER, SOURCE
-from actors.settings.sources import read_env_file
 from actors.wire.sql_names import quoted
 
 Kind = Literal["alerts", "grafana", "alloy", "compose", "kubernetes", "systemd", "nats-permissions", "sql-role"]
@@ -64,7 +64,7 @@ SINGLE: Mapping[Kind, str] = {
 
 PLACES: Mapping[str, Sequence[str]] = {
     "prometheus/prometheus.yml": ['"bridge:@port@"'],
-    "prometheus/walbridge-alerts.yml": ['slot_name="@slot@"', 'stream_name=~"@stream@.*"'],
+    "prometheus/walbridge-alerts.yml": ['slot_name="@slot@"', 'stream_name=~"@stream@.*"', 'runbook_url: "@runbooks@#'],
     "grafana/dashboards/walbridge.json": [
         '"Walbridge: @slot@ to @stream@"',
         r"slot_name=\"@slot@\"",
@@ -110,6 +110,8 @@ class Setup:
     """Without credentials."""
     replicas: int = 1
     image: str = f"walbridge:{__version__}"
+    runbooks: str = "docs/operations.md"
+    """The page that has a section for each alert."""
 
 
 DEFAULT = Setup("cdc_slot", "cdc_pub", "CDC", 9090, "walbridge", "app", "bridge", (("public", "users"), ("public", "orders")))
@@ -122,13 +124,20 @@ def export(
     kind: Annotated[str, Parameter(help="alerts, grafana, alloy, compose, kubernetes, systemd, nats-permissions or sql-role")],
     /,
     *,
-    dir: Annotated[Path | None, Parameter(help="write into this folder instead of printing")] = None,
-    tables: Annotated[str, option(SOURCE, "what the publication holds [users,orders]")] = "users,orders",
-    image: Annotated[str, option(OTHER, f"for kubernetes: the image that was pushed [{DEFAULT.image}]")] = DEFAULT.image,
+    dir: Annotated[Path | None, Parameter(help="write into this folder instead of printing", metavar="DIR")] = None,
+    tables: Annotated[str, option(SOURCE, "what the publication holds [users,orders]", "TABLES")] = "users,orders",
+    runbooks: Annotated[
+        str, option(OTHER, "the page where you keep the alerts' sections of docs/operations.md", "URL")
+    ] = DEFAULT.runbooks,
+    image: Annotated[
+        str, option(OTHER, f"for kubernetes: the image that was pushed [{DEFAULT.image}]", "IMAGE")
+    ] = DEFAULT.image,
     env_file: EnvFile = None,
 ) -> int:
     """Print or write files for operating the bridge."""
-    return write(kind, dir, replace(make_setup(flags, os.environ, env_file, tables), image=image))
+    if not re.fullmatch(r"[!$-\[\]-~]+", runbooks) or "#" in runbooks:  # it stands in double quotes of YAML
+        raise ConfigError("WB002", f"--runbooks: {runbooks!r} is no address; give e.g. https://wiki.example.org/walbridge")
+    return write(kind, dir, replace(make_setup(flags, os.environ, env_file, tables), image=image, runbooks=runbooks))
 
 
 def write(kind: str, folder: Path | None, setup: Setup) -> int:
@@ -310,6 +319,7 @@ def _words(setup: Setup) -> dict[str, str]:
         "port": str(setup.port),
         "role": setup.role,
         "nats_user": setup.nats_user,
+        "runbooks": setup.runbooks,
         "program": shutil.which("walbridge") or "/usr/local/bin/walbridge",
         "grants": "\n".join(grants),
         "publication_statement": f"CREATE PUBLICATION {publication} FOR TABLE {', '.join(tables)}",

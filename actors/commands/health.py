@@ -7,14 +7,14 @@ import os
 import sys
 from http.client import HTTPConnection, HTTPException
 
-from actors.settings.flags import Flags, takes_settings
+from actors.settings.flags import EnvFile, Flags, takes_settings
 from actors.settings.sources import Sources
 
 
 @takes_settings(port="of the running bridge", bind="of the running bridge")
-def health(flags: Flags) -> int:
+def health(flags: Flags, *, env_file: EnvFile = None) -> int:
     """Ask a bridge whether it is streaming."""
-    sources = Sources(flags, os.environ, None)
+    sources = Sources(flags, os.environ, env_file)
     return check_health(sources.read("bind"), sources.read("port"))
 
 

@@ -21,9 +21,9 @@ from actors.telemetry.log import set_up_logging
 def mirror(
     flags: Flags,
     *,
-    to: Annotated[str, option(REPLICA, "the replica: sqlite:///file.db or postgresql://user@host/db")],
-    tables: Annotated[str, option(REPLICA, "tables, separated by commas [all that the bridge publishes]")] = "",
-    again: Annotated[str, option(REPLICA, "tables to copy again first, separated by commas")] = "",
+    to: Annotated[str, option(REPLICA, "the replica: sqlite:///file.db or postgresql://user@host/db", "URL")],
+    tables: Annotated[str, option(REPLICA, "tables, separated by commas [all that the bridge publishes]", "TABLES")] = "",
+    again: Annotated[str, option(REPLICA, "tables to copy again first, separated by commas", "TABLES")] = "",
     env_file: EnvFile = None,
 ) -> int:
     """Keep SQLite or PostgreSQL tables equal to the source, until stopped."""

@@ -31,15 +31,16 @@ _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 
 produce = App(
     name="produce",
+    help_epilogue="Examples:\n  walbridge produce bulk 1000\n  walbridge produce mixed --rate 100 --seconds 30\n",
     help_format="plaintext",
     version_flags=[],
     default_parameter=Parameter(show_default=False),
 )
 
 Json = Annotated[bool, Parameter(negative="", help="the result as JSON")]
-EnvFile = Annotated[Path | None, Parameter(help=ENV_FILE.help())]
-Seed = Annotated[str | None, Parameter(help="a number: the same rows each time")]
-TableName = Annotated[str, Parameter(help="users, orders or test_types [users]")]
+EnvFile = Annotated[Path | None, Parameter(help=ENV_FILE.help(), metavar=ENV_FILE.value)]
+Seed = Annotated[str | None, Parameter(help="a number: the same rows each time", metavar="N")]
+TableName = Annotated[str, Parameter(help="users, orders or test_types [users]", metavar="TABLE")]
 
 
 def _producer(seed: str | None, as_json: bool, env_file: Path | None) -> Producer:
@@ -53,7 +54,7 @@ def bulk(
     /,
     *,
     table: TableName = "users",
-    batch: Annotated[str, Parameter(help="rows per transaction [1000]")] = "1000",
+    batch: Annotated[str, Parameter(help="rows per transaction [1000]", metavar="N")] = "1000",
     seed: Seed = None,
     json: Json = False,
     env_file: EnvFile = None,
@@ -65,9 +66,9 @@ def bulk(
 @produce.command
 def stream(
     *,
-    every: Annotated[str, Parameter(help="time from one transaction to the next [1s]")] = "1s",
-    take: Annotated[str | None, Parameter(help="end after this many transactions [until stopped]")] = None,
-    rows: Annotated[str, Parameter(help="rows per transaction [1]")] = "1",
+    every: Annotated[str, Parameter(help="time from one transaction to the next [1s]", metavar="TIME")] = "1s",
+    take: Annotated[str | None, Parameter(help="end after this many transactions [until stopped]", metavar="N")] = None,
+    rows: Annotated[str, Parameter(help="rows per transaction [1]", metavar="N")] = "1",
     table: TableName = "users",
     seed: Seed = None,
     json: Json = False,
@@ -80,8 +81,8 @@ def stream(
 @produce.command
 def mixed(
     *,
-    rate: Annotated[str, Parameter(help="changed rows per second [500]")] = "500",
-    seconds: Annotated[str, Parameter(help="how long [60]")] = "60",
+    rate: Annotated[str, Parameter(help="changed rows per second [500]", metavar="N")] = "500",
+    seconds: Annotated[str, Parameter(help="how long [60]", metavar="SECONDS")] = "60",
     seed: Seed = None,
     json: Json = False,
     env_file: EnvFile = None,

@@ -18,7 +18,7 @@ from actors.settings.flags import EnvFile, Flags, option, takes_settings
 def run(
     flags: Flags,
     *,
-    embedded: Annotated[str | None, option(EMBEDDED.group, EMBEDDED.help())] = None,
+    embedded: Annotated[str | None, option(EMBEDDED.group, EMBEDDED.help(), EMBEDDED.value)] = None,
     env_file: EnvFile = None,
     print_config: Annotated[bool, option(PRINT_CONFIG.group, PRINT_CONFIG.help())] = False,
 ) -> int:

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-import orjson
 import trio
 
 from actors.bridge import run
-from actors.clients.nats.connection import open_nats
-from actors.commands.status import printable
-from actors.contract.compression import ENCODING_HEADER
-from actors.contract.decoding import decode_body
-from actors.contract.subjects import CDC_ALL
 from actors.embedded.process import free_port, port_is_free
-from actors.embedded.servers import start_embedded
-from actors.errors import MalformedMessage, SinkUnavailable
+from actors.embedded.servers import EmbeddedServers, default_directory, start_embedded
 from actors.settings.config import Config
 from actors.settings.resolve import resolve
-from actors.telemetry.log import set_up_logging
-from actors.wire.nats import Msg
+from actors.tail.beginning import NOW
+from actors.tail.following import Read, Reading, follow
+from actors.tail.lines import LineMaker
+from actors.telemetry.log import get_logger, set_up_logging
+from actors.telemetry.quantities import counted, escaped
+
+log = get_logger("embedded")
 
 LINES_PER_SECOND = 20
-WIDTH = 160
 
 
 def run_embedded(directory: str, flags: Mapping[str, object], env_file: Path | None) -> int:
     """Start the servers on the data in `directory` (empty: the default), run the bridge, stop the servers; the exit code."""
     # report what is wrong with the flags before anything is started
     resolve(flags, {**os.environ, "DATABASE_URL": "postgresql://postgres@127.0.0.1"}, env_file)
-    with start_embedded(Path(directory) if directory else None) as servers:
+    folder = Path(directory) if directory else None
+    print(f"Starting PostgreSQL and NATS in {folder or default_directory()} ...", flush=True)
+    with start_embedded(folder) as servers:
         environ = {**os.environ, **servers.environment}
         given = dict(flags)
         config = resolve(given, environ, env_file)
@@ -41,55 +40,44 @@ def run_embedded(directory: str, flags: Mapping[str, object], env_file: Path | N
         set_up_logging(config.log.level, config.log.format, config.secrets)
         page = f"http://127.0.0.1:{config.http.port}/"
         print(f"{servers.describe()}\n{'Page:':<14}{page}\n{'Status:':<14}{page}status\n{'Stop:':<14}Ctrl-C", flush=True)
-        return run(config, beside=print_events)
+        return run(config, beside=partial(print_events, servers))
 
 
-async def print_events(config: Config) -> None:
-    """Print one line per event, at most 20 per second, until cancelled."""
+async def print_events(servers: EmbeddedServers, config: Config) -> None:
+    """Print one line per change, at most 20 per second, and start again a server that has died, until cancelled."""
     lines = _Lines()
-    while True:
-        try:
-            async with open_nats(config.nats, set()) as nats:
-                await nats.subscribe(CDC_ALL, lines.take)
-                while True:
-                    await trio.sleep(1)
-                    lines.next_second()
-        except* SinkUnavailable:
+    reading = Reading(config.nats, config.publish.stream, (), NOW, lines.show, lambda _: None, waits=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow, reading)
+        while True:
             await trio.sleep(1)
+            lines.next_second()
+            for name in servers.ended:
+                log.warning("a server has ended and is started again", server=name, logs=str(servers.directory))
+                await trio.to_thread.run_sync(servers.start_again, name)
 
 
 class _Lines:
-    """Prints events up to the limit of a second, then only counts them."""
+    """Prints changes up to the limit of a second, then only counts them."""
 
     def __init__(self) -> None:
+        self._lines = LineMaker.for_stdout()
         self._printed = self._held_back = 0
 
-    def take(self, message: Msg) -> None:
-        if self._printed >= LINES_PER_SECOND:
-            self._held_back += 1
-            return
-        self._printed += 1
-        subject = printable(message.subject.decode("utf-8", "replace"))
-        if ENCODING_HEADER.encode() in message.headers:
-            _print(f"{subject:<26} {len(message.payload):,} bytes, compressed")
-            return
-        try:
-            body = decode_body(message.payload)
-            events = [event for event in (body if isinstance(body, list) else [body]) if isinstance(event, dict)]
-        except MalformedMessage:
-            events = []
-        if not events:
-            _print(f"{subject:<26} {len(message.payload):,} bytes that are not an event: another program publishes here")
-        for event in events:
-            shown = event.get("data") if "data" in event else {k: event[k] for k in ("schema_id", "reason") if k in event}
-            text = orjson.dumps(shown, default=repr).decode()
-            _print(f"{subject:<26} {text if len(text) <= WIDTH else text[:WIDTH] + ' ...'}")
+    def show(self, messages: Sequence[Read]) -> bool:
+        """Print the changes of these messages, or some of them; always True: there is never enough."""
+        for message, events, problem in messages:
+            lines = [self._lines.line(message.seq, int(message.stored_at), event) for _, event in events]
+            for line in lines or [f"message {message.seq}, {escaped(message.subject)}: {escaped(problem)}"]:
+                if self._printed < LINES_PER_SECOND:
+                    self._printed += 1
+                    print(line, flush=True)
+                else:
+                    self._held_back += 1
+        return True
 
     def next_second(self) -> None:
+        """Say how many changes were not shown, and begin again."""
         if self._held_back:
-            _print(f"... and {self._held_back:,} more events in this second")
+            print(f"... and {counted(self._held_back, 'more change')}", flush=True)
         self._printed = self._held_back = 0
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stdout, flush=True)

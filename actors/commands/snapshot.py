@@ -10,12 +10,13 @@ from typing import Annotated, Any
 import trio
 from cyclopts import Parameter
 
-from actors.clients.nats.connection import open_nats
+from actors.clients.nats.connection import SinkRefused, open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.snapshot_answers import newest_answer
+from actors.contract.bridge_record import BridgeRecord
 from actors.contract.event_encoder import read_any_document
-from actors.contract.subjects import INIT, init_error, init_meta, request
-from actors.contract.table_token import TOKEN_MAX, as_token
+from actors.contract.subjects import BRIDGES, INIT, bucket_stream, init_error, init_meta, init_start, request
+from actors.contract.table_token import TOKEN_MAX, as_token, find_token, table_name
 from actors.errors import ConfigError, SinkUnavailable
 from actors.process import most_telling
 from actors.settings.config import NatsConfig
@@ -26,13 +27,13 @@ from actors.telemetry.quantities import counted
 from actors.wire.nats import encode_pub
 
 LOOK_EVERY_S = 0.2
-WAITING_AFTER_S = 15.0
+WAITING_AFTER_S = 2.0
 
 
 @takes_settings("nats_context", stream="CDC stream of the bridge that is asked")
 def snapshot(
     flags: Flags,
-    table: Annotated[str, Parameter(help="a table of schema public, or a token such as sales/orders")],
+    table: Annotated[str, Parameter(help="users or sales.orders, or a token such as sales/orders")],
     /,
     *,
     wait: Annotated[bool, option(OTHER, "until the snapshot is complete [yes]", negative="--no-wait")] = True,
@@ -48,7 +49,8 @@ def snapshot(
 
 def ask_for_snapshot(config: NatsConfig, table: str, stream: str, *, wait: bool, as_json: bool) -> int:
     """0 when the snapshot is complete (without `wait`: requested), 1 when it failed. Raises ConfigError without NATS."""
-    outcome: dict[str, Any] = trio.run(_ask, config, as_token(table), stream, wait)
+    token, outcome = trio.run(_ask, config, table, stream, wait)
+    name = table_name(token)
     if as_json:
         print(json.dumps(outcome))
     elif "error_type" in outcome:
@@ -57,29 +59,40 @@ def ask_for_snapshot(config: NatsConfig, table: str, stream: str, *, wait: bool,
             print(f"  tables: {', '.join(outcome['available_tables'])}", file=sys.stderr)
     elif "row_count" in outcome:
         print(
-            f"{outcome['table']}: {counted(outcome['row_count'], 'row')} in {counted(outcome['batch_count'], 'chunk')},"
+            f"{name}: {counted(outcome['row_count'], 'row')} in {counted(outcome['batch_count'], 'chunk')},"
             f" {outcome['snapshot_id']}"
         )
     else:
-        print(f"asked for {outcome['table']}")
+        print(f"asked for {name}")
     return 1 if "error_type" in outcome else 0
 
 
-async def _ask(config: NatsConfig, token: str, stream: str, wait: bool) -> dict[str, Any]:
+async def _ask(config: NatsConfig, table: str, stream: str, wait: bool) -> tuple[str, dict[str, Any]]:
     try:
         async with open_nats(config, set()) as nats:
             js = JetStream(nats)
+            token = await _token_of(js, table, stream)
             info = await js.stream_info(INIT)
             since_seq = int(info["state"]["last_seq"]) if info is not None else 0
             await nats.send(encode_pub(request(token, stream).encode(), b"", b""))
             if not wait:
-                return {"table": token}
-            return await _follow(js, token, stream, since_seq)
+                return token, {"table": token}
+            return token, await _follow(js, token, stream, since_seq)
     except* SinkUnavailable as group:
         cause = most_telling(group)
         assert isinstance(cause, SinkUnavailable)
         raise ConfigError(cause.code, cause.what, said=cause.said, means=cause.means, fix=cause.fix) from None
     raise AssertionError("the body returns or raises")
+
+
+async def _token_of(js: JetStream, table: str, stream: str) -> str:
+    """The token of a table by the names that the bridge publishes, or of a table that it does not know."""
+    try:
+        entry = await js.kv_get(BRIDGES, stream) if await js.stream_info(bucket_stream(BRIDGES)) is not None else None
+    except SinkRefused:  # who may only ask gives the token, or a name of schema public
+        entry = None
+    published = BridgeRecord.decode(entry.data, stream).tables if entry is not None else ()
+    return find_token(table, published) or as_token(table)
 
 
 async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dict[str, Any]:
@@ -93,9 +106,15 @@ async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dic
                 return found
         if not reported and trio.current_time() - started > WAITING_AFTER_S:
             reported = True
-            print(f"waiting: other snapshots may run first, or no bridge of stream {stream} runs (another one: --stream NAME); "
-                  "the request is kept (Ctrl-C ends only the wait)",
-                  file=sys.stderr)  # fmt: skip
+            has_begun = await _last(js, init_start(token), stream, since_seq)
+            print(f"{table_name(token)}: {'the snapshot has begun' if has_begun else await _why_no_answer(js, stream)}; "
+                  "Ctrl-C ends only the wait", file=sys.stderr)  # fmt: skip
+
+
+async def _why_no_answer(js: JetStream, stream: str) -> str:
+    if await js.stream_info(stream) is None:
+        return f"the request is kept until a bridge of stream {stream} runs; there was none yet (another one: --stream NAME)"
+    return f"no answer yet: other snapshots may run first, or no bridge of stream {stream} runs; the request is kept"
 
 
 async def _last(js: JetStream, subject: str, stream: str, since_seq: int) -> dict[str, Any]:

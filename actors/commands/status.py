@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from actors.errors import ConfigError
-from actors.settings.flags import Flags, option, takes_settings
+from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.setting import HTTP, OTHER
 from actors.settings.sources import Sources
 from actors.telemetry.quantities import age, counted, human_bytes, span
@@ -32,14 +32,15 @@ class NoAnswer(Exception):
 def status(
     flags: Flags,
     *,
-    url: Annotated[str, option(HTTP, "of a bridge elsewhere, instead of --port [http://127.0.0.1:9090]")] = "",
+    url: Annotated[str, option(HTTP, "of a bridge elsewhere, instead of --port [http://127.0.0.1:9090]", "URL")] = "",
     json: Annotated[bool, option(OTHER, "as JSON; with --watch one line per second")] = False,
     watch: Annotated[bool, option(OTHER, "look every second until Ctrl-C")] = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Ask a bridge what it is doing."""
     if url and flags["port"]:
         raise ConfigError("WB002", "--port: the address of --url has one; leave out either")
-    address = url or f"http://127.0.0.1:{Sources(flags, os.environ, None).read('port')}"
+    address = url or f"http://127.0.0.1:{Sources(flags, os.environ, env_file).read('port')}"
     return show_status(address, as_json=json, watch=watch)
 
 

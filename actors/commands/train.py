@@ -21,7 +21,7 @@ from actors.clients.postgres.publications import PublishedTable, published_table
 from actors.clients.postgres.table_sample import TableSample, sample_table
 from actors.contract.compression import dictionary_id
 from actors.contract.subjects import DICTIONARIES, bucket_keys
-from actors.contract.table_token import as_token
+from actors.contract.table_token import find_token, table_name
 from actors.dictionaries.training import TooLittle, Trained, train_dictionary
 from actors.errors import ConfigError, Fatal, Transient, WalbridgeError
 from actors.process import most_telling
@@ -31,6 +31,7 @@ from actors.settings.resolve import resolve
 from actors.settings.setting import OTHER, SNAPSHOTS, SOURCE
 from actors.startup.streams import ensure_bucket
 from actors.telemetry.log import set_up_logging
+from actors.telemetry.quantities import listed
 
 SIZE_MIN_BYTES, SIZE_MAX_BYTES = 1024, 256 * 1024
 ROWS_MIN = 200
@@ -46,8 +47,8 @@ SAMPLE_BYTES_MAX = 24 * 1024 * 1024
 def train(
     flags: Flags,
     *,
-    table: Annotated[str, option(SOURCE, "a published table: users, sales/orders")],
-    size: Annotated[str, option(SNAPSHOTS, "of the dictionary [16k]")] = "16k",
+    table: Annotated[str, option(SOURCE, "a published table: users, sales.orders", "TABLE")],
+    size: Annotated[str, option(SNAPSHOTS, "of the dictionary [16k]", "BYTES")] = "16k",
     upload: Annotated[bool, option(SNAPSHOTS, "also put the dictionary into KV dictionaries")] = False,
     json: Annotated[bool, option(OTHER, "the report as JSON")] = False,
     env_file: EnvFile = None,
@@ -74,7 +75,7 @@ def train_table(config: Config, table: str, size: str, *, upload: bool, as_json:
     """
     size_bytes = parse_size(size)
     try:
-        sample = trio.run(_sample, config, as_token(table))
+        sample = trio.run(_sample, config, table)
         try:
             trained = train_dictionary(sample, size_bytes)
         except TooLittle as exc:
@@ -93,33 +94,33 @@ def train_table(config: Config, table: str, size: str, *, upload: bool, as_json:
     return 0
 
 
-async def _sample(config: Config, token: str) -> TableSample:
+async def _sample(config: Config, table: str) -> TableSample:
     connection = await PgConnection.connect(config.postgres, application_name="walbridge train")
     with closing(connection):
         publication = config.source.publication
-        published = _find(await published_tables(connection, publication), token, publication)
+        published = _find(await published_tables(connection, publication), table, publication)
         published = await with_row_filter(connection, publication, published)
         sample = await sample_table(connection, published, rows_max=ROWS_MAX, bytes_max=SAMPLE_BYTES_MAX)
     if len(sample.rows) < ROWS_MIN:
-        raise _too_few(token, len(sample.rows))
+        raise _too_few(table, len(sample.rows))
     return sample
 
 
-def _find(tables: list[PublishedTable], token: str, publication: str) -> PublishedTable:
+def _find(tables: list[PublishedTable], name: str, publication: str) -> PublishedTable:
     by_token = {table.token: table for table in tables}
-    found = by_token.get(token)
-    if found is None:
+    token = find_token(name, by_token)
+    if token is None:
         there = (
-            f"the publication has {', '.join(sorted(by_token)[:20])}"
+            f"the publication has {listed(sorted(map(table_name, by_token)))}"
             if by_token
             else "the publication has no table, or does not exist"
         )
         raise ConfigError(
-            "WB520", f"no table {token} in publication {publication}", said=there,
+            "WB520", f"no table {name} in publication {publication}", said=there,
             means="a dictionary is trained on the rows that events will carry",
             fix="give --table one of those, or --pub the publication of that table",
         )  # fmt: skip
-    return found
+    return by_token[token]
 
 
 def _too_few(table: str, rows: int, said: str = "") -> ConfigError:

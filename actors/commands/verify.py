@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,6 +14,7 @@ import orjson
 import trio
 from cyclopts.validators import Number
 
+from actors.contract.table_token import table_name
 from actors.errors import Fatal, WalbridgeError
 from actors.positions import format_lsn
 from actors.process import most_telling
@@ -30,11 +32,11 @@ from actors.verification.proof import verify as prove
 def verify(
     flags: Flags,
     *,
-    to: Annotated[str, option(REPLICA, "the replica, as given to mirror, which must be running")],
-    tables: Annotated[str, option(REPLICA, "tables, separated by commas [all of the replica]")] = "",
-    limit: Annotated[int, option(REPLICA, "keys to show of rows that differ [20]", validator=Number(gte=0))] = 20,
+    to: Annotated[str, option(REPLICA, "the replica, as given to mirror, which must be running", "URL")],
+    tables: Annotated[str, option(REPLICA, "tables, separated by commas [all of the replica]", "TABLES")] = "",
+    limit: Annotated[int, option(REPLICA, "keys to show of rows that differ [20]", "N", validator=Number(gte=0))] = 20,
     timeout: Annotated[
-        int, option(REPLICA, "seconds until the mirror must have reached the LSN [120]", validator=Number(gte=1))
+        int, option(REPLICA, "seconds until the mirror must have reached the LSN [120]", "SECONDS", validator=Number(gte=1))
     ] = 120,
     json: Annotated[bool, option(OTHER, "the report as JSON")] = False,
     env_file: EnvFile = None,
@@ -77,29 +79,30 @@ def show(result: Result) -> None:
     """Print a line per table, and a line per row that differs."""
     reports, deleted = result.reports, result.deleted
     print(f"compared at LSN {format_lsn(result.lsn)}")
-    width = max(len(report.table) for report in reports)
-    for report in reports:
+    names = [table_name(report.table) for report in reports]
+    width = max(map(len, names))
+    for name, report in zip(names, reports, strict=True):
         if report.problem:
-            print(f"{report.table:<{width}}  not compared: {report.problem}")
+            print(f"{name:<{width}}  not compared: {report.problem}")
             continue
         verdict = "equal" if report.is_equal else "DIFFERENT"
         counts = f"{report.source_rows:>12,} {'row ' if report.source_rows == 1 else 'rows'}" + (
             "" if report.is_equal else f" in the source, {report.replica_rows:,} in the replica"
         )
-        print(f"{report.table:<{width}} {counts}   {verdict}")
+        print(f"{name:<{width}} {counts}   {verdict}")
         for one in report.keys:
             print(f"  {one['row']}: {one['difference']}")
         if more := report.mismatched_keys - len(report.keys):
             print(f"  ... and {'' if report.all_counted else 'at least '}{more:,} more (--limit shows more)")
     if result.not_mirrored:
-        print(f"published, but not among the tables of this mirror: {', '.join(result.not_mirrored)}")
-    different = [report.table for report in reports if not report.is_equal and not report.problem]
+        print(f"published, but not among the tables of this mirror: {', '.join(map(table_name, result.not_mirrored))}")
+    different = [table_name(report.table) for report in reports if not report.is_equal and not report.problem]
     if different:
         if deleted:
             holes = f"{deleted:,} {'message was' if deleted == 1 else 'messages were'} deleted in the middle of the stream"
             print(f"{holes} (WB224): a replica may lack them")
         print("causes: a value that was too large for a message, a change that causes no event, another writer to the replica")
-        print(f"fix: start the mirror once with --again {','.join(different)}")
+        print(f"fix: start the mirror once with --again {shlex.quote(','.join(different))}")
 
 
 def _tell(words: str) -> None:

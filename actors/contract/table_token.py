@@ -1,6 +1,7 @@
 """Table tokens: one NATS token per table, the same in subjects, KV keys, message ids and file names (contract, section 3)."""
 
 import re
+from collections.abc import Collection
 
 TOKEN_MAX = 600
 """No table's token is longer: PostgreSQL's names have at most 63 bytes, and each byte becomes at most three."""
@@ -44,3 +45,22 @@ def as_token(text: str) -> str:
     except ValueError:
         return table_token("public", text)
     return text
+
+
+def find_token(name: str, tokens: Collection[str]) -> str | None:
+    """Return which of these tokens a table's name means: a token, `table` of schema public, or `schema.table`; None if none.
+
+    A table of schema public whose own name has a dot comes before one of another schema.
+    """
+    splits = [(name[:i], name[i + 1 :]) for i, letter in enumerate(name) if letter == "."]
+    candidates = [name, table_token("public", name), *(table_token(*split) for split in splits)]
+    return next((one for one in candidates if one in tokens), None)
+
+
+def table_name(token: str) -> str:
+    """Return a token as people write the table: `users`, `sales.Order Lines`. Text that is no token is returned as it is."""
+    try:
+        schema, table = split_token(token)
+    except ValueError:
+        return token
+    return table if schema == "public" else f"{schema}.{table}"

@@ -7,7 +7,10 @@ The bridge and the mirror are processes of their own, so that they can be killed
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +19,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -25,7 +29,7 @@ from pathlib import Path
 import psycopg
 
 from actors.demo.keys import read_keys
-from actors.demo.screen import Screen, Seen, open_screen
+from actors.demo.screen import LOG_LINES, Proof, Screen, Seen, open_screen
 from actors.demo.watch import Watcher
 from actors.embedded.process import ServerProcess, free_port, unprivileged_account
 from actors.embedded.servers import EmbeddedServers, start_embedded
@@ -38,7 +42,7 @@ TABLES = ("users", "orders")
 RATES = (10, 50, 100, 250, 500, 1_000, 2_000)
 NATS_AWAY_S = 5.0
 SETTLE_S = 30.0
-SAID_S = 8.0
+PROVE_EVERY_S = 10.0
 TICK_S = 0.25
 
 
@@ -55,6 +59,8 @@ class Outcome:
     bridge_killed: int
     nats_stopped: int
     rows: dict[str, int]
+    proofs: int = 0
+    """How often both sides were compared while changes came."""
 
 
 def run_demo(*, seconds: float | None, keep: Path | None, rate: int, as_json: bool) -> int:
@@ -114,17 +120,25 @@ class Demo:
         self._replica = f"sqlite:///{folder / 'replica.db'}"
         self._bridge: ServerProcess | None = None
         self._mirror: ServerProcess | None = None
-        self._said, self._said_at = "", 0.0
+        self._log: deque[tuple[float, str]] = deque(maxlen=LOG_LINES)
+        self._began = time.monotonic()
+        self._seconds: float | None = None
+        self._state = ""
         self._columns_added = 0
+        self._alter_wanted = False
         self._load_ended = threading.Event()
         self._copied = threading.Event()
         self._nats_back: Future[None] | None = None
         self._verifying: Future[Verdict] | None = None
+        self._is_asked_for = False
+        self._proof: Proof | None = None
+        self._prove_at = math.inf
         self._verify_process: subprocess.Popen[str] | None = None
 
     def run(self, screen: Screen, seconds: float | None) -> Outcome:
         """Start everything, show it until the end, and prove that both sides are equal."""
-        began = time.monotonic()
+        began = self._began = time.monotonic()
+        self._seconds = seconds
         screen.say(self._addresses())
         with ThreadPoolExecutor() as threads, ExitStack() as ending:
             self._threads = threads
@@ -138,22 +152,22 @@ class Demo:
             ending.callback(watcher.close)
             with suppress(KeyboardInterrupt), read_keys() as key:
                 while seconds is None or time.monotonic() - began < seconds:
-                    self._show(screen, watcher, began)
+                    self._show(screen, watcher)
                     if load.done() or not self._press(key(TICK_S)):
                         break
             self._load_ended.set()
             verdict = threads.submit(self._prove, load)
             while not verdict.done():
-                self._show(screen, watcher, began, ending="load stopped; proving that both sides are equal ...")
+                self._show(screen, watcher, ending="load stopped; proving that both sides are equal ...")
                 time.sleep(TICK_S)
             screen.say(verdict.result().words)
-            last = self._show(screen, watcher, began, ending="stopped")
+            last = self._show(screen, watcher, ending="stopped")
         if (fault := load.exception()) is not None:
             raise Fatal("WB410", "the demo's load ended", said=repr(fault)) from fault
         return Outcome(
             verdict.result().equal, verdict.result().compared, round(time.monotonic() - began, 1), last.events,
             self.counts.transactions, self.bridge_killed, self.nats_stopped,
-            {table.name: table.in_postgres for table in last.tables},
+            {table.name: table.in_postgres for table in last.tables}, self._proof.number if self._proof is not None else 0,
         )  # fmt: skip
 
     # -- what the keys do
@@ -170,8 +184,8 @@ class Demo:
         return True
 
     def _say(self, words: str) -> None:
-        """Show words for a moment."""
-        self._said, self._said_at = words, time.monotonic()
+        """Write words into the log."""
+        self._log.append((time.monotonic() - self._began, words))
 
     def _kill_bridge(self) -> None:
         assert self._bridge is not None
@@ -195,8 +209,10 @@ class Demo:
 
     def _alter(self) -> None:
         if self._verifying is not None:
-            self._say("not while verify reads the tables: all writers would wait for the ALTER TABLE")
+            self._say("ALTER TABLE waits until verify has read the tables: all writers would wait behind it")
+            self._alter_wanted = True
             return
+        self._alter_wanted = False
         self._columns_added += 1
         name = f"added_{self._columns_added}"
         with closing(psycopg.connect(self._servers.database_url, autocommit=True)) as connection:
@@ -217,8 +233,9 @@ class Demo:
         self._say(f"rate set to {self.rate:,} changes per second")
 
     def _verify_now(self) -> None:
+        self._is_asked_for = True
+        self._say("verify: comparing both sides at one LSN ...")
         if self._verifying is None:
-            self._say("verify: comparing both sides at one LSN ...")
             self._verifying = self._threads.submit(self._verify)
 
     # -- processes
@@ -242,6 +259,8 @@ class Demo:
     def _prove(self, load: Future[None]) -> Verdict:
         """Compare both sides after the load and the servers have settled. Blocking."""
         wait([load])
+        if self._verifying is not None:
+            self._verifying.result()
         if self._nats_back is not None:
             self._nats_back.result()
         self._copied.wait(SETTLE_S)  # a short demo may end before the first copy did
@@ -279,35 +298,62 @@ class Demo:
 
     # -- what is seen
 
-    def _show(self, screen: Screen, watcher: Watcher, began: float, *, ending: str = "") -> Seen:
+    def _show(self, screen: Screen, watcher: Watcher, *, ending: str = "") -> Seen:
         """Look at both sides, start the mirror once it can start, and show everything."""
         seen = watcher.look()
         self._start_mirror(seen)
-        if all(table.in_replica is not None for table in seen.tables):
+        now = time.monotonic() - self._began
+        if not self._copied.is_set() and all(table.in_replica is not None for table in seen.tables):
             self._copied.set()
-        if self._verifying is not None and self._verifying.done():
-            verdict, self._verifying = self._verifying.result(), None
-            screen.say(verdict.words)
-            self._say("verify: equal at one LSN, under load" if verdict.equal else "verify: see above")
-        said = self._said if self._verifying is not None or time.monotonic() - self._said_at < SAID_S else ""
-        if self._mirror is not None and not self._mirror.running:
-            said = f"the mirror has ended: see {self._mirror.log_path}"
+            self._say("the first copy is complete: the replica follows")
+            self._prove_at = now + 2
+        if seen.state != self._state:
+            if self._state:
+                self._say(f"the bridge: {seen.state}")
+            self._state = seen.state
+        self._look_at_verify(screen, now, may_begin=not ending and seen.state == "streaming")
+        if self._alter_wanted and self._verifying is None:
+            self._alter()
+        if self._mirror is not None and not self._mirror.running and not ending:
+            self._say(f"the mirror has ended: see {self._mirror.log_path}")
         seen = replace(
-            seen, seconds=time.monotonic() - began, bridge_killed=self.bridge_killed, nats_stopped=self.nats_stopped,
-            said=said, ending=ending,
+            seen, seconds=now, bridge_killed=self.bridge_killed, nats_stopped=self.nats_stopped, log=tuple(self._log),
+            proof=self._proof, next_proof_s=None if ending or self._prove_at == math.inf else max(0.0, self._prove_at - now),
+            left_s=None if self._seconds is None or ending else self._seconds - now,
+            page=f"http://127.0.0.1:{self._port}/", ending=ending,
         )  # fmt: skip
         screen.show(seen)
         return seen
 
+    def _look_at_verify(self, screen: Screen, now: float, *, may_begin: bool) -> None:
+        """Take the verdict of a verify that has ended, and begin the next in its time."""
+        if self._verifying is not None and self._verifying.done():
+            verdict, self._verifying = self._verifying.result(), None
+            self._prove_at = now + PROVE_EVERY_S
+            found = re.search(r"compared at LSN (\S+)", verdict.words)
+            if found is not None:
+                number = self._proof.number if self._proof is not None else 0
+                self._proof = Proof(verdict.equal, found[1], now, number + 1)
+            if self._is_asked_for or not verdict.equal:
+                unproved = "verify: both sides could not be compared meanwhile; again in a moment"
+                words = "verify: equal at one LSN, under load" if verdict.equal else "verify: NOT EQUAL" if found else unproved
+                self._say(words)
+            if found is not None and not verdict.equal:
+                screen.say(verdict.words)
+            self._is_asked_for = False
+        elif self._verifying is None and may_begin and now >= self._prove_at:
+            self._verifying = self._threads.submit(self._verify)
+
     def _addresses(self) -> str:
         rows = {
-            "PostgreSQL": f"127.0.0.1:{self._servers.postgres.port}   {self._servers.psql_line}",
-            "NATS": f"127.0.0.1:{self._servers.nats.port}   {self._servers.nats_line}",
+            "PostgreSQL": f"127.0.0.1:{self._servers.postgres.port}   user postgres, password in {self._folder / 'pgpass'}",
+            "NATS": f"127.0.0.1:{self._servers.nats.port}",
             "Page": f"http://127.0.0.1:{self._port}/",
+            "See changes": f"walbridge tail --env-file {shlex.quote(str(self._servers.env_file))}",
             "Replica": str(self._folder / "replica.db"),
             "Logs": f"{self._folder / 'bridge.log'}, mirror.log",
         }
-        return "\n".join(f"{label + ':':<12}{text}" for label, text in rows.items())
+        return "\n".join(f"{label + ':':<13}{text}" for label, text in rows.items())
 
 
 def _last_words(outcome: Outcome, keep: Path | None) -> str:
@@ -326,9 +372,7 @@ def _last_words(outcome: Outcome, keep: Path | None) -> str:
         else "The two sides could not be compared: see above.",
         "",
         "With your own database:",
-        "  walbridge export sql-role | psql ...          # a role that may read changes, and a publication",
-        "  DATABASE_URL=postgresql://... NATS_URL=nats://... walbridge run",
-        "  walbridge mirror --tables users --to sqlite:///replica.db",
+        "  walbridge init                                # asks, writes the settings, and says what comes next",
     ]
     if keep is not None:
         lines.append(f"Data and logs are in {keep}.")

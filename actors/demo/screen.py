@@ -1,4 +1,4 @@
-"""The demo's screen: drawn four times per second on a terminal, one plain line per second anywhere else."""
+"""The demo's screen: a frame drawn four times per second on a terminal, one plain line per second anywhere else."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import IO, NamedTuple, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 KEYS = "[k]ill the bridge  [n] NATS down  [d]dl  [s]napshot  [+] [-] rate  [v]erify  [q]uit"
+STATES = {"streaming": "green", "down": "red", "stopped": "red"}
 BARS = "▁▂▃▄▅▆▇█"
 RATE_OVER_S = 2.0
+LOG_LINES = 5
 
 
 class TableRows(NamedTuple):
@@ -28,6 +31,17 @@ class TableRows(NamedTuple):
     """Events of the table since the demo began."""
     in_replica: int | None
     """None until the replica has the table."""
+
+
+class Proof(NamedTuple):
+    """The last time that both sides were compared."""
+
+    equal: bool
+    lsn: str
+    at: float
+    """In seconds since the demo began."""
+    number: int
+    """How many times they were compared so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +60,13 @@ class Seen:
     seconds: float = 0.0
     bridge_killed: int = 0
     nats_stopped: int = 0
-    said: str = ""
-    """What the last key did; shown for a moment."""
+    log: Sequence[tuple[float, str]] = ()
+    """What happened last, and when: seconds since the demo began."""
+    proof: Proof | None = None
+    next_proof_s: float | None = None
+    left_s: float | None = None
+    """Until the demo ends; None if a key ends it."""
+    page: str = ""
     ending: str = ""
     """What is being done at the end, when keys do nothing any more."""
 
@@ -64,13 +83,17 @@ class Screen(Protocol):
 
 @contextmanager
 def open_screen(out: IO[str]) -> Iterator[Screen]:
-    """Open a live screen on a terminal, plain lines elsewhere."""
-    console = Console(file=out)
+    """Open a full screen on a terminal, plain lines elsewhere. What was said and the last frame stay there."""
+    console = Console(file=out, highlight=False)
     if not console.is_terminal:
         yield _Lines(out)
         return
-    with Live(console=console, auto_refresh=False, transient=False) as live:
-        yield _LiveScreen(console, live)
+    # on a screen of its own each frame is drawn from the top: a resized terminal wraps no remains of the last one
+    live = Live(console=console, auto_refresh=False, screen=True)
+    screen = _LiveScreen(console, live)
+    with live:
+        yield screen
+    screen.leave()
 
 
 @dataclass
@@ -97,34 +120,76 @@ class _Rate:
 class _LiveScreen:
     def __init__(self, console: Console, live: Live) -> None:
         self._console, self._live, self._rate = console, live, _Rate()
+        self._said: list[str] = []
+        self._frame: Panel | None = None
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._said.append(text)
+
+    def leave(self) -> None:
+        """Print what was said, and the last frame."""
+        for text in self._said:
+            self._console.print(text, markup=False, soft_wrap=True)
+        if self._frame is not None:
+            self._console.print(self._frame)
 
     def show(self, seen: Seen) -> None:
         rate = self._rate.add(seen.seconds, seen.events)
-        table = Table(box=None, pad_edge=False, padding=(0, 3))
-        for column in ("table", "in PostgreSQL", "events stored", "in replica", ""):
-            table.add_column(
-                column, justify="left" if column in ("table", "") else "right", style="bold" if column == "table" else ""
-            )
-        for rows in seen.tables:
-            table.add_row(rows.name, f"{rows.in_postgres:,}", f"{rows.stored:,}", *_replica(rows))
-        head = "   ".join(["Walbridge demo", f"{seen.seconds:.0f} s", seen.state, *_harm(seen)])
-        width = self._console.width - 8
-        self._live.update(
-            Group(
-                Text(head, style="bold"),
-                Text(f"{rate:,.0f} changes/s {self._rate.bars()}"),
-                Text("   ".join(_figures(seen))),
-                Text(""),
-                table,
-                Text(f"latest  {seen.latest}"[:width], style="dim"),
-                Text(seen.said, style="yellow"),
-                Text(seen.ending or KEYS, style="bold"),
-            ),
-            refresh=True,
-        )
+        self._frame = _frame(seen, f"{rate:,.0f} changes/s {self._rate.bars()}")
+        self._live.update(self._frame, refresh=True)
+
+
+def _frame(seen: Seen, rate: str) -> Panel:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in ("table", "in PostgreSQL", "events stored", "in replica", ""):
+        table.add_column(
+            column, justify="left" if column in ("table", "") else "right", no_wrap=True, header_style="dim",
+            style="bold" if column == "table" else "",
+        )  # fmt: skip
+    for rows in seen.tables:
+        count, words = _replica(rows)
+        table.add_row(
+            rows.name, f"{rows.in_postgres:,}", f"{rows.stored:,}", count,
+            Text(words, style="green" if words.startswith("✓") else "yellow"),
+        )  # fmt: skip
+    head = Text.assemble(
+        (seen.state, f"bold {STATES.get(seen.state, 'yellow')}"),
+        *(f"   {words}" for words in (*_harm(seen), f"{seen.seconds:.0f} s", *_left(seen))),
+    )
+    lines: list[Text | Table] = [
+        head,
+        Text.assemble((rate, "cyan"), "   ", "   ".join(_figures(seen))),
+        Text(""),
+        table,
+        Text(""),
+        _proof(seen),
+        Text(f"latest    {seen.latest}", style="dim"),
+        *(Text(f"{at:>6.0f} s  {words}", style="yellow") for at, words in seen.log),
+        *(Text("") for _ in range(1 + LOG_LINES - len(seen.log))),
+        Text(seen.ending or KEYS, style="bold"),
+    ]
+    for line in lines:
+        if isinstance(line, Text):
+            line.no_wrap, line.overflow = True, "ellipsis"
+    return Panel(
+        Group(*lines), title="Walbridge demo", title_align="left", subtitle=seen.page, subtitle_align="right", expand=True
+    )
+
+
+def _left(seen: Seen) -> list[str]:
+    return [f"ends in {max(0.0, seen.left_s):.0f} s"] if seen.left_s is not None else []
+
+
+def _proof(seen: Seen) -> Text:
+    proof = seen.proof
+    if proof is None:
+        return Text("proof     the first one follows the first copy", style="dim")
+    verdict = ("0 lost, 0 doubled", "bold green") if proof.equal else ("NOT EQUAL: see below", "bold red")
+    rest = f"   row by row at LSN {proof.lsn}, {seen.seconds - proof.at:.0f} s ago; {proof.number} so far"
+    after = (
+        "" if seen.next_proof_s is None else f", next in {seen.next_proof_s:.0f} s" if seen.next_proof_s >= 1 else ", one runs"
+    )
+    return Text.assemble("proof     ", verdict, rest, after)
 
 
 class _Lines:
@@ -148,14 +213,16 @@ class _Lines:
         tables = ", ".join(
             f"{t.name} {t.in_postgres:,}/{'-' if t.in_replica is None else f'{t.in_replica:,}'}" for t in seen.tables
         )
-        words = [f"{seen.seconds:4.0f} s", seen.state, f"{rate:,.0f} changes/s", *_figures(seen), *_harm(seen), tables]
+        proved = [f"{seen.proof.number}x proved: 0 lost, 0 doubled"] if seen.proof is not None and seen.proof.equal else []
+        rate_words = f"{rate:,.0f} changes/s"
+        words = [f"{seen.seconds:4.0f} s", seen.state, rate_words, *_figures(seen), *_harm(seen), *_left(seen), tables, *proved]
         print("  ".join(words), file=self._out, flush=True)
 
 
 def _figures(seen: Seen) -> list[str]:
     parts = []
     if seen.p50_ms is not None and seen.p99_ms is not None:
-        parts.append(f"commit to stored p50 {_short(seen.p50_ms)} ms p99 {_short(seen.p99_ms)} ms")
+        parts.append(f"commit to stored p50 {_short(seen.p50_ms)} ms p99 {_short(seen.p99_ms)} ms (last minute)")
     if seen.lag_seconds is not None:
         parts.append(f"lag {seen.lag_seconds:.1f} s")
     if seen.wal_held_bytes is not None:

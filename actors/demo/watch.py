@@ -21,6 +21,7 @@ from actors.demo.screen import Seen, TableRows
 from actors.embedded.servers import EmbeddedServers
 from actors.errors import SinkUnavailable, WalbridgeError
 from actors.settings.config import NatsConfig
+from actors.telemetry.quantities import escaped
 from actors.wire.nats import Msg
 
 TIMEOUT_S = 1.0
@@ -96,4 +97,4 @@ class Watcher:
         if found is not None and found.kind == "event" and found.token in self._stored:
             self._stored[found.token] += 1
         data = msgpack.unpackb(message.payload).get("data", {})
-        self._latest = f"{subject}  {json.dumps(data, default=str)}"
+        self._latest = escaped(f"{subject}  {json.dumps(data, default=str, ensure_ascii=False)}")

@@ -21,7 +21,6 @@ from typing import Self
 
 import psycopg
 
-from actors.contract.subjects import CDC_ALL
 from actors.embedded.nats import NatsServer, find_nats_server
 from actors.embedded.postgres import SUPERUSER, PostgresServer, find_postgres_bin_dir, reachable_bin_dir
 from actors.embedded.process import Account, free_port, port_is_free, unprivileged_account
@@ -92,15 +91,14 @@ class EmbeddedServers:
         )
 
     @property
-    def nats_line(self) -> str:
-        """A shell line that shows the events with the `nats` command; the password stays in its file."""
-        password = shlex.quote(str(self.directory / NATS_PASSWORD))
-        return f"nats --server {self.nats_url} --user {NATS_USER} --password \"$(cat {password})\" sub '{CDC_ALL}'"
-
-    @property
     def env_file(self) -> Path:
         """For `--env-file` of every command: where both servers are, with their passwords."""
         return self.directory / ENV_FILE
+
+    @property
+    def tail_line(self) -> str:
+        """A shell line that shows the changes, to copy and paste."""
+        return f"walbridge tail --from first --env-file {shlex.quote(str(self.env_file))}"
 
     @property
     def mirror_line(self) -> str:
@@ -120,10 +118,23 @@ class EmbeddedServers:
             "NATS": f"127.0.0.1:{self.nats.port}   user {NATS_USER}",
             "Data": f"{self.directory}   kept; logs and passwords are there too",
             "Change a row": self.psql_line,
-            "See events": self.nats_line,
+            "See changes": self.tail_line,
             "Mirror it": self.mirror_line,
         }
         return "\n".join(f"{label + ':':<14}{text}" for label, text in rows.items())
+
+    @property
+    def ended(self) -> list[str]:
+        """The servers whose process has ended by itself, or was killed."""
+        return [name for name, server in (("PostgreSQL", self.postgres), ("NATS", self.nats)) if server.pid is None]
+
+    def start_again(self, name: str) -> None:
+        """Start a server that has ended, on its data and its port. Blocking. Raises Fatal when it does not start."""
+        if name == "PostgreSQL":
+            PostgresServer.stop_left_over(self.postgres.data_dir)
+            self.postgres.start()
+        else:
+            self.nats.start()
 
     def stop(self) -> None:
         """Stop both servers and release the folder. Idempotent."""

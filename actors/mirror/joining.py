@@ -158,7 +158,7 @@ class _Joiner:
             statements = [dialect.add_column(record.local, name, kind) for name, kind in lacks.items()]
             statements += dialect.refill(shape, staging.local)
         else:
-            statements = [dialect.drop_table(record.local), dialect.rename_table(staging.local, record.local_name)]
+            statements = [dialect.drop_table(record.local), *dialect.rename_table(staging.local, record.local_name)]
         live = record.as_live(shape, start.snapshot_id, start.snapshot_lsn, self._gathered.init_seq, start.version)
         if start.version:  # the snapshot tells how the table was published there
             live = live.as_told(Told(start.version, start.stream_seq, ""))

@@ -119,8 +119,8 @@ async def _connect_and_run(config: MirrorConfig, view: View, known: set[str], ag
         source = SourceStream(JetStream(connection), config.stream)
         in_replica = await tokens_in(config.to)
         record = await wait_for_bridge(source, view, has_tables=bool(in_replica))
-        chosen = choose_tables(config.tables, record, known=in_replica)
-        again[:] = choose_tables(again, record, "--again", in_replica)
+        chosen = choose_tables(config.tables, record.tables, known=in_replica)
+        again[:] = choose_tables(again, record.tables, "--again", in_replica)
         store = await open_store(config.to)  # after the tables' names were checked: a wrong name must not create a file
         try:
             replica = await open_session(store, source, record, view)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from actors.clients.nats.jetstream import JetStream, StoredMessage
+from actors.clients.nats.jetstream import JetStream, JetStreamError, StoredMessage
 from actors.clients.nats.ordered_consumer import Delivered
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.compression import ENCODING_HEADER, Decompressors
@@ -25,7 +25,7 @@ from actors.contract.subjects import BRIDGES, DICTIONARIES
 from actors.errors import Fatal, MalformedMessage, SinkUnavailable
 from actors.positions import Position
 from actors.telemetry.log import get_logger
-from actors.wire.jetstream import MSG_ID_HEADER, OWN_MSG_ID_HEADER
+from actors.wire.jetstream import MSG_ID_HEADER, OWN_MSG_ID_HEADER, ErrCode
 from actors.wire.nats import decode_headers
 
 log = get_logger("mirror")
@@ -36,6 +36,10 @@ _MESSAGE_ID, _OWN_MESSAGE_ID = MSG_ID_HEADER.encode(), OWN_MSG_ID_HEADER.encode(
 
 class OutOfDate(Exception):
     """The stream no longer holds what comes next, or it is a different stream."""
+
+
+class DictionaryMissing(SinkUnavailable):
+    """A message needs a compression dictionary that KV `dictionaries` does not hold."""
 
 
 class SourceStream:
@@ -52,6 +56,11 @@ class SourceStream:
     def created(self) -> str:
         """When the stream was created, as JetStream writes it."""
         return self._view.created
+
+    @property
+    def first_seq(self) -> int:
+        """The sequence of the stream's oldest message."""
+        return self._view.first_seq
 
     @property
     def last_seq(self) -> int:
@@ -188,9 +197,14 @@ class SourceStream:
     async def _prepare(self, headers: dict[str, str]) -> None:
         missing = self._decompressors.missing(headers)
         if missing is not None:
-            entry = await self.js.kv_get(DICTIONARIES, missing)
+            try:
+                entry = await self.js.kv_get(DICTIONARIES, missing)
+            except JetStreamError as exc:
+                if exc.err_code != ErrCode.STREAM_NOT_FOUND:
+                    raise
+                entry = None  # the bucket was deleted
             if entry is None:
-                raise SinkUnavailable(
+                raise DictionaryMissing(
                     "WB216", f"dictionary {missing} is not in KV {DICTIONARIES}", means="a message cannot be read without it",
                     fix=f"nats kv put {DICTIONARIES} {missing} < the.zstd.dict   # if a copy exists; else mirror from scratch",
                 )  # fmt: skip

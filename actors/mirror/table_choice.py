@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Sequence
 
-from actors.contract.bridge_record import BridgeRecord
-from actors.contract.table_token import split_token, table_token
+from actors.contract.table_token import find_token, split_token, table_name
 from actors.errors import ConfigError
 from actors.mirror.replica import Replica
 from actors.mirror.state import LIVE, WAITING, TableRecord, load_tokens
 from actors.mirror.stores.open import open_store
 from actors.mirror.track import NEEDED_NOTHING
 from actors.telemetry.log import get_logger
+from actors.telemetry.quantities import listed
 
 log = get_logger("mirror")
 
@@ -35,23 +36,31 @@ class KeptTables:
 
 
 def choose_tables(
-    wanted: Sequence[str], record: BridgeRecord, flag: str = "--tables", known: Collection[str] = ()
+    wanted: Sequence[str], published: Collection[str], flag: str = "--tables", known: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """The tokens of tables given by token, `table` or `schema.table`.
+    """The tokens of tables given by token, `table` or `schema.table`; `published` are the tokens of the bridge's tables.
 
     Raises ConfigError, which names `flag`, for a table that the bridge does not publish and that is not among the tokens
     `known` either: those of tables that were published once.
     """
     found: list[str] = []
     for name in wanted:
-        schema, dot, table = name.partition(".")
-        candidates = [name, table_token("public", name), *([table_token(schema, table)] if dot else [])]
-        token = next((one for tokens in (record.tables, known) for one in candidates if one in tokens), None)
+        token = find_token(name, published) or find_token(name, known)
         if token is None:
-            published = f"give some of {', '.join(sorted(record.tables))}" if record.tables else "publish a table first"
-            raise ConfigError("WB507", f"{flag}: {name!r} is no table that the bridge publishes", fix=published)
+            raise ConfigError(
+                "WB507", f"{flag}: {name!r} is no table that the bridge publishes", fix=_choice_of(name, published)
+            )
         found.append(token)
     return tuple(dict.fromkeys(found))
+
+
+def _choice_of(name: str, published: Collection[str]) -> str:
+    """What to give instead of a name that no table has."""
+    names = sorted(map(table_name, published))
+    if not names:
+        return "publish a table first"
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]}? There is {listed(names)}" if close else f"give some of {listed(names)}"
 
 
 async def tokens_in(url: str) -> tuple[str, ...]:

@@ -46,6 +46,19 @@ def _level(text: str) -> str:
     return "WARNING" if level == "WARN" else level
 
 
+def _host(port_variable: str) -> Callable[[str], str]:
+    """Give a reader of a host: a name, an address with or without brackets, or a folder of sockets."""
+
+    def read(text: str) -> str:
+        if re.fullmatch(r"[^:/]+:[0-9]+|\[.*\]:[0-9]+", text):
+            raise ValueError(f"has a port; give that as {port_variable}")
+        if re.fullmatch(r"\[[0-9A-Fa-f:.%]+\]", text):
+            return text[1:-1]
+        return text
+
+    return read
+
+
 def _web_address(text: str) -> str:
     if text and not re.fullmatch(r"https?://[\x21-\x7e]+", text):
         raise ValueError("is not an address of http or https; give e.g. https://hc-ping.com/UUID")
@@ -64,11 +77,11 @@ class SourceConfig:
     """What to read."""
 
     slot: str = setting(
-        "cdc_slot", flag="--slot", group=SOURCE, words="replication slot, created if missing",
+        "cdc_slot", flag="--slot", value="NAME", group=SOURCE, words="replication slot, created if missing",
         read=matching(r"[a-z0-9_]{1,63}", "is not a slot name; give lower-case letters, digits and _, e.g. cdc_slot"),
     )  # fmt: skip
     publication: str = setting(
-        "cdc_pub", flag="--pub", group=SOURCE, words="publication, must exist",
+        "cdc_pub", flag="--pub", value="NAME", group=SOURCE, words="publication, must exist",
         read=matching(r"(?s).{1,63}", "is not a publication name; give 1-63 characters, e.g. cdc_pub"),
     )  # fmt: skip
     temporary: bool = setting(
@@ -83,7 +96,7 @@ class PublishConfig:
     """What to write, and how."""
 
     stream: str = setting(
-        "CDC", flag="--stream", group=PUBLISHING, words="CDC stream; a second bridge gets its own",
+        "CDC", flag="--stream", value="NAME", group=PUBLISHING, words="CDC stream; a second bridge gets its own",
         details="the stream; a second bridge gets its own",
         read=matching(
             r"(?!(INIT|REQUESTS|KV_.*)$)[A-Za-z0-9_-]{1,64}",
@@ -91,20 +104,21 @@ class PublishConfig:
         ),
     )  # fmt: skip
     mode: PublishMode = setting(
-        "auto", flag="--publish", group=PUBLISHING, words="auto, fast, durable or plain",
+        "auto", flag="--publish", value="auto|fast|durable|plain", group=PUBLISHING, words="how changes reach JetStream",
         read=choice("auto", "fast", "durable", "plain"),
         details="`fast`: batches, nats-server 2.14 and later. `durable`: a transaction of up to 1,000 messages is stored whole "
         "or not at all, nats-server 2.12.1 and later. `plain`: one acknowledgement per message. `auto`: fast where the stream "
         "allows it. [Which one](docs/reliability.md#ways-to-publish)",
     )  # fmt: skip
     confirm_hold_s: int = setting(
-        0, flag="--confirm-hold", group=PUBLISHING, words="seconds from an acknowledgement to its confirmation to PostgreSQL",
+        0, flag="--confirm-hold", value="SECONDS", group=PUBLISHING,
+        words="seconds from an acknowledgement to its confirmation to PostgreSQL",
         details="seconds between JetStream's acknowledgement and the confirmation to PostgreSQL, which keeps the WAL as long: "
         "with twice the `sync_interval` of nats-server, [a power cut of NATS loses nothing](docs/reliability.md#confirming)",
         read=number(0, 86_400, "a number of seconds", "240"),
     )  # fmt: skip
     pack: int = setting(
-        1, flag="--pack", group=PUBLISHING, words="up to N events of a transaction per message",
+        1, flag="--pack", value="N", group=PUBLISHING, words="up to N events of a transaction per message",
         details="up to N consecutive events of one transaction and subject per message, 1 to 1000",
         read=number(1, 1000, "a number of events", "100"),
     )  # fmt: skip
@@ -113,7 +127,8 @@ class PublishConfig:
         details="JSON instead of MessagePack, for events, schemas and snapshots",
     )  # fmt: skip
     arrays: Arrays = setting(
-        "literal", flag="--arrays", group=PUBLISHING, words="literal: PostgreSQL's text; list: nested lists",
+        "literal", flag="--arrays", value="literal|list", group=PUBLISHING,
+        words="literal: PostgreSQL's text; list: nested lists",
         details="`literal`: PostgreSQL's text. `list`: nested lists", read=choice("literal", "list"),
     )  # fmt: skip
 
@@ -128,7 +143,7 @@ class SnapshotConfig:
     """How whole tables are sent, and what is compressed."""
 
     format: SnapshotFormat = setting(
-        "map", flag="--snapshot-format", group=SNAPSHOTS,
+        "map", flag="--snapshot-format", value="map|array", group=SNAPSHOTS,
         words="map: one map per row; array: arrays in the columns' order",
         details="`map`: one map per row. `array`: arrays in the columns' order, announced first",
         read=choice("map", "array"),
@@ -142,7 +157,7 @@ class SnapshotConfig:
         details="compress events of tables that have a dictionary: [what it saves](docs/performance.md)",
     )  # fmt: skip
     dictionaries: Path = setting(
-        Path("dictionaries"), flag="--dictionaries", group=SNAPSHOTS, words="folder of {table}.zstd.dict files",
+        Path("dictionaries"), flag="--dictionaries", value="DIR", group=SNAPSHOTS, words="folder of {table}.zstd.dict files",
         details="folder of `{table}.zstd.dict` files, made by `walbridge train`", read=Path,
     )  # fmt: skip
 
@@ -152,11 +167,11 @@ class HttpConfig:
     """Where telemetry is served."""
 
     port: int = setting(
-        9090, flag="--port", variable="BRIDGE_PORT", group=HTTP, words="HTTP telemetry", details="HTTP port",
+        9090, flag="--port", value="PORT", variable="BRIDGE_PORT", group=HTTP, words="HTTP telemetry", details="HTTP port",
         read=number(1, 65535, "a port", "9091"),
     )  # fmt: skip
     bind: str = setting(
-        "127.0.0.1", flag="--bind", group=HTTP, words="HTTP address",
+        "127.0.0.1", flag="--bind", value="ADDRESS", group=HTTP, words="HTTP address",
         read=matching(r"[0-9A-Za-z.:_-]+", "is not an address; give e.g. 0.0.0.0"),
     )  # fmt: skip
     token: str = setting("", variable="BRIDGE_HTTP_TOKEN", secret=True, words="a POST must then carry it")
@@ -170,7 +185,7 @@ class PostgresAddress:
         "", variable="DATABASE_URL", secret=True, words="libpq URI or keywords",
         details="libpq URI or keywords, with `sslmode` and everything else that libpq knows",
     )  # fmt: skip
-    host: str = setting("127.0.0.1", variable="PG_HOST", words="not used beside `DATABASE_URL`")
+    host: str = setting("127.0.0.1", variable="PG_HOST", words="not used beside `DATABASE_URL`", read=_host("PG_PORT"))
     port: int = setting(
         5432, variable="PG_PORT", words="not used beside `DATABASE_URL`", read=number(1, 65535, "a port", "5432")
     )
@@ -210,12 +225,12 @@ class NatsAddress:
     """Where NATS is, as it was given: a context of the nats command line, URLs, or a host and a port."""
 
     context: str = setting(
-        "", flag="--nats-context", variable="NATS_CONTEXT", group=PUBLISHING,
+        "", flag="--nats-context", value="NAME|FILE", variable="NATS_CONTEXT", group=PUBLISHING,
         words="context of the nats command line, by name or file",
         details="a context of the `nats` command line, by name or file; what is set here beats it",
     )  # fmt: skip
     url: str = setting("", variable="NATS_URL", secret=True, words="one or more of `nats://` or `tls://`, separated by commas")
-    host: str = setting("127.0.0.1", variable="NATS_HOST", words="not used beside `NATS_URL`")
+    host: str = setting("127.0.0.1", variable="NATS_HOST", words="not used beside `NATS_URL`", read=_host("NATS_PORT"))
     port: int = setting(4222, variable="NATS_PORT", words="not used beside `NATS_URL`", read=number(1, 65535, "a port", "4222"))
 
 
@@ -334,12 +349,13 @@ class ClientConfig:
 
 
 EMBEDDED = Setting(
-    flag="--embedded", group=SOURCE, words="start PostgreSQL and NATS from the `embedded` extra, data kept in this folder",
+    flag="--embedded", value="[DIR]", group=SOURCE,
+    words="start PostgreSQL and NATS from the `embedded` extra, data kept in this folder",
     details="start PostgreSQL and NATS from the `embedded` extra. A folder may follow; without one the data is in the user's "
     "data folder",
 )  # fmt: skip
 ENV_FILE = Setting(
-    flag="--env-file", words="NAME=value lines; the environment beats them", details="file of `NAME=value` lines"
+    flag="--env-file", value="FILE", words="NAME=value lines; the environment beats them", details="file of `NAME=value` lines"
 )
 PRINT_CONFIG = Setting(
     flag="--print-config", is_switch=True, words="show each value and where it came from, and end",

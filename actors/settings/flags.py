@@ -19,12 +19,12 @@ Flags = Mapping[str, object]
 _GROUPS = {title: Group(title, sort_key=place) for place, title in enumerate(GROUPS, 1)}
 
 
-def option(group: str, words: str, **more: Any) -> Parameter:
-    """A flag of one command; a bool has no `--no-` form. `more` is cyclopts's own."""
-    return Parameter(group=_GROUPS[group], help=words, **{"negative": "", **more})
+def option(group: str, words: str, value: str = "", **more: Any) -> Parameter:
+    """A flag of one command, with the name of its value; a bool has no `--no-` form. `more` is cyclopts's own."""
+    return Parameter(group=_GROUPS[group], help=words, metavar=value or None, **{"negative": "", **more})
 
 
-EnvFile = Annotated[Path | None, option(ENV_FILE.group, ENV_FILE.help())]
+EnvFile = Annotated[Path | None, option(ENV_FILE.group, ENV_FILE.help(), ENV_FILE.value)]
 
 
 def takes_settings(*names: str, **words: str) -> Callable[[Callable[Concatenate[Flags, P], int]], Callable[..., int]]:
@@ -55,7 +55,7 @@ def takes_settings(*names: str, **words: str) -> Callable[[Callable[Concatenate[
 
 def _parameter(setting: Setting, words: str) -> inspect.Parameter:
     kind: Any = bool if setting.is_switch else str | None
-    flag = option(setting.group, setting.help(words), name=setting.flag)
+    flag = option(setting.group, setting.help(words), setting.value, name=setting.flag)
     return inspect.Parameter(
         setting.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, flag],
         default=False if setting.is_switch else None,

@@ -27,6 +27,7 @@ from actors.settings.config import (
     SnapshotConfig,
     SourceConfig,
 )
+from actors.settings.env_file import ignored_libpq_names, tell
 from actors.settings.nats_context import read_context
 from actors.settings.sources import Sources, bad_value
 
@@ -39,6 +40,8 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
     Raises ConfigError: one line that names the flag or variable, the value and the fix.
     """
     sources = Sources(flags, environ, env_file)
+    if not sources.given("database_url"):
+        tell(ignored_libpq_names(environ))
     config = sources.group(
         Config,
         source=sources.group(SourceConfig),
@@ -84,7 +87,7 @@ def _postgres(sources: Sources) -> PostgresConfig:
         raise ConfigError(
             "WB004",
             "no PostgreSQL user: set POSTGRES_BRIDGE_USER (and POSTGRES_BRIDGE_PASSWORD), or DATABASE_URL",
-            fix="no server at hand? walbridge demo",
+            fix="walbridge init asks and writes them into a file; no server at hand? walbridge demo",
         )
     from psycopg.conninfo import make_conninfo  # noqa: PLC0415  (commands that need no PostgreSQL load no libpq)
 
@@ -101,9 +104,15 @@ def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
     try:
         words = conninfo.conninfo_to_dict(given.url)
     except ProgrammingError as exc:
-        raise bad_value(where, "", "is not a libpq connection string; give e.g. postgresql://user@host:5432/db") from exc
+        raise bad_value(
+            where,
+            "",
+            "is not a libpq connection string; give e.g. postgresql://user@host:5432/db, with %25 for %",
+        ) from exc
     if not re.fullmatch(r"[\d,]*", str(words.get("port") or "")):  # libpq would look at it only when it connects
         raise bad_value(where, "", "its port is no number; escape what is special in a password, e.g. %40 for @")
+    if "@" in str(words.get("host") or "")[1:]:  # before an @ may be a part of the password: show nothing
+        raise bad_value(where, "", "its host has an @; escape what is special in a password, e.g. %40 for @")
     words.pop("replication", None)
     sources.overrule("database_url", "pg_host", "pg_port", "pg_db")
     for part, word in (("postgres_bridge_user", "user"), ("postgres_bridge_password", "password")):

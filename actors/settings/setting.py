@@ -25,6 +25,8 @@ class Setting:
     details: str = ""
     """For the README, where it has more to say than `--help`."""
     flag: str = ""
+    value: str = ""
+    """What `--help` shows for the flag's value: NAME, SECONDS, fast|plain. Empty for a switch."""
     variable: str = ""
     default: str = ""
     """As it would be given; `no` for a switch."""
@@ -59,15 +61,15 @@ class Setting:
 
 
 def setting(
-    default: T, *, words: str, details: str = "", flag: str = "", variable: str = "", secret: bool = False,
+    default: T, *, words: str, details: str = "", flag: str = "", value: str = "", variable: str = "", secret: bool = False,
     group: str = OTHER, read: Callable[[str], T] | None = None,
 ) -> T:  # fmt: skip
     """A dataclass field that can be set. `read` may be left out for plain text; a bool is a switch."""
     is_switch = isinstance(default, bool)
     shown = "no" if default is False else "yes" if default is True else "" if default is None else str(default)
     found = Setting(
-        words=words, details=details, flag=flag, variable=variable, default=shown, secret=secret, is_switch=is_switch,
-        group=group, read=read or (switch if is_switch else str),
+        words=words, details=details, flag=flag, value=value, variable=variable, default=shown, secret=secret,
+        is_switch=is_switch, group=group, read=read or (switch if is_switch else str),
     )  # fmt: skip
     return field(default=default, repr=not secret, metadata={"setting": found})
 

@@ -5,7 +5,6 @@ Every value remembers its source, for `--print-config`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 from actors.errors import ConfigError
 from actors.settings.config import SETTINGS
+from actors.settings.env_file import read_env_file
 from actors.settings.setting import Setting, settings_of
 
 T = TypeVar("T")
@@ -119,27 +119,6 @@ class Sources:
 def bad_value(where: str, value: str, fix: str) -> ConfigError:
     """One line that names the flag or variable, the value unless it may be secret, and the fix."""
     return ConfigError("WB002", f"{where}: {value!r} {fix}" if value else f"{where}: {fix}")
-
-
-def read_env_file(path: Path) -> dict[str, str]:
-    """NAME=value lines, as systemd's EnvironmentFile: comments, blank lines, optional quotes. Raises ConfigError."""
-    found: dict[str, str] = {}
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError("WB003", f"--env-file: cannot read {str(path)!r}: {_reason(exc)}") from exc
-    for number, line in enumerate(lines, 1):
-        stripped = line.strip().removeprefix("export ")
-        if not stripped or stripped.startswith(("#", ";")):
-            continue
-        name, equals, value = stripped.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
-            raise ConfigError("WB003", f"--env-file: {path}:{number} is not NAME=value")
-        value = value.strip()
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        found[name.strip()] = value
-    return found
 
 
 def _read_secret(setting: Setting, file: str) -> str:

@@ -53,3 +53,10 @@ def age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / {'d': 86400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def escaped(text: str) -> str:
+    """Return text without characters that would steer a terminal or that no encoding can carry: as escapes, as in JSON."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

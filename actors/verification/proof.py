@@ -78,7 +78,7 @@ async def verify(request: Request) -> Result:
         tables = await load_tables(store)
         if not tables and not request.tables:
             raise ConfigError("WB511", "the replica has no tables", fix="walbridge mirror --to ... creates them")
-        chosen = choose_tables(request.tables, record, known=tables)
+        chosen = choose_tables(request.tables, record.tables, known=tables)
         keeps_all = await keeps_everything(store)
         async with open_source(request.config.postgres, record.publication) as source:
             result = await _Verification(request, store, source, chosen, keeps_all=keeps_all).run()
@@ -137,8 +137,9 @@ class _Verification:
         postgres, at_most = request.config.postgres, f"{request.timeout_s:g} s at most"
         hold = HoldRow(self._store, request.to, request.tell)
         async with hold.present():
-            async with self._told_when_long(f"waiting for the mirror to answer; {HELD_WITHIN_S:g} s at most"):
-                await hold.wait("held", HELD_WITHIN_S)
+            held_within_s = min(HELD_WITHIN_S, request.timeout_s)
+            async with self._told_when_long(f"waiting for the mirror to answer; {held_within_s:g} s at most"):
+                await hold.wait("held", held_within_s)
             records = await hold.tables()
             if not is_last and (missing := self._being_copied(records)):
                 return missing

@@ -47,7 +47,8 @@ class Source:
     async def take_snapshot(self, chosen: Collection[str], timeout_s: float) -> Lsn:
         """Lock the chosen tables, as far as they are published, and import the snapshot of a temporary slot; return its LSN."""
         self.tables = {token: table for token, table in self.tables.items() if token in chosen}
-        self._holder = await begin_locked(self._connection, list(self.tables.values()), timeout_s=LOCK_TIMEOUT_S)
+        chosen_tables = list(self.tables.values())
+        self._holder = await begin_locked(self._connection, chosen_tables, timeout_s=min(LOCK_TIMEOUT_S, timeout_s))
         replication = await PgConnection.connect(self._config, replication=True, application_name="walbridge verify")
         try:
             lsn, snapshot = await export_snapshot(replication, f"snap_{secrets.token_hex(6)}", timeout_s=timeout_s)

@@ -53,6 +53,12 @@ async def serve_app(
         raise cannot_listen(http, error) from None
 
 
+def page_url(http: HttpConfig) -> str:
+    """The address of the page for a browser on this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.bind, http.bind)
+    return f"http://{f'[{host}]' if ':' in host else host}:{http.port}/"
+
+
 def cannot_listen(http: HttpConfig, error: OSError, said: str = "") -> ConfigError:
     """Return the error for an address on which the bridge cannot listen."""
     port, host = http.port, f"[{http.bind}]" if ":" in http.bind else http.bind

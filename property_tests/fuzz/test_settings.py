@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from actors.errors import WalbridgeError
 from actors.settings.config import SETTINGS
+from actors.settings.env_file import read_env_file
 from actors.settings.resolve import resolve
-from actors.settings.sources import read_env_file
 from property_tests.fuzz.hostile import broken_bytes
 
 WRITTEN = [

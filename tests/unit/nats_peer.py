@@ -32,7 +32,9 @@ async def connected(answer: Answer) -> AsyncGenerator[tuple[NatsConnection, list
     """A connection whose publishes are answered, and the list of them. `NO_RESPONDERS` goes out as headers alone."""
     ours, theirs = memory_stream_pair()
     published: list[Published] = []
-    connection = NatsConnection(ours, ServerAddress("peer", 4222), {"max_payload": 1 << 20, "version": "2.15.1"}, set())
+    connection = NatsConnection(
+        ours, ServerAddress("peer", 4222), {"max_payload": 1 << 20, "version": "2.15.1", "jetstream": True}, set()
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection._read, NatsParser())
         nursery.start_soon(_serve, theirs, answer, published)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from actors.embedded.process import free_port
+from actors.main import app
 from tests.command_line import run_here
 from tests.servers import CLEAN, ROOT
 
@@ -43,6 +46,7 @@ USER = {"POSTGRES_BRIDGE_USER": "bridge"}
         (["mirror"], {}, ["--to: missing", "walbridge mirror --tables users --to sqlite:///replica.db"]),
         (["verify"], {}, ["--to: missing", "walbridge verify --to sqlite:///replica.db"]),
         (["snapshot"], {}, ["TABLE: missing", "walbridge snapshot users"]),
+        (["demo", "--seconds", "-5"], {}, ["--seconds", "-5"]),
         (["--slot"], {}, ["--slot: needs a value", "walbridge --help"]),
         (["status", "--prot", "1"], {}, ["--prot: unknown option", "did you mean --port?"]),
         (["status", "--nonsense"], {}, ["--nonsense: unknown option", "walbridge status --help"]),
@@ -83,9 +87,31 @@ def test_help_and_version_say_what_there_is() -> None:
 
 def test_help_explains_a_code_and_refuses_an_unknown_one() -> None:
     assert "slot" in run_here("help", "WB107").stdout
+    assert run_here("help", "107").stdout == run_here("help", "wb107").stdout == run_here("help", "WB107").stdout
+    assert run_here("help", "walbridgelag").stdout.startswith("WalbridgeLag\n")
+    assert run_here("help", "tail").stdout == run_here("tail", "--help").stdout
+    assert run_here("help", "produce", "bulk").stdout == run_here("produce", "bulk", "--help").stdout
+    assert "did you mean WalbridgeLag?" in run_here("help", "WalbridgeLga").stderr
+    assert "](" not in run_here("help", "WB226").stdout, "no links to files that an installation does not have"
     unknown = run_here("help", "WB999")
+    assert len(unknown.stderr) < 200, "no list of all codes"
     assert unknown.returncode == 2
     assert "WB999" in unknown.stderr
+
+
+def test_every_help_names_its_values_and_has_examples_of_its_own_that_parse() -> None:
+    names = [name for name in app if not name.startswith("-")]
+    for name in names:
+        shown = run_here(name, "--help", env={"COLUMNS": "200"}).stdout
+        assert not re.search(r"--[a-z-]+ (STR|INT|FLOAT|PATH)\b", shown), shown
+        examples = re.findall(r"^  (?:[A-Z_]+=\S+ )*walbridge ?(.*)$", shown.partition("Examples:\n")[2], re.MULTILINE)
+        assert examples, name
+        for example in examples:
+            words = shlex.split(example)
+            assert words[:1] in ([name], []) or name == "run", example
+            app.parse_args(
+                ["--embedded=" if word == "--embedded" else word for word in words], print_error=False, exit_on_error=False
+            )
 
 
 def test_print_config_shows_value_and_origin_and_no_secret(tmp_path: Path) -> None:
@@ -114,6 +140,7 @@ def test_nothing_at_hand_ends_with_words_not_with_a_trace(tmp_path: Path) -> Non
         env=CLEAN | USER | {"PG_PORT": str(free_port())},
     )  # fmt: skip
     assert done.stderr is not None
+    assert "page=http://127.0.0.1:" in done.stderr.readline()
     line = done.stderr.readline()
     assert "WB101" in line
     assert "next_try_s" in line

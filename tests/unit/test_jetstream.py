@@ -8,6 +8,7 @@ import orjson
 import pytest
 import trio
 
+from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.errors import SinkUnavailable
 from tests.unit.nats_peer import NO_RESPONDERS, Published, connected
@@ -41,7 +42,7 @@ def test_a_deleted_key_can_be_made_again(err_code: int) -> None:
         (b"[]", SinkUnavailable, "WB212"),
         (
             b'{"error":{"code":503,"err_code":10039,"description":"JetStream not enabled for account"}}',
-            SinkUnavailable,
+            SinkRefused,
             "WB211",
         ),
         (b'{"error":{"code":503,"err_code":10008,"description":"temporarily unavailable"}}', JetStreamError, "WB210"),

@@ -253,6 +253,6 @@ def test_a_name_that_was_published_once_is_no_wrong_name(tmp_path: Path) -> None
     with_replica(tmp_path, body)
     known = trio.run(tokens_in, url)
     record = replace(RECORD, tables=("new",))
-    assert choose_tables(["old", "sales.old", "new"], record, known=known) == ("old", "sales/old", "new")
+    assert choose_tables(["old", "sales.old", "new"], record.tables, known=known) == ("old", "sales/old", "new")
     with pytest.raises(ConfigError, match="'odl' is no table"):
-        choose_tables(["odl"], record, known=known)
+        choose_tables(["odl"], record.tables, known=known)

@@ -8,8 +8,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from actors.errors import ConfigError
+from actors.main import app
 from actors.settings.config import Config
 from actors.settings.resolve import resolve
+from tests.command_line import run_here
 
 USER = {"POSTGRES_BRIDGE_USER": "bridge"}
 
@@ -124,9 +126,77 @@ UNKNOWN=ignored
     assert config.nats.token == "a=b # c"
     assert "user=bridge" in config.postgres.conninfo
     assert "dbname=shop" in config.postgres.conninfo
-    file.write_text("POSTGRES_BRIDGE_USER=x\nnot a setting\n")
-    with pytest.raises(ConfigError, match=":2 is not NAME=value"):
-        resolve({}, {}, file)
+    for line, words in (
+        ("not a setting", ":2 is not NAME=value"),
+        ("PG_DB=shop # the shop", ":2 has a # within its value; put a comment on a line of its own"),
+        ("PG_DB='shop' # the shop", ":2 has a # within"),
+        ("PG_DB='shop", ":2 has a quote that is not closed"),
+        ("PG_DB='shop\"", ":2 has a quote that is not closed"),
+    ):
+        file.write_text(f"POSTGRES_BRIDGE_USER=x\n{line}\n")
+        with pytest.raises(ConfigError, match=words):
+            resolve({}, {}, file)
+    file.write_text("POSTGRES_BRIDGE_PASSWORD=a#b'c\n")
+    assert "a#b\\'c" in resolve({}, USER, file).postgres.conninfo
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PG_HOST", "db:5433", "has a port; give that as PG_PORT"),
+        ("PG_HOST", "[::1]:5433", "has a port"),
+        ("NATS_HOST", "nats:4223", "has a port; give that as NATS_PORT"),
+        ("DATABASE_URL", "postgresql://u:hunter@2@h/d", "escape what is special in a password, e.g. %40 for @"),
+        ("DATABASE_URL", "postgresql://u:hunter%2@h/d", "%25 for %"),
+        ("DATABASE_URL", "postgresql://u:hunter/2@h/d", "escape what is special"),
+    ],
+)
+def test_an_address_that_can_never_be_reached_is_refused_with_the_way_to_write_it(name: str, value: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({}, USER | {name: value})
+    assert words in caught.value.what
+    assert "hunter" not in caught.value.explain()
+
+
+def test_a_host_may_be_in_brackets() -> None:
+    config = resolve({}, USER | {"PG_HOST": "[::1]", "NATS_HOST": "[::1]"})
+    assert conninfo_to_dict(config.postgres.conninfo)["host"] == "::1"
+    assert config.nats.urls == resolve({}, USER | {"NATS_HOST": "::1"}).nats.urls == ("nats://[::1]:4222",)
+    for host in ("/var/run/postgresql", "@abstract", "a,b", "fe80::1%eth0"):
+        assert conninfo_to_dict(resolve({}, USER | {"PG_HOST": host}).postgres.conninfo)["host"] == host
+
+
+def test_names_that_count_nowhere_are_told_once_with_the_one_that_was_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "env"
+    file.write_text(
+        "POSTGRES_BRIGDE_USER=x\nPGHOST=db\nNATS_SERVERS=a\nTZ=UTC\nPYTHONUNBUFFERED=1\nNATS_TOKEN_FILE=/dev/null\nLOG_LEVEL_FILE=x\n"
+    )
+    for _ in range(2):
+        resolve({}, USER | {"PGUSER": "me", "PGPASSFILE": "x", "PGPORT": "1", "PG_PORT": "2"}, file)
+    said = capsys.readouterr().err
+    for words in (
+        "POSTGRES_BRIGDE_USER is not used; did you mean POSTGRES_BRIDGE_USER?",
+        "PGHOST is not used; did you mean PG_HOST?",
+        "NATS_SERVERS is not used; walbridge help env",
+        "LOG_LEVEL_FILE is not used; walbridge help env",
+    ):
+        assert said.count(f"warning: --env-file: {file}: {words}") == 1, said
+    assert len(said.splitlines()) == 4, "PGUSER is not ignored where POSTGRES_BRIDGE_USER is set, nor are the others ours"
+    resolve({}, USER | {"PGHOST": "db"})
+    assert "PGHOST is set and not used; set PG_HOST, or DATABASE_URL" in capsys.readouterr().err
+    resolve({}, {"DATABASE_URL": "postgresql://u@h/d", "PGDATABASE": "db"})
+    assert capsys.readouterr().err == ""
+
+
+def test_every_command_that_reads_settings_takes_an_env_file() -> None:
+    of_produce = (f"produce {name}" for name in ("bulk", "stream", "mixed", "crud", "check"))
+    without_settings = {"demo", "help", "init", "produce"}
+    names = {name for name in app if not name.startswith("-")} - without_settings
+    for name in (*names, *of_produce):
+        assert "--env-file" in run_here(*name.split(), "--help").stdout, name
+    assert {"status", "health", "tail"} <= names
 
 
 def test_a_secret_file_loses_only_its_last_line_ends(tmp_path: Path) -> None:

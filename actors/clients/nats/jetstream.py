@@ -250,6 +250,8 @@ class JetStream:
 
     async def _api(self, action: str, body: Mapping[str, object], doing: str) -> dict[str, Any]:
         reply = await self.connection.request(f"$JS.API.{action}", orjson.dumps(body), timeout_s=API_TIMEOUT_S)
+        if reply.status == 503 and not self.connection.info.get("jetstream"):
+            raise _without_jetstream("the server", "503 no responders, and the server announces no JetStream")
         return _checked(reply, doing)
 
 
@@ -283,7 +285,7 @@ def _checked(message: Msg, doing: str) -> dict[str, Any]:
         if not error:
             return reply
         refusal = JetStreamError(doing, int(error["code"]), int(error.get("err_code", 0)), str(error.get("description", "")))
-    raise _nobody(doing, refusal.said) if refusal.err_code == ErrCode.NOT_ENABLED_FOR_ACCOUNT else refusal
+    raise _without_jetstream("the user's account", refusal.said) if refusal.err_code in _OFF else refusal
 
 
 @contextmanager
@@ -305,6 +307,17 @@ def _stream_in(reply: dict[str, Any]) -> dict[str, Any]:
     if type(reply["created"]) is not str or type(reply["config"]) is not dict:
         raise TypeError("not a stream's description")
     return reply
+
+
+_OFF = (ErrCode.NOT_ENABLED, ErrCode.NOT_ENABLED_FOR_ACCOUNT)
+
+
+def _without_jetstream(where: str, said: str) -> SinkRefused:
+    """The error where JetStream is off, as the server itself says: only its configuration changes that."""
+    return SinkRefused(
+        "WB211", f"JetStream is off for {where} in NATS", said=said, means="nothing can be stored there",
+        fix="start the server with JetStream: nats-server -js; for an account of its configuration: jetstream: enabled",
+    )  # fmt: skip
 
 
 def _nobody(doing: str, said: str) -> SinkUnavailable:

@@ -40,6 +40,8 @@ class Delivered(NamedTuple):
     headers: bytes
     """The raw header block."""
     payload: bytes
+    stored_at: bytes = b"0"
+    """When JetStream stored it, in nanoseconds since 1970 UTC, as decimal digits."""
 
 
 class OrderedConsumer:
@@ -120,7 +122,7 @@ class OrderedConsumer:
         # <domain>.<account> before the stream and something after the rest
         parts = message.reply.split(b".")
         place = 5 if len(parts) == 9 else 7
-        seq, consumer_seq, pending = int(parts[place]), int(parts[place + 1]), parts[place + 3]
+        seq, consumer_seq, stored_at, pending = int(parts[place]), int(parts[place + 1]), parts[place + 2], parts[place + 3]
         if consumer_seq != self._consumer_seq + 1:
             self._fault = f"message {self._consumer_seq + 1} is missing before {consumer_seq}"
             return
@@ -129,7 +131,7 @@ class OrderedConsumer:
         self._pending = pending
         # anybody may publish on subjects that are no UTF-8
         subject = message.subject.decode("utf-8", "replace")
-        self._waiting.append(Delivered(subject, seq, message.headers, message.payload))
+        self._waiting.append(Delivered(subject, seq, message.headers, message.payload, stored_at))
 
     def _on_status(self, message: Msg) -> None:
         status, headers = message.status, decode_headers(message.headers)

@@ -358,12 +358,19 @@ def _address(words: dict[str, Any]) -> str:
     return f"{host}:{port}/{words.get('dbname') or words.get('user') or ''}"
 
 
+PEER = (
+    "this line of pg_hba.conf takes only the system user of the role's name: connect over TCP with a password "
+    "(PG_HOST=127.0.0.1, or a host in DATABASE_URL), or map the user in pg_ident.conf"
+)
+NO_DATABASE = "give a database that exists: at the end of DATABASE_URL (postgresql://host/NAME), or without that PG_DB"
 _REFUSALS = (
     ("password authentication failed", "set POSTGRES_BRIDGE_PASSWORD (or the one in DATABASE_URL) to the role's password"),
     ("no password supplied", "set POSTGRES_BRIDGE_PASSWORD, or DATABASE_URL with a password"),
     ("certificate authentication failed", "sslcert, sslkey: a certificate whose common name is the role's"),
     ("pg_hba.conf rejects", "change the reject line for this host, database and user in pg_hba.conf, or use TLS: sslmode"),
     ("no pg_hba.conf entry", "add a line for this host, database and user to pg_hba.conf, then SELECT pg_reload_conf()"),
+    ("peer authentication failed", PEER),
+    ("ident authentication failed", PEER),
     ("does not exist", "set PG_DB and POSTGRES_BRIDGE_USER, or DATABASE_URL, to what exists"),
     ("wal sender", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
     ("walsender", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
@@ -375,7 +382,7 @@ _REFUSED_STATES = {
     "28P01": "set POSTGRES_BRIDGE_PASSWORD (or the one in DATABASE_URL) to the role's password",
     "28000": "set POSTGRES_BRIDGE_USER, or DATABASE_URL, to a role that exists and may log in; and add a line for this host, "
     "database and user to pg_hba.conf",
-    "3D000": "set PG_DB, or DATABASE_URL, to a database that exists",
+    "3D000": NO_DATABASE,
     "42501": "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role; or: GRANT CONNECT ON DATABASE",
 }
 """Fixes by SQLSTATE, for servers whose words are in another language."""
@@ -387,10 +394,18 @@ def connect_error(exc: BaseException, address: str, password: str) -> SourceUnav
     if password:
         said = said.replace(password, "********")
     sqlstate = sqlstate_of(str(exc))
+    if sqlstate == "3D000" or re.search(r'database ".*" does not exist', said):
+        return _not_let_in(address, said, NO_DATABASE)
     if sqlstate or "FATAL" in said or "no password supplied" in said:
         for words, fix in _REFUSALS:
             if words in said.lower():
                 return _not_let_in(address, said, fix)
+    if "does not support SSL" in said:
+        return SourceRefused(
+            "WB122", f"PostgreSQL at {address} has no TLS", said=said,
+            means="sslmode demands it: nothing is sent in plain text",
+            fix="in PostgreSQL: ssl = on, with ssl_cert_file and ssl_key_file; or, if you trust the network, sslmode=prefer",
+        )  # fmt: skip
     if re.search(r"certificate|SSL error|does not support SSL|private key", said):
         return SourceRefused(
             "WB122", f"no trusted TLS connection to PostgreSQL at {address}", said=said,

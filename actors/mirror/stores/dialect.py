@@ -104,8 +104,8 @@ class Dialect(ABC):
     def drop_table(self, local: tuple[str, str]) -> str:
         return f"DROP TABLE IF EXISTS {self.table(local)}"
 
-    def rename_table(self, local: tuple[str, str], name: str) -> str:
-        return f"ALTER TABLE {self.table(local)} RENAME TO {quoted(name)}"
+    def rename_table(self, local: tuple[str, str], name: str) -> list[str]:
+        return [f"ALTER TABLE {self.table(local)} RENAME TO {quoted(name)}"]
 
     def add_column(self, local: tuple[str, str], name: str, kind: str) -> str:
         return f"ALTER TABLE {self.table(local)} ADD COLUMN {quoted(name)} {kind}".rstrip()
@@ -186,6 +186,16 @@ class PostgresDialect(Dialect):
     def local_name(self, schema: str, table: str) -> tuple[str, str]:
         return schema, table
 
+    def rename_table(self, local: tuple[str, str], name: str) -> list[str]:
+        """Rename the index of the key as well, to the name that PostgreSQL would give it, unless another has that name."""
+        was, becomes = (quoted(_truncated(table) + "_pkey") for table in (local[1], name))
+        index = f"ALTER INDEX IF EXISTS {quoted(local[0])}.{was} RENAME TO {becomes}"
+        tag = "$walbridge$"
+        while tag in index:
+            tag = f"${tag.strip('$')}_$"
+        unless_taken = f"DO {tag} BEGIN {index}; EXCEPTION WHEN duplicate_table THEN NULL; END {tag}"
+        return [*super().rename_table(local, name), unless_taken]
+
     def own(self, name: str) -> str:
         return f"_walbridge.{name}"
 
@@ -201,6 +211,11 @@ class PostgresDialect(Dialect):
 
     def schema_statements(self) -> Iterable[str]:
         return ["CREATE SCHEMA IF NOT EXISTS _walbridge", *_own_tables(self)]
+
+
+def _truncated(table: str) -> str:
+    """The part of a table's name that is left in the name of its key's index: names have 63 bytes."""
+    return table.encode()[:58].decode("utf-8", "ignore")
 
 
 def _own_tables(dialect: Dialect) -> list[str]:

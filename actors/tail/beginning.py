@@ -1,0 +1,87 @@
+"""Where a reader of the stream begins: now, at the first message, at a sequence, at a time, or at an LSN."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple
+
+from actors.mirror.source_stream import SourceStream
+from actors.positions import Lsn, parse_lsn
+
+ANY_SUBJECT = ">"
+FORMS = "now, first, a sequence such as 1842, a time such as 2026-11-21T07:05 (UTC) or 10m (ago), or an LSN such as 0/16B3748"
+_AGES = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+class Beginning(NamedTuple):
+    """A place in the stream. Only the field that `kind` names counts."""
+
+    kind: Literal["now", "first", "seq", "time", "lsn"]
+    seq: int = 0
+    time: datetime = datetime.min
+    """In UTC: messages stored before are left out."""
+    lsn: Lsn = Lsn(0)
+    """Changes of transactions that committed before are left out."""
+
+
+NOW = Beginning("now")
+
+
+def parse_beginning(text: str, now: datetime) -> Beginning:
+    """Read the value of `--from`. Raises ValueError with what to do."""
+    if text in ("now", "first"):
+        return Beginning("now" if text == "now" else "first")
+    if re.fullmatch(r"[0-9]{1,18}", text) and int(text):
+        return Beginning("seq", seq=int(text))
+    if ago := re.fullmatch(r"([0-9]{1,6})([smhd])", text):
+        return Beginning("time", time=now - timedelta(**{_AGES[ago[2]]: int(ago[1])}))
+    try:
+        if "/" in text:
+            return Beginning("lsn", lsn=parse_lsn(text))
+        if re.match(r"\d{4}-\d\d-\d\d", text):
+            time = datetime.fromisoformat(text)
+            return Beginning("time", time=time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC))
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"is no place in the stream; give {FORMS}")
+
+
+async def first_seq_from(source: SourceStream, beginning: Beginning) -> int:
+    """Return the sequence at which to begin; behind the stream's end when nothing is there yet. The stream was looked at."""
+
+    async def stored_since(seq: int) -> Found | None:
+        message = await source.js.get_message(source.name, seq=seq, next_by_subj=ANY_SUBJECT)
+        return None if message is None else Found(message.seq, datetime.fromisoformat(message.time) >= beginning.time)
+
+    async def committed_since(seq: int) -> Found | None:
+        found = await source.next_of_a_bridge(seq - 1, ANY_SUBJECT)
+        return None if found is None else Found(found[0], found[1].lsn >= beginning.lsn)
+
+    end = source.last_seq + 1
+    if beginning.kind == "time":
+        return await bisect(source.first_seq, end, stored_since)
+    if beginning.kind == "lsn":
+        return await bisect(source.first_seq, end, committed_since)
+    return {"now": end, "first": source.first_seq, "seq": beginning.seq}[beginning.kind]
+
+
+class Found(NamedTuple):
+    """The first message at or after a sequence."""
+
+    seq: int
+    is_reached: bool
+    """Whether it belongs to what is looked for, as do all after it."""
+
+
+async def bisect(first: int, end: int, look: Callable[[int], Awaitable[Found | None]]) -> int:
+    """Return the first sequence from which on `look` finds only what is reached; `end` when it finds nothing of that."""
+    while first < end:
+        middle = (first + end) // 2
+        found = await look(middle)
+        if found is None or found.is_reached:
+            end = middle
+        else:
+            first = found.seq + 1
+    return first
