@@ -25,10 +25,10 @@ from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
 from actors.main import app
 from tests.conftest import MakeBridge
+from tests.documents import PAGES
 from tests.servers import HANG_S, ROOT, Bridge, Database, wait_for_events
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "compose/README.md",
-             *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]  # fmt: skip
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "compose/README.md", *PAGES]
 
 
 class Block(NamedTuple):
@@ -75,6 +75,8 @@ RUN_ELSEWHERE = {
     "CONTRIBUTING.md#The simulation": "property_tests/test_simulation.py::test_seeds_find_nothing",
     # without the installation: .ci/run does that on a virtual environment of its own
     "README.md#Quick start": "tests/test_demo.py::test_without_a_terminal_it_is_plain_lines_and_a_verdict",
+    **{f"docs/guides/tutorial.md#{step}": "tests/test_tutorial.py::test_the_tutorial_from_the_table_to_the_invalidator"
+       for step in ("1. Start", "4. The invalidator", "5. See it work", "6. Kill the invalidator")},
 }  # fmt: skip
 NEEDS = {
     "README.md#Quick start": "pip install: the network. .ci/run takes the tests' command from the README and runs it",
@@ -84,7 +86,11 @@ NEEDS = {
     " everything that is in the containers",
 }  # fmt: skip
 
-SEVERAL = {"README.md#Quick start": 2, "compose/README.md#Walbridge with Docker Compose": 2}
+SEVERAL = {
+    "README.md#Quick start": 2, "compose/README.md#Walbridge with Docker Compose": 2,
+ "docs/guides/tutorial.md#6. Kill the invalidator": 2,
+
+}  # fmt: skip
 """Blocks under one heading."""
 
 
@@ -245,6 +251,10 @@ def numberless(printed: str) -> list[str]:
     return [line for line in lines if "other slot" not in line]
 
 
+def without_lsn(printed: str) -> str:
+    return re.sub(r"[0-9A-F]+/[0-9A-F]+", "LSN", printed)
+
+
 def alike(printed: str) -> list[list[str]]:
     """Lines as words, without positions in the WAL; the order of tables is not promised."""
-    return sorted(re.sub(r"[0-9A-F]+/[0-9A-F]+", "LSN", line).split() for line in printed.splitlines())
+    return sorted(without_lsn(line).split() for line in printed.splitlines())
