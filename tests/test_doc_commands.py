@@ -9,12 +9,13 @@ import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +64,9 @@ RUN_HERE = {
     "docs/operations.md#Before going live": "test_the_doctor_before_going_live",
     "docs/mirror.md#Start one": "test_a_live_copy_and_its_proof",
     "docs/mirror.md#Prove it": "test_a_live_copy_and_its_proof",
+    "docs/guides/resync.md#1. Is there a difference?": "test_a_difference_is_found_and_its_table_copied_again",
+    "docs/guides/resync.md#2. One table of a mirror": "test_a_difference_is_found_and_its_table_copied_again",
+    "docs/guides/resync.md#4. A consumer of your own": "test_a_difference_is_found_and_its_table_copied_again",
 }
 RUN_ELSEWHERE = {
     "docs/scaling.md#Several bridges": "tests/test_scaling.py::test_several_bridges_are_exact_each_and_one_view_has_every_change_once",
@@ -77,6 +81,12 @@ RUN_ELSEWHERE = {
     "README.md#Quick start": "tests/test_demo.py::test_without_a_terminal_it_is_plain_lines_and_a_verdict",
     **{f"docs/guides/tutorial.md#{step}": "tests/test_tutorial.py::test_the_tutorial_from_the_table_to_the_invalidator"
        for step in ("1. Start", "4. The invalidator", "5. See it work", "6. Kill the invalidator")},
+    # with PostgreSQL 18 as the old server and the new one
+    "docs/guides/postgresql-upgrade.md#Upgrade with pg_upgrade":
+        "tests/test_upgrade.py::test_the_stream_goes_on_after_pg_upgrade_without_a_gap",
+    # after a slot that was dropped, with the same server
+    "docs/guides/postgresql-upgrade.md#When the slot cannot be kept":
+        "tests/test_operation.py::test_a_dropped_slot_ends_the_bridge_until_the_gap_is_accepted",
 }  # fmt: skip
 NEEDS = {
     "README.md#Quick start": "pip install: the network. .ci/run takes the tests' command from the README and runs it",
@@ -84,12 +94,14 @@ NEEDS = {
     "CONTRIBUTING.md#The full check": "the whole suite. tests/test_contributing.py compares it with the README's command, which .ci/run runs",
     "compose/README.md#Walbridge with Docker Compose": "a container engine; tests/test_compose.py and tests/test_servers_option.py run"
     " everything that is in the containers",
+    "docs/guides/upgrade.md#Upgrade": "pip install: the network, and two released versions",
+    "docs/guides/upgrade.md#Go back": "kubectl and a cluster",
 }  # fmt: skip
 
 SEVERAL = {
     "README.md#Quick start": 2, "compose/README.md#Walbridge with Docker Compose": 2,
  "docs/guides/tutorial.md#6. Kill the invalidator": 2,
-
+    "docs/guides/upgrade.md#Upgrade": 2,
 }  # fmt: skip
 """Blocks under one heading."""
 
@@ -243,6 +255,33 @@ def test_the_doctor_before_going_live(role: str, database: Database, nats: NatsS
     printed = done.stdout.replace(f"127.0.0.1:{database.server.port}/{database.name}", "db.example.org:5432/app")
     printed = printed.replace(nats.url.removeprefix("nats://"), "nats.example.org:4222")
     assert numberless(printed) == numberless(sample.prints)
+
+
+@pytest.mark.own_servers("the documents' NATS has no password")
+def test_a_difference_is_found_and_its_table_copied_again(
+    role: str, database: Database, nats: NatsServer, make_bridge: MakeBridge, tmp_path: Path
+) -> None:
+    make_bridge(database, nats)
+    database.execute("INSERT INTO users SELECT g, 'x' FROM generate_series(1, 430) g; INSERT INTO orders VALUES (1)")
+    shell = Shell(tmp_path, {})
+    url = invented(database, nats, role)["postgresql://walbridge@db.example.org/app"]
+    (tmp_path / "walbridge.env").write_text(f"DATABASE_URL={url}\nNATS_URL={nats.url}\n")
+    compare = the_block("docs/guides/resync.md#1. Is there a difference?")
+    again = the_block("docs/guides/resync.md#2. One table of a mirror").commands
+    with shell.running(again.replace("--again users ", "")) as log:
+        shell.until(lambda: log().count("table is live") == 2, log)
+        assert shell.run(compare.commands).returncode == 0
+        with closing(sqlite3.connect(tmp_path / "replica.db", timeout=HANG_S)) as replica, replica:
+            replica.execute("UPDATE users SET name = 'y' WHERE id = 17")
+        found = shell.run(compare.commands)
+        assert found.returncode == 1, found.stdout + found.stderr
+        assert without_lsn(found.stdout) == without_lsn(compare.prints)
+    with shell.running(again) as log:
+        shell.until(lambda: log().count("table is live") == 1, log)
+        proof = shell.run(compare.commands)
+        assert proof.returncode == 0, proof.stdout + proof.stderr
+        asked = shell.run(the_block("docs/guides/resync.md#4. A consumer of your own").commands)
+        assert asked.returncode == 0, asked.stdout + asked.stderr
 
 
 def numberless(printed: str) -> list[str]:
