@@ -7,6 +7,9 @@ import re
 from tests.servers import ROOT
 
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+PAGES = tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))
+"""The pages of docs/, guides included, as paths in the repository."""
+GUIDES = tuple(page for page in PAGES if page.startswith("docs/guides/"))
 
 
 def section(document: str, title: str) -> str:

@@ -9,12 +9,13 @@ import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +26,10 @@ from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
 from actors.main import app
 from tests.conftest import MakeBridge
+from tests.documents import PAGES
 from tests.servers import HANG_S, ROOT, Bridge, Database, wait_for_events
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "compose/README.md",
-             *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]  # fmt: skip
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "compose/README.md", *PAGES]
 
 
 class Block(NamedTuple):
@@ -64,6 +65,11 @@ RUN_HERE = {
     "docs/consumers.md#Looking at changes": "test_a_live_copy_and_its_proof",
     "docs/mirror.md#Start one": "test_a_live_copy_and_its_proof",
     "docs/mirror.md#Prove it": "test_a_live_copy_and_its_proof",
+    "docs/guides/kubernetes.md#2. The role, the publication, the NATS user": "test_the_files_for_a_cluster_are_written",
+    "docs/guides/kubernetes.md#4. The files": "test_the_files_for_a_cluster_are_written",
+    "docs/guides/resync.md#1. Is there a difference?": "test_a_difference_is_found_and_its_table_copied_again",
+    "docs/guides/resync.md#2. One table of a mirror": "test_a_difference_is_found_and_its_table_copied_again",
+    "docs/guides/resync.md#4. A consumer of your own": "test_a_difference_is_found_and_its_table_copied_again",
 }
 RUN_ELSEWHERE = {
     "docs/scaling.md#Several bridges": "tests/test_scaling.py::test_several_bridges_are_exact_each_and_one_view_has_every_change_once",
@@ -76,6 +82,18 @@ RUN_ELSEWHERE = {
     "CONTRIBUTING.md#The simulation": "property_tests/test_simulation.py::test_seeds_find_nothing",
     # without the installation: .ci/run does that on a virtual environment of its own
     "README.md#Quick start": "tests/test_demo.py::test_without_a_terminal_it_is_plain_lines_and_a_verdict",
+    **{f"docs/guides/tutorial.md#{step}": "tests/test_tutorial.py::test_the_tutorial_from_the_table_to_the_invalidator"
+       for step in ("1. Start", "4. The invalidator", "5. See it work", "6. Kill the invalidator")},
+    # the doctor, on a server that is not the provider's
+    **{f"docs/guides/{provider}.md#Check and start":
+       "tests/test_guides.py::test_a_providers_statements_make_a_role_that_the_doctor_finds_fit"
+       for provider in ("azure", "cloud-sql", "neon", "rds", "supabase")},
+    # with PostgreSQL 18 as the old server and the new one
+    "docs/guides/postgresql-upgrade.md#Upgrade with pg_upgrade":
+        "tests/test_upgrade.py::test_the_stream_goes_on_after_pg_upgrade_without_a_gap",
+    # after a slot that was dropped, with the same server
+    "docs/guides/postgresql-upgrade.md#When the slot cannot be kept":
+        "tests/test_operation.py::test_a_dropped_slot_ends_the_bridge_until_the_gap_is_accepted",
 }  # fmt: skip
 NEEDS = {
     "README.md#Quick start": "pip install: the network. .ci/run takes the tests' command from the README and runs it",
@@ -83,9 +101,26 @@ NEEDS = {
     "CONTRIBUTING.md#The full check": "the whole suite. tests/test_contributing.py compares it with the README's command, which .ci/run runs",
     "compose/README.md#Walbridge with Docker Compose": "a container engine; tests/test_compose.py and tests/test_servers_option.py run"
     " everything that is in the containers",
+    "docs/guides/azure.md#Switch logical replication on": "az, and a server at Azure",
+    "docs/guides/azure.md#Address, TLS, and the env file": "the authorities' certificates, from the network",
+    "docs/guides/cloud-sql.md#Switch logical replication on": "gcloud, and an instance at Google",
+    "docs/guides/cloud-sql.md#Address, TLS, and the env file": "gcloud, and an instance at Google",
+    "docs/guides/neon.md#Make the role and the publication": "neon, and a project there",
+    "docs/guides/rds.md#Switch logical replication on": "aws, and an instance at Amazon",
+    "docs/guides/rds.md#Limit the WAL": "aws, and an instance at Amazon",
+    "docs/guides/rds.md#Address, TLS, and the env file": "Amazon's certificates, from the network",
+    "docs/guides/supabase.md#Before you begin": "supabase, and a project there",
+    "docs/guides/kubernetes.md#3. The image": "docker and a registry; .ci/run measures what the image installs",
+    "docs/guides/kubernetes.md#5. Start": "kubectl and a cluster",
+    "docs/guides/upgrade.md#Upgrade": "pip install: the network, and two released versions",
+    "docs/guides/upgrade.md#Go back": "kubectl and a cluster",
 }  # fmt: skip
 
-SEVERAL = {"README.md#Quick start": 2, "compose/README.md#Walbridge with Docker Compose": 2}
+SEVERAL = {
+    "README.md#Quick start": 2, "compose/README.md#Walbridge with Docker Compose": 2,
+    "docs/guides/kubernetes.md#5. Start": 3, "docs/guides/tutorial.md#6. Kill the invalidator": 2,
+    "docs/guides/upgrade.md#Upgrade": 2,
+}  # fmt: skip
 """Blocks under one heading."""
 
 
@@ -246,12 +281,60 @@ def test_the_doctor_before_going_live(role: str, database: Database, nats: NatsS
     assert numberless(printed) == numberless(sample.prints)
 
 
+@pytest.mark.own_servers("the documents' NATS has no password")
+def test_a_difference_is_found_and_its_table_copied_again(
+    role: str, database: Database, nats: NatsServer, make_bridge: MakeBridge, tmp_path: Path
+) -> None:
+    make_bridge(database, nats)
+    database.execute("INSERT INTO users SELECT g, 'x' FROM generate_series(1, 430) g; INSERT INTO orders VALUES (1)")
+    shell = Shell(tmp_path, {})
+    url = invented(database, nats, role)["postgresql://walbridge@db.example.org/app"]
+    (tmp_path / "walbridge.env").write_text(f"DATABASE_URL={url}\nNATS_URL={nats.url}\n")
+    compare = the_block("docs/guides/resync.md#1. Is there a difference?")
+    again = the_block("docs/guides/resync.md#2. One table of a mirror").commands
+    with shell.running(again.replace("--again users ", "")) as log:
+        shell.until(lambda: log().count("table is live") == 2, log)
+        assert shell.run(compare.commands).returncode == 0
+        with closing(sqlite3.connect(tmp_path / "replica.db", timeout=HANG_S)) as replica, replica:
+            replica.execute("UPDATE users SET name = 'y' WHERE id = 17")
+        found = shell.run(compare.commands)
+        assert found.returncode == 1, found.stdout + found.stderr
+        assert without_lsn(found.stdout) == without_lsn(compare.prints)
+    with shell.running(again) as log:
+        shell.until(lambda: log().count("table is live") == 1, log)
+        proof = shell.run(compare.commands)
+        assert proof.returncode == 0, proof.stdout + proof.stderr
+        asked = shell.run(the_block("docs/guides/resync.md#4. A consumer of your own").commands)
+        assert asked.returncode == 0, asked.stdout + asked.stderr
+
+
+def test_the_files_for_a_cluster_are_written(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, {"registry.example.org": "registry.invalid"})
+    guide = (ROOT / "docs/guides/kubernetes.md").read_text(encoding="utf-8")
+    (settings,) = re.findall(r"^```ini\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    (tmp_path / "walbridge.env").write_text(settings)
+    for step in ("2. The role, the publication, the NATS user", "4. The files"):
+        done = shell.run(the_block(f"docs/guides/kubernetes.md#{step}").commands)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "role.sql").read_text().count("\nGRANT SELECT ON") == 2
+    assert 'user: "bridge"' in (tmp_path / "nats-permissions.conf").read_text()
+    deployment = (tmp_path / "k8s/deployment.yaml").read_text()
+    for value in ("registry.invalid/walbridge:0.1.0", "host=db.example.org", "nats://nats.messaging.svc:4222"):
+        assert value in deployment
+    for named in re.findall(r"`(\w+\.yaml)`", guide):
+        assert (tmp_path / "k8s" / named).exists(), named
+
+
 def numberless(printed: str) -> list[str]:
     """Lines without figures and widths; what else the shared server has slots for may differ."""
     lines = [" ".join(re.sub(r"[+-]?\d[\d.,:]*", "N", line).split()) for line in printed.splitlines()]
     return [line for line in lines if "other slot" not in line]
 
 
+def without_lsn(printed: str) -> str:
+    return re.sub(r"[0-9A-F]+/[0-9A-F]+", "LSN", printed)
+
+
 def alike(printed: str) -> list[list[str]]:
     """Lines as words, without positions in the WAL; the order of tables is not promised."""
-    return sorted(re.sub(r"[0-9A-F]+/[0-9A-F]+", "LSN", line).split() for line in printed.splitlines())
+    return sorted(without_lsn(line).split() for line in printed.splitlines())

@@ -10,12 +10,12 @@ import pytest
 
 from actors.contract import subjects
 from actors.contract.subjects import CDC_GAP, matches, parse
-from tests.documents import section
+from tests.documents import PAGES, section
 from tests.servers import ROOT
 
 # -- subjects
 
-DOCUMENTS = ("README.md", "compose/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+DOCUMENTS = ("README.md", "compose/README.md", *PAGES)
 BENCH = tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "bench").rglob("*.py")))
 SPELLED = re.compile(r"(?<![\w/-])(?:(?:cdc|init|snapshot)\.(?=[\w{$*>])|\$KV\.)[^\s`'\",;|)\]]+")
 FILLED = {"operation": "insert", "snapshot_id": "snap-1-a", "chunk": "0"}

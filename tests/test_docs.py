@@ -35,7 +35,7 @@ from actors.web.bridge_app import PATHS, make_app
 from actors.web.feed import Feed
 from tests.command_line import run_here
 from tests.conftest import MakeBridge
-from tests.documents import OPERATIONS, section
+from tests.documents import OPERATIONS, PAGES, section
 from tests.servers import HANG_S, ROOT, Database, wait_for_events, with_nats
 from tests.snapshots import ask, take
 
@@ -62,9 +62,7 @@ def test_every_code_has_a_section_and_every_section_a_code() -> None:
     assert set(documented) == codes_in_use()
 
 
-@pytest.mark.parametrize(
-    "path", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
-)
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", *PAGES])
 def test_documents_name_only_codes_and_files_that_exist(path: str) -> None:
     text = (ROOT / path).read_text(encoding="utf-8")
     assert set(CODE.findall(text)) <= codes_in_use()

@@ -19,7 +19,7 @@ FROM pg_roles WHERE rolname = current_user AND rolsuper;
 \o
 
 SELECT format('CREATE ROLE %I LOGIN', :'role') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'role') \gexec
--- managed servers have a role for it instead: GRANT rds_replication TO ..., GRANT cloudsqlreplica TO ...
+-- Amazon refuses this and has a role for it: GRANT rds_replication TO ... (docs/guides has other managed servers)
 ALTER ROLE :"role" REPLICATION;
 \if :{?password}
   ALTER ROLE :"role" PASSWORD :'password';

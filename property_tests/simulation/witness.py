@@ -65,13 +65,29 @@ class Witness:
         return len(gone)
 
     def restored(self, *, has_slot: bool) -> None:
-        """The server is an older copy of itself. A bridge sees that by what the slot sends again, or by a WAL that ends early."""
-        self._is_unseen, self._is_untold = True, not has_slot
+        """The server is an older copy of itself.
+
+        A bridge sees that by a WAL that ends early, or by what the slot sends again in the place of the last stored change; a
+        gap event as the last message has no such place.
+        """
+        last = self.messages[-1:]
+        self._is_unseen, self._is_untold = True, not has_slot or not all(map(self._rows, last))
         self._reached = max((event.place[0] for event in self.stored()), default=0)
 
     def slot_lost(self) -> None:
         """The slot is not, or no longer, where it was: what it would have sent again is not seen."""
         self._is_untold |= self._is_unseen
+
+    def slot_moved(self, confirmed: int) -> None:
+        """Somebody has moved the slot; if nobody has read it yet, what came before belongs to snapshots."""
+        self.slot_lost()
+        self._begin_at(confirmed)
+
+    def _begin_at(self, lsn: int) -> None:
+        stream, records = self._jetstream.streams.get("CDC"), self._jetstream.streams.get("KV_bridges")
+        is_new = stream is None or not stream.last_seq
+        if is_new and (records is None or records.last_on("$KV.bridges.CDC") is None):
+            self.evidence.expected = [one for one in self.evidence.expected if one.lsn >= lsn]
 
     def _check_known(self) -> None:
         """Note what nobody can know, if a bridge goes on from here with a slot that sends nothing of before."""
@@ -99,11 +115,7 @@ class Witness:
         self._trace("postgres", f"slot {slot.name} at {format_lsn(slot.confirmed)}")
         if not slot.temporary:
             self._check_known()
-        stream, records = self._jetstream.streams.get("CDC"), self._jetstream.streams.get("KV_bridges")
-        is_new = stream is None or not stream.last_seq
-        if is_new and not slot.temporary and (records is None or records.last_on("$KV.bridges.CDC") is None):
-            # what was committed before belongs to snapshots
-            self.evidence.expected = [one for one in self.evidence.expected if one.lsn >= slot.confirmed]
+            self._begin_at(slot.confirmed)  # what was committed before belongs to snapshots
 
     def _stored(self, stream: Stream, message: Message) -> None:
         if stream.name == "CDC":

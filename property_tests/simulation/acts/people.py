@@ -49,7 +49,7 @@ async def move_the_slot(world: World, dice: random.Random) -> None:
         if slot.confirmed < world.postgres.wal_end:
             slot.confirmed = slot.saved = world.postgres.wal_end
             world.is_simple = False
-            world.witness.slot_lost()
+            world.witness.slot_moved(slot.confirmed)
             world.witness.cause("the slot was moved")
 
 
