@@ -167,6 +167,16 @@ def test_what_is_wrong_with_tables_and_role_is_named_and_each_fix_mends_it(users
         assert {row["check"] for row in again if row["level"] not in ("ok", "note")} == {"WAL limit"}
 
 
+def test_rights_that_a_bridge_does_not_need_are_taken_by_the_fix(users: Database, nats: NatsServer) -> None:
+    """All in one line: whoever pastes it has a role that reads, and no more."""
+    with role(users, "REPLICATION CREATEDB CREATEROLE", "GRANT SELECT, INSERT ON users TO {0}") as dsn:
+        (row,) = [row for row in doctor(dsn, nats.url) if row["code"] == "WB126"]
+        for right in ("CREATEROLE", "CREATEDB", 'may write to "public"."users"'):
+            assert right in row["what"]
+        users.execute(row["fix"].partition("--")[0])
+        assert not [row for row in doctor(dsn, nats.url) if row["code"] == "WB126"]
+
+
 def _tomorrow(database: Database) -> str:
     return str(database.execute("SELECT (now() + interval '1 day')::text")[0][0])
 

@@ -102,7 +102,8 @@ class NatsSide:
         async with trio.open_nursery() as nursery:
             for stream in wanted.values():
                 nursery.start_soon(self._ask, js, stream)
-        refused = [error.said for error in self._unanswered.values() if isinstance(error, SinkRefused)]
+        # JetStream itself may be off, which no right would change
+        refused = [one.said for one in self._unanswered.values() if isinstance(one, SinkRefused) and one.code == "WB204"]
         self.is_known = not self._unanswered
         if refused:
             return Found("", [("fail", ConfigError(

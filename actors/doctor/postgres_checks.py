@@ -104,8 +104,8 @@ class PostgresSide:
 
     async def _rights(self, connection: PgConnection) -> Found:
         """Find rights that a bridge does not need."""
-        ((role, *given),) = await connection.query(
-            "SELECT rolname, rolsuper, rolcreaterole, rolcreatedb FROM pg_roles WHERE rolname = current_user"
+        ((role, made_by_initdb, *given),) = await connection.query(
+            "SELECT rolname, oid = 10, rolsuper, rolcreaterole, rolcreatedb FROM pg_roles WHERE rolname = current_user"
         )
         names = ("SUPERUSER", "CREATEROLE", "CREATEDB")
         attributes = [name for name, is_given in zip(names, given, strict=True) if is_given == "t"]
@@ -113,11 +113,16 @@ class PostgresSide:
         if not attributes and not written:
             return Found(f"{role} may do nothing that a bridge does not need")
         what = [*attributes, *([f"may write to {listed(written)}"] if written else [])]
-        # the role that initdb makes cannot be changed, an owner's rights cannot be revoked, and others may use this role
-        fix = "walbridge export sql-role   # prints a script for a role with the rights that a bridge needs, and no more"
-        if written and not attributes:
-            fix = f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {', '.join(written)} FROM {quoted(role or '')};"
-            fix += "   -- or a role of its own: walbridge export sql-role"
+        # an owner's rights cannot be revoked, and others may use this role
+        own = "a role of its own with what a bridge needs: walbridge export sql-role --tables TABLES"
+        name, taken = quoted(role or ""), list[str]()
+        if attributes:
+            taken.append(f"ALTER ROLE {name} {' '.join(f'NO{attribute}' for attribute in attributes)};")
+        if written:
+            taken.append(f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {', '.join(written)} FROM {name};")
+        fix = f"{' '.join(taken)}   -- or {own}"
+        if made_by_initdb == "t":  # which PostgreSQL does not let anybody change
+            fix = f"walbridge export sql-role --tables TABLES   # prints a script for {own.partition(':')[0]}"
         return warned("", Problem(
             "WB126", f"role {role} may do more than a bridge needs: {', '.join(what)}",
             means="who gets hold of the bridge's password can do it too; a bridge only reads", fix=fix,

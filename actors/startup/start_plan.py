@@ -267,7 +267,12 @@ async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None,
 
 async def _read_tail(js: JetStream, stream: str, last_seq: int) -> StreamTail:
     # the message at last_seq may have been deleted by hand; with ">" nats-server 2.15 finds no earlier message then
-    message = await js.get_message(stream, last_by_subj=CDC_ALL)
+    try:
+        message = await js.get_message(stream, last_by_subj=CDC_ALL)
+    except JetStreamError as exc:
+        if exc.err_code != ErrCode.STREAM_NOT_FOUND:
+            raise
+        message = None  # the doctor looks before anything is made
     if message is None:
         return StreamTail(stream, last_seq, None, deleted=last_seq)
     # Another bridge may have stored more since `last_seq` was read, even one that was just killed. What is published from

@@ -22,9 +22,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--seed", type=int, help="replay this one with its trace, and shrink it")
     parser.add_argument("--processes", type=int, default=1, help="how many seeds run side by side")
-    parser.add_argument("--wrong-max", type=int, default=1, help="seeds that may fail before the command ends")
+    parser.add_argument("--wrong-max", type=int, default=1, help="seeds that may fail before the command ends [1]")
     parser.add_argument("--only", default="", help="acts to choose from, separated by commas")
     given = parser.parse_args()
+    if given.seeds < 1 or given.processes < 1:
+        parser.error("--seeds and --processes are at least 1")
     if unknown := set(filter(None, given.only.split(","))) - WEIGHTS.keys():
         parser.error(f"--only: no act is called {', '.join(sorted(unknown))}; there are {', '.join(WEIGHTS)}")
     weights = {name: weight for name, weight in WEIGHTS.items() if not given.only or name in given.only.split(",")}
@@ -75,7 +77,9 @@ def _say(outcome: Outcome) -> None:
 def _replay(plan: Plan) -> int:
     outcome = run(plan, shown=True)
     _say(outcome)
-    if outcome.wrong:
+    if not outcome.wrong:
+        print("  nothing was wrong")
+    else:
         smaller = shrunk(plan)
         if smaller != plan:
             print("smaller, with the same fault:")

@@ -64,7 +64,8 @@ def _seeded(seed: int, clock: MockClock) -> Generator[None]:
         for one in reversed(patches):
             one.stop()
         random.setstate(state)
-        logger.level, logger.propagate = level, propagates
+        logger.setLevel(level)  # which also clears what loggers remember of it
+        logger.propagate = propagates
 
 
 async def _inline(function: Callable[..., T], *args: object, **_: object) -> T:

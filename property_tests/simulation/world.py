@@ -311,6 +311,7 @@ class _ToTrace(logging.Handler):
 async def world_of(plan: Plan, folder: Path, trace: Trace) -> AsyncGenerator[World]:
     """A world in which servers, operator and applications are at work; all ends with the body."""
     logger, handler = logging.getLogger("walbridge"), _ToTrace(trace)
+    level = logger.level
     logger.addHandler(handler)
     logger.setLevel(handler.level)
     try:
@@ -334,4 +335,4 @@ async def world_of(plan: Plan, folder: Path, trace: Trace) -> AsyncGenerator[Wor
                 nursery.cancel_scope.cancel()
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(logging.CRITICAL + 1)
+        logger.setLevel(level)
