@@ -1,1 +1,1 @@
-"""`walbridge doctor`: the path from PostgreSQL to JetStream, checked before a bridge goes live or beside a running one."""
+"""`walbridge doctor` checks the path from PostgreSQL to JetStream before a bridge goes live, or beside a running one."""

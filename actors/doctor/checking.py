@@ -1,4 +1,4 @@
-"""Makes checks one after another: each has a deadline, and one that cannot be made does not keep the others from being made."""
+"""Makes checks one after another: each has a deadline, and a check that cannot be made does not prevent the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of the bridge's HTTP port, for which no server is needed."""
+"""The check of the bridge's HTTP port, which needs no server."""
 
 from __future__ import annotations
 

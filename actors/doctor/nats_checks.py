@@ -1,4 +1,4 @@
-"""What `walbridge doctor` asks NATS: the checks of the bridge's start and of its monitors, and what only a report needs."""
+"""Checks of `walbridge doctor` on NATS: those of the bridge's start and monitors, and those for a report alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of the NATS user's rights: each is tried, by a request that the server refuses for another reason."""
+"""The check of the NATS user's rights: each is tried with a request that the server refuses for another reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `walbridge doctor` asks both sides together: where a bridge would resume, whether rows fit, and the clocks."""
+"""Checks of `walbridge doctor` that need both sides: where a bridge would resume, whether rows fit, and the clocks."""
 
 from __future__ import annotations
 

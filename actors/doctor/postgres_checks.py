@@ -1,4 +1,4 @@
-"""What `walbridge doctor` asks PostgreSQL: the checks of the bridge's start and monitors, and what only a report needs."""
+"""Checks of `walbridge doctor` on PostgreSQL: those of the bridge's start and monitors, and those for a report alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of `walbridge doctor`: a row per check, how it looks in a terminal and as JSON, and the exit code. No I/O."""
+"""The report of `walbridge doctor`: one row per check, its form in a terminal and as JSON, and the exit code. No I/O."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One real event from PostgreSQL through the bridge's own code into JetStream and back, which leaves nothing behind.
+"""Sends one real event from PostgreSQL through the bridge's own code into JetStream and back, and leaves nothing behind.
 
-It uses a slot, a table, a publication and a stream of its own: a bridge beside it and its readers see nothing of it.
+The round trip has its own slot, table, publication and stream, so a bridge beside it and its readers see nothing of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a hostile or broken peer makes of a valid input: strategies that change bytes, and values within documents."""
+"""Strategies that turn a valid input into a hostile or broken peer's: they change bytes, and values within documents."""
 
 from __future__ import annotations
 

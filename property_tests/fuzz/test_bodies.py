@@ -1,4 +1,4 @@
-"""Whatever somebody publishes where bridges publish: consumers read it or refuse it, and a mirror applies it or refuses it."""
+"""Whatever is published where bridges publish, consumers read it or refuse it, and a mirror applies it or refuses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a NATS server, or something in its place, sends: typed errors and nothing else."""
+"""Whatever a NATS server, or something in its place, sends, the only errors are typed ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What PostgreSQL, or something in its place, sends: replication messages, rows of COPY, arrays, histories of timelines."""
+"""Whatever PostgreSQL, or something in its place, sends: replication messages, rows of COPY, arrays, histories of timelines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever somebody writes into flags, variables, an env file or a context: settings, or a ConfigError in words."""
+"""Whatever is written into flags, variables, an env file or a context, the result is settings or a readable ConfigError."""
 
 from __future__ import annotations
 

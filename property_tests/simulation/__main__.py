@@ -1,4 +1,4 @@
-"""`python -m property_tests.simulation --seeds 10000 [--first N]`, `--seed N` to replay one with its trace and shrink it."""
+"""`python -m property_tests.simulation --seeds 10000 [--first N]`; `--seed N` replays one with its trace and shrinks it."""
 
 from __future__ import annotations
 

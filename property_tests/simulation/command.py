@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line of the simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections in memory between the real clients and the models of servers, with what networks do to them."""
+"""In-memory connections between the real clients and the models of servers, and what networks do to them."""
 
 from __future__ import annotations
 

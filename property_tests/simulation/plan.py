@@ -1,4 +1,4 @@
-"""What one seed does: settings of the servers and of the bridge, and the acts with their times. Shrinking takes some away."""
+"""What one seed does: settings of the servers and of the bridge, and the acts with their times. Shrinking removes some acts."""
 
 from __future__ import annotations
 

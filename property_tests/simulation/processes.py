@@ -1,4 +1,4 @@
-"""Processes of the simulation: the real bridge and the real mirror, with the supervisor's loop that an operator would be."""
+"""Processes of the simulation: the real bridge and mirror, and a loop that starts them again, as an operator would."""
 
 from __future__ import annotations
 

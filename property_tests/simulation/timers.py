@@ -1,4 +1,4 @@
-"""What the models do later: one task with a heap, instead of a task for each message on its way."""
+"""Runs what the models do later: one task with a heap, instead of one task per message in flight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened in one run, line by line: two runs of a seed must write the same."""
+"""What happened in one run, line by line: two runs of a seed must write the same lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes down what WAL and stream hold, checks each confirmation as it comes, and gives it all to the judge."""
+"""Writes down what WAL and stream hold, checks each confirmation as it comes, and hands everything to the judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run: servers, applications, bridge, mirror, an operator, and two phases: faults, then peace in which all must become equal."""
+"""One run of servers, applications, bridge, mirror and operator: first faults, then peace, in which all must become equal."""
 
 from __future__ import annotations
 

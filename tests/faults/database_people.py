@@ -1,4 +1,4 @@
-"""What administrators of PostgreSQL and applications do to published tables."""
+"""What PostgreSQL's administrators, and applications, do to published tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of processes: killed, stopped, frozen, alone and in pairs."""
+"""Faults of processes: they are killed, stopped or frozen, alone and in pairs."""
 
 from __future__ import annotations
 

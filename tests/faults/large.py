@@ -1,4 +1,4 @@
-"""What is larger than servers like: a transaction of 2,000,000 rows, a row of more than 1 GiB as text."""
+"""Changes that are larger than servers like: a transaction of 2,000,000 rows, a row of more than 1 GiB as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What administrators of NATS do to streams, buckets, consumers and the server, and undo again."""
+"""What administrators of NATS do to streams, buckets, consumers and the server, and later undo."""
 
 from __future__ import annotations
 

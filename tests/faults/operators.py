@@ -1,4 +1,4 @@
-"""What operators of bridge and mirrors do."""
+"""What operators do to the bridge and to mirrors."""
 
 from __future__ import annotations
 

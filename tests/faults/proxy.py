@@ -1,4 +1,4 @@
-"""A network between two processes that can be cut, half-closed, reset, go silent, become slow, or end after so many bytes."""
+"""A network between two processes that can be cut, half-closed or reset, fall silent, become slow, or end after some bytes."""
 
 from __future__ import annotations
 

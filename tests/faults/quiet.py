@@ -1,4 +1,4 @@
-"""The verdict at a quiet point: nobody interferes, and everything must become equal."""
+"""The verdict at a quiet point: nobody interferes any more, and everything must become equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More than one bridge on a stream: rivals, and zombies that wake after another took over."""
+"""More than one bridge on a stream: rivals, and zombies that wake after another bridge has taken over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs scenarios: those of one setting in turns in one world, and a new world after anything was wrong."""
+"""Runs scenarios: those of one setting take turns in one world, which is replaced after anything was wrong."""
 
 from __future__ import annotations
 

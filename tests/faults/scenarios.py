@@ -1,4 +1,4 @@
-"""The named faults: what is promised, what happens, and to which world."""
+"""The named faults: what each promises, what happens, and to which world."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.faults.stores import ANEW_ACTS, CLUSTER_ACTS, FULL_ACTS, POWER_ACTS
 from tests.faults.world import Act
 
 EXACT = "each change once, in order"
-TOLD = "what is lost is told, the rest is exact"
+TOLD = "every loss is reported, the rest is exact"
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ SCENARIOS = (
     Scenario("pairs", EXACT, "two or three of these at once", (SEVERAL_ACTS,)),
     Scenario("network", EXACT, "connections cut at any byte, reset, half-closed, silent, slow, at 1 byte per second",
              (NETWORK_ACTS,)),
-    Scenario("rivals", EXACT, "two or three bridges at once; a frozen one wakes after another took over", (RIVAL_ACTS,)),
+    Scenario("rivals", EXACT, "two or three bridges at once; a frozen one wakes after another has taken over", (RIVAL_ACTS,)),
     Scenario("rights", EXACT, "the role loses LOGIN, REPLICATION, SELECT or its connections, and gets them back",
              (POSTGRES_RIGHTS,)),
     Scenario("slots", TOLD, "the slot is dropped, holds too much WAL, or is idle for too long", (SLOT_ACTS,), acts_per_run=1,
              allows_gaps=True),
-    Scenario("purges", TOLD, "messages are deleted or purged, by subject too; records are removed", (REMOVAL_ACTS,),
+    Scenario("purges", TOLD, "messages are deleted or purged, also by subject; records are removed", (REMOVAL_ACTS,),
              allows_gaps=True),
     Scenario("edits", TOLD, "the stream's limits, retention and permissions to publish are edited and edited back",
              (EDIT_ACTS,), allows_gaps=True),
@@ -85,17 +85,17 @@ SCENARIOS = (
     Scenario("nats-rights", EXACT, "the bridge's user in NATS loses subjects, and gets them back", (NATS_RIGHTS,), setting=USERS),
     Scenario("cluster", EXACT, "three replicas: leaders killed, rolling restarts, the majority away, another leader",
              (CLUSTER_ACTS,), setting=CLUSTER, acts_per_run=3),
-    Scenario("impatient", EXACT, "frozen and silent for longer than a `wal_sender_timeout` of 1 s",
+    Scenario("impatient", EXACT, "bridge, nats-server or network frozen or silent for longer than a `wal_sender_timeout` of 1 s",
              (BRIDGE_ACTS, NATS_ACTS, NETWORK_ACTS), setting=IMPATIENT),
     Scenario("full-nats", EXACT, "the disk under NATS is full", (FULL_ACTS,), setting=SMALL_NATS, acts_per_run=2),
     Scenario("full-postgres", EXACT, "the disk under PostgreSQL is full", (FULL_ACTS,), setting=SMALL_POSTGRES, acts_per_run=2),
-    Scenario("failover", EXACT, "the primary is killed, a standby that it waits for is promoted", (FAILOVER_ACTS,),
+    Scenario("failover", EXACT, "the primary is killed and a standby that it waits for is promoted", (FAILOVER_ACTS,),
              setting=FAILOVER, acts_per_run=1),
-    Scenario("failover-lagging", TOLD, "a standby is promoted that lacks what the bridge was sent", (LAGGING_ACTS,),
+    Scenario("failover-lagging", TOLD, "a standby that lacks what the bridge was sent is promoted", (LAGGING_ACTS,),
              setting=BEHIND, acts_per_run=1, allows_gaps=True),
-    Scenario("large-transaction", EXACT, "a transaction of 2,000,000 rows, and a `kill -9` within", (TRANSACTION_ACTS,),
+    Scenario("large-transaction", EXACT, "a transaction of 2,000,000 rows, and a `kill -9` in the middle of it", (TRANSACTION_ACTS,),
              acts_per_run=1, runs_max=1),
-    Scenario("large-row", TOLD, "a row of more than 1 GiB as text, given up as the error says", (ROW_ACTS,), acts_per_run=1,
+    Scenario("large-row", TOLD, "a row of more than 1 GiB as text, given up as the error message says", (ROW_ACTS,), acts_per_run=1,
              runs_max=1, allows_gaps=True),
     Scenario("random", TOLD, "all of these, and what administrators and operators do, at random",
              ((*_PROCESSES, *NETWORK_ACTS, *RIVAL_ACTS), (*DATABASE_PEOPLE, *NATS_PEOPLE, *OPERATORS)), acts_per_run=25,

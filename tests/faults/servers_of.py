@@ -1,4 +1,4 @@
-"""The servers of a world, as its setting asks for them."""
+"""The servers of a world, as its setting requires them."""
 
 from __future__ import annotations
 

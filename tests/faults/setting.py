@@ -1,4 +1,4 @@
-"""What a world is made of."""
+"""The setting of a world: how its servers, bridge and mirrors are set up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file system that can be full."""
+"""A file system so small that a test can fill it."""
 
 from __future__ import annotations
 

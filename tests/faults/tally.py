@@ -1,4 +1,4 @@
-"""What came of a scenario, in numbers, and the table that shows them. No I/O."""
+"""The outcome of a scenario in numbers, and the table that shows them. No I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.faults.scenarios import Scenario
 _NUMBER = re.compile(r"^(lost|doubled|out of order)(?:: (\d+) events)?")
 BEGIN, END = "<!-- from here on: python -m tests.faults --table docs/reliability.md -->", "<!-- to here -->"
 HEAD = (
-    "| promise | fault | name | runs | faults | events | lost | doubled | out of order | otherwise wrong | told |\n"
+    "| promise | fault | name | runs | faults | events | lost | doubled | out of order | otherwise wrong | reported |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 

@@ -1,4 +1,4 @@
-"""Looks at slot, WAL and stream while they change, and writes down what it sees."""
+"""Watches slot, WAL and stream while they change, and writes down what it sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What faults happen to: servers, networks, a bridge, two mirrors, and who keeps them running."""
+"""The world that faults happen to: servers, networks, a bridge, two mirrors, and the operator who keeps them running."""
 
 from __future__ import annotations
 

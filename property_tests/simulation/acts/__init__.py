@@ -1,4 +1,4 @@
-"""What happens to the servers, and what people do. Each act has dice of its own, so that taking one away changes no other."""
+"""What happens to the servers, and what people do. Each act has its own dice, so that removing one changes no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One kind of act."""
+"""The type of an act: what happens, and how often it is drawn."""
 
 from __future__ import annotations
 

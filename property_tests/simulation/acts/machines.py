@@ -1,4 +1,4 @@
-"""Processes that are killed, servers that crash, lose power, are promoted or restored."""
+"""What happens to machines: processes are killed; servers crash, lose power, are promoted or restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mends taken back: each patch brings one silent fault back, and the simulation must find it."""
+"""Fixes undone: each patch brings back one silent fault, and the simulation must find it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m property_tests.simulation.mutants [NAME ...] [--seeds 1000]`: the seed that finds each, and how many it took."""
+"""`python -m property_tests.simulation.mutants [NAME ...] [--seeds 1000]`: which seed finds each, and after how many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One stream: its messages, its limits, and what a power cut takes of it."""
+"""One stream: its messages, its limits, and what a power cut takes from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row changes, and how the publication of their time sends them: PostgreSQL's pgoutput, in the other direction."""
+"""Row changes, and how the publication as it was at the time sends them: pgoutput is encoded here, as PostgreSQL does."""
 
 from __future__ import annotations
 

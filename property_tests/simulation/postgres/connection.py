@@ -1,4 +1,4 @@
-"""What stands in for `PgConnection` and `ReplicationStream`: libpq is not simulated, everything above it is real."""
+"""Stands in for `PgConnection` and `ReplicationStream`: libpq is not simulated, everything above it is real."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One PostgreSQL: its WAL, what is visible of it, its slots, and the accidents of servers."""
+"""One PostgreSQL server: its WAL, what is visible of it, its slots, and the accidents that befall servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's side of one connection to PostgreSQL: its transaction, its snapshot, what it made."""
+"""The server's side of one connection to PostgreSQL: its transaction, its snapshot, and what it has made."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The statements that bridge and snapshotter send, each recognised by a part of it, and answered from the model.
+"""The statements that bridge and snapshotter send, each recognized by a part of its text and answered from the model.
 
-A statement that nothing here knows ends the simulation: a new one needs an answer.
+An unknown statement ends the simulation: a new one needs an answer here.
 """
 
 from __future__ import annotations
