@@ -11,10 +11,11 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.clients.nats.bisection import Found, first_reached
 from actors.contract.records import Delete, Insert, Update
 from actors.contract.table_token import table_name, table_token
 from actors.mirror.table_choice import choose_tables
-from actors.tail.beginning import Found, bisect, parse_beginning
+from actors.tail.beginning import parse_beginning
 from actors.tail.lines import KeyChoice, LineMaker, json_line, plain
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
@@ -79,7 +80,7 @@ def test_the_first_message_of_a_place_is_found_with_few_looks(held: list[bool], 
         return None if found is None else Found(found, found >= wanted)
 
     end = first + len(held)
-    place = trio.run(bisect, first, end, look)
+    place = trio.run(first_reached, first, end, look)
     assert [one for one in messages if one >= place] == [one for one in messages if one >= wanted]
     assert first <= place <= end
     assert looks <= len(held).bit_length() + 1

@@ -259,11 +259,11 @@ def edit_stream(url: str, stream: str, **changes: object) -> dict[str, Any]:
     return with_nats(url, change)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Return once the condition holds; AssertionError when it never does."""
+def wait_for(condition: Callable[[], object], words: Callable[[], object] = lambda: "never came true") -> None:
+    """Return once the condition holds; AssertionError with the words when it never does."""
     deadline = time.monotonic() + HANG_S
     while not condition():
-        assert time.monotonic() < deadline, "never came true"
+        assert time.monotonic() < deadline, words()
         time.sleep(0.05)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
 from tests.conftest import MakeBridge
-from tests.servers import HANG_S, Database, wait_for_events
+from tests.servers import HANG_S, Database, wait_for, wait_for_events
 from tests.watchdog import Watchdog
 
 
@@ -21,13 +21,6 @@ def watchdog() -> Iterator[Watchdog]:
     watchdog.end()
 
 
-def wait_until(holds: Callable[[], object], words: Callable[[], object] = lambda: "") -> None:
-    deadline = time.monotonic() + HANG_S
-    while not holds():
-        assert time.monotonic() < deadline, words()
-        time.sleep(0.02)
-
-
 def test_a_streaming_bridge_is_heard_once_a_minute_and_no_more(
     watchdog: Watchdog, database: Database, nats: NatsServer, make_bridge: MakeBridge
 ) -> None:
@@ -35,7 +28,7 @@ def test_a_streaming_bridge_is_heard_once_a_minute_and_no_more(
     bridge = make_bridge(database, nats, env={"BRIDGE_HEARTBEAT_URL": watchdog.url})
     database.execute("INSERT INTO users VALUES (1)")
     wait_for_events(nats.url, 1)
-    wait_until(lambda: watchdog.heard, bridge.log)
+    wait_for(lambda: watchdog.heard, bridge.log)
     time.sleep(3)
     assert watchdog.heard == ["/ping/hunter2-secret"]
     assert bridge.stop() == 0
@@ -55,7 +48,7 @@ def test_no_trouble_with_the_watchdog_harms_the_bridge_or_shows_the_url(
     database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
     bridge = make_bridge(database, nats, env={"BRIDGE_HEARTBEAT_URL": url})
     if trouble != "never answers":
-        wait_until(lambda: "cannot send heartbeats" in bridge.log(), bridge.log)
+        wait_for(lambda: "cannot send heartbeats" in bridge.log(), bridge.log)
     database.execute("INSERT INTO users VALUES (1)")
     assert len(wait_for_events(nats.url, 1)) == 1
     assert bridge.get("/ready")[0] == 200

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge
 from tests.otlp_receiver import OtlpReceiver, attributes
-from tests.servers import HANG_S, ROOT, Database, wait_for_events
+from tests.servers import HANG_S, ROOT, Database, wait_for, wait_for_events
 
 
 @pytest.fixture
@@ -22,13 +22,6 @@ def receiver() -> Iterator[OtlpReceiver]:
     receiver = OtlpReceiver()
     yield receiver
     receiver.end()
-
-
-def wait_until(holds: Callable[[], object], words: Callable[[], object]) -> None:
-    deadline = time.monotonic() + HANG_S
-    while not holds():
-        assert time.monotonic() < deadline, words()
-        time.sleep(0.02)
 
 
 def test_metrics_and_a_span_per_batch_arrive_and_are_true(
@@ -49,7 +42,7 @@ def test_metrics_and_a_span_per_batch_arrive_and_are_true(
         found = [point for point in receiver.metrics()[name].sum.data_points if labels.items() <= attributes(point.attributes).items()]  # fmt: skip
         return int(found[0].as_int)
 
-    wait_until(lambda: receiver.requests["/v1/metrics"] and total("bridge_cdc_events_published") == 53, bridge.log)
+    wait_for(lambda: receiver.requests["/v1/metrics"] and total("bridge_cdc_events_published") == 53, bridge.log)
     assert total("bridge_table_events", table="users", operation="insert") == 50
     assert total("bridge_table_events", table="users", operation="delete") == 3
     metrics = receiver.metrics()
@@ -99,7 +92,7 @@ def test_no_trouble_with_the_receiver_harms_the_bridge(
     database.execute("INSERT INTO users VALUES (1)")
     assert len(wait_for_events(nats.url, 1)) == 1
     if trouble != "never answers":
-        wait_until(lambda: re.search("Failed to export|does not take a setting", bridge.log()), bridge.log)
+        wait_for(lambda: re.search("Failed to export|does not take a setting", bridge.log()), bridge.log)
     assert bridge.get("/ready")[0] == 200
     began = time.monotonic()
     assert bridge.stop() == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -20,18 +20,11 @@ from actors.embedded.process import free_port
 from actors.errors import SourceUnavailable, WalbridgeError
 from actors.settings.config import PostgresConfig
 from tests.conftest import MakePostgres
-from tests.servers import HANG_S, Database
+from tests.servers import Database, wait_for
 
 
 async def connected(dsn: str, *, replication: bool = False) -> PgConnection:
     return await PgConnection.connect(PostgresConfig(dsn), application_name="test", replication=replication)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + HANG_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def refusal(dsn: str) -> WalbridgeError:
@@ -98,7 +91,7 @@ def test_a_cancelled_query_ends_here_and_on_the_server(database: Database) -> No
 
     trio.run(check)
     running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND state = 'active'"
-    wait_until(lambda: database.execute(running) == [(0,)])
+    wait_for(lambda: database.execute(running) == [(0,)])
 
 
 def test_a_server_that_is_killed_makes_the_source_unavailable(make_postgres: MakePostgres) -> None:

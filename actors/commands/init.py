@@ -91,17 +91,19 @@ def init(
     head, stop, rest = sql.partition("\\set ON_ERROR_STOP on\n")
     _write(paths[1], head + stop + _SERVER.replace("@keep_wal@", f"'{keep_wal}'") + rest + _RESTART)
 
-    given = " ".join(f"{flag} {shlex.quote(str(flags[name]))}" for name, flag in _FLAGS.items() if flags.get(name))
-    for line in _next_steps(paths, postgres, nats_user, f" {given}" if given else ""):
+    for line in _next_steps(paths, postgres, nats_user, flags):
         print(line)
     return 0
 
 
-_FLAGS = {"slot": "--slot", "pub": "--pub", "stream": "--stream"}
+def _given(flags: Flags, *names: str) -> str:
+    """Flags that were given, as the end of a command that takes them too."""
+    return "".join(f" --{name} {shlex.quote(str(flags[name]))}" for name in names if flags.get(name))
 
 
-def _next_steps(paths: list[Path], postgres: str, nats_user: str, given: str) -> list[str]:
+def _next_steps(paths: list[Path], postgres: str, nats_user: str, flags: Flags) -> list[str]:
     env_file, sql_file = (shlex.quote(str(path)) for path in paths)
+    given = _given(flags, "slot", "pub", "stream")
     steps = [
         ("let an administrator of PostgreSQL run the script in the database; it may be run again",
          f"env $(grep ^POSTGRES_BRIDGE_PASSWORD= {env_file}) psql -U postgres -d {shlex.quote(postgres)} -f {sql_file}"),
@@ -114,18 +116,12 @@ def _next_steps(paths: list[Path], postgres: str, nats_user: str, given: str) ->
     steps += [
         ("check both servers and the path between", f"walbridge doctor --env-file {env_file}{given}"),
         ("start the bridge", f"walbridge run --env-file {env_file}{given}"),
-        ("see the changes, in another terminal", f"walbridge tail --env-file {env_file}{_stream_of(given)}"),
+        ("see the changes, in another terminal", f"walbridge tail --env-file {env_file}{_given(flags, 'stream')}"),
     ]
     lines = [f"Written: {env_file} (has passwords; only you may read it) and {sql_file}", "Next:"]
     for number, (words, command) in enumerate(steps, 1):
         lines += [f"  {number}. {words}", f"     {command}"]
     return lines
-
-
-def _stream_of(given: str) -> str:
-    """What `walbridge tail` takes of the flags."""
-    words = shlex.split(given)
-    return f" --stream {shlex.quote(words[words.index('--stream') + 1])}" if "--stream" in words else ""
 
 
 Ask = Callable[[str, str], str]

@@ -18,7 +18,8 @@ from actors.tail.beginning import NOW
 from actors.tail.following import Read, Reading, follow
 from actors.tail.lines import LineMaker
 from actors.telemetry.log import get_logger, set_up_logging
-from actors.telemetry.quantities import counted, escaped
+from actors.telemetry.quantities import counted
+from actors.web.serving import page_url
 
 log = get_logger("embedded")
 
@@ -38,7 +39,7 @@ def run_embedded(directory: str, flags: Mapping[str, object], env_file: Path | N
         if not given.get("port") and not os.environ.get("BRIDGE_PORT") and not port_is_free(config.http.port):
             config = resolve({**given, "port": free_port()}, environ, env_file)
         set_up_logging(config.log.level, config.log.format, config.secrets)
-        page = f"http://127.0.0.1:{config.http.port}/"
+        page = page_url(config.http)
         print(f"{servers.describe()}\n{'Page:':<14}{page}\n{'Status:':<14}{page}status\n{'Stop:':<14}Ctrl-C", flush=True)
         return run(config, beside=partial(print_events, servers))
 
@@ -66,9 +67,9 @@ class _Lines:
 
     def show(self, messages: Sequence[Read]) -> bool:
         """Print the changes of these messages, or some of them; always True: there is never enough."""
-        for message, events, problem in messages:
-            lines = [self._lines.line(message.seq, int(message.stored_at), event) for _, event in events]
-            for line in lines or [f"message {message.seq}, {escaped(message.subject)}: {escaped(problem)}"]:
+        for read in messages:
+            lines = [self._lines.line(read.message.seq, int(read.message.stored_at), event) for _, event in read.events]
+            for line in lines or [read.trouble]:
                 if self._printed < LINES_PER_SECOND:
                     self._printed += 1
                     print(line, flush=True)

@@ -23,7 +23,6 @@ from actors.tail.beginning import parse_beginning
 from actors.tail.following import Read, Reading, follow
 from actors.tail.lines import KeyChoice, LineMaker, json_line
 from actors.telemetry.log import set_up_logging
-from actors.telemetry.quantities import escaped
 
 
 @takes_settings("nats_context", stream="the bridge's stream")
@@ -71,15 +70,15 @@ class Printer:
     def show(self, messages: Sequence[Read]) -> bool:
         """Print the changes of these messages; False when there is enough."""
         lines: list[str] = []
-        for message, events, problem in messages:
-            if problem:
-                self.tell(f"message {message.seq}, {escaped(message.subject)}: {escaped(problem)}")
-            for body, event in events:
+        for read in messages:
+            if read.problem:
+                self.tell(read.trouble)
+            for body, event in read.events:
                 if self._left != 0 and self._choice.takes(event):
                     lines.append(
-                        json_line(message.seq, body)
+                        json_line(read.message.seq, body)
                         if self._as_json
-                        else self._lines.line(message.seq, int(message.stored_at), event)
+                        else self._lines.line(read.message.seq, int(read.message.stored_at), event)
                     )
                     self._left = None if self._left is None else self._left - 1
         if lines:

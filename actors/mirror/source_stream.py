@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from actors.clients.nats.jetstream import JetStream, JetStreamError, StoredMessage
+from actors.clients.nats.jetstream import JetStream, StoredMessage, where_it_exists
 from actors.clients.nats.ordered_consumer import Delivered
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.compression import ENCODING_HEADER, Decompressors
@@ -25,7 +25,7 @@ from actors.contract.subjects import BRIDGES, DICTIONARIES
 from actors.errors import Fatal, MalformedMessage, SinkUnavailable
 from actors.positions import Position
 from actors.telemetry.log import get_logger
-from actors.wire.jetstream import MSG_ID_HEADER, OWN_MSG_ID_HEADER, ErrCode
+from actors.wire.jetstream import MSG_ID_HEADER, OWN_MSG_ID_HEADER
 from actors.wire.nats import decode_headers
 
 log = get_logger("mirror")
@@ -197,12 +197,7 @@ class SourceStream:
     async def _prepare(self, headers: dict[str, str]) -> None:
         missing = self._decompressors.missing(headers)
         if missing is not None:
-            try:
-                entry = await self.js.kv_get(DICTIONARIES, missing)
-            except JetStreamError as exc:
-                if exc.err_code != ErrCode.STREAM_NOT_FOUND:
-                    raise
-                entry = None  # the bucket was deleted
+            entry = await where_it_exists(self.js.kv_get(DICTIONARIES, missing))
             if entry is None:
                 raise DictionaryMissing(
                     "WB216", f"dictionary {missing} is not in KV {DICTIONARIES}", means="a message cannot be read without it",

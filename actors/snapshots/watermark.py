@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import trio
 
+from actors.clients.nats.bisection import Found, first_reached
 from actors.clients.postgres.connection import PgConnection, PostgresError
 from actors.clients.postgres.slots import export_snapshot
 from actors.errors import SourceUnavailable
@@ -199,15 +200,12 @@ class Stored(NamedTuple):
 async def sequence_before(lsn: Lsn, first: int, last: int, look_up: Callable[[int], Awaitable[Stored | None]]) -> int:
     """Return the last of the sequences `first` to `last` that comes before the first event at `lsn` or later.
 
-    Bisects, since LSNs only grow along the stream. `look_up` returns the first message at or after a sequence, since some
-    messages may have been deleted. Sequences begin at 1, but JetStream says 0 for `first` of a new stream.
+    Bisects, since LSNs only grow along the stream. `look_up` returns the first message at or after a sequence. Sequences begin
+    at 1, but JetStream says 0 for `first` of a new stream.
     """
-    low, high = max(first, 1), last + 1
-    while low < high:
-        middle = (low + high) // 2
-        found = await look_up(middle)
-        if found is None or found.lsn >= lsn:
-            high = middle
-        else:
-            low = found.seq + 1
-    return low - 1
+
+    async def look(seq: int) -> Found | None:
+        found = await look_up(seq)
+        return None if found is None else Found(found.seq, found.lsn >= lsn)
+
+    return await first_reached(max(first, 1), last + 1, look) - 1

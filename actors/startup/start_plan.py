@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.clients.nats.acknowledgements import not_where_left
-from actors.clients.nats.jetstream import JetStream, JetStreamError, StoredMessage
+from actors.clients.nats.jetstream import JetStream, JetStreamError, StoredMessage, where_it_exists
 from actors.clients.nats.record_store import RecordStore
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.replication import identify_system, timeline_history
@@ -42,7 +42,7 @@ from actors.startup.streams import StreamSetup, check_changes
 from actors.startup.upgrade import after_upgrade, no_upgrade, why_no_upgrade
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import Problem
-from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, OWN_MSG_ID_HEADER, WRONG_LAST_SEQUENCE, ErrCode
+from actors.wire.jetstream import EXPECTED_LAST_SEQUENCE_HEADER, MSG_ID_HEADER, OWN_MSG_ID_HEADER, WRONG_LAST_SEQUENCE
 
 log = get_logger("startup")
 
@@ -252,12 +252,7 @@ async def _read_sink(
 
 
 async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None, int, Sequence[BridgeRecord]]:
-    try:
-        entry = await js.kv_get(BRIDGES, stream)
-    except JetStreamError as exc:
-        if exc.err_code != ErrCode.STREAM_NOT_FOUND:
-            raise
-        entry = None
+    entry = await where_it_exists(js.kv_get(BRIDGES, stream))
     if entry is None:
         return None, 0, ()
     record = BridgeRecord.decode(entry[0], stream)
@@ -266,13 +261,9 @@ async def _read_record(js: JetStream, stream: str) -> tuple[BridgeRecord | None,
 
 
 async def _read_tail(js: JetStream, stream: str, last_seq: int) -> StreamTail:
-    # the message at last_seq may have been deleted by hand; with ">" nats-server 2.15 finds no earlier message then
-    try:
-        message = await js.get_message(stream, last_by_subj=CDC_ALL)
-    except JetStreamError as exc:
-        if exc.err_code != ErrCode.STREAM_NOT_FOUND:
-            raise
-        message = None  # the doctor looks before anything is made
+    # The message at last_seq may have been deleted by hand; with ">" nats-server 2.15 finds no earlier message then. The doctor
+    # looks before the stream is made.
+    message = await where_it_exists(js.get_message(stream, last_by_subj=CDC_ALL))
     if message is None:
         return StreamTail(stream, last_seq, None, deleted=last_seq)
     # Another bridge may have stored more since `last_seq` was read, even one that was just killed. What is published from

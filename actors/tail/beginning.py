@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
+from actors.clients.nats.bisection import Found, first_reached
 from actors.mirror.source_stream import SourceStream
 from actors.positions import Lsn, parse_lsn
 
@@ -61,27 +61,7 @@ async def first_seq_from(source: SourceStream, beginning: Beginning) -> int:
 
     end = source.last_seq + 1
     if beginning.kind == "time":
-        return await bisect(source.first_seq, end, stored_since)
+        return await first_reached(source.first_seq, end, stored_since)
     if beginning.kind == "lsn":
-        return await bisect(source.first_seq, end, committed_since)
+        return await first_reached(source.first_seq, end, committed_since)
     return {"now": end, "first": source.first_seq, "seq": beginning.seq}[beginning.kind]
-
-
-class Found(NamedTuple):
-    """The first message at or after a sequence."""
-
-    seq: int
-    is_reached: bool
-    """Whether it belongs to what is looked for, as do all after it."""
-
-
-async def bisect(first: int, end: int, look: Callable[[int], Awaitable[Found | None]]) -> int:
-    """Return the first sequence from which on `look` finds only what is reached; `end` when it finds nothing of that."""
-    while first < end:
-        middle = (first + end) // 2
-        found = await look(middle)
-        if found is None or found.is_reached:
-            end = middle
-        else:
-            first = found.seq + 1
-    return first

@@ -31,6 +31,7 @@ from actors.mirror.table_choice import choose_tables
 from actors.process import most_telling
 from actors.settings.config import NatsConfig
 from actors.tail.beginning import Beginning, first_seq_from
+from actors.telemetry.quantities import escaped
 from actors.wire.nats import decode_headers
 
 WAIT_S = 0.5
@@ -45,6 +46,11 @@ class Read(NamedTuple):
     """The body of each event, and its record."""
     problem: str = ""
     """Why there are no events, where nobody can read them."""
+
+    @property
+    def trouble(self) -> str:
+        """The problem and whose it is, for a terminal."""
+        return f"message {self.message.seq}, {escaped(self.message.subject)}: {escaped(self.problem)}"
 
 
 @dataclass(frozen=True, slots=True)

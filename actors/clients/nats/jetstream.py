@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 import trio
@@ -22,6 +22,9 @@ from actors.wire.nats import Msg, decode_headers
 
 API_TIMEOUT_S = 5.0
 REQUESTS_AT_ONCE = 100
+
+
+T = TypeVar("T")
 
 
 class JetStreamError(SinkUnavailable):
@@ -295,6 +298,16 @@ def _reading(doing: str) -> Generator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as exc:
         raise SinkUnavailable("WB212", f"the reply to a request to {doing} cannot be read", said=repr(exc)) from exc
+
+
+async def where_it_exists(reading: Awaitable[T | None]) -> T | None:
+    """Return what is read of a stream or bucket; None also when there is no such stream or bucket."""
+    try:
+        return await reading
+    except JetStreamError as exc:
+        if exc.err_code != ErrCode.STREAM_NOT_FOUND:
+            raise
+        return None
 
 
 def _stream_in(reply: dict[str, Any]) -> dict[str, Any]:

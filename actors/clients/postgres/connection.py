@@ -382,7 +382,6 @@ _REFUSED_STATES = {
     "28P01": "set POSTGRES_BRIDGE_PASSWORD (or the one in DATABASE_URL) to the role's password",
     "28000": "set POSTGRES_BRIDGE_USER, or DATABASE_URL, to a role that exists and may log in; and add a line for this host, "
     "database and user to pg_hba.conf",
-    "3D000": NO_DATABASE,
     "42501": "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role; or: GRANT CONNECT ON DATABASE",
 }
 """Fixes by SQLSTATE, for servers whose words are in another language."""
@@ -406,7 +405,7 @@ def connect_error(exc: BaseException, address: str, password: str) -> SourceUnav
             means="sslmode demands it: nothing is sent in plain text",
             fix="in PostgreSQL: ssl = on, with ssl_cert_file and ssl_key_file; or, if you trust the network, sslmode=prefer",
         )  # fmt: skip
-    if re.search(r"certificate|SSL error|does not support SSL|private key", said):
+    if re.search(r"certificate|SSL error|private key", said):
         return SourceRefused(
             "WB122", f"no trusted TLS connection to PostgreSQL at {address}", said=said,
             means="nothing is sent to a server whose identity is not proven",
