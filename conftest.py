@@ -6,9 +6,11 @@ declares `pytestmark = pytest.mark.servers`; if it forgets, its tests fail, sinc
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -45,8 +47,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    if item.get_closest_marker("servers") is not None:
-        return (yield)
+    with _same_logging():
+        if item.get_closest_marker("servers") is not None:
+            return (yield)
+        return (yield from _without_servers(item))
+
+
+@contextmanager
+def _same_logging() -> Iterator[None]:
+    """Loggers are the process's: what a test does to them must not hide the records that a later test waits for."""
+    loggers = [logging.root, *(one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger))]
+    before = [(one, one.level, one.propagate, one.disabled, one.handlers[:]) for one in loggers]
+    try:
+        yield
+    finally:
+        for one, level, propagate, disabled, handlers in before:
+            one.propagate, one.disabled, one.handlers[:] = propagate, disabled, handlers
+            one.setLevel(level)
+
+
+def _without_servers(item: pytest.Item) -> Generator[None, object, object]:
     before = os.environ.get("PYTHONPATH")
     os.environ[VARIABLE] = item.nodeid
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), before]))

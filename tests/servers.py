@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -132,8 +133,10 @@ def wait_for_events(nats_url: str, count: int, stream: str = "CDC", *, user: str
                     password: str | None = None) -> list[StoredEvent]:  # fmt: skip
     """As `read_stream`, once at least `count` events are there; AssertionError when they never come."""
     deadline = time.monotonic() + HANG_S
+    events: list[StoredEvent] = []
     while True:
-        events = read_stream(nats_url, stream, user=user, password=password)
+        with suppress(nats.errors.TimeoutError):  # three servers that elect a leader leave a request without an answer
+            events = read_stream(nats_url, stream, user=user, password=password)
         if len(events) >= count:
             return events
         assert time.monotonic() < deadline, f"{len(events)} of {count} events: {[e.subject for e in events[-20:]]}"

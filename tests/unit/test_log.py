@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -21,16 +21,13 @@ FIELD = re.compile(r'(?:^| )([a-z_]+)=("(?:[^"\\]|\\.)*"|[^ "]*)')
 
 
 @pytest.fixture
-def log_to_stderr() -> Iterator[SetUp]:
-    """Sets logging up as the bridge does; afterwards it is as it was."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
+def log_to_stderr() -> SetUp:
+    """Sets logging up as the bridge does."""
 
     def set_up(style: str = "logfmt", *secrets: str, level: str = "INFO") -> None:
         set_up_logging(level, style, secrets)
 
-    yield set_up
-    root.handlers[:], root.level = before[0], before[1]
+    return set_up
 
 
 def parsed(line: str) -> dict[str, str]:
