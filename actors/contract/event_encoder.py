@@ -7,11 +7,12 @@ per transaction, and only seq, id and row per event. That halves the cost of an 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import msgpack
+import msgspec
 import orjson
 
 from actors.contract.compression import Compressor
@@ -34,6 +35,16 @@ class _KindBytes(NamedTuple):
     id_suffix: bytes
     head: bytes
     """The shared fields."""
+
+
+class Packable(NamedTuple):
+    """Consecutive events of one kind and transaction, for one message."""
+
+    bodies: list[bytes]
+    last_id: bytes
+    """The id of the last one, which will be the message's."""
+    size_bytes: int
+    """Of all of them, as if each were sent alone."""
 
 
 class EventEncoder(ABC):
@@ -59,16 +70,12 @@ class EventEncoder(ABC):
         Stops after the message that reaches `bytes_max`, and before an event that is larger than `size_max`; both limits
         apply to the size before compression.
         """
-        known, head = self._shared(run.kind, run.txn)
-        subject, id_head, id_suffix, event = known.subject, self._id_head, known.id_suffix, self._event
-        event_max = size_max - HEADER_BYTES
+        subject = self._shared(run.kind, run.txn)[0].subject
         made: list[OutMessage] = []
-        total = 0  # of ids and bodies
-        for seq, row in enumerate(run.rows[first:stop], run.seq + first):
-            msg_id = b"%b%d%b" % (id_head, seq, id_suffix)
-            body = event(head, msg_id, seq, row)
-            size = len(msg_id) + len(body)
-            if size > event_max:
+        total = 0
+        for msg_id, body in self._events(run, first, stop):
+            size = len(msg_id) + len(body) + HEADER_BYTES
+            if size > size_max:
                 break
             made.append(_out_message((subject, msg_id, body, b"")))
             total += size
@@ -77,8 +84,24 @@ class EventEncoder(ABC):
         compressor = self._compressors.get(run.kind.table.token)
         if compressor is not None:
             made = [compressed(message, compressor) for message in made]
-            return made, sum(map(sent_size, made))
-        return made, total + HEADER_BYTES * len(made)
+            total = sum(map(sent_size, made))
+        return made, total
+
+    def packable(self, run: RowRun, first: int, stop: int, bytes_max: int, size_max: int) -> Packable:
+        """Encode as many of `run.rows[first:stop]` for one message as fit into `bytes_max`, each into `size_max`.
+
+        As in `rows`, none of them is their transaction's last event, and sizes are those of events sent alone, uncompressed.
+        """
+        bodies: list[bytes] = []
+        last_id, total = b"", 0
+        for msg_id, body in self._events(run, first, stop):
+            size = len(msg_id) + len(body) + HEADER_BYTES
+            if size > size_max or total + size > bytes_max:
+                break
+            bodies.append(body)
+            total += size
+            last_id = msg_id
+        return Packable(bodies, last_id, total)
 
     def single(self, kind: EventKind, event: OutMessage) -> tuple[OutMessage, int]:
         """Return one event as a message of its own, as sent, and its size."""
@@ -86,9 +109,9 @@ class EventEncoder(ABC):
         message = event if compressor is None else compressed(event, compressor)
         return message, sent_size(message)
 
-    def packed(self, kind: EventKind, events: Sequence[OutMessage]) -> tuple[OutMessage, int]:
+    def packed(self, kind: EventKind, events: Packable) -> tuple[OutMessage, int]:
         """Return events of one kind as one message with the id of the last, as sent, and its size."""
-        return self.single(kind, events[-1]._replace(body=self.pack([event.body for event in events])))
+        return self.single(kind, OutMessage(self._known(kind).subject, events.last_id, self.pack(events.bodies)))
 
     def row(self, change: RowChange, *, last: bool, omitted: tuple[str, ...] = ()) -> OutMessage:
         """Encode one row event; `last` marks its transaction's last event, `omitted` names columns that were left out."""
@@ -179,6 +202,12 @@ class EventEncoder(ABC):
         """Return an event's beginning, up to the value of `msg_id`; `fields` are the shared fields."""
 
     @abstractmethod
+    def _run(
+        self, head: bytes, id_head: bytes, id_suffix: bytes, first_seq: int, rows: Iterable[Mapping[str, object]]
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the id of each event and what `_event` returns for it."""
+
+    @abstractmethod
     def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
         """Return a complete event with only the fields that every event has."""
 
@@ -196,13 +225,22 @@ class EventEncoder(ABC):
 
     def _shared(self, kind: EventKind, txn: Transaction) -> tuple[_KindBytes, bytes]:
         """Return the parts that an event shares with its kind, and the beginning that it also shares with its transaction."""
-        known = self._kinds.get(kind) or self._remember(kind)
+        known = self._known(kind)
         if txn is not self._txn:
             self._begin(txn)
         head = self._heads.get(kind)
         if head is None:
             head = self._heads[kind] = self._head(known.head + self._txn_fields)
         return known, head
+
+    def _events(self, run: RowRun, first: int, stop: int) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the ids and bodies of `run.rows[first:stop]`."""
+        known, head = self._shared(run.kind, run.txn)
+        rows = run.rows if stop - first == len(run.rows) else run.rows[first:stop]
+        return self._run(head, self._id_head, known.id_suffix, run.seq + first, rows)
+
+    def _known(self, kind: EventKind) -> _KindBytes:
+        return self._kinds.get(kind) or self._remember(kind)
 
     def _remember(self, kind: EventKind) -> _KindBytes:
         # a kind lives as long as its table's shape; no publication has ten thousand shapes at once
@@ -259,11 +297,18 @@ class MsgpackEvents(EventEncoder):
 
     def __init__(self, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None) -> None:
         super().__init__(publish_prefix, compressors)
-        packer = msgpack.Packer(autoreset=True, unicode_errors="surrogateescape")
-        self._pack: Any = packer.pack
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._encode_any_text: Any = msgpack.Packer(autoreset=True, unicode_errors="surrogateescape").pack
+
+    def _pack(self, value: object) -> bytes:
+        """Encode any plain value. msgspec's encoder takes a third of msgpack's time, but refuses names that are not UTF-8."""
+        try:
+            return self._encode(value)
+        except UnicodeEncodeError:
+            return bytes(self._encode_any_text(value))
 
     def document(self, body: Mapping[str, object]) -> bytes:
-        return bytes(self._pack(body))
+        return self._pack(body)
 
     def read_document(self, body: bytes) -> object:
         try:
@@ -289,6 +334,18 @@ class MsgpackEvents(EventEncoder):
 
     def _head(self, fields: bytes) -> bytes:
         return _EVENT_HEAD + fields + b"\xa6msg_id"
+
+    def _run(
+        self, head: bytes, id_head: bytes, id_suffix: bytes, first_seq: int, rows: Iterable[Mapping[str, object]]
+    ) -> Iterator[tuple[bytes, bytes]]:
+        encode, pack, join = self._encode, self._pack, b"".join
+        for seq, row in enumerate(rows, first_seq):
+            msg_id = b"%b%d%b" % (id_head, seq, id_suffix)
+            try:
+                data = encode(row)
+            except UnicodeEncodeError:
+                data = pack(row)
+            yield msg_id, join((head, _STR_HEAD[len(msg_id)], msg_id, b"\xa3seq", encode(seq), b"\xa4data", data))
 
     def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
         pack = self._pack
@@ -330,6 +387,13 @@ class JsonEvents(EventEncoder):
 
     def _head(self, fields: bytes) -> bytes:
         return b"{" + fields[1:] + b',"msg_id":"'
+
+    def _run(
+        self, head: bytes, id_head: bytes, id_suffix: bytes, first_seq: int, rows: Iterable[Mapping[str, object]]
+    ) -> Iterator[tuple[bytes, bytes]]:
+        for seq, row in enumerate(rows, first_seq):
+            msg_id = b"%b%d%b" % (id_head, seq, id_suffix)
+            yield msg_id, b'%b%b","seq":%d,"data":%b}' % (head, msg_id, seq, orjson.dumps(row))
 
     def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
         # a message id needs no escapes: hex, digits, dashes and a table's token
