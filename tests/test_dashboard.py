@@ -21,7 +21,7 @@ from actors.telemetry.quantities import human_bytes
 from actors.telemetry.telemetry import ConsumerHealth, Problem, SnapshotProgress, Telemetry
 from actors.web.feed import VIEWERS_MAX
 from actors.web.page import load_page
-from actors.web.status import verdict
+from actors.telemetry.verdict import verdict
 from tests.conftest import MakeBridge
 from tests.http_api import Server, streaming
 from tests.servers import HANG_S, Database, wait_for
@@ -623,21 +623,18 @@ def test_the_verdict_is_as_bad_as_the_worst_thing() -> None:
     telemetry = streaming(Telemetry())
     history = History(telemetry)
     history.sample(time.time())
-    assert verdict(telemetry, history).level == "ok"
-    telemetry.slot.wal_limited, telemetry.slot.safe_wal_bytes = False, None
-    assert "without a limit" in verdict(telemetry, history).text
+    assert verdict(telemetry, history, time.time()).level == "ok"
     telemetry.gaps = 1
-    assert verdict(telemetry, history).level == "warn"
-    assert "1 gap event: changes were lost permanently" in verdict(telemetry, history).text
+    assert verdict(telemetry, history, time.time()).level == "warn"
+    assert "1 gap event: changes were lost permanently" in verdict(telemetry, history, time.time()).text
     telemetry.slot.seconds_to_loss = 600
-    assert verdict(telemetry, history).level == "bad"
-    telemetry.slot.seconds_to_loss, telemetry.state, telemetry.stalled_commit_at = (
-        float("inf"),
-        "waiting_nats",
-        time.time() - 300,
-    )
+    assert verdict(telemetry, history, time.time()).level == "bad"
+    telemetry.slot.wal_limited, telemetry.slot.safe_wal_bytes = False, None
+    assert "without a limit" in verdict(telemetry, history, time.time()).text
+    telemetry.state = "waiting_nats"
+    telemetry.backlog.told([(Lsn(telemetry.durable_lsn + 1), time.time() - 300)], time.time())
     history.sample(time.time())
-    said = verdict(telemetry, history)
+    said = verdict(telemetry, history, time.time())
     assert (said.level, said.text.split(".")[0]) == ("bad", "Waiting for NATS")
     assert "5 min old" in said.text
     assert [stage.name for stage in history.stages if stage.stuck] == ["durable"]

@@ -47,6 +47,8 @@ function duration(s) {
 }
 
 const milliseconds = (ms) => (ms === null ? "–" : ms >= 1000 ? `${+(ms / 1000).toFixed(2)} s` : `${+ms.toFixed(ms < 10 ? 1 : 0)} ms`);
+// The age of a figure that was looked up, once it is worth saying
+const seen = (at, now) => (at && now - at > 5 ? `, ${duration(now - at)} ago` : "");
 const ago = (then, now) => (!then ? "never" : now - then < 2 ? "now" : `${duration(now - then)} ago`);
 
 // ---- the plots
@@ -133,8 +135,8 @@ function showFlow(status, point, now) {
   }
   const source = parts.postgres, waiting = status.state === "waiting_postgres";
   put(source.lsn, status.wal.current_lsn);
-  put(source.rate, status.slot_active ? "slot active" : "slot inactive");
-  put(source.age, `holds ${bytes(status.wal.held_bytes)}`);
+  put(source.rate, waiting ? "not connected" : status.slot_active ? "slot active" : "slot inactive");
+  put(source.age, `${waiting ? "held" : "holds"} ${bytes(status.wal.held_bytes)}${seen(status.wal.looked_at, now)}`);
   source.node.classList.toggle("stuck", waiting);
   source.node.classList.toggle("moving", status.slot_active && !waiting);
   const batcher = parts.batcher;
@@ -204,9 +206,10 @@ function rebuild(id, key, build) {
   $(id).replaceChildren(...build().filter(Boolean));
 }
 
-function showWal(status) {
+function showWal(status, now) {
   const { held_bytes, unconfirmed_bytes, safe_bytes, budget_bytes, limited, seconds_to_loss, restart_lsn } = status.wal;
-  rebuild("wal", [status.wal, status.wal_status], () => {
+  const away = status.state === "waiting_postgres", looked = seen(status.wal.looked_at, now);
+  rebuild("wal", [{ ...status.wal, looked_at: 0 }, status.wal_status, away, looked], () => {
     const open = Math.min(unconfirmed_bytes, held_bytes), kept = held_bytes - open;
     const scale = budget_bytes || Math.max(held_bytes, 1073741824);
     const bar = make("div", { className: "budget", role: "img", "aria-label": `${bytes(held_bytes)} held of ${budget_bytes ? bytes(budget_bytes) : "no limit"}` });
@@ -232,14 +235,16 @@ function showWal(status) {
       words.push(fixLine("SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start LIMIT 5;"));
     }
     return [bar, legend, facts(["Slot", `${status.slot}${status.wal_status ? ` (${status.wal_status})` : ""}`], ["Restart LSN", restart_lsn],
-      limited ? ["Time to limit", seconds_to_loss === null ? "never, at the present rate" : `${duration(seconds_to_loss)} at the present rate`] : null), ...words];
+      limited && seconds_to_loss !== null && !away ? ["Time to limit", `${duration(seconds_to_loss)} at the present rate`] : null,
+      looked ? ["As of", looked.slice(2)] : null), ...words];
   });
 }
 
 function showStream(status, now) {
   const stream = status.jetstream;
   const age = stream.oldest_unix_s ? `${duration(now - stream.oldest_unix_s)} ago` : "–";
-  rebuild("stream", [stream, age, status.stream_seq], () => {
+  const looked = ago(stream.looked_at, now);
+  rebuild("stream", [{ ...stream, looked_at: 0 }, age, looked], () => {
     const used = stream.bytes_max ? stream.bytes / stream.bytes_max : 0;
     const fill = make("i", { className: "kept" });
     fill.style.width = `${Math.min(100, used * 100)}%`;
@@ -249,19 +254,19 @@ function showStream(status, now) {
       make("span", {}, make("span", { className: "swatch kept" }), `stored ${bytes(stream.bytes)}`),
       make("span", {}, make("span", { className: "swatch" }), stream.bytes_max ? `limit ${bytes(stream.bytes_max)}` : "no limit in bytes"));
     return [bar, legend, facts(["Stream", status.stream], ["Messages", whole.format(stream.messages)],
-      ["Last sequence", whole.format(Math.max(stream.last_seq, status.stream_seq))], ["Oldest message", age])];
+      ["Last sequence", whole.format(stream.last_seq)], ["Oldest message", age], ["As of", looked])];
   });
 }
 
 function showConsumers(status, now) {
   const list = status.consumers;
   $("consumers-section").hidden = !list.length;
-  rebuild("consumers", list, () => list.map((one) => {
-    const share = make("i"), row = make("tr", { className: one.history_used > 0.8 ? "late" : "" },
-      make("td", { className: "name" }, one.name),
+  rebuild("consumers", list.map((one) => ({ ...one, looked_at: 0 })), () => list.map((one) => {
+    const share = make("i"), row = make("tr", { className: one.at_risk ? "late" : "" },
+      make("td", { className: "name" }, one.is_left ? `${one.name} (left; JetStream removes it)` : one.name),
       make("td", { className: "number" }, whole.format(one.pending)),
       make("td", { className: "number wide" }, whole.format(one.unacknowledged)),
-      make("td", { className: "share" }, make("div", { className: "meter", title: `${Math.round(one.history_used * 100)} % of the stream's history is still unread` }, share)));
+      make("td", { className: "share" }, make("div", { className: "meter", title: `${Math.round(one.history_used * 100)} % of the stream is still unread${one.at_risk ? ", and the stream discards its oldest messages" : ""}` }, share)));
     share.style.width = `${Math.min(100, one.history_used * 100)}%`;
     return row;
   }));
@@ -517,7 +522,7 @@ $("stop-confirm").addEventListener("click", async () => {
 
 // ---- live
 
-let offset = 0, lastNow = 0, lastFrameAt = 0, lost = false;
+let offset = 0, lastNow = 0, lastFrameAt = 0, lost = false, told = false;
 const clockNow = () => Date.now() / 1000 + offset;
 
 function show(frame) {
@@ -538,7 +543,7 @@ function show(frame) {
   const point = board.points[board.points.length - 1];
   showFlow(status, point, now);
   showTiles(status);
-  showWal(status);
+  showWal(status, now);
   showStream(status, now);
   showConsumers(status, now);
   showProblems(status, now);
@@ -562,10 +567,11 @@ function lose() {
   if (!lastFrameAt && !lost) setLive(false, "no answer");
   lost = true;
   const since = lastFrameAt ? ` This page shows its state at ${clock(lastFrameAt / 1000 + offset, true)}.` : "";
-  $("verdict").className = "verdict bad";
-  put($("verdict-text"), stopping ? `The bridge has stopped.${since}` : `No answer from the bridge.${since} Retrying every few seconds.`);
-  document.title = "✗ no answer – Walbridge";
-  setLive(false, stopping ? "stopped" : "no answer");
+  const ended = stopping || told;  // an orderly stop is said before the connection ends
+  $("verdict").className = `verdict ${ended ? "warn" : "bad"}`;
+  put($("verdict-text"), ended ? `The bridge has stopped.${since}` : `No answer from the bridge.${since} Retrying every few seconds.`);
+  document.title = ended ? "! stopped – Walbridge" : "✗ no answer – Walbridge";
+  setLive(false, ended ? "stopped" : "no answer");
 }
 
 function connect() {
@@ -575,6 +581,7 @@ function connect() {
     lost = false;
     const frame = JSON.parse(event.data);
     if (stopping && frame.whole) stopping = false;  // a bridge is running again
+    told = ["draining", "halted"].includes(frame.status.state);
     show(frame);
     setLive(true, "live");
   };
