@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from actors.contract.bridge_record import NotedGap
 from actors.contract.table_token import table_token
 from actors.embedded.nats import NatsServer
 from actors.positions import Lsn
 from actors.telemetry.history import History, percentile
+from actors.telemetry.problems import gap_problem
 from actors.telemetry.quantities import human_bytes
 from actors.telemetry.telemetry import ConsumerHealth, Problem, SnapshotProgress, Telemetry
+from actors.telemetry.verdict import verdict
 from actors.web.feed import VIEWERS_MAX
 from actors.web.page import load_page
-from actors.telemetry.verdict import verdict
 from tests.conftest import MakeBridge
 from tests.http_api import Server, streaming
 from tests.servers import HANG_S, Database, wait_for
@@ -153,7 +155,7 @@ def test_problems_show_their_fix_and_it_can_be_copied(page: Page, server: Server
     telemetry.problems["x"] = Problem(
         "WB117", "no right to read t", "said so", "snapshots fail", "GRANT SELECT ON t TO bridge;"
     )
-    telemetry.note_fault(Problem("WB200", "cannot connect to NATS at n:4222", fix="start it"))
+    telemetry.note_fault(Problem("WB200", "cannot connect to NATS at n:4222", fix="start it"), from_source=False)
     telemetry.fault = None
     show(page, server)
     assert page.locator("#problems li").count() == 1
@@ -624,9 +626,12 @@ def test_the_verdict_is_as_bad_as_the_worst_thing() -> None:
     history = History(telemetry)
     history.sample(time.time())
     assert verdict(telemetry, history, time.time()).level == "ok"
-    telemetry.gaps = 1
+    telemetry.problems["x"] = Problem("WB120", "no limit")
     assert verdict(telemetry, history, time.time()).level == "warn"
-    assert "1 gap event: changes were lost permanently" in verdict(telemetry, history, time.time()).text
+    telemetry.gap_problems = (gap_problem(NotedGap(5, time.time(), "", Lsn(1), Lsn(2), ("users",), 1), "CDC"),)
+    assert verdict(telemetry, history, time.time()).level == "bad"
+    assert "Changes were lost permanently: 1 gap to acknowledge" in verdict(telemetry, history, time.time()).text
+    telemetry.gap_problems = ()
     telemetry.slot.seconds_to_loss = 600
     assert verdict(telemetry, history, time.time()).level == "bad"
     telemetry.slot.wal_limited, telemetry.slot.safe_wal_bytes = False, None

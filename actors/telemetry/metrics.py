@@ -55,8 +55,8 @@ _SEED = (
     ("bridge_cdc_events_published_total", "counter", "Events that JetStream has stored.", lambda t: t.events_published),
     ("bridge_last_ack_lsn", "gauge", "LSN confirmed to PostgreSQL.", figures.confirmed_lsn),
     ("bridge_connected", "gauge", "1 while streaming on both sides.", lambda t: int(t.connected)),
-    ("bridge_reconnects_total", "counter", "Restarts because PostgreSQL was away.", lambda t: t.reconnects),
-    ("bridge_nats_reconnects_total", "counter", "Restarts because NATS was away.", lambda t: t.nats_reconnects),
+    ("bridge_reconnects_total", "counter", "Outages of PostgreSQL.", lambda t: t.reconnects),
+    ("bridge_nats_reconnects_total", "counter", "Outages of NATS.", lambda t: t.nats_reconnects),
     ("bridge_last_processing_time_us", "gauge", "Microseconds to decode a message.", lambda t: t.last_processing_time_us),
     ("bridge_slot_active", "gauge", "1 while the slot is read.", lambda t: int(t.slot.active)),
     ("bridge_wal_lag_bytes", "gauge", "WAL that PostgreSQL keeps: current minus restart_lsn.", figures.held_bytes),
@@ -191,11 +191,14 @@ class Metrics:
         yield counter("bridge_published_bytes", "Bytes sent to NATS.", t.published_bytes)
         yield gauge("bridge_largest_transaction_events", "Changes in the largest transaction.", t.largest_transaction_events)
         yield counter("bridge_gaps", "Gap events stored.", t.gaps)
+        yield gauge("bridge_gaps_open", "Gap events that nobody has acknowledged.", len(t.gap_problems))
         yield counter("bridge_fenced", "Times another writer was found in the stream.", t.fenced)
         yield counter("bridge_events_omitting_columns", "Events too large to carry all columns.", t.events_omitting_columns)
         yield gauge("bridge_tables_suspended", "Suspended tables, whose events are not stored.", len(t.suspended_tables))
         problems = GaugeMetricFamily("bridge_problems", "Current problems by code.", labels=["code"])
-        for code, count in sorted(Counter(p.code for p in (*t.problems.values(), *t.suspended_tables.values())).items()):
+        for code, count in sorted(
+            Counter(p.code for p in (*t.problems.values(), *t.gap_problems, *t.suspended_tables.values())).items()
+        ):
             problems.add_metric([code], count)
         yield problems
         errors = CounterMetricFamily("bridge_errors", "Faults so far, by code.", labels=["code"])

@@ -70,6 +70,8 @@ class Problem:
     means: str = ""
     fix: str = ""
     since_unix_s: float = field(default_factory=time.time)
+    acknowledge: str = ""
+    """Path of the HTTP server to which a POST says that the user knows; empty if it goes away by itself."""
 
 
 @dataclass(slots=True)
@@ -195,10 +197,15 @@ class Telemetry:
     nats_reconnects: int = 0
     fenced: int = 0
     gaps: int = 0
+    """Gap events stored by this process."""
+    gap_problems: tuple[Problem, ...] = ()
+    """Gap events that nobody has acknowledged, also those of earlier processes."""
     problems: dict[str, Problem] = field(default_factory=dict)
     """By their `what`, or `wal`."""
     fault: Problem | None = None
     """Why the pipeline is not running now."""
+    outage: set[str] = field(default_factory=set)
+    """Who is away since the bridge last streamed, and the codes that were noted since."""
     recent_faults: deque[Problem] = field(default_factory=lambda: deque(maxlen=20))
     """Faults that ended earlier runs of the pipeline, the newest last."""
     tables: tuple[str, ...] = ()
@@ -277,12 +284,26 @@ class Telemetry:
         self.sent_bytes = self.stored_bytes = 0
         self.received_lsn = self.decoded_lsn = self.published_lsn = self.durable_lsn = self.confirmed_lsn = begin.confirmed_lsn
 
-    def note_fault(self, fault: Problem) -> None:
-        """Note that the pipeline has ended and will restart; a repeated fault is kept once, with its first time."""
+    def note_fault(self, fault: Problem, *, from_source: bool) -> None:
+        """Note that the pipeline has ended and will restart. An outage counts once for each side, however many attempts it
+        takes; of its faults, each kind is kept once, with its first time.
+        """
+        self.state = "waiting_postgres" if from_source else "waiting_nats"
         self.errors_by_code[fault.code] = self.errors_by_code.get(fault.code, 0) + 1
+        if self.state not in self.outage:
+            self.reconnects += from_source
+            self.nats_reconnects += not from_source
         if self.fault is None or self.fault.what != fault.what:
             self.fault = fault
+        if fault.code not in self.outage:
             self.recent_faults.append(fault)
+        self.outage |= {self.state, fault.code}
+
+    def note_streaming(self, tables: tuple[str, ...]) -> None:
+        """Note that the pipeline runs: an outage, if there was one, is over."""
+        self.state, self.not_ready_reason, self.fault = "streaming", "", None
+        self.tables = tables
+        self.outage.clear()
 
     def show_wait(self, problem: Problem) -> None:
         """Note what a start waits for. Not a fault: nothing ends or restarts."""

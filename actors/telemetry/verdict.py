@@ -116,6 +116,6 @@ def _incomplete(t: Telemetry) -> list[Finding]:
     if t.suspended_tables:
         many = len(t.suspended_tables)
         found.append(Finding("warn", f"{counted(many, 'table')} {'is' if many == 1 else 'are'} suspended"))
-    if t.gaps:
-        found.append(Finding("warn", f"{counted(t.gaps, 'gap event')}: changes were lost permanently"))
+    if t.gap_problems:
+        found.append(Finding("bad", f"Changes were lost permanently: {counted(len(t.gap_problems), 'gap')} to acknowledge"))
     return found

@@ -23,6 +23,8 @@ from actors.web.status import status_document
 
 RequestSnapshot = Callable[[str], Awaitable[None]]
 """Takes a table's token."""
+AcknowledgeGap = Callable[[int], Awaitable[bool]]
+"""Takes the sequence of a gap event; False when there is none to acknowledge. Raises SinkUnavailable."""
 FRESH_S = 2.0
 FRESH_WITHIN_S = 0.5
 STREAM_NAME_MAX = 255
@@ -38,6 +40,7 @@ PATHS = (
     "/streams/info?stream=CDC",
     "POST /shutdown",
     "POST /snapshot/users",
+    "POST /gaps/1/acknowledge",
 )
 
 
@@ -49,6 +52,7 @@ def make_app(
     stop: trio.Event,
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
+    acknowledge_gap: AcknowledgeGap,
 ) -> QuartTrio:
     """Make the application, which answers every request from the current telemetry."""
     app = QuartTrio(__name__)
@@ -109,6 +113,14 @@ def make_app(
         except SinkUnavailable as exc:
             return jsonify({"error": str(exc)}), 503
         return jsonify({"status": "requested", "table": token}), 202
+
+    @app.post("/gaps/<int:seq>/acknowledge")
+    async def acknowledge(seq: int) -> tuple[Response, int]:
+        try:
+            found = await acknowledge_gap(seq)
+        except SinkUnavailable as exc:
+            return jsonify({"error": str(exc)}), 503
+        return (jsonify({"status": "acknowledged"}), 200) if found else (jsonify({"error": f"no gap at {seq}"}), 404)
 
     @app.post("/shutdown")
     async def shutdown() -> tuple[Response, int]:

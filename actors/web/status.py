@@ -12,6 +12,7 @@ from actors.positions import format_lsn
 from actors.settings.config import Config
 from actors.telemetry import figures
 from actors.telemetry.history import OPERATIONS, History
+from actors.telemetry.problems import shown_problems
 from actors.telemetry.telemetry import Telemetry
 from actors.telemetry.verdict import verdict
 
@@ -20,7 +21,6 @@ def status_document(config: Config, telemetry: Telemetry, history: History) -> d
     """The complete state now; numbers are plain JSON, infinite ones None. Whoever asks watches: see `Looking`."""
     t, now = telemetry, time.time()
     lag_bytes = figures.held_bytes(t)
-    problems = [*([t.fault] if t.fault else []), *t.problems.values(), *t.suspended_tables.values()]
     return {
         "status": "connected" if t.connected else "disconnected",
         "uptime_seconds": t.uptime_s,
@@ -78,7 +78,7 @@ def status_document(config: Config, telemetry: Telemetry, history: History) -> d
         "snapshots": [asdict(progress) for progress in t.snapshots.values()],
         "snapshot_requests_waiting": t.snapshot_requests_waiting,
         "suspended_tables": {token: asdict(problem) for token, problem in t.suspended_tables.items()},
-        "problems": [asdict(problem) for problem in problems],
+        "problems": [asdict(problem) for problem in shown_problems(t)],
         "recent_faults": [asdict(problem) for problem in reversed(t.recent_faults)],
     }
 

@@ -274,19 +274,31 @@ function showConsumers(status, now) {
 
 // ---- problems
 
+function acknowledgeButton(path) {
+  const button = make("button", { type: "button", className: "small", disabled: posts === "closed" }, "Acknowledge");
+  button.onclick = async () => {
+    try {
+      if (await post(path)) toast("Acknowledged");
+    } catch (error) {
+      toast(`Not acknowledged: ${error.message}`);
+    }
+  };
+  return make("p", {}, button);
+}
+
 function problemCard(problem, now) {
   const time = make("time", {}, ago(problem.since_unix_s, now));
   time.title = new Date(problem.since_unix_s * 1000).toLocaleString("en-GB");
   return make("li", {}, make("div", { className: "problem-head" }, make("span", { className: "code" }, problem.code),
     make("strong", {}, problem.what), time),
     problem.said ? make("p", {}, problem.said) : null, problem.means ? make("p", {}, problem.means) : null,
-    problem.fix ? fixLine(problem.fix) : null);
+    problem.fix ? fixLine(problem.fix) : null, problem.acknowledge ? acknowledgeButton(problem.acknowledge) : null);
 }
 
 function showProblems(status, now) {
   const minute = Math.floor(now / 60);
   $("problems-section").hidden = !status.problems.length;
-  if (status.problems.length) rebuild("problems", [status.problems, minute], () => status.problems.map((p) => problemCard(p, now)));
+  if (status.problems.length) rebuild("problems", [status.problems, minute, posts], () => status.problems.map((p) => problemCard(p, now)));
   const past = status.recent_faults.filter((fault) => !status.problems.some((p) => p.what === fault.what && p.since_unix_s === fault.since_unix_s));
   $("faults-section").hidden = !past.length;
   if (past.length) rebuild("faults", [past, minute], () => past.map((p) => problemCard(p, now)));
