@@ -38,9 +38,9 @@ PATHS = (
     "/status",
     "/metrics",
     "/streams/info?stream=CDC",
-    "POST /shutdown",
     "POST /snapshot/users",
     "POST /gaps/1/acknowledge",
+    "POST /shutdown",
 )
 
 
