@@ -253,6 +253,7 @@ def test_a_range_of_the_charts_is_enlarged_by_dragging_and_by_keys(page: Page, s
     show(page, server)
     page.wait_for_timeout(1500)
     chart = page.locator("svg[role=img]").first
+    chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 50)

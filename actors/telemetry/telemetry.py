@@ -284,7 +284,7 @@ class Telemetry:
         self.sent_bytes = self.stored_bytes = 0
         self.received_lsn = self.decoded_lsn = self.published_lsn = self.durable_lsn = self.confirmed_lsn = begin.confirmed_lsn
 
-    def note_fault(self, fault: Problem, *, from_source: bool) -> None:
+    def note_fault(self, fault: Problem, *, from_source: bool = False) -> None:
         """Note that the pipeline has ended and will restart. An outage counts once for each side, however many attempts it
         takes; of its faults, each kind is kept once, with its first time.
         """
