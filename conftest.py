@@ -20,8 +20,9 @@ from tests.guard.sitecustomize import VARIABLE
 
 GUARD = Path(__file__).parent / "tests" / "guard"
 SERVER_FIXTURES = frozenset(
-    "pg18 pg15 database database15 make_postgres nats215 make_nats nats make_bridge make_mirror browser".split()
-)  # fmt: skip
+    "pg18 pg15 database database15 release_server release_database make_postgres nats215 make_nats nats".split()
+    + "make_bridge make_mirror browser".split()
+)
 
 settings.register_profile("fast", max_examples=10)
 

@@ -247,6 +247,71 @@ def test_the_charts_answer_to_pointer_and_keyboard(page: Page, server: Server) -
     assert page.get_attribute("[data-seconds='900']", "aria-pressed") == "true"
 
 
+def test_a_range_of_the_charts_is_enlarged_by_dragging_and_by_keys(page: Page, server: Server) -> None:
+    show(page, server)
+    page.wait_for_timeout(1500)
+    chart = page.locator("svg[role=img]").first
+    box = chart.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 60)
+    assert page.locator(".chosen[visibility=visible]").count() == 4
+    page.mouse.up()
+    page.wait_for_selector("#zoom-reset")
+    shown = page.inner_text("#zoom-reset")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d to \d\d:\d\d:\d\d: show all", shown)
+    page.click("#zoom-reset")
+    assert page.locator("#zoom-reset").is_hidden()
+    chart.focus()
+    for _ in range(3):
+        chart.press("+")
+    page.wait_for_selector("#zoom-reset")
+    chart.press("0")
+    assert page.locator("#zoom-reset").is_hidden()
+
+
+def test_a_log_scale_shows_small_beside_large(page: Page, server: Server, telemetry: Telemetry) -> None:
+    show(page, server)
+    ticks = """() => [...document.querySelectorAll('#charts figure:first-child svg text[text-anchor=end]')].map((t) => t.textContent)"""
+    for count in (3, 50_000):
+        before = telemetry.events_published
+        store(telemetry, "public", "table_0001", count=count)
+        total = f"{before + count:,}"
+        until(page, f"document.querySelector('#tiles .tile:nth-child(5) b').innerText === '{total}'")
+    page.click("#log-scale")
+    assert page.get_attribute("#log-scale", "aria-pressed") == "true"
+    shown = page.evaluate(ticks)
+    assert {"10", "100", "1,000"} <= set(shown), shown
+    page.click("#log-scale")
+    assert "10" not in page.evaluate(ticks)
+
+
+def test_colours_and_time_zone_are_chosen_and_kept(browser: Browser, server: Server, telemetry: Telemetry) -> None:
+    telemetry.note_fault(Problem("WB200", "cannot connect to NATS at n:4222", since_unix_s=1_790_000_000))
+    telemetry.fault = None
+    context = browser.new_context(timezone_id="Asia/Kolkata", color_scheme="light")
+    page = context.new_page()
+    show(page, server)
+    background = "getComputedStyle(document.body).backgroundColor"
+    title = "document.querySelector('#faults time').title"
+    page.wait_for_selector("#faults time")
+    assert page.evaluate(background) == "rgb(245, 246, 248)"
+    assert page.evaluate(title) == "21 Sept 2026, 19:43:20.000"
+    page.select_option("#theme", "dark")
+    page.select_option("#zone", "utc")
+    for _ in range(2):
+        page.wait_for_selector("#faults time")
+        assert page.evaluate(background) == "rgb(15, 19, 24)"
+        assert page.evaluate(title) == "21 Sept 2026, 14:13:20.000"
+        page.reload()
+        page.wait_for_selector("#live.on")
+    page.select_option("#theme", "system")
+    page.select_option("#zone", "local")
+    assert page.evaluate("localStorage.length") == 0
+    context.close()
+
+
 @pytest.mark.parametrize(
     "page",
     [
@@ -484,7 +549,7 @@ def test_no_request_leaves_the_host_and_the_console_stays_empty(
     assert (snapshot.meta["table"], snapshot.meta["row_count"]) == ("Order Lines", 1)
     page.wait_for_selector("#snapshots .badge.done")
     assert {url.split("/")[2] for _, url in seen.asked} == {f"127.0.0.1:{bridge.port}"}
-    assert {(method, url.split("/", 3)[3]) for method, url in seen.asked} == {
+    assert {(method, path) for method, url in seen.asked if not (path := url.split("/", 3)[3]).startswith("page/")} == {
         ("GET", ""), ("GET", "events"), ("POST", "snapshot/my%20shop/Order%20Lines".replace("%20", "%3D20"))}  # fmt: skip
     page.click("#stop-button")
     page.click("#stop-confirm")

@@ -17,7 +17,7 @@ from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
 from actors.web.feed import VIEWERS_MAX, Feed
 from actors.web.guard import guard
-from actors.web.page import load_page
+from actors.web.page import SAFE, load_page
 from actors.web.status import status_document
 
 RequestSnapshot = Callable[[str], Awaitable[None]]
@@ -27,6 +27,7 @@ STREAM_NAME_MAX = 255
 StreamInfo = Callable[[str], Awaitable[dict[str, Any] | None]]
 PATHS = (
     "/",
+    "/page/app.js",
     "/events",
     "/health",
     "/ready",
@@ -56,6 +57,13 @@ def make_app(
     @app.get("/")
     async def dashboard() -> Response:
         return Response(page.html, content_type="text/html; charset=utf-8", headers=page.headers)
+
+    @app.get("/page/<name>")
+    async def module(name: str) -> Response | tuple[Response, int]:
+        found = page.modules.get(name)
+        if found is None:
+            return await not_found(None)
+        return Response(found, content_type="text/javascript; charset=utf-8", headers=SAFE)
 
     @app.get("/events")
     async def events() -> Response | tuple[Response, int]:
@@ -110,7 +118,7 @@ def make_app(
         stop.set()
         return jsonify({"status": "stopping"}), 202
 
-    async def not_found(_: Exception) -> tuple[Response, int]:
+    async def not_found(_: Exception | None) -> tuple[Response, int]:
         return jsonify({"error": "no such path", "paths": PATHS}), 404
 
     async def wrong_method(_: Exception) -> tuple[Response, int]:
