@@ -19,10 +19,11 @@ from actors.contract.compression import Compressor
 from actors.contract.message_ids import gap_id, message_id
 from actors.contract.subjects import BRIDGE_TOKEN, CDC_GAP, CDC_PUBLISHED, cdc_event, cdc_schema
 from actors.messages import EventKind, Gap, Notes, PublishedChange, RowChange, RowRun, SchemaChange, Transaction, Truncated
-from actors.values.row_blocks import array_head
+from actors.values.row_blocks import array_head, map_head
 from actors.wire.jetstream import OutMessage
 
 NO_NOTES = Notes()
+_ONLY_LAST = {"last": True}
 HEADER_BYTES = len(b"NATS/1.0\r\nNats-Expected-Last-Sequence: 18446744073709551615\r\nWalbridge-Msg-Id: \r\n\r\n")
 """Bytes of each message as sent besides its id, body and own header lines, at most; they count against max_payload."""
 _out_message = partial(tuple.__new__, OutMessage)  # what OutMessage(...) does, in half of the time
@@ -195,7 +196,8 @@ class EventEncoder(ABC):
         """Return how many bytes one column's value adds to a body."""
 
     @abstractmethod
-    def _fields(self, fields: Iterable[tuple[str, object]]) -> bytes: ...
+    def _fields(self, fields: Mapping[str, object]) -> bytes:
+        """Return the inside of a map. Inside another map it may stand between and after other fields, not before them."""
 
     @abstractmethod
     def _head(self, fields: bytes) -> bytes:
@@ -205,23 +207,18 @@ class EventEncoder(ABC):
     def _run(
         self, head: bytes, id_head: bytes, id_suffix: bytes, first_seq: int, rows: Iterable[Mapping[str, object]]
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the id of each event and what `_event` returns for it."""
+        """Yield the id of each event and what `_event` returns for it without extras."""
 
     @abstractmethod
-    def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
-        """Return a complete event with only the fields that every event has."""
-
-    @abstractmethod
-    def _with_extras(self, event: bytes, extras: Mapping[str, object]) -> bytes:
-        """Return an event with more fields at its end."""
+    def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]) -> bytes:
+        """Return a complete event: the fields that every event has, and `extras`."""
 
     def _message(
         self, kind: EventKind, txn: Transaction, seq: int, data: Mapping[str, object], extras: Mapping[str, object]
     ) -> OutMessage:
         known, head = self._shared(kind, txn)
         msg_id = b"%b%d%b" % (self._id_head, seq, known.id_suffix)
-        event = self._event(head, msg_id, seq, data)
-        return OutMessage(known.subject, msg_id, self._with_extras(event, extras) if extras else event)
+        return _out_message((known.subject, msg_id, self._event(head, msg_id, seq, data, extras), b""))
 
     def _shared(self, kind: EventKind, txn: Transaction) -> tuple[_KindBytes, bytes]:
         """Return the parts that an event shares with its kind, and the beginning that it also shares with its transaction."""
@@ -248,14 +245,14 @@ class EventEncoder(ABC):
             self._kinds.clear()
         table, operation = kind.table, kind.operation
         subject = cdc_event(table.token, operation)
-        shared = (
-            ("subject", subject),
-            ("table", table.relation.name),
-            ("schema", table.relation.schema),
-            ("operation", operation.upper()),
-            ("relation_id", table.relation.oid),
-            ("key", list(table.key)),
-        )
+        shared: dict[str, object] = {
+            "subject": subject,
+            "table": table.relation.name,
+            "schema": table.relation.schema,
+            "operation": operation.upper(),
+            "relation_id": table.relation.oid,
+            "key": table.key,
+        }
         known = _KindBytes(self._prefix + subject.encode(), f"-{table.token}-{operation}".encode(), self._fields(shared))
         self._kinds[kind] = known
         return known
@@ -264,7 +261,7 @@ class EventEncoder(ABC):
         self._txn = txn
         self._heads = {}
         self._id_head = b"%x-" % txn.commit_lsn
-        self._txn_fields = self._fields((("lsn", txn.commit_lsn), ("xid", txn.xid), ("commit_ts", txn.commit_us)))
+        self._txn_fields = self._fields({"lsn": txn.commit_lsn, "xid": txn.xid, "commit_ts": txn.commit_us})
 
 
 def _extras(old: dict[str, object] | None, notes: Notes, omitted: tuple[str, ...], last: bool) -> dict[str, object]:
@@ -272,13 +269,13 @@ def _extras(old: dict[str, object] | None, notes: Notes, omitted: tuple[str, ...
     if old is not None:
         extras["old"] = old
     if notes.unchanged:
-        extras["unchanged"] = list(notes.unchanged)
+        extras["unchanged"] = notes.unchanged
     if omitted:
-        extras["omitted"] = list(omitted)
+        extras["omitted"] = omitted
     if notes.raw:
-        extras["raw"] = list(notes.raw)
+        extras["raw"] = notes.raw
     if notes.old_raw:
-        extras["old_raw"] = list(notes.old_raw)
+        extras["old_raw"] = notes.old_raw
     if last:
         extras["last"] = True
     return extras
@@ -287,9 +284,9 @@ def _extras(old: dict[str, object] | None, notes: Notes, omitted: tuple[str, ...
 # MessagePack headers: https://github.com/msgpack/msgpack/blob/master/spec.md
 _STR_HEAD = [bytes([0xA0 | n]) if n < 32 else bytes([0xD9, n]) for n in range(256)]
 _STR_HEAD += [b"\xda" + n.to_bytes(2, "big") for n in range(256, 4096)]
-_SMALL_INT = [bytes([n]) for n in range(128)]
 _SHARED_FIELDS = 12  # six of the kind, msg_id, three of the transaction, seq, data
-_EVENT_HEAD = bytes([0x80 | _SHARED_FIELDS])
+_MAP_HEAD = [map_head(_SHARED_FIELDS + n) for n in range(10)]  # by the number of extras
+_LAST = b"\xa4last\xc3"
 
 
 class MsgpackEvents(EventEncoder):
@@ -323,22 +320,23 @@ class MsgpackEvents(EventEncoder):
         return array_head(count) + b"".join(parts)
 
     def with_rows(self, fields: Mapping[str, object], parts: Sequence[bytes], count: int) -> bytes:
-        head = bytes([0x80 | len(fields) + 1]) + self._fields(fields.items()) + b"\xa4data" + array_head(count)
+        head = map_head(len(fields) + 1) + self._fields(fields) + b"\xa4data" + array_head(count)
         return b"".join((head, *parts))
 
     def value_size_bytes(self, value: object) -> int:
         return len(self._pack(value))
 
-    def _fields(self, fields: Iterable[tuple[str, object]]) -> bytes:
-        return b"".join(self._pack(name) + self._pack(value) for name, value in fields)
+    def _fields(self, fields: Mapping[str, object]) -> bytes:
+        return self._pack(fields)[len(map_head(len(fields))) :]
 
     def _head(self, fields: bytes) -> bytes:
-        return _EVENT_HEAD + fields + b"\xa6msg_id"
+        return fields + b"\xa6msg_id"
 
     def _run(
         self, head: bytes, id_head: bytes, id_suffix: bytes, first_seq: int, rows: Iterable[Mapping[str, object]]
     ) -> Iterator[tuple[bytes, bytes]]:
         encode, pack, join = self._encode, self._pack, b"".join
+        head = _MAP_HEAD[0] + head
         for seq, row in enumerate(rows, first_seq):
             msg_id = b"%b%d%b" % (id_head, seq, id_suffix)
             try:
@@ -347,15 +345,12 @@ class MsgpackEvents(EventEncoder):
                 data = pack(row)
             yield msg_id, join((head, _STR_HEAD[len(msg_id)], msg_id, b"\xa3seq", encode(seq), b"\xa4data", data))
 
-    def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
-        pack = self._pack
-        place = _SMALL_INT[seq] if seq < 128 else pack(seq)
-        return b"".join((head, _STR_HEAD[len(msg_id)], msg_id, b"\xa3seq", place, b"\xa4data", pack(data)))
-
-    def _with_extras(self, event: bytes, extras: Mapping[str, object]) -> bytes:
-        count = _SHARED_FIELDS + len(extras)
-        map_head = bytes([0x80 | count]) if count < 16 else b"\xde" + count.to_bytes(2, "big")
-        return map_head + event[1:] + self._fields(extras.items())
+    def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]) -> bytes:
+        more = b"" if not extras else _LAST if extras == _ONLY_LAST else self._fields(extras)
+        return b"".join((
+            _MAP_HEAD[len(extras)], head, _STR_HEAD[len(msg_id)], msg_id, b"\xa3seq", self._encode(seq), b"\xa4data",
+            self._pack(data), more,
+        ))  # fmt: skip
 
 
 class JsonEvents(EventEncoder):
@@ -377,13 +372,13 @@ class JsonEvents(EventEncoder):
         return b"[" + b",".join(parts) + b"]"
 
     def with_rows(self, fields: Mapping[str, object], parts: Sequence[bytes], count: int) -> bytes:
-        return b'{%b,"data":[%b]}' % (self._fields(fields.items())[1:], b",".join(parts))
+        return b'{%b,"data":[%b]}' % (self._fields(fields)[1:], b",".join(parts))
 
     def value_size_bytes(self, value: object) -> int:
         return len(orjson.dumps(value))
 
-    def _fields(self, fields: Iterable[tuple[str, object]]) -> bytes:
-        return b"".join(b",%b:%b" % (orjson.dumps(name), orjson.dumps(value)) for name, value in fields)
+    def _fields(self, fields: Mapping[str, object]) -> bytes:
+        return b"," + orjson.dumps(fields)[1:-1]
 
     def _head(self, fields: bytes) -> bytes:
         return b"{" + fields[1:] + b',"msg_id":"'
@@ -395,12 +390,10 @@ class JsonEvents(EventEncoder):
             msg_id = b"%b%d%b" % (id_head, seq, id_suffix)
             yield msg_id, b'%b%b","seq":%d,"data":%b}' % (head, msg_id, seq, orjson.dumps(row))
 
-    def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object]) -> bytes:
+    def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]) -> bytes:
         # a message id needs no escapes: hex, digits, dashes and a table's token
-        return b'%b%b","seq":%d,"data":%b}' % (head, msg_id, seq, orjson.dumps(data))
-
-    def _with_extras(self, event: bytes, extras: Mapping[str, object]) -> bytes:
-        return event[:-1] + self._fields(extras.items()) + b"}"
+        more = self._fields(extras) if extras else b""
+        return b'%b%b","seq":%d,"data":%b%b}' % (head, msg_id, seq, orjson.dumps(data), more)
 
 
 def sent_size(message: OutMessage) -> int:

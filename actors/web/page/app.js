@@ -9,7 +9,7 @@ import { addView, shownView, startRouting } from "./router.js";
 import { clockNow, state, take } from "./state.js";
 
 const RETRY_MS = 3000, SILENT_MS = 6000;
-let lastFrameAt = 0, isLost = false, isStopping = false;
+let lastFrameAt = 0, isLost = false, isStopping = false, isEnding = false;
 
 addView("", overview);
 
@@ -35,10 +35,11 @@ function lose() {
   if (!lastFrameAt && !isLost) setLive(false, "no answer");
   isLost = true;
   const since = lastFrameAt ? ` This page shows its state at ${clock(clockNow() - (Date.now() - lastFrameAt) / 1000, true)}.` : "";
-  $("verdict").className = "verdict bad";
-  put($("verdict-text"), isStopping ? `The bridge has stopped.${since}` : `No answer from the bridge.${since} Retrying every few seconds.`);
-  document.title = "✗ no answer – Walbridge";
-  setLive(false, isStopping ? "stopped" : "no answer");
+  const hasStopped = isStopping || isEnding;  // an orderly stop is told before the connection ends
+  $("verdict").className = `verdict ${hasStopped ? "warn" : "bad"}`;
+  put($("verdict-text"), hasStopped ? `The bridge has stopped.${since}` : `No answer from the bridge.${since} Retrying every few seconds.`);
+  document.title = hasStopped ? "! stopped – Walbridge" : "✗ no answer – Walbridge";
+  setLive(false, hasStopped ? "stopped" : "no answer");
 }
 
 function connect() {
@@ -48,6 +49,7 @@ function connect() {
     isLost = false;
     const frame = JSON.parse(event.data);
     if (isStopping && frame.whole) isStopping = false;  // a bridge is running again
+    isEnding = ["draining", "halted"].includes(frame.status.state);
     take(frame);
     showHead(frame.status);
     shownView().update?.();
