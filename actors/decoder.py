@@ -191,7 +191,7 @@ class Decoder:
                         self._announce(oid, seq, append)
                     if seq >= first_seq:
                         shape = shapes[oid]
-                        if message[25:31:5] in _ONE_TUPLE and decode_change is not _decode_large:
+                        if decode_change is _decode_change and message[25:31:5] in _ONE_TUPLE:
                             rows: list[dict[str, object]] = []
                             after = shape.decode_run(block, index, stop, message[25:RUN_HEAD_END], rows)
                             if rows:
