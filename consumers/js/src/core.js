@@ -3,7 +3,7 @@
 export * from "./contract/compression.js";
 export * from "./contract/decoding.js";
 export * from "./contract/positions.js";
-export * from "./contract/records.js";
+export { nativeType, Raw } from "./contract/records.js";
 export * from "./contract/stream_view.js";
 export * from "./contract/subjects.js";
 export * from "./contract/table_token.js";

@@ -17,8 +17,8 @@ const [RETRY_MS, RETRY_MS_MAX] = [200, 5_000];
  * @property {string[]} [again] Tables to copy again once.
  * @property {Record<string, unknown>} [nats] More options of the connection: `user` and `pass`, `token`, `authenticator`, `tls`.
  * @property {string} [domain] JetStream's domain, for a user of an account that imports the streams.
- * @property {string} [zstdUrl] Where a page keeps `zstd.wasm` of @bokuweb/zstd-wasm, for compressed streams.
- * @property {(words: string) => void} [log] Takes sentences about what happens; they are for people.
+ * @property {string} [zstdUrl] Where a page keeps the file `zstd.wasm` of the zstd package, for compressed streams.
+ * @property {(words: string) => void} [log] Takes sentences about what happens, for people.
  */
 
 /**
@@ -307,7 +307,7 @@ export class Replica {
       if (this.#phase === "waiting") this.#enter("live");
       this.#tell();
     },
-    copyAgain: (token, reason) => this.#log(`table ${tableName(token)} is copied again and keeps its rows until then: ${reason}`),
+    copyAgain: (token, reason) => this.#log(`table ${tableName(token)} must be copied again and keeps its rows until then: ${reason}`),
     received: (message) => {
       if (this.#phase === "waiting") this.#phase = "live";
       this.#isCaughtUp = false;

@@ -60,7 +60,7 @@ export class Copier {
         await this.#joining.hold(() => join(replica, source, follower, gathered));
       } catch (error) {
         if (error instanceof SnapshotUnusable) {
-          replica.events.log(`another snapshot of ${token} is needed: ${error.message}`);
+          replica.events.log(`cannot use a snapshot of ${token}: ${error.message}`);
           await replica.change(token, (record) => {
             const stale = asStale(record, error.message, error.neededSeq);
             const next = { ...stale, initSeq: Math.max(stale.initSeq, error.initSeq) };
@@ -75,7 +75,7 @@ export class Copier {
           await replica.change(token, (record) => asDelayed(record, error.message));
           pauseMs = REFUSED_PAUSE_MS;
         } else if (error instanceof CannotCopy) {
-          replica.events.log(`table ${token} cannot be copied: ${error.message}`);
+          replica.events.log(`a table cannot be mirrored: ${token}: ${error.message}`);
           await replica.change(token, (record) => asRefused(record, error.message));
         } else if (error instanceof OutOfDate) {
           await replica.change(token, (record) => asStale(record, error.message, NEEDED_NOTHING));

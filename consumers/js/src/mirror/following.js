@@ -4,6 +4,7 @@ import { CDC_ALL, CDC_NOTICES, cdcOfTable } from "../contract/subjects.js";
 import { ApplyConflict, OutOfDate } from "../errors.js";
 import { CutOff, Track } from "../rules/track.js";
 import { Boundaries, Incomplete, isBridgesGap } from "./boundaries.js";
+import { clock } from "./clock.js";
 import { Changed, LocalTransaction } from "./replica_state.js";
 import { placeOf } from "./state.js";
 
@@ -85,7 +86,11 @@ export class Follower {
       const consumer = await source.transport.consume(source.name, filters, checkpoint.cursor.streamSeq + 1);
       try {
         await source.checkPlace(placeOf(checkpoint));
-        await this.#apply(consumer, run);
+        try {
+          await this.#apply(consumer, run);
+        } finally {
+          await local.rollBack(); // before anything else is stored
+        }
       } catch (error) {
         if (error instanceof Changed) continue;
         if (error instanceof Incomplete) this.#voids.set(error.lsn, error.seq);
@@ -99,7 +104,6 @@ export class Follower {
           await replica.forget(error.message);
         } else throw error;
       } finally {
-        await local.rollBack();
         await consumer.close();
       }
     }
@@ -159,7 +163,7 @@ export class Follower {
   /** Answer a verification, or move the checkpoint over messages on other subjects. @param {Run} run */
   async #idle(run) {
     const hold = this.holds.wanted;
-    const now = performance.now();
+    const now = clock.now();
     if (hold !== null && hold.lsn === 0) await this.holds.stay(hold, "held");
     else if (hold !== null || this.joiners > 0 || this.#seenSeq > run.track.headSeq || now - this.#scannedAt >= SCAN_EVERY_MS) {
       this.#scannedAt = now;

@@ -4,6 +4,7 @@ import { arrayRows, decodeInit, MalformedMessage } from "../contract/decoding.js
 import { arraysOfTable, covers, INIT, parseInit, snapshotOfTable } from "../contract/subjects.js";
 import { Transient } from "../errors.js";
 import { follow, NEEDED_AS_BEFORE } from "../rules/track.js";
+import { clock } from "./clock.js";
 import { askForSnapshot, findUsableStart, whyUnusable } from "./snapshot_requests.js";
 import { localOf } from "./state.js";
 
@@ -61,13 +62,13 @@ export async function gather(replica, source, token, signal) {
   const consumer = await source.transport.consume(INIT, filters, seq || info.state.last_seq + 1);
   try {
     const reader = new SnapshotReader(replica, source, token);
-    let askedAt = performance.now();
+    let askedAt = clock.now();
     for (;;) {
       const messages = await consumer.receive(LOOK_MS, signal);
       checkPublished(replica, token);
-      if (messages.length === 0 && performance.now() - Math.max(askedAt, reader.heardAt) >= ASK_AGAIN_MS) {
+      if (messages.length === 0 && clock.now() - Math.max(askedAt, reader.heardAt) >= ASK_AGAIN_MS) {
         // no bridge may have been there to receive it, or the rest of the snapshot was deleted from INIT
-        askedAt = performance.now();
+        askedAt = clock.now();
         askForSnapshot(source, token);
       }
       for (const message of messages) {
@@ -151,7 +152,7 @@ class SnapshotReader {
       this.#start = this.#table = null;
       return;
     }
-    this.heardAt = performance.now();
+    this.heardAt = clock.now();
     this.#start = start;
     this.#initSeq = initSeq;
     this.#created = this.source.view.created;
@@ -178,7 +179,7 @@ class SnapshotReader {
     }
     this.#chunks += 1;
     this.#rows += rows.length;
-    this.heardAt = performance.now();
+    this.heardAt = clock.now();
     this.#tellProgress();
   }
 

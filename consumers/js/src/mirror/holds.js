@@ -6,6 +6,7 @@
  * deleted or shows no sign of life.
  */
 
+import { clock } from "./clock.js";
 import { News, sleep } from "./tasks.js";
 
 const LOOK_EVERY_MS = 250;
@@ -37,7 +38,7 @@ export class Holds {
       let wanted = null;
       if (row !== undefined) {
         const [id, lsn, sign] = [String(row[0]), Number(row[1]), Number(row[2])];
-        const now = performance.now();
+        const now = clock.now();
         if (id !== this.#alive.id || sign !== this.#alive.sign) this.#alive = { id, sign, at: now };
         if (now - this.#alive.at > SILENCE_MS) {
           await this.replica.run([{ sql: `DELETE FROM ${own} WHERE id = ${dialect.parameter(1)}`, params: [[id]] }]);

@@ -149,7 +149,7 @@ class Joiner {
     if (told !== undefined) live = asTold(live, told);
     const switched = statements.map((sql) => ({ sql, params: [[]], token: start.token }));
     await replica.goLive(live, shape, [...rest, ...switched], checkpoint);
-    replica.events.log(`table ${start.token} is live: ${rows} rows of snapshot ${start.snapshotId}`);
+    replica.events.log(`table is live: ${start.token}, ${rows} rows of snapshot ${start.snapshotId}`);
   }
 }
 

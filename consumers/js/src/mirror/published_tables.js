@@ -4,6 +4,7 @@
  */
 
 import { splitToken } from "../contract/table_token.js";
+import { clock } from "./clock.js";
 import { asTakenUp, asTold, localOf, newTable, wasLive } from "./state.js";
 
 const LOOK_EVERY_MS = 5_000;
@@ -47,9 +48,9 @@ export class PublishedTables {
   /** Compare every few seconds, and as soon as the stream tells of a new table. @param {import("./source_stream.js").SourceStream} source */
   async watch(source) {
     for (;;) {
-      const until = performance.now() + LOOK_EVERY_MS;
-      while (!this.#hasNew() && performance.now() < until) {
-        await this.replica.moved.wait(this.signal, Math.max(0, until - performance.now()));
+      const until = clock.now() + LOOK_EVERY_MS;
+      while (!this.#hasNew() && clock.now() < until) {
+        await this.replica.moved.wait(this.signal, Math.max(0, until - clock.now()));
       }
       const record = await source.record();
       if (record !== null) await this.compare(record);

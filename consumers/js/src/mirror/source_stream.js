@@ -168,7 +168,7 @@ export class SourceStream {
         });
       }
     }
-    this.log(`skipping message ${message.seq} of stream ${this.name} on ${message.subject}, which is no bridge's`);
+    this.log(`skipping a message that is no bridge's: ${message.seq} of stream ${this.name} on ${message.subject}`);
     return [];
   }
 

@@ -1,5 +1,7 @@
 /** Tasks that end together, a lock, and news to wait for. */
 
+import { clock } from "./clock.js";
+
 /** A task was told to end. */
 export class Ended extends Error {}
 
@@ -69,7 +71,7 @@ export class News {
       };
       const wake = () => (clear(), resolve());
       const abort = () => (clear(), reject(new Ended("ended")));
-      if (ms !== undefined) timer = setTimeout(wake, ms);
+      if (ms !== undefined) timer = setTimeout(wake, ms / clock.speed);
       this.#waiting.add(wake);
       signal.addEventListener("abort", abort);
     });
