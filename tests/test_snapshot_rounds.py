@@ -150,6 +150,7 @@ def kill_bridge(bridge: Bridge, nats: NatsServer, database: Database) -> None:
 
 
 def stop_bridge(bridge: Bridge, nats: NatsServer, database: Database) -> None:
+    bridge.wait_ready()
     assert bridge.stop() == 0
     bridge.start(ready=False)
 
