@@ -179,7 +179,8 @@ class Decoder:
         """
         append, shapes, unannounced = items.append, self._shapes, self._unannounced
         txn, seq, first_seq = self._txn, self._seq, self._first_seq
-        index, (stop, decode_change) = start, _part(block, start)
+        # `noted` is the head of the last change if that has something to note: one like it may have, too
+        index, noted, (stop, decode_change) = start, b"", _part(block, start)
         try:
             while index < stop:
                 message = block[index]
@@ -187,20 +188,20 @@ class Decoder:
                 if tag in _CHANGES:
                     if txn is None:
                         raise MalformedMessage("pgoutput: a change outside of a transaction")
-                    oid = _u4(message, 26)[0]
                     if unannounced:
-                        self._announce(oid, seq, append)
+                        self._announce(_u4(message, 26)[0], seq, append)
                     if seq >= first_seq:
-                        shape = shapes[oid]
-                        if decode_change is _decode_change and message[25:31:5] in _ONE_TUPLE:
+                        shape = shapes[_u4(message, 26)[0]]
+                        head = bytes(message[25:RUN_HEAD_END])
+                        if decode_change is _decode_change and head != noted and head[:6:5] in _ONE_TUPLE:
                             rows: list[dict[str, object]] = []
-                            after = shape.decode_run(block, index, stop, message[25:RUN_HEAD_END], rows)
+                            index = shape.decode_run(block, index, stop, head, rows)
                             if rows:
                                 append(RowRun(shape.kinds[tag], txn, seq, rows))
                                 seq += len(rows)
-                                index = after
                                 continue
-                        append(decode_change(message, tag, shape, txn, seq))
+                        append(change := decode_change(message, tag, shape, txn, seq))
+                        noted = head if type(change) is RowChange else b""
                     seq += 1
                 elif tag == _BEGIN:
                     if (after := self._alike(block, index, stop, append)) > index:
