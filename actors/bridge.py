@@ -11,6 +11,7 @@ from functools import partial
 
 import trio
 
+from actors import __version__
 from actors.clients.nats.connection import SinkRefused, open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.link import JetStreamLink
@@ -19,6 +20,7 @@ from actors.clients.postgres.replication import open_replication_stream
 from actors.errors import ConfigError, HistoryDiverged, SinkFenced, SourceUnavailable, Transient
 from actors.feedback import Feedback
 from actors.http_server import serve_http
+from actors.messages import Gap
 from actors.pipeline import run_pipeline
 from actors.positions import format_lsn
 from actors.process import allow_many_files, bound_free_memory, causes, freeze_loaded_objects, most_telling, stop_on_signal
@@ -36,6 +38,7 @@ from actors.startup.stream_rules import roles_of
 from actors.startup.streams import prepare_streams
 from actors.status_reporter import LiveStream
 from actors.stream_monitor import watch_streams
+from actors.tail.lookup import StreamLookup
 from actors.telemetry.log import get_logger, print_metrics_line
 from actors.telemetry.telemetry import Problem, Telemetry
 from actors.wal_monitor import watch_slot
@@ -65,6 +68,7 @@ def run(config: Config, beside: Beside | None = None) -> int:
 
 async def _run(config: Config, beside: Beside | None) -> int:
     telemetry, stop = Telemetry(), trio.Event()
+    telemetry.journal.note("started", f"Walbridge {__version__} has started")
     supervisor, link = Supervisor(config, telemetry, stop), JetStreamLink(config.nats, config.publish.stream)
     try:
         async with trio.open_nursery() as outer:  # outlives the drain, so that health still answers
@@ -72,6 +76,7 @@ async def _run(config: Config, beside: Beside | None) -> int:
             serve = partial(
                 serve_http, config, telemetry,
                 stop=stop, stream_info=link.stream_info, request_snapshot=link.request_snapshot,
+                lookup=StreamLookup(link.jetstream, config.publish.stream),
             )  # fmt: skip
             await outer.start(serve)
             log.info("serving", page=page_url(config.http))
@@ -136,6 +141,8 @@ class Supervisor:
         self._known_servers: set[str] = set()
         self._preflight: dict[str, tuple[Problem, ...]] = {}  # by which check has found them
         self._down_since: float | None = None
+        self._told_fault = ""
+        """Of this outage, in the journal."""
         self._streaming_since: float | None = None
         self._failed_runs = 0  # since the last one that streamed for long
         self._has_streamed = self._history_diverged = False
@@ -190,6 +197,7 @@ class Supervisor:
         source, publishing = config.source, config.publish
         catalog = await PgConnection.connect(config.postgres, application_name="walbridge catalog")
         with closing(catalog):
+            telemetry.postgres_address = catalog.address
             self._show_problems(
                 "source",
                 await check_postgres(
@@ -202,6 +210,7 @@ class Supervisor:
             self._show_problems("publication", await find_problems(catalog, self._publication))
             async with open_nats(config.nats, self._known_servers) as nats:
                 js = JetStream(nats)
+                telemetry.nats_address = str(nats.server)
                 setup = await prepare_streams(
                     js, stream=publishing.stream, mode=publishing.mode, replicas=config.nats.replicas,
                     fmt=config.snapshots.format, zstd=config.snapshots.zstd or config.snapshots.zstd_events,
@@ -218,7 +227,7 @@ class Supervisor:
                 self._show_problems("other bridges", same_tables_elsewhere(session.store.record, others))
                 live = await self._start_stream(session.plan, statuses)
                 # Only the slot's reader writes the record: a bridge that waits for the slot must not disturb its reader.
-                telemetry.gaps += session.start.gap is not None
+                self._note_gap(session.start.gap)
                 remembered = self._remembered.messages(session.start.last_seq, session.plan.unheld)
                 plan = await take_over(session.plan, js, session.encoder)
                 session = replace(
@@ -248,6 +257,7 @@ class Supervisor:
 
     async def _await_stop(self) -> None:
         await self._stop.wait()
+        self._telemetry.journal.note("stopping", "stopping: what was read is stored and confirmed")
         if self._opening is not None:
             self._opening.cancel()
         elif self._telemetry.state == "streaming":  # the pipeline drains now
@@ -271,6 +281,9 @@ class Supervisor:
         self._batch_limit.note(fault)
         telemetry.state = "waiting_postgres" if from_source else "waiting_nats"
         telemetry.not_ready_reason = str(fault)
+        if self._told_fault != fault.what:
+            self._told_fault = fault.what
+            telemetry.journal.note("outage", fault.what, "bad")
         telemetry.note_fault(Problem(fault.code, fault.what, fault.said, fault.means, fault.fix))
         if from_source or self._config.source.temporary:  # only the connection that made a temporary slot can read it
             await self._close_stream()
@@ -301,6 +314,8 @@ class Supervisor:
         away = ""
         if self._down_since is not None:
             away, self._down_since = f" after {time.monotonic() - self._down_since:.1f} s", None
+        self._told_fault = ""
+        telemetry.journal.note("streaming", f"streaming{away}", "ok")
         log.info(
             f"streaming{away}",
             slot=config.source.slot, publication=config.source.publication, stream=config.publish.stream,
@@ -308,14 +323,23 @@ class Supervisor:
             tables=len(telemetry.tables),
         )  # fmt: skip
 
+    def _note_gap(self, gap: Gap | None) -> None:
+        if gap is None:
+            return
+        self._telemetry.gaps += 1
+        lost = f"changes from {format_lsn(gap.from_lsn)} to {format_lsn(gap.to_lsn)} are lost permanently: {gap.reason}"
+        self._telemetry.journal.note("gap", lost, "bad")
+
     def _show_problems(self, check: str, found: Sequence[Problem]) -> None:
         known = self._telemetry.problems
         for problem in found:
             if problem.what not in known:
                 log.warning(problem.what, code=problem.code, fix=problem.fix)
+                self._telemetry.journal.note("problem", f"{problem.code} {problem.what}", "warn")
         gone = {problem.what for problem in self._preflight.get(check, ())} - {problem.what for problem in found}
         for what in gone:
             known.pop(what, None)
+            self._telemetry.journal.note("solved", f"no longer: {what}", "ok")
         known.update((problem.what, problem) for problem in found)
         self._preflight[check] = tuple(found)
 

@@ -11,7 +11,9 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from actors.contract.reader_note import ReaderNote
 from actors.positions import NO_LSN, Lsn
+from actors.telemetry.journal import Journal
 
 if TYPE_CHECKING:
     from actors.channels import Channel
@@ -95,6 +97,18 @@ class ConsumerHealth:
     unacknowledged: int
     history_used: float
     """Share of the stream's messages not yet sent to it; at 1 the stream removes messages that it has not read."""
+    filters: tuple[str, ...] = ()
+    """Subjects that it reads; empty for all."""
+    acknowledges: bool = True
+    delivered_seq: int = 0
+    """The stream's sequence of the last message sent to it."""
+    acknowledged_seq: int = 0
+    """Up to which it has acknowledged everything; without acknowledgements the last one sent."""
+    created_at: float = 0.0
+    active_at: float = 0.0
+    """When a message was last sent to it; 0 for never."""
+    note: ReaderNote = field(default_factory=ReaderNote)
+    """What it says about itself."""
 
 
 class StoredBatch(NamedTuple):
@@ -153,13 +167,19 @@ class Telemetry:
     | `stalled_commit_at` | the supervisor sets it (`note_fault`), the acker clears it once the stream stores again |
     | `snapshot*` | `SnapshotBoard`, for the snapshotter |
     | `stream`, `consumers` | the stream_monitor |
+    | `journal` | the supervisor, `SnapshotBoard`, `Suspensions`, and the monitors of publication, stream and WAL |
     | `slot` | the wal_monitor |
 
     Read by the log line, the HTTP server and the history behind its page, and the heartbeat.
     """
 
     started_at: float = field(default_factory=time.time)
+    journal: Journal = field(default_factory=Journal)
     # the bridge (supervisor)
+    postgres_address: str = ""
+    """host:port/database."""
+    nats_address: str = ""
+    """host:port of the server that the pipeline was last connected to."""
     state: State = "starting"
     not_ready_reason: str = "starting"
     postgres_connected: bool = False

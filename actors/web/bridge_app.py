@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -18,6 +19,8 @@ from actors.telemetry.telemetry import Telemetry
 from actors.web.feed import VIEWERS_MAX, Feed
 from actors.web.guard import guard
 from actors.web.page import SAFE, load_page
+from actors.web.questions import Lookup
+from actors.web.row_routes import PRIVATE, add_row_routes
 from actors.web.status import status_document
 
 RequestSnapshot = Callable[[str], Awaitable[None]]
@@ -33,6 +36,9 @@ PATHS = (
     "/ready",
     "/status",
     "/metrics",
+    "/journal",
+    "/messages",
+    "/schema/users",
     "/streams/info?stream=CDC",
     "POST /shutdown",
     "POST /snapshot/users",
@@ -47,12 +53,13 @@ def make_app(
     stop: trio.Event,
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
+    lookup: Lookup,
 ) -> QuartTrio:
     """Make the application, which answers every request from the current telemetry."""
     app = QuartTrio(__name__)
     app.config["MAX_CONTENT_LENGTH"] = 64 * 1024
     metrics, page = Metrics(telemetry, config), load_page()
-    app.before_request(partial(guard, config.http))
+    app.before_request(partial(guard, config.http, PRIVATE))
 
     @app.get("/")
     async def dashboard() -> Response:
@@ -101,6 +108,16 @@ def make_app(
         except SinkUnavailable as exc:
             return jsonify({"error": str(exc)}), 503
         return (jsonify(info), 200) if info is not None else (jsonify({"error": f"no stream {name}"}), 404)
+
+    @app.get("/journal")
+    async def journal() -> tuple[Response, int]:
+        since = request.args.get("since", "0")
+        if not re.fullmatch(r"[0-9]{1,18}", since, re.ASCII):
+            return jsonify({"error": "since is the number of an entry"}), 400
+        entries = telemetry.journal.after(int(since))
+        return jsonify({"last": telemetry.journal.last_number, "entries": [entry._asdict() for entry in entries]}), 200
+
+    add_row_routes(app, lookup)
 
     @app.post("/snapshot/<path:table>")
     async def snapshot(table: str) -> tuple[Response, int]:

@@ -26,7 +26,7 @@ from actors.settings.resolve import resolve
 from actors.telemetry.metrics import FAULTS, OPERATIONS, REJECTIONS, TABLES_MAX, Metrics, lag_seconds
 from actors.telemetry.telemetry import Problem, Telemetry
 from actors.web import serving
-from tests.http_api import SEED_METRICS, Server
+from tests.http_api import SEED_METRICS, FakeLookup, Server
 
 
 @pytest.fixture
@@ -190,7 +190,11 @@ def test_an_address_that_is_not_ours_is_named(bind: str, words: str, telemetry: 
     config = resolve({"port": free_port(), "bind": bind}, {"POSTGRES_BRIDGE_USER": "x"})
     info: Any = None
     with pytest.raises(ConfigError) as refused:
-        trio.run(partial(serve_http, config, telemetry, stop=trio.Event(), stream_info=info, request_snapshot=info))
+        trio.run(
+            partial(
+                serve_http, config, telemetry, stop=trio.Event(), stream_info=info, request_snapshot=info, lookup=FakeLookup()
+            )
+        )
     assert refused.value.code == "WB005"
     assert words in refused.value.what
     del refused

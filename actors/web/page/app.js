@@ -2,27 +2,43 @@
 
 import { ask, askForToken } from "./access.js";
 import { $, forgetBuilt, make, put, rebuild, toast } from "./dom.js";
+import { consumer } from "./consumer.js";
 import { clock } from "./format.js";
+import { log } from "./log.js";
+import { messages } from "./messages.js";
 import { overview } from "./overview.js";
 import { startPreferences } from "./preferences.js";
 import { addView, shownView, startRouting } from "./router.js";
 import { clockNow, state, take } from "./state.js";
+import { table } from "./table.js";
 
 const RETRY_MS = 3000, SILENT_MS = 6000;
 let lastFrameAt = 0, isLost = false, isStopping = false;
 
 addView("", overview);
+addView("messages", messages);
+addView("table", table);
+addView("consumer", consumer);
+addView("log", log);
 
 function showHead(status) {
   $("verdict").className = `verdict ${status.verdict.level}`;
   put($("verdict-text"), status.verdict.text);
-  rebuild($("identity"), [status.slot, status.publication, status.stream], () => [
-    make("span", {}, "slot ", make("b", {}, status.slot), ", publication ", make("b", {}, status.publication), " → stream ", make("b", {}, status.stream))]);
-  document.title = `${{ ok: "✓", warn: "!", bad: "✗" }[status.verdict.level]} ${status.stream} – Walbridge`;
+  const { source, nats, slot, publication, stream } = status;
+  rebuild($("identity"), [source, nats, slot, publication, stream], () => [
+    make("span", {}, source ? make("b", {}, source) : "PostgreSQL", `, slot ${slot}, publication ${publication}`), " → ",
+    make("span", {}, nats ? make("b", {}, nats) : "NATS", `, stream ${stream}`)]);
+  showTitle();
   put($("version"), `Walbridge ${status.version}`);
   $("stop-button").disabled = state.posts === "closed" || isStopping || status.state === "draining";
   $("stop-button").title = state.posts === "closed" ? "Set BRIDGE_HTTP_TOKEN to allow this beyond loopback" : "";
   $("token-button").hidden = state.posts !== "token";
+}
+
+function showTitle() {
+  const { status } = state, view = shownView()?.title?.();
+  const sign = isLost ? "✗" : { ok: "✓", warn: "!", bad: "✗" }[status?.verdict.level] ?? "…";
+  document.title = `${sign} ${isLost ? "no answer" : status?.stream ?? ""}${view ? ` – ${view}` : ""} – Walbridge`;
 }
 
 function setLive(on, text) {
@@ -37,7 +53,7 @@ function lose() {
   const since = lastFrameAt ? ` This page shows its state at ${clock(clockNow() - (Date.now() - lastFrameAt) / 1000, true)}.` : "";
   $("verdict").className = "verdict bad";
   put($("verdict-text"), isStopping ? `The bridge has stopped.${since}` : `No answer from the bridge.${since} Retrying every few seconds.`);
-  document.title = "✗ no answer – Walbridge";
+  showTitle();
   setLive(false, isStopping ? "stopped" : "no answer");
 }
 

@@ -251,6 +251,14 @@ export class Board {
     this.onChange();
   }
 
+  // Show the points of a reader that has seen only some of the range, at least a minute of it
+  showFrom(points, seconds) {
+    this.points = points;
+    const seen = points.length ? points[points.length - 1][0] - points[0][0] : 0;
+    this.seconds = Math.min(seconds, Math.max(60, seen));
+    this.refresh();
+  }
+
   // Show the time between two moments, in whatever order; a click is no range
   zoom(one, other) {
     this.chosenFrom = undefined;

@@ -3,7 +3,7 @@
 import { $, bar, facts, fixLine, make, put, rebuild } from "./dom.js";
 import { showFlow } from "./flow.js";
 import { bytes, count, duration, milliseconds, short, whole } from "./format.js";
-import "./plots.js";
+import { drawJournal } from "./plots.js";
 import { showProblems } from "./problems.js";
 import { linkTo } from "./router.js";
 import { showSnapshots } from "./snapshots.js";
@@ -102,6 +102,7 @@ export const overview = {
     showTables(now);
     $("snapshot-submit").disabled = state.posts === "closed";
     $("snapshot-submit").title = state.posts === "closed" ? "Set BRIDGE_HTTP_TOKEN to allow this beyond loopback" : "";
+    drawJournal(state.journal);
     state.board.refresh();
   },
 };
