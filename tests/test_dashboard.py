@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from actors.contract.bridge_record import NotedGap
 from actors.contract.table_token import table_token
 from actors.embedded.nats import NatsServer
 from actors.positions import Lsn
 from actors.telemetry.history import History, percentile
+from actors.telemetry.problems import gap_problem
 from actors.telemetry.quantities import human_bytes
 from actors.telemetry.telemetry import ConsumerHealth, Problem, SnapshotProgress, Telemetry
+from actors.telemetry.verdict import verdict
 from actors.web.feed import VIEWERS_MAX
 from actors.web.page import load_page
-from actors.web.status import verdict
 from tests.conftest import MakeBridge
 from tests.http_api import Server, streaming
 from tests.servers import HANG_S, Database, wait_for
@@ -153,7 +155,7 @@ def test_problems_show_their_fix_and_it_can_be_copied(page: Page, server: Server
     telemetry.problems["x"] = Problem(
         "WB117", "no right to read t", "said so", "snapshots fail", "GRANT SELECT ON t TO bridge;"
     )
-    telemetry.note_fault(Problem("WB200", "cannot connect to NATS at n:4222", fix="start it"))
+    telemetry.note_fault(Problem("WB200", "cannot connect to NATS at n:4222", fix="start it"), from_source=False)
     telemetry.fault = None
     show(page, server)
     assert page.locator("#problems li").count() == 1
@@ -251,6 +253,7 @@ def test_a_range_of_the_charts_is_enlarged_by_dragging_and_by_keys(page: Page, s
     show(page, server)
     page.wait_for_timeout(1500)
     chart = page.locator("svg[role=img]").first
+    chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 50)
@@ -688,21 +691,21 @@ def test_the_verdict_is_as_bad_as_the_worst_thing() -> None:
     telemetry = streaming(Telemetry())
     history = History(telemetry)
     history.sample(time.time())
-    assert verdict(telemetry, history).level == "ok"
-    telemetry.slot.wal_limited, telemetry.slot.safe_wal_bytes = False, None
-    assert "without a limit" in verdict(telemetry, history).text
-    telemetry.gaps = 1
-    assert verdict(telemetry, history).level == "warn"
-    assert "1 gap event: changes were lost permanently" in verdict(telemetry, history).text
+    assert verdict(telemetry, history, time.time()).level == "ok"
+    telemetry.problems["x"] = Problem("WB120", "no limit")
+    assert verdict(telemetry, history, time.time()).level == "warn"
+    telemetry.gap_problems = (gap_problem(NotedGap(5, time.time(), "", Lsn(1), Lsn(2), ("users",), 1), "CDC"),)
+    assert verdict(telemetry, history, time.time()).level == "bad"
+    assert "Changes were lost permanently: 1 gap to acknowledge" in verdict(telemetry, history, time.time()).text
+    telemetry.gap_problems = ()
     telemetry.slot.seconds_to_loss = 600
-    assert verdict(telemetry, history).level == "bad"
-    telemetry.slot.seconds_to_loss, telemetry.state, telemetry.stalled_commit_at = (
-        float("inf"),
-        "waiting_nats",
-        time.time() - 300,
-    )
+    assert verdict(telemetry, history, time.time()).level == "bad"
+    telemetry.slot.wal_limited, telemetry.slot.safe_wal_bytes = False, None
+    assert "without a limit" in verdict(telemetry, history, time.time()).text
+    telemetry.state = "waiting_nats"
+    telemetry.backlog.told([(Lsn(telemetry.durable_lsn + 1), time.time() - 300)], time.time())
     history.sample(time.time())
-    said = verdict(telemetry, history)
+    said = verdict(telemetry, history, time.time())
     assert (said.level, said.text.split(".")[0]) == ("bad", "Waiting for NATS")
     assert "5 min old" in said.text
     assert [stage.name for stage in history.stages if stage.stuck] == ["durable"]

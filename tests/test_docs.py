@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import pytest
 import trio
@@ -37,6 +36,7 @@ from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.documents import OPERATIONS, PAGES, section
 from tests.http_api import FakeLookup
+from tests.programs import printed, running
 from tests.servers import HANG_S, ROOT, Database, wait_for_events, with_nats
 from tests.snapshots import ask, take
 
@@ -126,6 +126,7 @@ def test_the_paths_are_the_applications_routes() -> None:
         stream_info=_never,
         request_snapshot=_never,
         lookup=FakeLookup(),
+        acknowledge_gap=_never,
     )
     routes = app.url_map.bind("localhost")
     listed = [path.partition("?")[0].rpartition(" ") for path in PATHS]
@@ -133,7 +134,7 @@ def test_the_paths_are_the_applications_routes() -> None:
     assert sorted(shown) == sorted(rule.endpoint for rule in app.url_map.iter_rules() if rule.endpoint != "static")
 
 
-async def _never(_: str) -> None:
+async def _never(_: object) -> Never:
     raise AssertionError("no request is made")
 
 
@@ -191,28 +192,6 @@ def example(tmp_path: Path, nats_url: str, *arguments: str) -> Iterator[Path]:
 def impatient(program: str) -> str:
     """The program with a shorter time until nats-py makes its consumer again after a fault; it waits 10 to 20 s by itself."""
     return program.replace("deliver_policy=DeliverPolicy.BY", "idle_heartbeat=0.5, deliver_policy=DeliverPolicy.BY")
-
-
-@contextmanager
-def running(output: Path, nats_url: str, *command: str) -> Iterator[Path]:
-    """A consumer at work; gives the file with what it prints. What its client says of faults is in another one."""
-    with output.open("wb") as file, output.with_suffix(".err").open("wb") as errors:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=errors, env={**os.environ, "NATS_URL": nats_url, "PYTHONPATH": str(ROOT)}
-        )
-        try:
-            yield output
-        finally:
-            process.kill()
-            process.wait()
-
-
-def printed(output: Path, count: int) -> list[str]:
-    deadline = time.monotonic() + HANG_S
-    while len(lines := output.read_text(encoding="utf-8").split("\n")[:-1]) < count:  # a line may be half written
-        assert time.monotonic() < deadline, lines
-        time.sleep(0.05)
-    return lines
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",), ("--pack", "10")])

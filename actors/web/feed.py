@@ -38,6 +38,8 @@ class Feed:
         while True:
             self.history.sample(time.time())
             self._noted.append(self._telemetry.journal.last_number)
+            if self.viewers:
+                self._telemetry.looking.watch()
             self._frames.clear()
             self._news.set()
             self._news = trio.Event()

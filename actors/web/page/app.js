@@ -13,7 +13,7 @@ import { clockNow, state, take } from "./state.js";
 import { table } from "./table.js";
 
 const RETRY_MS = 3000, SILENT_MS = 6000;
-let lastFrameAt = 0, isLost = false, isStopping = false;
+let lastFrameAt = 0, isLost = false, isStopping = false, isEnding = false;
 
 addView("", overview);
 addView("messages", messages);
@@ -36,9 +36,10 @@ function showHead(status) {
 }
 
 function showTitle() {
-  const { status } = state, view = shownView()?.title?.();
-  const sign = isLost ? "✗" : { ok: "✓", warn: "!", bad: "✗" }[status?.verdict.level] ?? "…";
-  document.title = `${sign} ${isLost ? "no answer" : status?.stream ?? ""}${view ? ` – ${view}` : ""} – Walbridge`;
+  const { status } = state, view = shownView()?.title?.(), hasStopped = isStopping || isEnding;
+  const sign = isLost ? (hasStopped ? "!" : "✗") : { ok: "✓", warn: "!", bad: "✗" }[status?.verdict.level] ?? "…";
+  const words = isLost ? (hasStopped ? "stopped" : "no answer") : status?.stream;
+  document.title = `${sign} ${[words, view, "Walbridge"].filter(Boolean).join(" – ")}`;
 }
 
 function setLive(on, text) {
@@ -51,10 +52,11 @@ function lose() {
   if (!lastFrameAt && !isLost) setLive(false, "no answer");
   isLost = true;
   const since = lastFrameAt ? ` This page shows its state at ${clock(clockNow() - (Date.now() - lastFrameAt) / 1000, true)}.` : "";
-  $("verdict").className = "verdict bad";
-  put($("verdict-text"), isStopping ? `The bridge has stopped.${since}` : `No answer from the bridge.${since} Retrying every few seconds.`);
+  const hasStopped = isStopping || isEnding;  // an orderly stop is told before the connection ends
+  $("verdict").className = `verdict ${hasStopped ? "warn" : "bad"}`;
+  put($("verdict-text"), hasStopped ? `The bridge has stopped.${since}` : `No answer from the bridge.${since} Retrying every few seconds.`);
   showTitle();
-  setLive(false, isStopping ? "stopped" : "no answer");
+  setLive(false, hasStopped ? "stopped" : "no answer");
 }
 
 function connect() {
@@ -64,6 +66,7 @@ function connect() {
     isLost = false;
     const frame = JSON.parse(event.data);
     if (isStopping && frame.whole) isStopping = false;  // a bridge is running again
+    isEnding = ["draining", "halted"].includes(frame.status.state);
     take(frame);
     showHead(frame.status);
     shownView().update?.();

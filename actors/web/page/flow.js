@@ -1,7 +1,7 @@
 // The pipeline: actors, and the channels between them.
 
 import { $, make, put } from "./dom.js";
-import { ago, bytes, count, milliseconds, short } from "./format.js";
+import { ago, bytes, count, milliseconds, seen, short } from "./format.js";
 import { state } from "./state.js";
 
 const FLOW = [
@@ -61,8 +61,8 @@ export function showFlow(status, now) {
   }
   const source = parts.postgres, waiting = status.state === "waiting_postgres";
   put(source.lsn, status.wal.current_lsn);
-  put(source.rate, status.slot_active ? "slot active" : "slot inactive");
-  put(source.age, `holds ${bytes(status.wal.held_bytes)}`);
+  put(source.rate, waiting ? "not connected" : status.slot_active ? "slot active" : "slot inactive");
+  put(source.age, `${waiting ? "held" : "holds"} ${bytes(status.wal.held_bytes)}${seen(status.wal.looked_at, now)}`);
   source.node.classList.toggle("stuck", waiting);
   source.node.classList.toggle("moving", status.slot_active && !waiting);
   const batcher = parts.batcher;

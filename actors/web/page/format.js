@@ -33,6 +33,9 @@ export const milliseconds = (ms) =>
 
 export const ago = (then, now) => (!then ? "never" : now - then < 2 ? "just now" : `${duration(now - then)} ago`);
 
+// The age of a figure that was looked up, once it is worth saying: " (12 s ago)", or nothing
+export const seen = (at, now) => (at && now - at > 5 ? ` (${duration(now - at)} ago)` : "");
+
 // ---- times, in the zone that the person has chosen: "UTC", or undefined for the browser's own
 
 let zone;

@@ -2,7 +2,7 @@
 
 import { $, bar, facts, fixLine, make, put, rebuild } from "./dom.js";
 import { showFlow } from "./flow.js";
-import { bytes, count, duration, milliseconds, short, whole } from "./format.js";
+import { ago, bytes, count, duration, milliseconds, seen, short, whole } from "./format.js";
 import { drawJournal } from "./plots.js";
 import { showProblems } from "./problems.js";
 import { linkTo } from "./router.js";
@@ -35,9 +35,10 @@ function showTiles(status) {
 
 const legendKey = (part, text) => make("span", {}, make("span", { className: `swatch ${part}` }), text);
 
-function showWal(status) {
+function showWal(status, now) {
   const { held_bytes, unconfirmed_bytes, safe_bytes, budget_bytes, limited, seconds_to_loss, restart_lsn } = status.wal;
-  rebuild($("wal"), [status.wal, status.wal_status], () => {
+  const isAway = status.state === "waiting_postgres", looked = seen(status.wal.looked_at, now).slice(2, -1);
+  rebuild($("wal"), [{ ...status.wal, looked_at: 0 }, status.wal_status, isAway, looked], () => {
     const open = Math.min(unconfirmed_bytes, held_bytes), kept = held_bytes - open;
     const scale = budget_bytes || Math.max(held_bytes, 1073741824);
     const made = bar(`${bytes(held_bytes)} held of ${budget_bytes ? bytes(budget_bytes) : "no limit"}`, ["kept", kept / scale], ["open", open / scale]);
@@ -56,32 +57,34 @@ function showWal(status) {
       words.push(fixLine("SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start LIMIT 5;"));
     }
     return [made, legend, facts(["Slot", `${status.slot}${status.wal_status ? ` (${status.wal_status})` : ""}`], ["Restart LSN", restart_lsn],
-      limited ? ["Time to limit", seconds_to_loss === null ? "never, at the present rate" : `${duration(seconds_to_loss)} at the present rate`] : null), ...words];
+      limited && seconds_to_loss !== null && !isAway ? ["Time to limit", `${duration(seconds_to_loss)} at the present rate`] : null,
+      looked ? ["Looked at", looked] : null), ...words];
   });
 }
 
 function showStream(status, now) {
   const stream = status.jetstream;
   const age = stream.oldest_unix_s ? `${duration(now - stream.oldest_unix_s)} ago` : "–";
-  rebuild($("stream"), [stream, age, status.stream_seq], () => {
+  const looked = ago(stream.looked_at, now);
+  rebuild($("stream"), [{ ...stream, looked_at: 0 }, age, looked], () => {
     const used = stream.bytes_max ? stream.bytes / stream.bytes_max : 0;
     const made = bar(`${bytes(stream.bytes)} of ${stream.bytes_max ? bytes(stream.bytes_max) : "no limit"}`, ["kept", stream.bytes ? Math.max(used, 1e-9) : 0]);
     const legend = make("div", { className: "legend" }, legendKey("kept", `stored ${bytes(stream.bytes)}`),
       legendKey("", stream.bytes_max ? `limit ${bytes(stream.bytes_max)}` : "no limit in bytes"));
     return [made, legend, facts(["Stream", status.stream], ["Messages", whole.format(stream.messages)],
-      ["Last sequence", whole.format(Math.max(stream.last_seq, status.stream_seq))], ["Oldest message", age])];
+      ["Last sequence", whole.format(stream.last_seq)], ["Oldest message", age], ["Looked at", looked])];
   });
 }
 
 function showConsumers(status) {
   const list = status.consumers;
   $("consumers-section").hidden = !list.length;
-  rebuild($("consumers"), list, () => list.map((one) => {
-    const share = make("i"), row = make("tr", { className: one.history_used > 0.8 ? "late" : "" },
-      make("td", { className: "name" }, make("a", { href: linkTo("consumer", one.name) }, one.name)),
+  rebuild($("consumers"), list.map((one) => ({ ...one, looked_at: 0 })), () => list.map((one) => {
+    const share = make("i"), row = make("tr", { className: one.at_risk ? "late" : "" },
+      make("td", { className: "name" }, make("a", { href: linkTo("consumer", one.name) }, one.name), one.is_left ? " (left: JetStream removes it)" : ""),
       make("td", { className: "number" }, whole.format(one.pending)),
       make("td", { className: "number wide" }, whole.format(one.unacknowledged)),
-      make("td", { className: "share" }, make("div", { className: "meter", title: `${Math.round(one.history_used * 100)} % of the stream's history is still unread` }, share)));
+      make("td", { className: "share" }, make("div", { className: "meter", title: `${Math.round(one.history_used * 100)} % of the stream is still unread${one.at_risk ? ", and the stream discards its oldest messages" : ""}` }, share)));
     share.style.width = `${Math.min(100, one.history_used * 100)}%`;
     return row;
   }));
@@ -94,7 +97,7 @@ export const overview = {
     if (!status) return;
     showFlow(status, now);
     showTiles(status);
-    showWal(status);
+    showWal(status, now);
     showStream(status, now);
     showConsumers(status, now);
     showProblems(status, now);
