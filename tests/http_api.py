@@ -127,6 +127,7 @@ def streaming(telemetry: Telemetry, tables: int = 3) -> Telemetry:
     """Telemetry of a bridge that streams."""
     telemetry.state, telemetry.not_ready_reason, telemetry.publish_mode = "streaming", "", "fast"
     telemetry.postgres_connected = telemetry.nats_connected = True
+    telemetry.postgres_address, telemetry.nats_address = "db:5432/shop", "nats:4222"
     now = time.time()
     telemetry.last_received_at = telemetry.last_ack_at = telemetry.last_commit_at = now
     lsn = Lsn(0xFFFF_DEADBEEF)

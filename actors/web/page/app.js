@@ -110,5 +110,5 @@ startPreferences(() => {
   forgetBuilt();
   shownView()?.update?.();
 });
-startRouting();
+startRouting(showTitle);
 connect();

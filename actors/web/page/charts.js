@@ -50,7 +50,7 @@ export class Chart {
       caption.append(key);
       return value;
     });
-    this.svg = svgElement("svg", { role: "img", tabindex: "0", height: String(HEIGHT) });
+    this.svg = svgElement("svg", { role: "img", "aria-label": title, tabindex: "0", height: String(HEIGHT) });
     this.figure.append(caption, this.svg);
     host.append(this.figure);
     board.charts.push(this);

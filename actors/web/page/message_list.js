@@ -67,7 +67,7 @@ function eventPart(event) {
   const facts = [`LSN ${lsnText(event.lsn)}`, event.seq !== undefined ? `change ${whole.format(event.seq)} of its transaction` : "",
     event.xid ? `xid ${event.xid}` : "", event.last ? "the transaction's last" : ""].filter(Boolean).join(" · ");
   const body = make("pre", {}, cut(JSON.stringify(event, null, 1), TEXT_MAX));
-  return make("section", { className: "event" }, make("h4", {}, event.operation, " ", tableOf(event)),
+  return make("section", { className: "event" }, make("h3", {}, event.operation, " ", tableOf(event)),
     make("p", { className: "quiet" }, facts), valuesOf(event),
     make("details", {}, make("summary", {}, "Body as JSON"), body,
       make("button", { type: "button", className: "small", onclick: () => copy(body) }, "Copy")));
@@ -84,7 +84,7 @@ function detailsOf(message) {
   const names = Object.entries(headers).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]);
   return [message.problem ? make("p", { className: "error" }, message.problem) : null, ...shown.map(eventPart),
     events.length > shown.length ? make("p", { className: "quiet" }, `and ${whole.format(events.length - shown.length)} more events in this message`) : null,
-    make("h4", {}, "Message"),
+    make("h3", {}, "Message"),
     make("dl", { className: "facts" }, make("dt", {}, "Subject"), make("dd", {}, message.subject),
       make("dt", {}, "Size"), make("dd", {}, `${bytes(message.bytes)}${message.is_compressed ? ", compressed" : ""}`), ...names),
     make("p", {}, make("a", { href: linkTo("messages", "", { from: message.seq }) }, "Link to this message"), " · ",

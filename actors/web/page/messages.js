@@ -85,4 +85,8 @@ export const messages = {
     if (isWanted) load(false);
     followMessages($("messages-list"));
   },
+  hide() {
+    asked += 1;  // an answer that comes now is nobody's
+    $("messages-list").replaceChildren();
+  },
 };

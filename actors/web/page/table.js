@@ -105,4 +105,8 @@ export const table = {
     isWanted = true;
   },
   update,
+  hide() {
+    token = "";
+    $("table-messages").replaceChildren();
+  },
 };
