@@ -7,6 +7,7 @@ A field made by `setting` is the only place where a setting is described: the fl
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,13 @@ def _host(port_variable: str) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _command(text: str) -> tuple[str, ...] | None:
+    try:
+        return tuple(shlex.split(text)) or None
+    except ValueError:
+        raise ValueError("has a quote that is not closed") from None
 
 
 def _web_address(text: str) -> str:
@@ -192,6 +200,12 @@ class PostgresAddress:
     database: str = setting("postgres", variable="PG_DB", words="not used beside `DATABASE_URL`")
     user: str = setting("", variable="POSTGRES_BRIDGE_USER", words="must be set unless `DATABASE_URL` names a user")
     password: str = setting("", variable="POSTGRES_BRIDGE_PASSWORD", secret=True, words="unless `DATABASE_URL` has a password")
+    password_command: tuple[str, ...] | None = setting(
+        None, variable="POSTGRES_BRIDGE_PASSWORD_COMMAND", words="command that prints the password, run at each connect",
+        details="command that prints the password, run at each connect, without a shell; for [tokens that "
+        "expire](docs/operations.md#credentials-that-change)",
+        read=_command,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +232,8 @@ class PostgresConfig(Renewable):
     """How to reach PostgreSQL: a libpq connection string, URI or keywords, without a `replication` word."""
 
     conninfo: str = field(repr=False)
+    password_command: tuple[str, ...] = ()
+    """Program and arguments; what it prints is the password. Empty for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,8 @@ def _renewable(read: Callable[[Sources], R], sources: Sources) -> R:
 
 def _postgres(sources: Sources) -> PostgresConfig:
     given = sources.group(PostgresAddress)
+    if given.password and given.password_command:
+        raise ConfigError("WB003", "POSTGRES_BRIDGE_PASSWORD and POSTGRES_BRIDGE_PASSWORD_COMMAND are both set: remove one")
     if given.url:
         return _from_url(sources, given)
     if not given.user:
@@ -93,7 +95,7 @@ def _postgres(sources: Sources) -> PostgresConfig:
 
     password = {"password": given.password} if given.password else {}
     words = {"host": given.host, "port": str(given.port), "dbname": given.database, "user": given.user, **password}
-    return PostgresConfig(make_conninfo("", **words))
+    return PostgresConfig(make_conninfo("", **words), password_command=given.password_command or ())
 
 
 def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
@@ -115,9 +117,12 @@ def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
         raise bad_value(where, "", "its host has an @; escape what is special in a password, e.g. %40 for @")
     words.pop("replication", None)
     sources.overrule("database_url", "pg_host", "pg_port", "pg_db")
-    for part, word in (("postgres_bridge_user", "user"), ("postgres_bridge_password", "password")):
-        if word in words:
-            sources.overrule("database_url", part)
+    command = given.password_command or ()
+    if "user" in words:
+        sources.overrule("database_url", "postgres_bridge_user")
+    if "password" in words:
+        sources.overrule("database_url", "postgres_bridge_password", "postgres_bridge_password_command")
+        command = ()
     words.setdefault("user", given.user or None)
     words.setdefault("password", given.password or None)
     if not words["user"]:
@@ -125,7 +130,7 @@ def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
     hidden = [word for word in words if words[word] and ("password" in word or "secret" in word)]
     sources.hide(*(str(words[word]) for word in hidden))
     sources.show("database_url", conninfo.make_conninfo("", **{**words, **dict.fromkeys(hidden, "********")}))
-    return PostgresConfig(conninfo.make_conninfo("", **words))
+    return PostgresConfig(conninfo.make_conninfo("", **words), password_command=command)
 
 
 _NATS_WHERE = ("nats_url", "nats_host", "nats_port")
