@@ -119,7 +119,7 @@ def test_a_creds_file_opens_an_operators_server(make_nats: MakeNats, tmp_path: P
     with pytest.raises(SinkRefused):
         connect_and(NatsConfig((server.url,)))
     creds.write_text("nothing")
-    with pytest.raises(ConfigError, match="NATS_CREDS"):
+    with pytest.raises(SinkRefused, match="NATS_CREDS"):
         connect_and(NatsConfig((server.url,), creds=creds))
 
 

@@ -24,7 +24,7 @@ async def refused_publishes(connection: NatsConnection, subjects: Iterable[str])
 
     No stream stores anything; who listens without JetStream gets an empty message.
     """
-    return await _refused(connection, [(subject, b"", _NO_STREAM) for subject in subjects])
+    return await _refused(connection, [(connection.api.to_write(subject), b"", _NO_STREAM) for subject in subjects])
 
 
 async def refused_requests(connection: NatsConnection, requests: Mapping[str, bytes]) -> dict[str, str]:
@@ -32,7 +32,7 @@ async def refused_requests(connection: NatsConnection, requests: Mapping[str, by
 
     `requests` are bodies by action, with which the action changes nothing.
     """
-    return await _refused(connection, [(f"$JS.API.{action}", body, None) for action, body in requests.items()])
+    return await _refused(connection, [(connection.api.action(action), body, None) for action, body in requests.items()])
 
 
 async def _refused(connection: NatsConnection, trials: Sequence[tuple[str, bytes, dict[str, str] | None]]) -> dict[str, str]:
