@@ -60,7 +60,7 @@ class NatsServer:
 
         `websocket_port` is for browsers, without TLS: a page may open ws:// to 127.0.0.1 wherever it was loaded from.
 
-        `max_payload` is in bytes; `sync_interval` ("10s"), `max_file_store` ("10GB") and `domain` as in JetStream's configuration;
+        `max_payload` is in bytes; `sync_interval` ("10s"), `max_file_store` ("10GB"), `domain`: as in the configuration;
         `extra_config` is appended unchanged.
         """
         self.binary, self.data_dir, self.port = binary, data_dir.absolute(), port
