@@ -2,7 +2,7 @@
 
 A client on a leaf node reaches the JetStream of a domain below `$JS.{domain}.API`, which servers map to `$JS.API`. An account
 that imports another account's JetStream chooses the prefix itself. Keys of buckets are then written below the prefix too, as
-all clients of NATS do it (`$JS.hub.API.$KV.bucket.key`): a leaf node does not pass on `$KV.>`. Events are published on their
+all clients of NATS do it: a leaf node does not pass their own subjects on. Events are published on their
 own subjects, whatever the prefix. Messages of consumers are recognized by their reply subject, which never has the prefix.
 https://docs.nats.io/running-a-nats-service/configuration/leafnodes/jetstream_leafnodes
 """
@@ -36,9 +36,9 @@ class ApiSubjects:
         """Return where a consumer's messages are requested."""
         return self.action(f"CONSUMER.MSG.NEXT.{stream}.{consumer}")
 
-    def to_write(self, subject: str) -> str:
-        """Return where to publish what is stored on this subject: only keys of buckets are below the prefix."""
-        return subject if self.prefix == DEFAULT_PREFIX or not subject.startswith("$KV.") else f"{self.prefix}.{subject}"
+    def key(self, subject: str) -> str:
+        """Return where to publish what a bucket stores on this subject."""
+        return subject if self.prefix == DEFAULT_PREFIX else f"{self.prefix}.{subject}"
 
 
 OWN = ApiSubjects()

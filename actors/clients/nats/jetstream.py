@@ -15,7 +15,7 @@ import orjson
 import trio
 
 from actors.clients.nats.connection import NatsConnection, SinkRefused
-from actors.contract.subjects import bucket_key, bucket_stream, parse
+from actors.contract.subjects import bucket_key, bucket_stream, is_bucket_key, parse
 from actors.errors import SinkUnavailable
 from actors.wire.api_subjects import OWN
 from actors.wire.jetstream import EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER, KV_OPERATION_HEADER, WRONG_LAST_SEQUENCE, ErrCode
@@ -175,7 +175,7 @@ class JetStream:
     async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> int:
         """Publish a message and wait until it is stored; return its sequence."""
         doing = f"store a message on {subject}"
-        target = self.connection.api.to_write(subject)
+        target = self.connection.api.key(subject) if is_bucket_key(subject) else subject
         reply = await self.connection.request(target, payload, timeout_s=API_TIMEOUT_S, headers=headers)
         with _reading(doing):
             return int(_checked(reply, doing)["seq"])
