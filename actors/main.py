@@ -33,6 +33,9 @@ COMMANDS = {
     "status:status": "What a running bridge is doing: state, rates, positions, WAL held, snapshots, problems. Exit 0 while it"
     " streams.",
     "health:health": "Exit 0 while the bridge is streaming, 1 with the reason when it is not: for HEALTHCHECK and probes.",
+    "pause:pause": "Have a running bridge store what it has read and release its slot, until it is resumed: for work on"
+    " PostgreSQL or NATS. A restart stays paused.",
+    "resume:resume": "End the pause of a bridge.",
     "snapshot:snapshot": "Ask the bridge that publishes a table for all of it, whatever the bridge's stream. Exit 0 when the"
     " snapshot is complete.",
     "tail:tail": "Show changes as lines, from now on or from a sequence, a time or an LSN: all, one table's, or one row's.",
@@ -52,7 +55,7 @@ COMMANDS = {
 
 GROUPS = {
     "Start here": ("demo", "init", "doctor", "help"),
-    "Run": ("run", "status", "health"),
+    "Run": ("run", "status", "health", "pause", "resume"),
     "Use the stream": ("tail", "mirror", "verify", "snapshot"),
     "Operate": ("export", "train", "cleanup"),
 }
@@ -71,6 +74,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "doctor": ("walbridge doctor --env-file walbridge.env", "walbridge doctor --round-trip --json"),
     "status": ("walbridge status --watch", "walbridge status --url http://bridge:9090 --json"),
     "health": ("walbridge health --port 9091",),
+    "pause": ("walbridge pause", "walbridge pause --url http://bridge:9090 --env-file walbridge.env"),
+    "resume": ("walbridge resume",),
     "snapshot": ("walbridge snapshot users", "walbridge snapshot sales.orders --no-wait"),
     "tail": (
         "walbridge tail --tables users,sales.orders",

@@ -16,7 +16,7 @@ from actors.positions import NO_LSN, Lsn
 if TYPE_CHECKING:
     from actors.channels import Channel
 
-State = Literal["starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "halted"]
+State = Literal["starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "paused", "halted"]
 Operation = Literal["insert", "update", "delete", "truncate", "schema"]
 
 
@@ -145,12 +145,13 @@ class Telemetry:
     | `received_*`, `wal_*`, `last_received_at` | the replication_reader |
     | `decoded_lsn`, `transactions`, `last_commit_at` and the like | the decoder |
     | `events_omitting_columns` | the batcher |
+    | `paused_at`, `pause_recorded` | `Pause`, for the HTTP server and the supervisor |
     | `suspended_tables` | `Suspensions`, for the batcher and the snapshotter |
     | `sent_*`, `published_*` | the publisher |
     | `publish_rejected` | `Acknowledgements`, in the NATS connection's reader |
     | `stored_*`, `durable_lsn`, `confirmed_lsn`, events, latencies, `waiting_commit_times` | the acker |
     | `stored_batches` | the acker, once the otlp_exporter has set it up; that takes them out |
-    | `stalled_commit_at` | the supervisor sets it (`note_fault`), the acker clears it once the stream stores again |
+    | `stalled_commit_at` | the supervisor (`note_fault`, `note_pause`); the acker clears it once the stream stores again |
     | `snapshot*` | `SnapshotBoard`, for the snapshotter |
     | `stream`, `consumers` | the stream_monitor |
     | `slot` | the wal_monitor |
@@ -180,6 +181,11 @@ class Telemetry:
     publish_mode: str = ""
     confirm_hold_s: float = 0.0
     """From the acknowledgement to the confirmation; up to a quarter more."""
+    # Pause
+    paused_at: float = 0.0
+    """Since when the bridge is to be paused; 0 while it is to stream."""
+    pause_recorded: bool = True
+    """Whether the bridge's record says the same: a restart follows it."""
     # the pipeline
     channels: dict[str, Channel[Any]] = field(default_factory=dict)
     # replication_reader
@@ -261,6 +267,15 @@ class Telemetry:
         if self.fault is None or self.fault.what != fault.what:
             self.fault = fault
             self.recent_faults.append(fault)
+
+    def show_nats(self, is_connected: bool) -> None:
+        """Note whether NATS is connected while no pipeline runs."""
+        self.nats_connected = is_connected
+
+    def note_pause(self) -> None:
+        """Note that the slot is not read any more: changes that commit from now on wait."""
+        self.stalled_commit_at = self.stalled_commit_at or time.time()
+        self.fault = None
 
     def show_wait(self, problem: Problem) -> None:
         """Note what a start waits for. Not a fault: nothing ends or restarts."""

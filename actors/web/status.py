@@ -48,6 +48,7 @@ def status_document(config: Config, telemetry: Telemetry, history: History) -> d
         "version": __version__,
         "state": t.state,
         "reason": t.not_ready_reason,
+        "paused": {"since": t.paused_at, "recorded": t.pause_recorded} if t.paused_at else None,
         "verdict": verdict(telemetry, history)._asdict(),
         "slot": config.source.slot,
         "publication": config.source.publication,
@@ -122,10 +123,13 @@ def verdict(t: Telemetry, history: History) -> Verdict:
             said.append(f"Streaming. {changes_per_second(rate)}, stored {age(p50 / 1000)} after commit (median)")
         else:
             said.append(_idle(t, now))
+    elif t.paused_at:
+        said.append(_paused(t, now))
+        level = "warn"
     else:
         doing = {
             "starting": "Starting", "waiting_postgres": "Waiting for PostgreSQL", "waiting_nats": "Waiting for NATS",
-            "draining": "Stopping: storing what was read", "halted": "Stopped",
+            "draining": "Stopping: storing what was read", "paused": "Resuming", "halted": "Stopped",
         }  # fmt: skip
         said.append(doing[t.state])
         level = "bad" if t.state in ("waiting_postgres", "waiting_nats", "halted") else "warn"
@@ -137,7 +141,7 @@ def verdict(t: Telemetry, history: History) -> Verdict:
             else f"PostgreSQL has sent nothing for {age(now - stuck[0].moved_at)} although the bridge asked"
         )
         level = "bad"
-    if lag_s > STUCK_AFTER_S:
+    if lag_s > STUCK_AFTER_S and not t.paused_at:
         said.append(f"The oldest unstored change is {age(lag_s)} old")
         level = level if level == "bad" or lag_s <= LAG_WARN_S else "warn"
     said.append(_held(t))
@@ -157,6 +161,13 @@ def _idle(t: Telemetry, now: float) -> str:
     if not t.last_commit_at:
         return "Streaming. No change has arrived yet"
     return f"Streaming. No changes now; the last was committed {age(now - t.last_commit_at)} ago"
+
+
+def _paused(t: Telemetry, now: float) -> str:
+    if t.state != "paused":
+        return "Pausing: storing what was read"
+    kept = "" if t.pause_recorded else ". NATS does not have the pause yet: a restart would stream"
+    return f"Paused for {age(now - t.paused_at)}: changes wait in PostgreSQL until walbridge resume{kept}"
 
 
 def _held(t: Telemetry) -> str:

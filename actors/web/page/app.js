@@ -515,6 +515,17 @@ $("stop-confirm").addEventListener("click", async () => {
   }
 });
 
+$("pause-button").addEventListener("click", async () => {
+  const path = $("pause-button").dataset.path;
+  try {
+    if (await post(path)) {
+      toast(path === "pause" ? "Pausing: the bridge first stores and confirms what it has read, then releases its slot" : "Resuming");
+    }
+  } catch (error) {
+    toast(`Bridge not ${path}d: ${error.message}`);
+  }
+});
+
 // ---- live
 
 let offset = 0, lastNow = 0, lastFrameAt = 0, lost = false;
@@ -545,8 +556,10 @@ function show(frame) {
   showSnapshots(status, now);
   showTables(now);
   const why = posts === "closed" ? "Set BRIDGE_HTTP_TOKEN to allow this beyond loopback" : "";
-  for (const id of ["stop-button", "snapshot-submit"]) {
-    $(id).disabled = posts === "closed" || (id === "stop-button" && (stopping || status.state === "draining"));
+  $("pause-button").dataset.path = status.paused ? "resume" : "pause";
+  put($("pause-button"), status.paused ? "Resume" : "Pause");
+  for (const id of ["stop-button", "pause-button", "snapshot-submit"]) {
+    $(id).disabled = posts === "closed" || (id !== "snapshot-submit" && (stopping || status.state === "draining"));
     $(id).title = why;
   }
   $("token-button").hidden = posts !== "token";
