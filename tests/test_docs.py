@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -37,6 +36,7 @@ from actors.web.feed import Feed
 from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.documents import OPERATIONS, PAGES, section
+from tests.programs import printed, running
 from tests.servers import HANG_S, ROOT, Database, wait_for_events, with_nats
 from tests.snapshots import ask, take
 
@@ -191,28 +191,6 @@ def example(tmp_path: Path, nats_url: str, *arguments: str) -> Iterator[Path]:
 def impatient(program: str) -> str:
     """The program with a shorter time until nats-py makes its consumer again after a fault; it waits 10 to 20 s by itself."""
     return program.replace("deliver_policy=DeliverPolicy.BY", "idle_heartbeat=0.5, deliver_policy=DeliverPolicy.BY")
-
-
-@contextmanager
-def running(output: Path, nats_url: str, *command: str) -> Iterator[Path]:
-    """A consumer at work; gives the file with what it prints. What its client says of faults is in another one."""
-    with output.open("wb") as file, output.with_suffix(".err").open("wb") as errors:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=errors, env={**os.environ, "NATS_URL": nats_url, "PYTHONPATH": str(ROOT)}
-        )
-        try:
-            yield output
-        finally:
-            process.kill()
-            process.wait()
-
-
-def printed(output: Path, count: int) -> list[str]:
-    deadline = time.monotonic() + HANG_S
-    while len(lines := output.read_text(encoding="utf-8").split("\n")[:-1]) < count:  # a line may be half written
-        assert time.monotonic() < deadline, lines
-        time.sleep(0.05)
-    return lines
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",), ("--pack", "10")])

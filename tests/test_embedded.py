@@ -178,6 +178,26 @@ def test_data_ports_and_passwords_are_kept_over_a_restart(hold: Hold, account: A
     assert [event.subject for event in read_stream(second.nats_url)] == ["cdc.users.insert"]
 
 
+def test_browsers_reach_nats_by_websocket_on_an_address_that_is_kept(directory: Path) -> None:
+    with start_embedded(directory) as servers:
+        address = urlsplit(servers.nats.websocket_url)
+        assert (address.scheme, address.hostname) == ("ws", "127.0.0.1")
+        assert servers.nats.websocket_url in servers.describe()
+        with socket.create_connection(("127.0.0.1", address.port or 0), timeout=HANG_S) as connection:
+            connection.sendall(
+                b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            )
+            answer = b""
+            while b"INFO {" not in answer:
+                received = connection.recv(4096)
+                assert received, answer
+                answer += received
+        assert answer.startswith(b"HTTP/1.1 101 ")
+    with start_embedded(directory) as servers:
+        assert urlsplit(servers.nats.websocket_url).port == address.port
+
+
 def test_the_sample_tables_are_published_and_logical_decoding_is_on(hold: Hold) -> None:
     held = hold()
     assert rows(held.dsn, "SHOW wal_level") == [("logical",)]

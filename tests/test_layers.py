@@ -31,7 +31,7 @@ LAYERS = (
     ("snapshots", "suspensions", "feedback", "publication_model", "batches", "confirm_hold"),
     (*ACTORS, "mirror", "embedded", "sample", "dictionaries"),
     ("session",),
-    ("pipeline", "verification", "demo", "doctor", "tail"),
+    ("pipeline", "verification", "demo", "doctor", "tail", "certify"),
     ("bridge",),
     ("commands",),
     ("main",),

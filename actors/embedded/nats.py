@@ -52,9 +52,12 @@ class NatsServer:
         sync_interval: str | None = None,
         max_file_store: str | None = None,
         monitor_port: int | None = None,
+        websocket_port: int | None = None,
         extra_config: str = "",
     ) -> None:
         """`users` maps names to passwords; without users and token any local client may connect.
+
+        `websocket_port` is for browsers, without TLS: a page may open ws:// to 127.0.0.1 wherever it was loaded from.
 
         `max_payload` is in bytes; `sync_interval` and `max_file_store` as in JetStream's configuration ("10s", "10GB");
         `extra_config` is appended unchanged.
@@ -62,7 +65,7 @@ class NatsServer:
         self.binary, self.data_dir, self.port = binary, data_dir.absolute(), port
         self.users, self.token = dict(users or {}), token
         self.max_payload, self.sync_interval, self.max_file_store = max_payload, sync_interval, max_file_store
-        self.monitor_port, self.extra_config = monitor_port, extra_config
+        self.monitor_port, self.websocket_port, self.extra_config = monitor_port, websocket_port, extra_config
         self.config_path = self.data_dir / CONFIG_FILE
         self.pid_path = self.data_dir / PID_FILE
         self.log_path = self.data_dir.with_name(self.data_dir.name + ".log")
@@ -72,6 +75,11 @@ class NatsServer:
     def url(self) -> str:
         """Address without credentials."""
         return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def websocket_url(self) -> str:
+        """Address for browsers, without credentials. Only with a `websocket_port`."""
+        return f"ws://127.0.0.1:{self.websocket_port}"
 
     @property
     def pid(self) -> int | None:
@@ -145,6 +153,8 @@ class NatsServer:
             lines.append(f"max_payload: {self.max_payload}")
         if self.monitor_port is not None:
             lines.append(f"http: {text(f'127.0.0.1:{self.monitor_port}')}")
+        if self.websocket_port is not None:
+            lines.append(f"websocket {{ listen: {text(f'127.0.0.1:{self.websocket_port}')}, no_tls: true }}")
         users = ", ".join(f"{{user: {text(name)}, password: {text(word)}}}" for name, word in self.users.items())
         if users or self.token is not None:
             access = f"users: [{users}]" if users else f"token: {text(self.token)}"

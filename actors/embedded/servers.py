@@ -116,6 +116,7 @@ class EmbeddedServers:
         rows = {
             "PostgreSQL": f"127.0.0.1:{self.postgres.port}   user postgres, database postgres",
             "NATS": f"127.0.0.1:{self.nats.port}   user {NATS_USER}",
+            "For browsers": f"{self.nats.websocket_url}   the same user",
             "Data": f"{self.directory}   kept; logs and passwords are there too",
             "Change a row": self.psql_line,
             "See changes": self.tail_line,
@@ -182,7 +183,7 @@ def start_embedded(directory: Path | None = None) -> EmbeddedServers:
             settings={"max_slot_wal_keep_size": "10GB"},
             password=_postgres_password(directory, data_dir, ports["postgres"]),
         )
-        nats = NatsServer(nats_binary, nats_dir, port=ports["nats"],
+        nats = NatsServer(nats_binary, nats_dir, port=ports["nats"], websocket_port=ports["websocket"],
                           users={NATS_USER: _nats_password(directory)})  # fmt: skip
         starting.callback(postgres.stop)
         starting.callback(nats.stop)
@@ -239,8 +240,11 @@ def _choose_ports(directory: Path) -> dict[str, int]:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        kept = {"postgres": free_port(), "nats": free_port()}
-    ports = {name: port if port_is_free(port) else free_port() for name, port in kept.items()}
+        kept = {}
+    ports = {
+        name: kept[name] if name in kept and port_is_free(kept[name]) else free_port()
+        for name in ("postgres", "nats", "websocket")
+    }
     _write_atomically(path, json.dumps(ports))
     return ports
 

@@ -1,0 +1,1 @@
+"""Consumers in other languages, and the rules that each of them must keep."""

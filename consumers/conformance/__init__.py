@@ -1,0 +1,1 @@
+"""Histories that every consumer must get right, as JSON; the README beside this file describes them."""
