@@ -39,6 +39,8 @@ COMMANDS = {
     "snapshot:snapshot": "Ask the bridge that publishes a table for all of it, whatever the bridge's stream. Exit 0 when the"
     " snapshot is complete.",
     "tail:tail": "Show changes as lines, from now on or from a sequence, a time or an LSN: all, one table's, or one row's.",
+    "replay:replay": "Set a durable consumer back to a sequence, a time or an LSN: its program gets changes again."
+    " Shows first what comes again, then asks.",
     "mirror:mirror": "Keep SQLite or PostgreSQL tables equal to the source, until stopped.",
     "verify:verify": "Prove that a replica equals its source at one LSN: exit 0, or 1 with what differs.",
     "train:train": "Train a zstd dictionary on rows of a live table, and measure on other rows what it saves.",
@@ -56,7 +58,7 @@ COMMANDS = {
 GROUPS = {
     "Start here": ("demo", "init", "doctor", "help"),
     "Run": ("run", "status", "health", "pause", "resume"),
-    "Use the stream": ("tail", "mirror", "verify", "snapshot"),
+    "Use the stream": ("tail", "mirror", "verify", "snapshot", "replay"),
     "Operate": ("export", "train", "cleanup"),
 }
 """Title of `--help` -> its commands; `produce` is none of an operator's."""
@@ -81,6 +83,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "walbridge tail --tables users,sales.orders",
         "walbridge tail --tables users --key 42 --from 2h",
         "walbridge tail --from first --no-wait --json",
+    ),
+    "replay": (
+        "walbridge replay --consumer shipping --to 2h",
+        "walbridge replay --consumer shipping --to 0/16B3748 --yes",
     ),
     "mirror": (
         "walbridge mirror --tables users --to sqlite:///replica.db",
