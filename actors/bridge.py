@@ -15,9 +15,10 @@ from trio_util import wait_any
 from actors.clients.nats.connection import SinkRefused, open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.link import JetStreamLink
+from actors.clients.nats.record_store import RecordStore
 from actors.clients.postgres.connection import PgConnection, SourceRefused
 from actors.clients.postgres.replication import open_replication_stream
-from actors.errors import ConfigError, HistoryDiverged, SinkFenced, SourceUnavailable, Transient
+from actors.errors import ConfigError, HistoryDiverged, SinkFenced, SinkUnavailable, SourceUnavailable, Transient
 from actors.feedback import Feedback
 from actors.http_server import serve_http
 from actors.pause import Pause
@@ -39,7 +40,9 @@ from actors.startup.stream_rules import roles_of
 from actors.startup.streams import prepare_streams
 from actors.status_reporter import LiveStream
 from actors.stream_monitor import watch_streams
+from actors.telemetry.figures import confirmed_lsn
 from actors.telemetry.log import get_logger, print_metrics_line
+from actors.telemetry.problems import ProblemBoard, gap_problem
 from actors.telemetry.telemetry import Problem, Telemetry
 from actors.wal_monitor import watch_slot
 from actors.web.serving import page_url
@@ -78,6 +81,7 @@ async def _run(config: Config, beside: Beside | None) -> int:
             serve = partial(
                 serve_http, config, telemetry,
                 stop=stop, pause=pause, stream_info=link.stream_info, request_snapshot=link.request_snapshot,
+                acknowledge_gap=supervisor.acknowledge_gap,
             )  # fmt: skip
             await outer.start(serve)
             log.info("serving", page=page_url(config.http))
@@ -101,7 +105,7 @@ async def _run(config: Config, beside: Beside | None) -> int:
             log.info(
                 "stopped" if code == 0 else "stopped without draining",
                 events=telemetry.events_published, transactions=telemetry.transactions,
-                confirmed_lsn=format_lsn(telemetry.confirmed_lsn), stream_seq=telemetry.stored_seq,
+                confirmed_lsn=format_lsn(confirmed_lsn(telemetry)), stream_seq=telemetry.stored_seq,
                 uptime_s=telemetry.uptime_s,
             )  # fmt: skip
             outer.cancel_scope.cancel()
@@ -143,7 +147,8 @@ class Supervisor:
         self._opening: trio.CancelScope | None = None  # cancelled by a stop: there is nothing to drain yet
         self._known_servers: set[str] = set()
         self._pause_record = PauseRecord(config, pause, self._known_servers)
-        self._preflight: dict[str, tuple[Problem, ...]] = {}  # by which check has found them
+        self._problems = ProblemBoard(telemetry)
+        self._store: RecordStore | None = None  # while the bridge may write it
         self._down_since: float | None = None
         self._streaming_since: float | None = None
         self._failed_runs = 0  # since the last one that streamed for long
@@ -205,7 +210,7 @@ class Supervisor:
         except Transient as fault:
             return fault
         finally:
-            self._opening, self._telemetry.nats_connected = None, False
+            self._opening, self._telemetry.nats_connected, self._store = None, False, None
         if opening.cancelled_caught:
             return Transient("WB311", f"{'paused' if self._pause.is_on else 'stopped'} before streaming began")
         return None
@@ -215,7 +220,7 @@ class Supervisor:
         source, publishing = config.source, config.publish
         catalog = await PgConnection.connect(config.postgres, application_name="walbridge catalog")
         with closing(catalog):
-            self._show_problems(
+            self._problems.show(
                 "source",
                 await check_postgres(
                     catalog, slot=source.slot, publication=source.publication, temporary=source.temporary
@@ -224,7 +229,7 @@ class Supervisor:
             # without a lock on a table: a few seconds are enough for everything else, too
             await catalog.query("SET lock_timeout = '1s'")
             await self._publication.look(catalog)
-            self._show_problems("publication", await find_problems(catalog, self._publication))
+            self._problems.show("publication", await find_problems(catalog, self._publication))
             async with open_nats(config.nats, self._known_servers) as nats:
                 js = JetStream(nats)
                 await self._pause_record.agree(js)
@@ -243,10 +248,12 @@ class Supervisor:
                 )  # fmt: skip
                 self._history_diverged = False
                 others = await read_other_bridges(js, publishing.stream)
-                self._show_problems("other bridges", same_tables_elsewhere(session.store.record, others))
+                self._problems.show("other bridges", same_tables_elsewhere(session.store.record, others))
                 live = await self._start_stream(session.plan, statuses)
                 # Only the slot's reader writes the record: a bridge that waits for the slot must not disturb its reader.
                 telemetry.gaps += session.start.gap is not None
+                self._store = session.store
+                self._show_gaps()
                 remembered = self._remembered.messages(session.start.last_seq, session.plan.unheld)
                 plan = await take_over(session.plan, js, session.encoder)
                 session = replace(
@@ -254,7 +261,7 @@ class Supervisor:
                 )  # fmt: skip
                 self._opening = None
                 self._show_streaming(session)
-                show = partial(self._show_problems, "publication")
+                show = partial(self._problems.show, "publication")
                 await self._run_until_halted(session, live, show)
 
     async def _run_until_halted(self, session: Session, live: LiveStream, show: Callable[[Sequence[Problem]], None]) -> None:
@@ -311,7 +318,7 @@ class Supervisor:
         since = pause.since.value
         await self._close_stream()
         telemetry.note_pause()
-        telemetry.state, telemetry.not_ready_reason = "paused", pause.words()
+        telemetry.not_ready_reason = pause.words()
         log.warning(pause.words(), slot=self._config.source.slot, confirmed_lsn=format_lsn(telemetry.confirmed_lsn))
         async with trio.open_nursery() as keeping:
             keeping.start_soon(self._pause_record.keep, self._stop, telemetry.show_nats)
@@ -332,12 +339,11 @@ class Supervisor:
         from_source = isinstance(fault, SourceUnavailable)
         if self._down_since is None:
             self._down_since = time.monotonic()
-        telemetry.reconnects += from_source
-        telemetry.nats_reconnects += not from_source
         telemetry.fenced += isinstance(fault, SinkFenced)
-        telemetry.state = "waiting_postgres" if from_source else "waiting_nats"
         telemetry.not_ready_reason = str(fault)
-        telemetry.note_fault(Problem(fault.code, fault.what, fault.said, fault.means, fault.fix))
+        telemetry.note_fault(
+            Problem(fault.code, fault.what, fault.said, fault.means, fault.fix), from_source=from_source
+        )  # fmt: skip
         if from_source or self._config.source.temporary:  # only the connection that made a temporary slot can read it
             await self._close_stream()
         if from_source and not self._pause_record.was_read:
@@ -367,10 +373,29 @@ class Supervisor:
 
     # -- what users see
 
+    async def acknowledge_gap(self, seq: int) -> bool:
+        """Forget a gap event, the stream's message `seq`, of which the user knows; False when there is none.
+
+        Raises SinkUnavailable while the bridge does not stream.
+        """
+        store = self._store
+        if store is None:
+            raise SinkUnavailable("WB200", "the bridge does not stream now, so it cannot write this down; try again later")
+        left = tuple(gap for gap in store.record.gaps if gap.seq != seq)
+        if left == store.record.gaps:
+            return False
+        await store.update(gaps=left)
+        log.info("a gap was acknowledged", stream_seq=seq)
+        self._show_gaps()
+        return True
+
+    def _show_gaps(self) -> None:
+        gaps = self._store.record.gaps if self._store is not None else ()
+        self._telemetry.gap_problems = tuple(gap_problem(gap, self._config.publish.stream) for gap in gaps)
+
     def _show_streaming(self, session: Session) -> None:
         telemetry, config = self._telemetry, self._config
-        telemetry.state, telemetry.not_ready_reason, telemetry.fault = "streaming", "", None
-        telemetry.tables = tuple(sorted(session.publication.tables))
+        telemetry.note_streaming(tuple(sorted(session.publication.tables)))
         self._has_streamed, self._streaming_since = True, time.monotonic()
         away = ""
         if self._down_since is not None:
@@ -381,17 +406,6 @@ class Supervisor:
             mode=session.setup.mode, from_lsn=format_lsn(session.start.skip.lsn), stream_seq=session.start.last_seq,
             tables=len(telemetry.tables),
         )  # fmt: skip
-
-    def _show_problems(self, check: str, found: Sequence[Problem]) -> None:
-        known = self._telemetry.problems
-        for problem in found:
-            if problem.what not in known:
-                log.warning(problem.what, code=problem.code, fix=problem.fix)
-        gone = {problem.what for problem in self._preflight.get(check, ())} - {problem.what for problem in found}
-        for what in gone:
-            known.pop(what, None)
-        known.update((problem.what, problem) for problem in found)
-        self._preflight[check] = tuple(found)
 
 
 async def _log_metrics(telemetry: Telemetry) -> None:

@@ -95,6 +95,8 @@ class Decoder:
         log: TransactionLog | None = None,
         expected: LastStored | None = None,
     ) -> None:
+        self.told: list[tuple[Lsn, float]] = []
+        """Transactions with changes to hand on, by commit LSN and time in unix seconds, for the caller to take out."""
         self.wanted: Relation | None = None
         """A relation that `feed` has met: describe it and call `define` before the next `feed`."""
         self._skip, self._expected = skip, expected
@@ -108,6 +110,7 @@ class Decoder:
         self._seq = 0
         self._first_seq = 0  # the open transaction's changes below this seq are stored already
         self._first_schema_seq = 0
+        self._is_told = True  # the open transaction, or it has brought nothing but what is stored already
         self.transactions = 0
         self.largest_transaction = 0
         self.last_commit_us = 0
@@ -219,6 +222,8 @@ class Decoder:
         except (KeyError, IndexError, struct.error) as exc:
             raise MalformedMessage(f"pgoutput: cannot decode {bytes(block[index][25:64])!r}: {exc!r}") from exc
         self._seq = seq
+        if not self._is_told and txn is not None:
+            self._tell_of(txn, seq)
         return index + 1
 
     def _begin(self, message: RawMessage) -> Transaction:
@@ -228,14 +233,22 @@ class Decoder:
         if self._expected is not None and commit_lsn >= self._expected.commit_lsn:
             self._check_history(txn)
         skip = self._skip
+        self._is_told = commit_lsn != skip.lsn
         if commit_lsn > skip.lsn:
             self._first_seq = self._first_schema_seq = 0
+            self.told.append((txn.commit_lsn, txn.commit_us / 1e6))
         elif commit_lsn < skip.lsn:
             self._first_seq = self._first_schema_seq = _EVERYTHING
         else:
             self._first_seq = skip.seq + (skip.rank >= ROW_RANK)
             self._first_schema_seq = skip.seq + (skip.rank >= SCHEMA_RANK)
         return txn
+
+    def _tell_of(self, txn: Transaction, seq: int) -> None:
+        """Tell of a transaction of which a part is stored, once there is more of it than that."""
+        if seq > self._first_seq:
+            self._is_told = True
+            self.told.append((txn.commit_lsn, txn.commit_us / 1e6))
 
     def _pass_idle(self, wal_end: Lsn, append: Callable[[Item], None]) -> None:
         self._handed_on = wal_end
@@ -259,6 +272,9 @@ class Decoder:
         commit_lsn, end_lsn, commit_time = _commit(message, 27)
         if txn is None or txn.commit_lsn != commit_lsn:
             raise MalformedMessage(f"pgoutput: Commit at {format_lsn(commit_lsn)} of no open transaction")
+        if not self._is_told:
+            self._tell_of(txn, seq)
+            self._is_told = True
         # the stream may already hold news after a transaction that is sent again
         told = self._skip.seq + 1 if commit_lsn == self._skip.lsn else 0
         self._last, self._next_seq, self._handed_on = txn, max(seq, told), Lsn(end_lsn)
@@ -382,6 +398,8 @@ async def decode_blocks(
             index = 0
             while index < len(block.messages):
                 index = decoder.feed(block.messages, index, items)
+                telemetry.backlog.told(decoder.told, time.time())
+                decoder.told.clear()
                 if decoder.wanted is not None:
                     defined(decoder.define(decoder.wanted, await describe(decoder.wanted)))
             if news:

@@ -8,7 +8,7 @@ from actors.pause import Pause
 from actors.settings.config import Config
 from actors.telemetry.history import History
 from actors.telemetry.telemetry import Telemetry
-from actors.web.bridge_app import RequestSnapshot, StreamInfo, make_app
+from actors.web.bridge_app import AcknowledgeGap, RequestSnapshot, StreamInfo, make_app
 from actors.web.feed import Feed
 from actors.web.serving import serve_app
 
@@ -21,6 +21,7 @@ async def serve_http(
     pause: Pause,
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
+    acknowledge_gap: AcknowledgeGap,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `POST /shutdown` sets `stop`, `POST /pause` and `/resume` write `pause`.
@@ -30,5 +31,8 @@ async def serve_http(
     Raises ConfigError when the port is taken.
     """
     feed = Feed(config, telemetry, History(telemetry))
-    app = make_app(config, telemetry, feed, stop=stop, pause=pause, stream_info=stream_info, request_snapshot=request_snapshot)
+    app = make_app(
+        config, telemetry, feed,
+        stop=stop, pause=pause, stream_info=stream_info, request_snapshot=request_snapshot, acknowledge_gap=acknowledge_gap,
+    )  # fmt: skip
     await serve_app(app, config.http, beside=feed.run, task_status=task_status)

@@ -26,7 +26,7 @@ from actors.snapshots.taking import SnapshotSetup
 from actors.snapshotter import Snapshotter
 from actors.startup.streams import check_changes
 from actors.status_reporter import LiveStream, send_status
-from actors.telemetry.telemetry import Problem, Telemetry
+from actors.telemetry.telemetry import Problem, RunBegin, Telemetry
 
 DRAIN_S = 30.0
 ACK_DEADLINE_S = 10.0
@@ -77,7 +77,8 @@ async def run_pipeline(
     batches = Channel[Batch]("batches", 4 if window.join is None else window.join.messages_max, CHANNEL_BYTES_MAX)
     published = Channel[SentBatch]("published", 10_000, CHANNEL_BYTES_MAX)
     channels = (blocks, items, batches, published)
-    telemetry.begin_run({channel.name: channel for channel in channels}, start.last_seq)
+    begin = RunBegin(start.last_seq, start.skip.lsn, session.plan.confirmed_lsn, session.plan.wal_end)
+    telemetry.begin_run({channel.name: channel for channel in channels}, begin)
     snapshots = SnapshotSetup(
         config, setup, event_encoder(publish.encoding), session.transactions, session.compressors,
         partial(are_events_underway, channels, publisher, acks), session.publication.version_of,

@@ -23,8 +23,9 @@ from actors.wire.jetstream import unix_time
 log = get_logger("stream_monitor")
 
 LOOK_EVERY_S = 10.0
-OTHERS_EVERY = 6
-"""Looks at the CDC stream per look at the other streams."""
+"""At the CDC stream, and each second while somebody watches."""
+CONSUMERS_EVERY_S = 10.0
+OTHERS_EVERY_S = 60.0
 LOOK_AGAIN_S = 1.0
 """While NATS is away or not up yet."""
 SHOWN_MAX = 20
@@ -34,32 +35,37 @@ DELETED = "deleted messages"
 
 def stream_health(info: Mapping[str, Any], now_unix_s: float) -> StreamHealth:
     """Read a reply of STREAM.INFO."""
-    state, limit = info["state"], int(info["config"].get("max_bytes", -1))
+    state, config = info["state"], info["config"]
     oldest = str(state.get("first_ts", ""))
     return StreamHealth(
         messages=int(state["messages"]),
         bytes=int(state["bytes"]),
-        bytes_max=max(0, limit),
+        bytes_max=max(0, int(config.get("max_bytes", -1))),
         first_seq=int(state["first_seq"]),
         last_seq=int(state["last_seq"]),
         oldest_unix_s=unix_time(oldest) if state["messages"] else 0.0,
         looked_at=now_unix_s,
         deleted=StreamView.of(info).deleted_count,
+        messages_max=max(0, int(config.get("max_msgs", -1))),
+        age_max_s=int(config.get("max_age", 0)) / 1e9,
+        discards_old=config.get("discard", "old") == "old",
     )
 
 
-def consumer_health(info: Mapping[str, Any], messages: int) -> ConsumerHealth:
+def consumer_health(info: Mapping[str, Any], messages: int, now_unix_s: float) -> ConsumerHealth:
     """Read an entry of CONSUMER.LIST; `messages` is how many the stream has."""
     pending = int(info.get("num_pending", 0))
+    is_read = bool(info.get("push_bound")) or int(info.get("num_waiting", 0)) > 0
     return ConsumerHealth(
-        str(info["name"]), pending, int(info.get("num_ack_pending", 0)), round(min(1.0, pending / max(1, messages)), 3)
-    )
+        str(info["name"]), pending, int(info.get("num_ack_pending", 0)), round(min(1.0, pending / max(1, messages)), 3),
+        is_left=not is_read and not info.get("config", {}).get("durable_name"), looked_at=now_unix_s,
+    )  # fmt: skip
 
 
-def furthest_behind(listed: Sequence[Mapping[str, Any]], messages: int) -> tuple[ConsumerHealth, ...]:
+def furthest_behind(listed: Sequence[Mapping[str, Any]], messages: int, now_unix_s: float) -> tuple[ConsumerHealth, ...]:
     """Return the consumers with the most left to read, at most 20; `messages` is how many the stream has."""
-    health = [consumer_health(entry, messages) for entry in listed]
-    return tuple(sorted(health, key=lambda one: -one.history_used)[:SHOWN_MAX])
+    health = [consumer_health(entry, messages, now_unix_s) for entry in listed]
+    return tuple(sorted(health, key=lambda one: (one.is_left, -one.history_used))[:SHOWN_MAX])
 
 
 def deleted_problem(stream: str, count: int) -> Problem | None:
@@ -117,12 +123,13 @@ class Watched:
 
 
 async def watch_streams(asked: JetStreamLink, roles: Sequence[Role], telemetry: Telemetry) -> None:
-    """Look at the CDC stream every 10 s and at the other streams every minute, until cancelled.
+    """Look at the CDC stream every 10 s, each second while somebody watches, at its consumers every 10 s and at the other
+    streams every minute, until cancelled.
 
     Raises ConfigError when somebody has given the CDC stream a setting with which nothing may be confirmed any more.
     """
     watched = Watched(roles, telemetry)
-    stream, may_list, looks = watched.changes.name, True, 0
+    stream, may_list, list_at, others_at = watched.changes.name, True, 0.0, 0.0
     while True:
         try:
             found = await asked.stream_info(stream)
@@ -131,17 +138,19 @@ async def watch_streams(asked: JetStreamLink, roles: Sequence[Role], telemetry: 
                 deleted_before = telemetry.stream.deleted
                 telemetry.stream = stream_health(found, time.time())
                 note_deleted(telemetry, stream, deleted_before)
-                if may_list:
+                if may_list and trio.current_time() >= list_at:
+                    list_at = trio.current_time() + CONSUMERS_EVERY_S
                     try:
                         listed = await asked.stream_consumers(stream)
-                        telemetry.consumers = furthest_behind(listed, telemetry.stream.messages)
+                        telemetry.consumers = furthest_behind(listed, telemetry.stream.messages, time.time())
                     except SinkRefused as exc:
                         may_list = False  # the bridge can do without this permission: further requests would fill NATS's log
                         log.info("the page shows no consumers: the NATS user may not list them", said=exc.said)
-            for role in watched.others if looks % OTHERS_EVERY == 0 else ():
-                watched.examine(role, await asked.stream_info(role.name))
-            looks += 1
-            await trio.sleep(LOOK_EVERY_S)
+            if trio.current_time() >= others_at:
+                for role in watched.others:
+                    watched.examine(role, await asked.stream_info(role.name))
+                others_at = trio.current_time() + OTHERS_EVERY_S
+            await telemetry.looking.pause(LOOK_EVERY_S)
         except SinkUnavailable as exc:
             log.debug("cannot check the streams", error=str(exc))
             await trio.sleep(LOOK_AGAIN_S)

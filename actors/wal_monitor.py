@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 
 import trio
 
@@ -11,14 +12,16 @@ from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.slots import slot_health
 from actors.errors import WalbridgeError
 from actors.settings.config import PostgresConfig
+from actors.telemetry import figures
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import Problem, SlotHealth, Telemetry
 
 log = get_logger("wal_monitor")
 
 CHECK_EVERY_S = 30.0
-CHECK_UNREAD_EVERY_S = 2.0
-"""While the slot has no reader: at the start and in an outage, when users look at these figures."""
+CHECK_BEHIND_EVERY_S = 2.0
+"""While changes wait, or the slot has no reader: at the start, in an outage and after it, when these figures matter."""
+BEHIND_S = 1.0
 WARN_BYTES = 512 * 1024 * 1024
 CRITICAL_BYTES = 1024 * 1024 * 1024
 RATE_OVER_S = 600.0
@@ -46,7 +49,9 @@ class WalRate:
 
 
 async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) -> None:
-    """Check the slot every 30 s over a connection of its own, until cancelled. Never ends the bridge."""
+    """Check the slot over a connection of its own, until cancelled: each second while somebody watches, every 2 s while changes
+    wait, else every 30 s. Never ends the bridge.
+    """
     rate = WalRate()
     while True:
         try:
@@ -55,18 +60,21 @@ async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) ->
                 while True:
                     health = await slot_health(connection, slot)
                     if health is not None:
+                        health.looked_at = time.time()
+                        telemetry.backlog.wal_ends(health.current_lsn, telemetry.received_lsn, health.looked_at)
                         health.seconds_to_loss = rate.seconds_to_loss(time.monotonic(), health.safe_wal_bytes)
                         telemetry.slot = health
                         _warn(telemetry, slot, health)
                     else:
                         telemetry.slot = SlotHealth()
-                    await trio.sleep(CHECK_EVERY_S if telemetry.slot.active else CHECK_UNREAD_EVERY_S)
+                    is_behind = figures.lag_s(telemetry, time.time()) > BEHIND_S or not telemetry.slot.active
+                    await telemetry.looking.pause(CHECK_BEHIND_EVERY_S if is_behind else CHECK_EVERY_S)
             finally:
                 connection.close()
         except WalbridgeError as exc:
             telemetry.slot.active = False
             log.debug("cannot check the slot", error=str(exc))
-            await trio.sleep(CHECK_UNREAD_EVERY_S)
+            await trio.sleep(CHECK_BEHIND_EVERY_S)
 
 
 def held_problem(slot: str, health: SlotHealth) -> Problem | None:
@@ -86,9 +94,10 @@ def held_problem(slot: str, health: SlotHealth) -> Problem | None:
 
 
 def _warn(telemetry: Telemetry, slot: str, health: SlotHealth) -> None:
-    problem = held_problem(slot, health)
+    problem, known = held_problem(slot, health), telemetry.problems.get("wal")
     if problem is None:
         telemetry.problems.pop("wal", None)
         return
-    log.warning(problem.what, wal_status=health.wal_status, restart_lsn=health.restart_lsn, current_lsn=health.current_lsn)
-    telemetry.problems["wal"] = problem
+    if known is None or ("(critical" in problem.what) != ("(critical" in known.what):
+        log.warning(problem.what, wal_status=health.wal_status, restart_lsn=health.restart_lsn, current_lsn=health.current_lsn)
+    telemetry.problems["wal"] = problem if known is None else replace(problem, since_unix_s=known.since_unix_s)

@@ -69,7 +69,7 @@ def encoded_size(value: object, encoding: Encoding) -> int:
 
 
 @pytest.mark.parametrize("form", FORMS, ids="-".join)
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(100))
 @given(data=st.data())
 def test_what_is_said_not_to_fit_does_not_fit(form: tuple[Encoding, Arrays], data: st.DataObject) -> None:
     encoding, arrays = form
@@ -150,7 +150,7 @@ def comparable(encoder: EventEncoder, body: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", FORMS, ids="-".join)
-@settings(max_examples=examples(150), deadline=None)
+@settings(max_examples=examples(150))
 @given(data=st.data())
 def test_the_event_is_the_one_that_decoding_everything_gives(form: tuple[Encoding, Arrays], data: st.DataObject) -> None:
     encoder = event_encoder(form[0])

@@ -101,7 +101,7 @@ def expected(events: list[Event], snapshot_lsn: int = 0) -> list[tuple[Any, ...]
 
 
 @given(histories(), st.integers(0, 20))
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(200))
 def test_a_replica_equals_the_source_after_every_transaction(history: list[list[dict[str, Any]]], replayed: int) -> None:
     dialect = SqliteDialect()
     replica, followed = fresh(), {"t": FollowedTable.of(dialect, SHAPE, 0)}
@@ -123,7 +123,7 @@ def test_a_replica_equals_the_source_after_every_transaction(history: list[list[
 
 
 @given(histories(), st.data())
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(200))
 def test_a_snapshot_at_any_transaction_and_the_events_behind_any_earlier_place_give_the_same(
     history: list[list[dict[str, Any]]], data: st.DataObject
 ) -> None:
@@ -143,7 +143,7 @@ def test_a_snapshot_at_any_transaction_and_the_events_behind_any_earlier_place_g
 
 
 @given(histories())
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(100))
 def test_both_encodings_and_packed_bodies_decode_alike(history: list[list[dict[str, Any]]]) -> None:
     for transaction in history:
         as_is = [decode_event(one) for one in transaction]
@@ -213,7 +213,7 @@ def test_a_column_that_no_schema_told_means_another_copy(operation: str, later_i
 
 
 @given(histories(), st.data())
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(100))
 def test_a_row_that_lacks_values_leaves_the_table_as_it_was_before_its_transaction(
     history: list[list[dict[str, Any]]], data: st.DataObject
 ) -> None:

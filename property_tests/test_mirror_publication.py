@@ -140,7 +140,7 @@ class Copy:
 
 
 @given(st.lists(st.tuples(DEEDS, KEYS), max_size=30), st.data())
-@settings(max_examples=examples(300), deadline=None)
+@settings(max_examples=examples(300))
 def test_a_copy_ends_equal_or_is_not_live(deeds: list[tuple[str, int]], data: st.DataObject) -> None:
     source = Source()
     for deed, key in deeds:
@@ -169,7 +169,7 @@ def test_a_copy_ends_equal_or_is_not_live(deeds: list[tuple[str, int]], data: st
 
 
 @given(st.lists(st.tuples(DEEDS, KEYS), max_size=20))
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(100))
 def test_a_snapshot_of_the_version_that_is_told_later_is_copied_once(deeds: list[tuple[str, int]]) -> None:
     """Between a change and the bridge's look, a snapshot has the new version already."""
     source = Source()

@@ -260,7 +260,7 @@ ACTS = st.one_of(
 
 
 @given(st.lists(ACTS, max_size=40))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_nothing_is_lost_untold_and_nothing_comes_twice(acts: list[tuple[str, object]]) -> None:
     world = World()
     bridge: Generator[None] | None = None

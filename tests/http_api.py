@@ -72,6 +72,7 @@ class Server:
                         pause=self.pause,
                         stream_info=self._stream_info,
                         request_snapshot=self._request_snapshot,
+                        acknowledge_gap=self._acknowledge_gap,
                     )  # fmt: skip
                 )
                 self._serving.set()
@@ -85,6 +86,11 @@ class Server:
 
     async def _request_snapshot(self, token: str) -> None:
         self.snapshots_asked.append(token)
+
+    async def _acknowledge_gap(self, seq: int) -> bool:
+        shown = self._telemetry.gap_problems
+        self._telemetry.gap_problems = tuple(p for p in shown if p.acknowledge != f"gaps/{seq}/acknowledge")
+        return self._telemetry.gap_problems != shown
 
     def ask(self, method: str, path: str, **headers: str) -> tuple[int, http.client.HTTPMessage, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)

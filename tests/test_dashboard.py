@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from actors.contract.bridge_record import NotedGap
 from actors.contract.table_token import table_token
 from actors.embedded.nats import NatsServer
 from actors.positions import Lsn
 from actors.telemetry.history import History, percentile
+from actors.telemetry.problems import gap_problem
 from actors.telemetry.quantities import human_bytes
 from actors.telemetry.telemetry import ConsumerHealth, Problem, SnapshotProgress, Telemetry
+from actors.telemetry.verdict import verdict
 from actors.web.feed import VIEWERS_MAX
 from actors.web.page import load_page
-from actors.web.status import verdict
 from tests.conftest import MakeBridge
 from tests.http_api import Server, streaming
 from tests.servers import HANG_S, Database, wait_for
@@ -153,7 +155,7 @@ def test_problems_show_their_fix_and_it_can_be_copied(page: Page, server: Server
     telemetry.problems["x"] = Problem(
         "WB117", "no right to read t", "said so", "snapshots fail", "GRANT SELECT ON t TO bridge;"
     )
-    telemetry.note_fault(Problem("WB200", "cannot connect to NATS at n:4222", fix="start it"))
+    telemetry.note_fault(Problem("WB200", "cannot connect to NATS at n:4222", fix="start it"), from_source=False)
     telemetry.fault = None
     show(page, server)
     assert page.locator("#problems li").count() == 1
@@ -245,6 +247,72 @@ def test_the_charts_answer_to_pointer_and_keyboard(page: Page, server: Server) -
     assert page.locator(".cursor[visibility=visible]").count() == 4
     page.click("[data-seconds='900']")
     assert page.get_attribute("[data-seconds='900']", "aria-pressed") == "true"
+
+
+def test_a_range_of_the_charts_is_enlarged_by_dragging_and_by_keys(page: Page, server: Server) -> None:
+    show(page, server)
+    page.wait_for_timeout(1500)
+    chart = page.locator("svg[role=img]").first
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 60)
+    assert page.locator(".chosen[visibility=visible]").count() == 4
+    page.mouse.up()
+    page.wait_for_selector("#zoom-reset")
+    shown = page.inner_text("#zoom-reset")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d to \d\d:\d\d:\d\d: show all", shown)
+    page.click("#zoom-reset")
+    assert page.locator("#zoom-reset").is_hidden()
+    chart.focus()
+    for _ in range(3):
+        chart.press("+")
+    page.wait_for_selector("#zoom-reset")
+    chart.press("0")
+    assert page.locator("#zoom-reset").is_hidden()
+
+
+def test_a_log_scale_shows_small_beside_large(page: Page, server: Server, telemetry: Telemetry) -> None:
+    show(page, server)
+    ticks = """() => [...document.querySelectorAll('#charts figure:first-child svg text[text-anchor=end]')].map((t) => t.textContent)"""
+    for count in (3, 50_000):
+        before = telemetry.events_published
+        store(telemetry, "public", "table_0001", count=count)
+        total = f"{before + count:,}"
+        until(page, f"document.querySelector('#tiles .tile:nth-child(5) b').innerText === '{total}'")
+    page.click("#log-scale")
+    assert page.get_attribute("#log-scale", "aria-pressed") == "true"
+    shown = page.evaluate(ticks)
+    assert {"10", "100", "1,000"} <= set(shown), shown
+    page.click("#log-scale")
+    assert "10" not in page.evaluate(ticks)
+
+
+def test_colours_and_time_zone_are_chosen_and_kept(browser: Browser, server: Server, telemetry: Telemetry) -> None:
+    telemetry.note_fault(Problem("WB200", "cannot connect to NATS at n:4222", since_unix_s=1_790_000_000))
+    telemetry.fault = None
+    context = browser.new_context(timezone_id="Asia/Kolkata", color_scheme="light")
+    page = context.new_page()
+    show(page, server)
+    background = "getComputedStyle(document.body).backgroundColor"
+    title = "document.querySelector('#faults time').title"
+    page.wait_for_selector("#faults time")
+    assert page.evaluate(background) == "rgb(245, 246, 248)"
+    assert page.evaluate(title) == "21 Sept 2026, 19:43:20.000"
+    page.select_option("#theme", "dark")
+    page.select_option("#zone", "utc")
+    for _ in range(2):
+        page.wait_for_selector("#faults time")
+        assert page.evaluate(background) == "rgb(15, 19, 24)"
+        assert page.evaluate(title) == "21 Sept 2026, 14:13:20.000"
+        page.reload()
+        page.wait_for_selector("#live.on")
+    page.select_option("#theme", "system")
+    page.select_option("#zone", "local")
+    assert page.evaluate("localStorage.length") == 0
+    context.close()
 
 
 @pytest.mark.parametrize(
@@ -484,7 +552,7 @@ def test_no_request_leaves_the_host_and_the_console_stays_empty(
     assert (snapshot.meta["table"], snapshot.meta["row_count"]) == ("Order Lines", 1)
     page.wait_for_selector("#snapshots .badge.done")
     assert {url.split("/")[2] for _, url in seen.asked} == {f"127.0.0.1:{bridge.port}"}
-    assert {(method, url.split("/", 3)[3]) for method, url in seen.asked} == {
+    assert {(method, path) for method, url in seen.asked if not (path := url.split("/", 3)[3]).startswith("page/")} == {
         ("GET", ""), ("GET", "events"), ("POST", "snapshot/my%20shop/Order%20Lines".replace("%20", "%3D20"))}  # fmt: skip
     page.click("#stop-button")
     page.click("#stop-confirm")
@@ -623,21 +691,21 @@ def test_the_verdict_is_as_bad_as_the_worst_thing() -> None:
     telemetry = streaming(Telemetry())
     history = History(telemetry)
     history.sample(time.time())
-    assert verdict(telemetry, history).level == "ok"
-    telemetry.slot.wal_limited, telemetry.slot.safe_wal_bytes = False, None
-    assert "without a limit" in verdict(telemetry, history).text
-    telemetry.gaps = 1
-    assert verdict(telemetry, history).level == "warn"
-    assert "1 gap event: changes were lost permanently" in verdict(telemetry, history).text
+    assert verdict(telemetry, history, time.time()).level == "ok"
+    telemetry.problems["x"] = Problem("WB120", "no limit")
+    assert verdict(telemetry, history, time.time()).level == "warn"
+    telemetry.gap_problems = (gap_problem(NotedGap(5, time.time(), "", Lsn(1), Lsn(2), ("users",), 1), "CDC"),)
+    assert verdict(telemetry, history, time.time()).level == "bad"
+    assert "Changes were lost permanently: 1 gap to acknowledge" in verdict(telemetry, history, time.time()).text
+    telemetry.gap_problems = ()
     telemetry.slot.seconds_to_loss = 600
-    assert verdict(telemetry, history).level == "bad"
-    telemetry.slot.seconds_to_loss, telemetry.state, telemetry.stalled_commit_at = (
-        float("inf"),
-        "waiting_nats",
-        time.time() - 300,
-    )
+    assert verdict(telemetry, history, time.time()).level == "bad"
+    telemetry.slot.wal_limited, telemetry.slot.safe_wal_bytes = False, None
+    assert "without a limit" in verdict(telemetry, history, time.time()).text
+    telemetry.state = "waiting_nats"
+    telemetry.backlog.told([(Lsn(telemetry.durable_lsn + 1), time.time() - 300)], time.time())
     history.sample(time.time())
-    said = verdict(telemetry, history)
+    said = verdict(telemetry, history, time.time())
     assert (said.level, said.text.split(".")[0]) == ("bad", "Waiting for NATS")
     assert "5 min old" in said.text
     assert [stage.name for stage in history.stages if stage.stuck] == ["durable"]

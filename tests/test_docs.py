@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import pytest
 import trio
@@ -126,6 +126,7 @@ def test_the_paths_are_the_applications_routes() -> None:
         pause=Pause(telemetry),
         stream_info=_never,
         request_snapshot=_never,
+        acknowledge_gap=_never,
     )
     routes = app.url_map.bind("localhost")
     listed = [path.partition("?")[0].rpartition(" ") for path in PATHS]
@@ -133,7 +134,7 @@ def test_the_paths_are_the_applications_routes() -> None:
     assert sorted(shown) == sorted(rule.endpoint for rule in app.url_map.iter_rules() if rule.endpoint != "static")
 
 
-async def _never(_: str) -> None:
+async def _never(_: object) -> Never:
     raise AssertionError("no request is made")
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge
 from tests.programs import printed, running
 from tests.servers import ROOT, Database
 from tests.snapshots import ask
-from tests.test_compression import folder_with
 
 pytestmark = pytest.mark.skipif(shutil.which("elixir") is None, reason="no Elixir here")
 
@@ -53,7 +53,9 @@ def test_the_copy_equals_the_table_also_after_its_connection_was_lost(
     database.execute("ALTER TABLE users ALTER notes SET STORAGE EXTERNAL; CREATE PUBLICATION cdc_pub FOR TABLE users")
     database.execute("""INSERT INTO users VALUES (1, 'Ada', repeat('x', 3000), 1.5, 4611686018427387904, '{"a": [1, -2.5, "\\u00e9\\ud83d\\ude00\\n"]}'),
                         (2, 'Grace', NULL, -1e-7, -70000, '[]')""")
-    make_bridge(database, nats, "--dictionaries", folder_with(tmp_path), *flags)
+    samples = [f"User-{i} of the table users".encode() for i in range(500)]
+    (tmp_path / "users.zstd.dict").write_bytes(zstandard.train_dictionary(2048, samples).as_bytes())
+    make_bridge(database, nats, "--dictionaries", str(tmp_path), *flags)
     with running(tmp_path / "printed", nats.url, *live_copy("users", **variables)) as output:
         assert [row["notes"] for row in rows(printed(output, 1)[0])] == ["x" * 3000, None]
         database.execute("UPDATE users SET name = 'Ada L.' WHERE id = 1")  # its notes are unchanged TOAST

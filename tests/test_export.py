@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
 
@@ -152,7 +152,6 @@ def test_every_name_arrives_where_it_belongs() -> None:
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=30)
 
 
-@settings(deadline=None)
 @given(publication=names, role=names, table=names, user=names)
 def test_no_name_breaks_out_of_its_file(publication: str, role: str, table: str, user: str) -> None:
     setup = Setup("s", publication, "CDC", 9090, role, "app", user, ((table, table),))

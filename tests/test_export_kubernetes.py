@@ -124,7 +124,7 @@ def environment(setup: Setup) -> dict[str, str]:
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=30)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     publication=names,
     role=names,

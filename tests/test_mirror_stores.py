@@ -316,7 +316,7 @@ def test_values_equal_the_sources_text(words: str, oid: int, value: Any, text: s
 @given(
     st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8), min_size=1, max_size=30)
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_comes_back_one_by_one_and_in_bulk(url: str, texts: list[str]) -> None:
     async def body(store: Store) -> None:
         table = store.dialect.table(store.dialect.local_name("public", "texts"))

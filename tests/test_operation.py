@@ -10,10 +10,12 @@ import pytest
 from nats.js.api import StreamConfig, StreamSource
 
 from actors.embedded.nats import NatsServer
+from actors.positions import format_lsn
 from tests.conftest import MakeBridge, MakeNats, MakePostgres
 from tests.load import Load, ledger
 from tests.oracle import WalOracle, assert_exact
 from tests.servers import (
+    HANG_S,
     Bridge,
     Database,
     commit_to_stored_s,
@@ -263,6 +265,21 @@ def test_a_stream_cut_short_below_the_confirmed_lsn_is_told_as_a_gap(
     assert [e["operation"] for e in events] == ["GAP", "INSERT"]
     assert "cut short" in events[0]["reason"]
     assert "bridge_gaps_total 1.0" in bridge.metrics()
+    bridge.kill()
+    bridge.start()
+    (card,) = [p for p in bridge.status()["problems"] if p["code"] == "WB152"]
+    for end in ("from_lsn", "to_lsn"):
+        assert format_lsn(events[0][end]) in card["what"]
+    assert "1 table (public.t)" in card["means"]
+    assert time.time() - HANG_S < card["since_unix_s"] < time.time()
+    assert "Changes were lost permanently: 1 gap to acknowledge" in bridge.status()["verdict"]["text"]
+    assert "bridge_gaps_open 1.0" in bridge.metrics()
+    assert bridge.post("/gaps/7/acknowledge")[0] == 404
+    assert bridge.post(f"/{card['acknowledge']}")[0] == 200
+    bridge.kill()
+    bridge.start()
+    assert [p for p in bridge.status()["problems"] if p["code"] == "WB152"] == []
+    assert "bridge_gaps_open 0.0" in bridge.metrics()
 
 
 def test_a_nats_that_lost_everything_is_told_as_a_gap(database: Database, make_nats: MakeNats, make_bridge: MakeBridge) -> None:

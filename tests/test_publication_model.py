@@ -6,6 +6,7 @@ import os
 import random
 from contextlib import closing
 from typing import Any
+from unittest import mock
 
 import psycopg
 import pytest
@@ -206,3 +207,31 @@ def compare(connection: Connection, dsn: str, about: str, is_15: bool) -> None:
     for table in found.values():
         if refusing and set(table.columns) - {"g"}:
             assert is_refused(connection, table) is bool(table.refusal), (table.qualified, table.refusal, about)
+
+
+async def look_as_19(dsn: str, excepted: str) -> set[str]:
+    """The published tables for a server that says it is PostgreSQL 19, whose catalog a temporary view stands in for."""
+    with closing(await PgConnection.connect(PostgresConfig(dsn), application_name="test")) as connection:
+        await connection.query(f"""
+            CREATE TEMPORARY VIEW pg_publication_rel AS SELECT r.*, false AS prexcept FROM pg_catalog.pg_publication_rel r
+            UNION ALL SELECT 1, p.oid, '{excepted}'::regclass, NULL, NULL, true FROM pg_publication p
+        """)
+        with mock.patch.object(PgConnection, "server_version", 190000):
+            return {table.qualified for table in await published_tables(connection, "p")}
+
+
+@pytest.mark.parametrize("via_root", [False, True])
+@pytest.mark.parametrize("excepted", ["public.plain", "public.parts"])
+def test_tables_that_postgresql_19_excepts_from_all_tables_are_not_published(
+    via_root: bool, excepted: str, database: Database
+) -> None:  # fmt: skip
+    """A root that is excepted takes its partitions with it."""
+    database.execute(f"""
+        CREATE TABLE plain (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY);
+        CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY LIST (id); CREATE TABLE part PARTITION OF parts FOR VALUES IN (1);
+        CREATE PUBLICATION p FOR ALL TABLES WITH (publish_via_partition_root = {via_root});
+    """)
+    rows_of_parts = "parts" if via_root else "part"
+    every = {f'"public"."{name}"' for name in ("plain", "other", rows_of_parts)}
+    gone = rows_of_parts if excepted == "public.parts" else "plain"
+    assert trio.run(look_as_19, database.dsn, excepted) == every - {f'"public"."{gone}"'}

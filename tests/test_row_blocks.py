@@ -52,7 +52,7 @@ cases = st.lists(st.sampled_from(sorted(TEXTS)), min_size=1, max_size=5).flatmap
 
 @pytest.mark.parametrize("encoding", ["msgpack", "json"])
 @pytest.mark.parametrize("fmt", ["map", "array"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases, strange=st.booleans())
 def test_a_block_reads_as_its_values_do_one_by_one(
     encoding: Encoding,

@@ -462,7 +462,7 @@ def test_hostile_names_travel_whole_and_break_out_of_nothing(
         database.drop()
 
 
-@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=st.text(min_size=1, max_size=63), table=st.text(min_size=1, max_size=63))
 def test_a_token_is_one_nats_token_and_names_one_table(schema: str, table: str) -> None:
     token = table_token(schema, table)

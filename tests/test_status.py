@@ -102,9 +102,9 @@ def test_an_address_that_is_none_is_exit_2(url: str) -> None:
 )
 def test_how_long_the_wal_lasts_is_in_words(seconds: float, words: str) -> None:
     assert span(seconds) == words
-    slot = {"held_bytes": 48 << 20, "budget_bytes": 10 << 30, "seconds_to_loss": seconds, "limited": True}
+    slot = {"held_bytes": 48 << 20, "budget_bytes": 10 << 30, "seconds_to_loss": seconds, "limited": True, "looked_at": 0}
     said = f"48 MB of 10 GB: room for {words} at the present rate"
-    assert wal_words({"wal": slot, "wal_status": "reserved"}) == said
+    assert wal_words({"wal": slot, "wal_status": "reserved", "state": "streaming"}, 0) == said
 
 
 def test_one_is_not_many() -> None:

@@ -56,12 +56,14 @@ class Table:
 
     @property
     def pk(self) -> list[str]:
-        """The primary key's columns."""
+        """The primary key's columns; none for a table without a key."""
         return [column.name for column in self.columns if column.pk]
 
     @property
     def key(self) -> list[str]:
         """The columns of the replica identity."""
+        if self.identity == "nothing":
+            return []
         return [column.name for column in self.columns] if self.identity == "full" else self.pk
 
     def key_of(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -89,7 +91,7 @@ class Transaction:
         """INSERT a row; columns that are not given are null. `unchanged`: an UPDATE moved it into the row filter."""
         table = self._source.tables[name]
         complete = {column.name: row.get(column.name) for column in table.columns}
-        key = table.key_of(complete) or (len(table.rows), object())
+        key = table.key_of(complete) or (f"row {self.lsn:x}-{self._seq}",)
         assert key not in table.rows, f"{name} has {key} already"
         table.rows[key] = complete
         self._event(table, "INSERT", complete, unchanged=unchanged, omitted=omitted)
@@ -102,13 +104,13 @@ class Transaction:
         found = key if isinstance(key, tuple) else (key,)
         before = table.rows.pop(found)
         row = {**before, **values}
-        new = table.key_of(row)
+        new = table.key_of(row) or found  # without a key: the same one
         assert new not in table.rows, f"{name} has {new} already"
         table.rows[new] = row
         old: Row | None = None
         if table.identity == "full":
             old = before
-        elif new != found:
+        elif table.pk and new != found:
             old = {column: before[column] for column in table.pk}
         self._event(table, "UPDATE", row, old=old, unchanged=unchanged, omitted=omitted)
 
@@ -118,6 +120,15 @@ class Transaction:
         for before, after in ((one, by), (other, one), (by, other)):
             values: dict[str, Any] = {pk: after}
             self.update(name, before, **values)
+
+    def shift_keys(self, name: str) -> None:
+        """UPDATE SET id = id + 1 of all rows, which a deferrable key allows: two rows have one key for a moment."""
+        table = self._source.tables[name]
+        (pk,) = table.pk
+        before = list(table.rows.values())
+        table.rows = {(row[pk] + 1,): {**row, pk: row[pk] + 1} for row in before}
+        for row in before:
+            self._event(table, "UPDATE", table.rows[row[pk] + 1,], old=row)
 
     def delete(self, name: str, key: Any) -> None:
         """DELETE the row with a key."""
@@ -176,6 +187,10 @@ class Source:
         self._dictionaries = dict(dictionaries or {})
         self._compressors = {token: Compressor(token, content or None, stream) for token, content in self._dictionaries.items()}
 
+    def compress_no_more(self) -> None:
+        """From here on bodies are plain."""
+        self._compressors = {}
+
     # -- the catalog
 
     def create(self, name: str, *columns: Column, identity: str = "default") -> Table:
@@ -200,7 +215,7 @@ class Source:
 
     # -- what the bridge stores
 
-    def begin(self, first_seq: int = 1, *, others: Sequence[str] = ()) -> list[Step]:
+    def begin(self, first_seq: int = 1) -> list[Step]:
         """The streams, the dictionaries and the bridge's record, as when the bridge has started."""
         steps = [self.make_stream(self.stream, first_seq), self.make_stream(subjects.INIT)]
         for token, content in self._dictionaries.items():
@@ -272,6 +287,14 @@ class Source:
         }  # fmt: skip
         return step if shows is None else step | {"shows": shows}
 
+    def without(self, steps: Sequence[Step], lost: slice) -> list[Step]:
+        """Messages of one stream, made last, of which some never come; the others take their sequences."""
+        kept = list(steps)
+        del kept[lost]
+        stream, first = str(steps[0]["stream"]), int(steps[0]["seq"])
+        self.last_seq[stream] = first + len(kept) - 1
+        return [{**step, "seq": seq} for seq, step in enumerate(kept, first)]
+
     def schema_event(self, table: Table, lsn: int, seq: int) -> Change:
         """A SCHEMA event before the row at a place; readers know the shape afterwards."""
         table.told, table.told_id = table.columns, table.relation_id
@@ -288,9 +311,10 @@ class Source:
         }  # fmt: skip
         return Change(subjects.cdc_schema(table.name), body, table.name)
 
-    def gap(self, *tables: str, reason: str = "the slot was lost") -> Step:
-        """Changes were lost permanently, of these tables."""
+    def gap(self, *tables: str, reason: str = "the slot was lost", lsn: int | None = None) -> Step:
+        """Changes were lost permanently, of these tables. `lsn`: where the source goes on, if it is another history."""
         self._gaps += 1
+        self.lsn = self.lsn if lsn is None else lsn
         msg_id = f"{self.lsn:x}-{self._gaps}-{subjects.BRIDGE_TOKEN}-gap"
         body = {
             "operation": "GAP", "msg_id": msg_id, "slot": "cdc_slot", "reason": reason, "from_lsn": self.lsn - LSN_STEP,

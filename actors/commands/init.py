@@ -22,6 +22,7 @@ from actors.settings.env_file import read_env_file
 from actors.settings.flags import Flags, option, takes_settings
 from actors.settings.resolve import resolve
 from actors.settings.setting import OTHER, PUBLISHING, SOURCE
+from actors.startup.wal_level import NEEDS_CHANGE
 
 ENV_FILE, SQL_FILE = "walbridge.env", "walbridge.sql"
 POSTGRES, NATS, ROLE, KEEP_WAL = "postgresql://127.0.0.1:5432/postgres", "nats://127.0.0.1:4222", "walbridge", "100GB"
@@ -30,7 +31,7 @@ _SERVER = """\
 -- What the server needs for logical replication, for a superuser; elsewhere it is set in the provider's console.
 SELECT rolsuper AS is_superuser FROM pg_roles WHERE rolname = current_user \\gset
 \\if :is_superuser
-  SELECT current_setting('wal_level') <> 'logical' AS needs_restart \\gset
+  SELECT @needs_change@ AS needs_restart \\gset
   \\if :needs_restart
     ALTER SYSTEM SET wal_level = 'logical';
   \\endif
@@ -89,11 +90,15 @@ def init(
     _write(paths[0], "".join(f"{name}={_quoted(value)}\n" for name, value in env.items()))
     assert read_env_file(paths[0]) == env
     head, stop, rest = sql.partition("\\set ON_ERROR_STOP on\n")
-    _write(paths[1], head + stop + _SERVER.replace("@keep_wal@", f"'{keep_wal}'") + rest + _RESTART)
+    _write(paths[1], head + stop + _server_script(keep_wal) + rest + _RESTART)
 
     for line in _next_steps(paths, postgres, nats_user, flags):
         print(line)
     return 0
+
+
+def _server_script(keep_wal: str) -> str:
+    return _SERVER.replace("@needs_change@", NEEDS_CHANGE).replace("@keep_wal@", f"'{keep_wal}'")
 
 
 def _given(flags: Flags, *names: str) -> str:

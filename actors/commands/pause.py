@@ -52,7 +52,7 @@ def paused_words(status: Mapping[str, Any]) -> str:
         return "resumed meanwhile by somebody else"
     lines = [
         f"paused: slot {status['slot']} is released at {status['positions']['confirmed']}, and PostgreSQL keeps the WAL for it",
-        f"  WAL held: {wal_words(status)}",
+        f"  WAL held: {wal_words(status, time.time())}",
     ]
     again = [one["table"] for one in status["snapshots"] if one["state"] == "waiting"]
     if again:

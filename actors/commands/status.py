@@ -15,6 +15,8 @@ from actors.settings.setting import OTHER
 from actors.telemetry.quantities import age, counted, human_bytes, span
 
 EVERY_S = 1.0
+OLD_S = 5.0
+"""A figure that was looked up longer ago than this is shown with its age."""
 COLOURS = {"ok": "32", "warn": "33", "bad": "31"}
 
 
@@ -63,7 +65,7 @@ def show_status(bridge: RunningBridge, *, as_json: bool, watch: bool) -> int:
 
 def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = False) -> Iterator[str]:
     """The lines of the report, about 100 columns wide."""
-    verdict, wal, stream = status["verdict"], status["wal"], status["jetstream"]
+    verdict, stream = status["verdict"], status["jetstream"]
     yield (
         f"Walbridge {status['version']}   slot {status['slot']}, publication {status['publication']} -> "
         f"stream {status['stream']}   up {age(status['uptime_seconds'])}"
@@ -80,8 +82,8 @@ def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = Fal
     rows = [
         ("changes", f"{status['events_per_second']:,} /s, {status['cdc_events_published']:,} stored since the start"),
         ("latency", f"median {_ms(latency['p50'])}, p99 {_ms(latency['p99'])} from commit to stored, last minute"),
-        ("lag", f"{status['lag_seconds']:g} s; {human_bytes(wal['unconfirmed_bytes'])} of WAL not yet confirmed"),
-        ("WAL held", wal_words(status)),
+        ("lag", _lag(status)),
+        ("WAL held", wal_words(status, now_unix_s)),
     ]
     if stream["looked_at"]:
         limit = f" of {human_bytes(stream['bytes_max'])}" if stream["bytes_max"] else ""
@@ -89,8 +91,8 @@ def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = Fal
         seen = f"; looked at {age(now_unix_s - stream['looked_at'])} ago"
         words = f"{counted(stream['messages'], 'message')}, {human_bytes(stream['bytes'])}{limit}{back}{seen}"
         rows.append(("stream", words))
-    late = [c for c in status["consumers"] if c["history_used"] > 0.8]
-    warning = "{name} has yet to read {history_used:.0%} of the stream: it may lose changes"
+    late = [c for c in status["consumers"] if c["at_risk"]]
+    warning = "{name} has yet to read {history_used:.0%} of the stream, which discards its oldest messages: it may lose changes"
     rows += [("consumer", warning.format(**one)) for one in late]
     suspended = status["suspended_tables"]
     rows.append(("tables", f"{status['tables']:,}" + (f", suspended: {', '.join(sorted(suspended))}" if suspended else "")))
@@ -105,17 +107,25 @@ def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = Fal
                 yield f"    {label + ':':<7}" + printable(problem[label]).replace("\n", "\n" + " " * 11)
 
 
-def wal_words(status: Mapping[str, Any]) -> str:
+def _lag(status: Mapping[str, Any]) -> str:
+    wal = status["wal"]
+    unread = f", {human_bytes(wal['unread_bytes'])} not yet read" if wal["unread_bytes"] else ""
+    return f"{status['lag_seconds']:g} s; {human_bytes(wal['unconfirmed_bytes'])} of WAL not yet confirmed{unread}"
+
+
+def wal_words(status: Mapping[str, Any], now_unix_s: float) -> str:
     """Say how much WAL PostgreSQL holds for the slot, of how much, and how long that lasts."""
     wal = status["wal"]
     held = human_bytes(wal["held_bytes"])
+    looked_s = now_unix_s - wal["looked_at"]
+    seen = f"; looked at {age(looked_s)} ago" if wal["looked_at"] and looked_s > OLD_S else ""
     if status["wal_status"] == "lost":
-        return f"{held}; the slot is lost"
+        return f"{held}; the slot is lost{seen}"
     if wal["budget_bytes"] is None:
-        return held if wal["limited"] else f"{held}, without a limit"
-    left_s = wal["seconds_to_loss"]
+        return held + seen if wal["limited"] else f"{held}, without a limit{seen}"
+    left_s = None if status["state"] == "waiting_postgres" else wal["seconds_to_loss"]
     lasts = f": room for {span(left_s)} at the present rate" if left_s is not None else ""
-    return f"{held} of {human_bytes(wal['budget_bytes'])}{lasts}"
+    return f"{held} of {human_bytes(wal['budget_bytes'])}{lasts}{seen}"
 
 
 def _snapshots(snapshots: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -30,6 +30,30 @@ class Held(NamedTuple):
     timeline: int
 
 
+class NotedGap(NamedTuple):
+    """A gap event of the bridge's own that no user has acknowledged yet."""
+
+    seq: int
+    """The event's sequence in the stream."""
+    unix_s: float
+    reason: str
+    from_lsn: Lsn
+    to_lsn: Lsn
+    tables: tuple[str, ...]
+    """Tokens; the first NOTED_TABLES_MAX."""
+    table_count: int
+
+    @classmethod
+    def of(cls, gap: Gap, seq: int, unix_s: float) -> NotedGap:
+        """Note a gap event that will be message `seq`."""
+        tables = gap.tables
+        return cls(seq, unix_s, gap.reason, gap.from_lsn, gap.to_lsn, tables[:NOTED_TABLES_MAX], len(tables))
+
+
+NOTED_GAPS_MAX = 5
+NOTED_TABLES_MAX = 200
+
+
 @dataclass(frozen=True, slots=True)
 class BridgeRecord:
     """One version of a stream's entry, stored before its LSN is confirmed to PostgreSQL."""
@@ -63,8 +87,18 @@ class BridgeRecord:
     what the stream holds, although this version of the record may be newer than its end."""
     commit_us: int = 0
     """When the transaction at `position` was committed, in microseconds since 1970; 0 if the last message is of none."""
+    gaps: tuple[NotedGap, ...] = ()
+    """The newest gap events that no user has acknowledged."""
     paused_at: float = 0.0
     """Since when an operator keeps the slot unread, in unix seconds; 0 while the stream's bridge is to stream."""
+
+    def noting(self, gap: Gap | None, seq: int, unix_s: float) -> tuple[NotedGap, ...]:
+        """Return `gaps` with a gap event that will be message `seq`. It takes the place of those whose range it contains: they
+        were announced and not stored."""
+        if gap is None:
+            return self.gaps
+        kept = [noted for noted in self.gaps if not gap.from_lsn <= noted.from_lsn <= noted.to_lsn <= gap.to_lsn]
+        return (*kept, NotedGap.of(gap, seq, unix_s))[-NOTED_GAPS_MAX:]
 
     def of_held(self) -> list[BridgeRecord]:
         """Return the record as it would have been at each held point."""
@@ -98,6 +132,7 @@ class BridgeRecord:
                 "published": self.published,
                 "paused_at": self.paused_at,
                 "held": [[h.last_seq, *h.position, h.lsn, h.timeline] for h in self.held],
+                "gaps": [list(gap) for gap in self.gaps],
                 "pending_gap": None if self.pending_gap is None else _encode_gap(self.pending_gap),
             }
         )
@@ -131,6 +166,7 @@ class BridgeRecord:
                 held=tuple(map(_decode_held, raw.get("held", ()))),
                 commit_us=int(raw.get("commit_us", 0)),
                 paused_at=_decode_time(raw.get("paused_at", 0.0)),
+                gaps=tuple(map(_decode_noted, raw.get("gaps", ()))),
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
             raise ConfigError(
@@ -152,6 +188,13 @@ def _decode_time(raw: Any) -> float:
 def _decode_held(raw: list[Any]) -> Held:
     last_seq, lsn, seq, rank, confirmed, timeline = map(int, raw)
     return Held(last_seq, Position(Lsn(lsn), seq, rank), Lsn(confirmed), timeline)
+
+
+def _decode_noted(raw: list[Any]) -> NotedGap:
+    seq, unix_s, reason, from_lsn, to_lsn, tables, count = raw
+    return NotedGap(
+        int(seq), float(unix_s), str(reason), Lsn(int(from_lsn)), Lsn(int(to_lsn)), tuple(map(str, tables)), int(count)
+    )
 
 
 def _encode_gap(gap: Gap) -> dict[str, object]:

@@ -14,6 +14,7 @@ from actors.clients.postgres.replication import identify_system, publication_mis
 from actors.clients.postgres.slots import slot_state
 from actors.errors import ConfigError, SourceUnavailable
 from actors.settings.config import SourceConfig
+from actors.startup.wal_level import QUERY, WalLevel
 from actors.telemetry.telemetry import Problem
 from actors.wire.sql_names import quoted
 
@@ -53,15 +54,11 @@ async def _check_version(connection: PgConnection, _source: SourceConfig) -> Loo
 
 
 async def _check_wal_level(connection: PgConnection, _source: SourceConfig) -> Looked:
-    ((level,),) = await connection.query("SELECT current_setting('wal_level')")
-    if level != "logical":
-        raise ConfigError(
-            "WB111", f"wal_level is {level}; it must be logical",
-            means="changes cannot be decoded from this WAL",
-            fix="ALTER SYSTEM SET wal_level = 'logical';   -- then restart PostgreSQL. "
-            "RDS: rds.logical_replication = 1; Cloud SQL: cloudsql.logical_decoding = on",
-        )  # fmt: skip
-    return Looked(level)
+    ((configured, effective),) = await connection.query(QUERY)
+    level = WalLevel(connection.server_version, configured or "", effective, is_standby=connection.is_standby)
+    if not level.suffices:
+        raise ConfigError("WB111", level.refusal, means="changes cannot be decoded from this WAL", fix=level.fix)
+    return Looked(level.words)
 
 
 async def _check_standby(connection: PgConnection, _source: SourceConfig) -> Looked:

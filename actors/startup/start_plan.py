@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,13 +137,14 @@ async def find_start(
             "changes are lost; storing a gap event",
             reason=start.gap.reason, from_lsn=format_lsn(start.gap.from_lsn), to_lsn=format_lsn(start.gap.to_lsn),
         )  # fmt: skip
-    is_first = record is None and start.gap is None
+    is_first, no_record = record is None and start.gap is None, BridgeRecord(slot, "", "", 0)
     record = BridgeRecord(
         slot, config.source.publication, source.system_id, source.timeline, source.switch_points, start.skip, start.last_seq,
         start.proven_lsn, record.schemas if record else {}, tuple(tokens), record.suspended if record else {}, start.gap,
         source.database, record.published if record else "",
         held_at_start(start, record, source.timeline) if config.publish.confirm_hold_s else (),
         commit_us_of(tail, record, start.skip) if start.gap is None else 0,
+        (record or no_record).noting(start.gap, start.last_seq + 1, time.time()),
     )  # fmt: skip
     store = RecordStore(js, stream, record, revision)
     if is_first:

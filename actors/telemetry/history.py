@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from actors.contract.table_token import split_token, table_token
 from actors.positions import NO_LSN, Lsn
-from actors.telemetry.metrics import lag_seconds
+from actors.telemetry import figures
 from actors.telemetry.telemetry import Telemetry
 
 POINTS_MAX = 900
@@ -137,8 +137,8 @@ class History:
                 latency_p50_ms=_ms(percentile(bounds, latency, 0.5)),
                 latency_p99_ms=_ms(percentile(bounds, latency, 0.99)),
                 ack_p50_ms=_ms(percentile(t.ack_s.bounds, ack, 0.5)),
-                lag_s=round(lag_seconds(t, now_unix_s), 3),
-                wal_held_bytes=t.slot.lag_bytes,
+                lag_s=round(figures.lag_s(t, now_unix_s), 3),
+                wal_held_bytes=figures.held_bytes(t),
                 in_flight_messages=max(0, t.in_flight_messages),
                 received_bytes=rates[4],
                 sent_bytes=rates[5],
@@ -219,6 +219,8 @@ class History:
         published.behind = published.lsn < decoded.lsn
         durable.behind = durable.lsn < published.lsn or t.in_flight_messages > 0
         confirmed.behind = confirmed.lsn < durable.lsn
+        for stage in self.stages[1:]:
+            stage.behind &= stage.lsn != NO_LSN  # it has not begun: there is nothing that it could be behind with
         found = False
         for stage in self.stages:
             if not stage.behind:

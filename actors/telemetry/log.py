@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from actors.positions import format_lsn
+from actors.telemetry import figures
 from actors.telemetry.telemetry import Telemetry
 
 REPEAT_EVERY_S = 60.0
@@ -127,8 +128,8 @@ def metrics_line(telemetry: Telemetry) -> str:
     t = telemetry
     return (
         f"info(bridge): METRICS uptime={t.uptime_s} wal_messages={t.wal_messages_received} "
-        f"cdc_events={t.events_published} lsn={format_lsn(t.confirmed_lsn).lower()} connected={int(t.connected)} "
-        f"reconnects={t.reconnects} nats_reconnects={t.nats_reconnects} lag_bytes={t.slot.lag_bytes} "
+        f"cdc_events={t.events_published} lsn={format_lsn(figures.confirmed_lsn(t)).lower()} connected={int(t.connected)} "
+        f"reconnects={t.reconnects} nats_reconnects={t.nats_reconnects} lag_bytes={figures.held_bytes(t)} "
         f"slot_active={int(t.slot.active)}"
     )
 

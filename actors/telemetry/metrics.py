@@ -22,6 +22,7 @@ from actors import __version__
 from actors.contract.table_token import split_token
 from actors.errors import TRANSIENT_CODES
 from actors.settings.config import Config
+from actors.telemetry import figures
 from actors.telemetry.telemetry import Histogram, Telemetry
 from actors.wire.jetstream import UNAVAILABLE, ErrCode
 
@@ -52,22 +53,14 @@ _SEED = (
     ("bridge_uptime_seconds", "gauge", "Seconds since the process started.", lambda t: t.uptime_s),
     ("bridge_wal_messages_received_total", "counter", "Messages from PostgreSQL.", lambda t: t.wal_messages_received),
     ("bridge_cdc_events_published_total", "counter", "Events that JetStream has stored.", lambda t: t.events_published),
-    ("bridge_last_ack_lsn", "gauge", "LSN confirmed to PostgreSQL.", lambda t: t.confirmed_lsn),
+    ("bridge_last_ack_lsn", "gauge", "LSN confirmed to PostgreSQL.", figures.confirmed_lsn),
     ("bridge_connected", "gauge", "1 while streaming on both sides.", lambda t: int(t.connected)),
-    ("bridge_reconnects_total", "counter", "Restarts because PostgreSQL was away.", lambda t: t.reconnects),
-    ("bridge_nats_reconnects_total", "counter", "Restarts because NATS was away.", lambda t: t.nats_reconnects),
+    ("bridge_reconnects_total", "counter", "Outages of PostgreSQL.", lambda t: t.reconnects),
+    ("bridge_nats_reconnects_total", "counter", "Outages of NATS.", lambda t: t.nats_reconnects),
     ("bridge_last_processing_time_us", "gauge", "Microseconds to decode a message.", lambda t: t.last_processing_time_us),
     ("bridge_slot_active", "gauge", "1 while the slot is read.", lambda t: int(t.slot.active)),
-    ("bridge_wal_lag_bytes", "gauge", "WAL that PostgreSQL keeps: current minus restart_lsn.", lambda t: t.slot.lag_bytes),
+    ("bridge_wal_lag_bytes", "gauge", "WAL that PostgreSQL keeps: current minus restart_lsn.", figures.held_bytes),
 )
-
-
-def lag_seconds(telemetry: Telemetry, now_unix_s: float) -> float:
-    """The age of the oldest committed change that the bridge has read and JetStream has not stored; grows while stuck."""
-    waiting = [t for t in (telemetry.stalled_commit_at,) if t]
-    if telemetry.waiting_commit_times:
-        waiting.append(telemetry.waiting_commit_times[0][1])
-    return max(0.0, now_unix_s - min(waiting)) if waiting else 0.0
 
 
 class Metrics:
@@ -102,7 +95,7 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Yield every family; the registry calls this at each scrape."""
         t = self._telemetry
-        yield gauge("bridge_lag_seconds", "Age of the oldest committed change not yet stored.", lag_seconds(t, time.time()))
+        yield gauge("bridge_lag_seconds", "Age of the oldest committed change not yet stored.", figures.lag_s(t, time.time()))
         yield from self._identity()
         yield from self._times(t)
         yield from self._slot(t)
@@ -143,8 +136,9 @@ class Metrics:
 
     def _slot(self, t: Telemetry) -> Iterator[Metric]:
         slot = t.slot
-        behind = max(0, slot.current_lsn - t.confirmed_lsn) if slot.current_lsn and t.confirmed_lsn else 0
-        yield gauge("bridge_wal_confirmed_lag_bytes", "WAL after the confirmed LSN.", behind)
+        yield gauge("bridge_wal_confirmed_lag_bytes", "WAL after the confirmed LSN.", figures.unconfirmed_bytes(t))
+        yield gauge("bridge_wal_unread_bytes", "WAL that PostgreSQL has written and not sent.", figures.unread_bytes(t))
+        yield gauge("bridge_slot_looked_at_timestamp_seconds", "When the slot's figures were looked up.", slot.looked_at)
         status = GaugeMetricFamily("bridge_slot_wal_status", "wal_status of the slot.", labels=["wal_status"])
         for name in WAL_STATUSES:
             status.add_metric([name], slot.wal_status == name)
@@ -153,7 +147,11 @@ class Metrics:
             "bridge_slot_safe_wal_bytes", "WAL until the slot is lost; 0 when unlimited or lost.", slot.safe_wal_bytes or 0
         )
         yield gauge("bridge_slot_wal_limited", "0 when max_slot_wal_keep_size is -1.", slot.wal_limited)
-        yield gauge("bridge_slot_seconds_to_loss", "Seconds until the slot is lost, at the present rate.", slot.seconds_to_loss)
+        yield gauge(
+            "bridge_slot_seconds_to_loss",
+            "Seconds until the slot is lost; +Inf while far off.",
+            figures.room_s(slot),
+        )
         yield gauge("bridge_slot_catalog_xmin_age", "Age of the slot's catalog_xmin in transactions.", slot.catalog_xmin_age)
         yield counter("bridge_slot_spill_bytes", "Decoded changes that PostgreSQL spilled to disk.", slot.spill_bytes)
 
@@ -169,6 +167,14 @@ class Metrics:
             family = GaugeMetricFamily(f"bridge_stream_{name}", text, labels=["stream_name"])
             family.add_metric([self._config.publish.stream], value)
             yield family
+        now = time.time()
+        at_risk = GaugeMetricFamily(
+            "bridge_consumer_at_risk", "1 while a consumer may lose messages that it has not read.",
+            labels=["stream_name", "consumer_name"],
+        )  # fmt: skip
+        for consumer in t.consumers:
+            at_risk.add_metric([self._config.publish.stream, consumer.name], figures.is_at_risk(consumer, stream, now))
+        yield at_risk
 
     def _pipeline(self, t: Telemetry) -> Iterator[Metric]:
         items = GaugeMetricFamily("bridge_channel_items", "Items waiting in a channel.", labels=["channel"])
@@ -188,11 +194,14 @@ class Metrics:
         yield counter("bridge_published_bytes", "Bytes sent to NATS.", t.published_bytes)
         yield gauge("bridge_largest_transaction_events", "Changes in the largest transaction.", t.largest_transaction_events)
         yield counter("bridge_gaps", "Gap events stored.", t.gaps)
+        yield gauge("bridge_gaps_open", "Gap events that nobody has acknowledged.", len(t.gap_problems))
         yield counter("bridge_fenced", "Times another writer was found in the stream.", t.fenced)
         yield counter("bridge_events_omitting_columns", "Events too large to carry all columns.", t.events_omitting_columns)
         yield gauge("bridge_tables_suspended", "Suspended tables, whose events are not stored.", len(t.suspended_tables))
         problems = GaugeMetricFamily("bridge_problems", "Current problems by code.", labels=["code"])
-        for code, count in sorted(Counter(p.code for p in (*t.problems.values(), *t.suspended_tables.values())).items()):
+        for code, count in sorted(
+            Counter(p.code for p in (*t.problems.values(), *t.gap_problems, *t.suspended_tables.values())).items()
+        ):
             problems.add_metric([code], count)
         yield problems
         errors = CounterMetricFamily("bridge_errors", "Faults so far, by code.", labels=["code"])

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from actors.positions import NO_LSN, Lsn
+from actors.telemetry.backlog import Backlog
+from actors.telemetry.looking import Looking
 
 if TYPE_CHECKING:
     from actors.channels import Channel
@@ -49,6 +51,8 @@ class SlotHealth:
     catalog_xmin_age: int = 0
     spill_bytes: int = 0
     seconds_to_loss: float = float("inf")
+    looked_at: float = 0.0
+    """0: not yet."""
 
     @property
     def lag_bytes(self) -> int:
@@ -66,6 +70,8 @@ class Problem:
     means: str = ""
     fix: str = ""
     since_unix_s: float = field(default_factory=time.time)
+    acknowledge: str = ""
+    """Path of the HTTP server to which a POST says that the user knows; empty if it goes away by itself."""
 
 
 @dataclass(slots=True)
@@ -83,6 +89,12 @@ class StreamHealth:
     """0: not yet, or the NATS user may not read the stream's info."""
     deleted: int = 0
     """Messages that somebody deleted between the first and the last one."""
+    messages_max: int = 0
+    """0 for no limit."""
+    age_max_s: float = 0.0
+    """0 for no limit."""
+    discards_old: bool = True
+    """At its limits the stream removes its oldest messages; False if it refuses new ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +106,23 @@ class ConsumerHealth:
     """Messages not yet sent to it."""
     unacknowledged: int
     history_used: float
-    """Share of the stream's messages not yet sent to it; at 1 the stream removes messages that it has not read."""
+    """Share of the stream's messages not yet sent to it; at 1 the next message that the stream removes is one of them."""
+    is_left: bool = False
+    """It has no name, and nobody reads it: JetStream removes it soon."""
+    looked_at: float = 0.0
+
+
+class RunBegin(NamedTuple):
+    """Where a run of the pipeline begins."""
+
+    last_seq: int
+    """Of the stream."""
+    skip_lsn: Lsn
+    """Of the last transaction of which the stream holds anything."""
+    confirmed_lsn: Lsn
+    """The slot's own."""
+    wal_end: Lsn
+    """Of PostgreSQL."""
 
 
 class StoredBatch(NamedTuple):
@@ -141,7 +169,7 @@ class Telemetry:
     |---|---|
     | state, faults, connections, tables, `publish_mode` | the supervisor |
     | `problems` | the supervisor (what preflight found, by its words), the wal_monitor (key `wal`) and the stream_monitor |
-    | `channels`; the start of `sent_*`, `stored_*` and `waiting_commit_times` | the pipeline, once per run: `begin_run` |
+    | `channels`; the start of `sent_*`, `stored_*`, `backlog` and the positions | the pipeline, once per run: `begin_run` |
     | `received_*`, `wal_*`, `last_received_at` | the replication_reader |
     | `decoded_lsn`, `transactions`, `last_commit_at` and the like | the decoder |
     | `events_omitting_columns` | the batcher |
@@ -149,12 +177,13 @@ class Telemetry:
     | `suspended_tables` | `Suspensions`, for the batcher and the snapshotter |
     | `sent_*`, `published_*` | the publisher |
     | `publish_rejected` | `Acknowledgements`, in the NATS connection's reader |
-    | `stored_*`, `durable_lsn`, `confirmed_lsn`, events, latencies, `waiting_commit_times` | the acker |
+    | `stored_*`, `durable_lsn`, `confirmed_lsn`, events, latencies | the acker |
     | `stored_batches` | the acker, once the otlp_exporter has set it up; that takes them out |
-    | `stalled_commit_at` | the supervisor (`note_fault`, `note_pause`); the acker clears it once the stream stores again |
+    | `backlog` | the decoder, the acker and the wal_monitor |
     | `snapshot*` | `SnapshotBoard`, for the snapshotter |
     | `stream`, `consumers` | the stream_monitor |
     | `slot` | the wal_monitor |
+    | `looking` | the HTTP server |
 
     Read by the log line, the HTTP server and the history behind its page, and the heartbeat.
     """
@@ -169,10 +198,15 @@ class Telemetry:
     nats_reconnects: int = 0
     fenced: int = 0
     gaps: int = 0
+    """Gap events stored by this process."""
+    gap_problems: tuple[Problem, ...] = ()
+    """Gap events that nobody has acknowledged, also those of earlier processes."""
     problems: dict[str, Problem] = field(default_factory=dict)
     """By their `what`, or `wal`."""
     fault: Problem | None = None
     """Why the pipeline is not running now."""
+    outage: set[str] = field(default_factory=set)
+    """Who is away since the bridge last streamed, and the codes that were noted since."""
     recent_faults: deque[Problem] = field(default_factory=lambda: deque(maxlen=20))
     """Faults that ended earlier runs of the pipeline, the newest last."""
     tables: tuple[str, ...] = ()
@@ -188,6 +222,7 @@ class Telemetry:
     """Whether the bridge's record says the same: a restart follows it."""
     # the pipeline
     channels: dict[str, Channel[Any]] = field(default_factory=dict)
+    backlog: Backlog = field(default_factory=Backlog)
     # replication_reader
     wal_messages_received: int = 0
     wal_bytes_received: int = 0
@@ -223,11 +258,6 @@ class Telemetry:
     durable_lsn: Lsn = NO_LSN
     confirmed_lsn: Lsn = NO_LSN
     last_ack_at: float = 0.0
-    waiting_commit_times: deque[tuple[int, float]] = field(default_factory=deque)
-    """(stream sequence, commit time in unix seconds) of batches not yet acknowledged, oldest first."""
-    stalled_commit_at: float = 0.0
-    """Unix seconds since when changes wait while the pipeline is down: the commit time of the oldest change that was read and
-    not stored, or the time of the fault; 0 once the stream stores again."""
     event_latency_s: Histogram = field(
         default_factory=lambda: Histogram((0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300))
     )
@@ -244,6 +274,7 @@ class Telemetry:
     snapshots_failed: int = 0
     snapshot_rows: int = 0
     snapshot_bytes: int = 0
+    looking: Looking = field(default_factory=Looking)
     # stream_monitor
     stream: StreamHealth = field(default_factory=StreamHealth)
     consumers: tuple[ConsumerHealth, ...] = ()
@@ -251,31 +282,43 @@ class Telemetry:
     # wal_monitor
     slot: SlotHealth = field(default_factory=SlotHealth)
 
-    def begin_run(self, channels: dict[str, Channel[Any]], last_seq: int) -> None:
-        """Reset the counters of a run; unstored batches of the previous run come again."""
+    def begin_run(self, channels: dict[str, Channel[Any]], begin: RunBegin) -> None:
+        """Reset the figures of a run; unstored batches of the previous run come again."""
         self.channels = channels
-        self.waiting_commit_times.clear()
-        self.sent_seq = self.stored_seq = last_seq
+        self.backlog.begin(begin.skip_lsn, begin.wal_end, time.time())
+        self.sent_seq = self.stored_seq = begin.last_seq
         self.sent_bytes = self.stored_bytes = 0
+        self.received_lsn = self.decoded_lsn = self.published_lsn = self.durable_lsn = self.confirmed_lsn = begin.confirmed_lsn
 
-    def note_fault(self, fault: Problem) -> None:
-        """Note that the pipeline has ended and will restart; a repeated fault is kept once, with its first time."""
+    def note_fault(self, fault: Problem, *, from_source: bool = False) -> None:
+        """Note that the pipeline has ended and will restart. An outage counts once for each side, however many attempts it
+        takes; of its faults, each kind is kept once, with its first time.
+        """
+        self.state = "waiting_postgres" if from_source else "waiting_nats"
         self.errors_by_code[fault.code] = self.errors_by_code.get(fault.code, 0) + 1
-        if not self.stalled_commit_at:  # changes that commit from now on are not even read: they wait since now
-            waiting = self.waiting_commit_times
-            self.stalled_commit_at = waiting[0][1] if waiting else time.time()
+        if self.state not in self.outage:
+            self.reconnects += from_source
+            self.nats_reconnects += not from_source
         if self.fault is None or self.fault.what != fault.what:
             self.fault = fault
+        if fault.code not in self.outage:
             self.recent_faults.append(fault)
+        self.outage |= {self.state, fault.code}
+
+    def note_streaming(self, tables: tuple[str, ...]) -> None:
+        """Note that the pipeline runs: an outage, if there was one, is over."""
+        self.state, self.not_ready_reason, self.fault = "streaming", "", None
+        self.tables = tables
+        self.outage.clear()
 
     def show_nats(self, is_connected: bool) -> None:
         """Note whether NATS is connected while no pipeline runs."""
         self.nats_connected = is_connected
 
     def note_pause(self) -> None:
-        """Note that the slot is not read any more: changes that commit from now on wait."""
-        self.stalled_commit_at = self.stalled_commit_at or time.time()
-        self.fault = None
+        """Note that nobody reads the slot, as an operator wants it: an outage, if there was one, is over."""
+        self.state, self.fault = "paused", None
+        self.outage.clear()
 
     def show_wait(self, problem: Problem) -> None:
         """Note what a start waits for. Not a fault: nothing ends or restarts."""

@@ -19,16 +19,21 @@ from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
 from actors.web.feed import VIEWERS_MAX, Feed
 from actors.web.guard import guard
-from actors.web.page import load_page
+from actors.web.page import SAFE, load_page
 from actors.web.status import status_document
 
 RequestSnapshot = Callable[[str], Awaitable[None]]
 """Takes a table's token."""
+AcknowledgeGap = Callable[[int], Awaitable[bool]]
+"""Takes the sequence of a gap event; False when there is none to acknowledge. Raises SinkUnavailable."""
+FRESH_S = 2.0
+FRESH_WITHIN_S = 0.5
 STREAM_NAME_MAX = 255
 """Characters of a stream's name, as JetStream has it."""
 StreamInfo = Callable[[str], Awaitable[dict[str, Any] | None]]
 PATHS = (
     "/",
+    "/page/app.js",
     "/events",
     "/health",
     "/ready",
@@ -37,8 +42,9 @@ PATHS = (
     "/streams/info?stream=CDC",
     "POST /pause",
     "POST /resume",
-    "POST /shutdown",
     "POST /snapshot/users",
+    "POST /gaps/1/acknowledge",
+    "POST /shutdown",
 )
 
 
@@ -51,6 +57,7 @@ def make_app(
     pause: Pause,
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
+    acknowledge_gap: AcknowledgeGap,
 ) -> QuartTrio:
     """Make the application, which answers every request from the current telemetry."""
     app = QuartTrio(__name__)
@@ -61,6 +68,13 @@ def make_app(
     @app.get("/")
     async def dashboard() -> Response:
         return Response(page.html, content_type="text/html; charset=utf-8", headers=page.headers)
+
+    @app.get("/page/<name>")
+    async def module(name: str) -> Response | tuple[Response, int]:
+        found = page.modules.get(name)
+        if found is None:
+            return await not_found(None)
+        return Response(found, content_type="text/javascript; charset=utf-8", headers=SAFE)
 
     @app.get("/events")
     async def events() -> Response | tuple[Response, int]:
@@ -82,10 +96,12 @@ def make_app(
 
     @app.get("/status")
     async def status() -> Response:
+        await _look_up(telemetry)
         return jsonify(status_document(config, telemetry, feed.history))
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
+        telemetry.looking.watch()
         return Response(metrics.render(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/streams/info")
@@ -124,12 +140,20 @@ def make_app(
     async def end_pause() -> tuple[Response, int]:
         return (jsonify({"status": "resuming"}), 202) if pause.end() else (jsonify({"status": telemetry.state}), 200)
 
+    @app.post("/gaps/<int:seq>/acknowledge")
+    async def acknowledge(seq: int) -> tuple[Response, int]:
+        try:
+            found = await acknowledge_gap(seq)
+        except SinkUnavailable as exc:
+            return jsonify({"error": str(exc)}), 503
+        return (jsonify({"status": "acknowledged"}), 200) if found else (jsonify({"error": f"no gap at {seq}"}), 404)
+
     @app.post("/shutdown")
     async def shutdown() -> tuple[Response, int]:
         stop.set()
         return jsonify({"status": "stopping"}), 202
 
-    async def not_found(_: Exception) -> tuple[Response, int]:
+    async def not_found(_: Exception | None) -> tuple[Response, int]:
         return jsonify({"error": "no such path", "paths": PATHS}), 404
 
     async def wrong_method(_: Exception) -> tuple[Response, int]:
@@ -138,6 +162,15 @@ def make_app(
     app.register_error_handler(404, not_found)
     app.register_error_handler(405, wrong_method)
     return app
+
+
+async def _look_up(telemetry: Telemetry) -> None:
+    """Have the figures of the slot looked up, and give that half a second if they are old."""
+    telemetry.looking.watch()
+    if telemetry.state == "streaming" and telemetry.slot.looked_at:
+        with trio.move_on_after(FRESH_WITHIN_S):
+            while time.time() - telemetry.slot.looked_at > FRESH_S:  # noqa: ASYNC110  (several monitors, and a deadline)
+                await trio.sleep(0.02)
 
 
 async def _view(feed: Feed) -> AsyncIterator[bytes]:

@@ -35,6 +35,8 @@ class Feed:
         next_due = trio.current_time()
         while True:
             self.history.sample(time.time())
+            if self.viewers:
+                self._telemetry.looking.watch()
             self._frames.clear()
             self._news.set()
             self._news = trio.Event()

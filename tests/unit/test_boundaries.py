@@ -54,7 +54,7 @@ def boundaries(history: list[Made], visible: int, tables: frozenset[str]) -> Bou
 
 
 @given(histories(), st.sets(st.sampled_from("abc"), min_size=1).map(frozenset), st.data())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_what_is_whole_can_get_no_more_and_what_is_complete_becomes_whole(
     history: list[Made], tables: frozenset[str], data: st.DataObject
 ) -> None:
@@ -78,7 +78,7 @@ def test_what_is_whole_can_get_no_more_and_what_is_complete_becomes_whole(
 
 
 @given(histories(), st.data())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_a_gap_closes_a_transaction_only_after_its_end(history: list[Made], data: st.DataObject) -> None:
     """A reader of all subjects: it closes each transaction before the next message, or learns that it was cut off."""
 
@@ -106,7 +106,7 @@ def test_a_gap_closes_a_transaction_only_after_its_end(history: list[Made], data
 
 
 @given(histories(), st.sets(st.sampled_from("abc"), min_size=1).map(frozenset), st.data())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_next_message_is_the_first_on_the_subjects(
     history: list[Made], tables: frozenset[str], data: st.DataObject
 ) -> None:

@@ -24,7 +24,7 @@ from actors.pause import Pause
 from actors.positions import Lsn
 from actors.process import allow_many_files
 from actors.settings.resolve import resolve
-from actors.telemetry.metrics import FAULTS, OPERATIONS, REJECTIONS, TABLES_MAX, Metrics, lag_seconds
+from actors.telemetry.metrics import FAULTS, OPERATIONS, REJECTIONS, TABLES_MAX, Metrics
 from actors.telemetry.telemetry import Problem, Telemetry
 from actors.web import serving
 from tests.http_api import SEED_METRICS, Server
@@ -200,6 +200,7 @@ def test_an_address_that_is_not_ours_is_named(bind: str, words: str, telemetry: 
                 pause=Pause(telemetry),
                 stream_info=info,
                 request_snapshot=info,
+                acknowledge_gap=info,
             )
         )
     assert refused.value.code == "WB005"
@@ -286,15 +287,3 @@ def test_counters_of_published_tables_and_of_refusals_begin_at_0(telemetry: Tele
 def test_label_values_of_any_table_name_parse(telemetry: Telemetry) -> None:
     telemetry.table_events['sch"ema', "ta\\ble\nname", "update"] = 3
     assert samples(telemetry)["bridge_table_events_total", ('sch"ema', "ta\\ble\nname", "update")] == 3
-
-
-def test_lag_is_the_age_of_the_oldest_change_that_is_not_stored(telemetry: Telemetry) -> None:
-    assert lag_seconds(telemetry, 1000.0) == 0
-    telemetry.waiting_commit_times.extend([(7, 990.0), (8, 995.0)])
-    assert lag_seconds(telemetry, 1000.0) == 10
-    telemetry.waiting_commit_times.popleft()
-    assert lag_seconds(telemetry, 1000.0) == 5
-    telemetry.waiting_commit_times.clear()
-    telemetry.stalled_commit_at = 900.0
-    assert lag_seconds(telemetry, 1000.0) == 100, "also while the pipeline is down"
-    assert lag_seconds(telemetry, 800.0) == 0, "PostgreSQL's clock may be ahead of ours"

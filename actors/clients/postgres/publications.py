@@ -348,6 +348,7 @@ def _statement(version: int) -> str:
     if version < 150000:
         namespaces = "SELECT 0::oid AS oid, 0::oid AS pnnspid, 0::oid AS pnpubid WHERE false"
         prqual = prattrs = "NULL::text"
+    excepted = "r.prexcept" if version >= 190000 else "false"  # FOR ALL TABLES EXCEPT (TABLE ...)
     generated = "p.pubgencols::text" if version >= 180000 else f"'{_NO_GENERATED}'"
     identity = _IDENTITY.format(table="c", valid=(_VALID_SINCE_18 if version >= 180000 else _VALID).format(table="c"))
     return f"""
@@ -363,11 +364,15 @@ def _statement(version: int) -> str:
       WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
     ), namespaces AS MATERIALIZED (
       SELECT s.oid, s.pnnspid FROM ({namespaces}) s JOIN pub ON pub.oid = s.pnpubid
+    ), excepted AS MATERIALIZED (
+      SELECT r.prrelid AS oid FROM pg_publication_rel r JOIN pub ON pub.oid = r.prpubid WHERE {excepted}
     ), named AS MATERIALIZED (  -- by the publication's clauses; each with the entries that name it
       SELECT c.oid, string_agg(x.entry, ' ' ORDER BY x.entry) AS entries FROM publishable c JOIN (
         SELECT c.oid, 'all' AS entry FROM publishable c JOIN pub ON pub.puballtables
           AND NOT (pub.pubviaroot AND c.relispartition)
+          AND NOT EXISTS (SELECT FROM excepted e WHERE e.oid IN (c.oid, pg_partition_root(c.oid)))
         UNION ALL SELECT r.prrelid, r.oid::text FROM pg_publication_rel r JOIN pub ON pub.oid = r.prpubid
+          WHERE r.prrelid NOT IN (SELECT oid FROM excepted)
         UNION ALL SELECT c.oid, s.oid::text FROM namespaces s JOIN publishable c ON c.relnamespace = s.pnnspid
       ) x ON x.oid = c.oid GROUP BY c.oid
     ), tree AS (  -- each named table, and the partitions below it

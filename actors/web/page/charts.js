@@ -1,8 +1,12 @@
-"use strict";
-// Plots of the last minutes: hand-made SVG with axes, and one cursor for all plots, moved by pointer or arrow keys.
+// Plots over time: hand-made SVG with axes, and one cursor and one range for all plots of a board.
+
+import { clock } from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 58, right: 10, top: 8, bottom: 20 };
+const HEIGHT = 170, BOTTOM = HEIGHT - MARGIN.bottom;
+const LEAST_SECONDS = 10;
+const NEAR = 0.015;  // of the range: marks so close to the cursor are read out
 
 function svgElement(tag, attributes = {}) {
   const made = document.createElementNS(SVG, tag);
@@ -11,7 +15,7 @@ function svgElement(tag, attributes = {}) {
 }
 
 // Up to four round steps from 0 to at least `top`; powers of two for bytes
-function ticksTo(top, bytes) {
+export function ticksTo(top, bytes) {
   const base = bytes ? 2 ** Math.floor(Math.log2(top / 4)) : 10 ** Math.floor(Math.log10(top / 4));
   const step = (bytes ? [1, 2, 4] : [1, 2, 2.5, 5, 10]).map((n) => n * base).find((s) => s * 4 >= top) ?? base * 10;
   const found = [];
@@ -19,10 +23,19 @@ function ticksTo(top, bytes) {
   return found;
 }
 
-class Chart {
+// Powers that enclose what is there, at most six of them
+export function logTicks(low, top, bytes) {
+  const base = bytes ? 1024 : 10, power = (value, round) => round(Math.log(value) / Math.log(base) + (round === Math.ceil ? -1e-9 : 1e-9));
+  const from = power(low, Math.floor), to = Math.max(from + 1, power(top, Math.ceil)), step = Math.ceil((to - from) / 5);
+  const found = [];
+  for (let at = from; at < to + step; at += step) found.push(base ** at);
+  return found;
+}
+
+export class Chart {
   // series: {name, color, value(point) -> number or null}; stacked series are drawn on top of each other
   constructor(host, { title, series, format, stacked = false, bytes = false, least = 1, board }) {
-    Object.assign(this, { title, series, format, stacked, bytes, least, board, points: [], width: 0 });
+    Object.assign(this, { title, series, format, stacked, bytes, least, board, width: 0 });
     this.figure = document.createElement("figure");
     this.figure.className = "chart card";
     const caption = document.createElement("figcaption");
@@ -37,16 +50,38 @@ class Chart {
       caption.append(key);
       return value;
     });
-    this.svg = svgElement("svg", { role: "img", tabindex: "0", height: "170" });
+    this.svg = svgElement("svg", { role: "img", tabindex: "0", height: String(HEIGHT) });
     this.figure.append(caption, this.svg);
     host.append(this.figure);
-    this.svg.addEventListener("pointermove", (event) => this.point(event));
-    this.svg.addEventListener("pointerdown", (event) => this.point(event));
-    this.svg.addEventListener("pointerleave", () => board.moveCursor(null));
-    this.svg.addEventListener("blur", () => board.moveCursor(null));
-    this.svg.addEventListener("keydown", (event) => {
+    board.charts.push(this);
+    this.listen();
+  }
+
+  listen() {
+    const { svg, board } = this;
+    svg.addEventListener("pointerdown", (event) => {
+      if (event.pointerType === "mouse" && event.button === 0) {
+        this.dragged = this.timeAt(event);
+        svg.setPointerCapture(event.pointerId);
+      }
+      board.moveCursor(this.timeAt(event));
+    });
+    svg.addEventListener("pointermove", (event) => board.moveCursor(this.timeAt(event), this.dragged));
+    svg.addEventListener("pointerup", (event) => {
+      if (this.dragged !== undefined) board.zoom(this.dragged, this.timeAt(event));
+      this.dragged = undefined;
+    });
+    svg.addEventListener("pointercancel", () => (this.dragged = undefined));
+    svg.addEventListener("pointerleave", () => board.moveCursor(null));
+    svg.addEventListener("dblclick", () => board.reset());
+    svg.addEventListener("blur", () => board.moveCursor(null));
+    svg.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
       const steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -30, PageDown: 30 }[event.key];
       if (steps) board.stepCursor(steps);
+      else if (event.key === "+" || event.key === "=") board.zoomBy(0.5);
+      else if (event.key === "-") board.zoomBy(2);
+      else if (event.key === "0") board.reset();
       else if (event.key === "Escape") board.moveCursor(null);
       else return;
       event.preventDefault();
@@ -57,7 +92,7 @@ class Chart {
         this.width = width;
         this.draw();
       }
-    }).observe(this.svg);
+    }).observe(svg);
   }
 
   x(time) {
@@ -65,22 +100,20 @@ class Chart {
     return MARGIN.left + ((time - from) / (to - from)) * (this.width - MARGIN.left - MARGIN.right);
   }
 
-  point(event) {
+  timeAt(event) {
     const box = this.svg.getBoundingClientRect(), { from, to } = this.board;
     const inner = box.width - MARGIN.left - MARGIN.right;
-    this.board.moveCursor(from + ((event.clientX - box.left - MARGIN.left) / inner) * (to - from));
+    return Math.max(from, Math.min(to, from + ((event.clientX - box.left - MARGIN.left) / inner) * (to - from)));
   }
 
   draw() {
     const { width, svg, board } = this;
     if (width < 120) return;
-    const height = 170, bottom = height - MARGIN.bottom;
-    const points = board.visible;
-    const rows = points.map((point) => this.series.map((one) => one.value(point)));
-    const tops = rows.map((row) => (this.stacked ? row.reduce((sum, v) => sum + (v ?? 0), 0) : Math.max(...row.map((v) => v ?? 0))));
-    const ticks = ticksTo(Math.max(this.least, ...tops), this.bytes), top = ticks[ticks.length - 1];
-    const y = (value) => bottom - (value / top) * (bottom - MARGIN.top);
-    const parts = [];
+    const points = board.visible, rows = points.map((point) => this.series.map((one) => one.value(point)));
+    const isStack = this.stacked && !board.isLog;
+    const tops = rows.map((row) => (isStack ? row.reduce((sum, v) => sum + (v ?? 0), 0) : Math.max(...row.map((v) => v ?? 0))));
+    const { ticks, y } = this.scale(rows, Math.max(this.least, ...tops));
+    const parts = this.bands();
     for (const tick of ticks) {
       const at = Math.round(y(tick)) + 0.5;
       parts.push(svgElement("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }));
@@ -89,15 +122,41 @@ class Chart {
       parts.push(label);
     }
     for (const { time, text } of board.timeTicks(width)) {
-      const label = svgElement("text", { x: this.x(time), y: height - 5, "text-anchor": "middle" });
+      const label = svgElement("text", { x: this.x(time), y: HEIGHT - 5, "text-anchor": "middle" });
       label.textContent = text;
       parts.push(label);
     }
-    parts.push(...(this.stacked ? this.stack(points, rows, y) : this.lines(points, rows, y)));
-    this.cursor = svgElement("line", { class: "cursor", y1: MARGIN.top, y2: bottom, visibility: "hidden" });
-    parts.push(this.cursor);
+    parts.push(...(isStack ? this.stack(points, rows, y) : this.lines(points, rows, y)));
+    for (const { time, level } of board.visibleMarks) {
+      const at = this.x(time).toFixed(1);
+      parts.push(svgElement("path", { class: `mark ${level}`, d: `M${at},${MARGIN.top}V${BOTTOM}` }));
+      parts.push(svgElement("path", { class: `flag ${level}`, d: `M${at},${MARGIN.top + 6}l-4,-7h8Z` }));
+    }
+    this.chosen = svgElement("rect", { class: "chosen", y: MARGIN.top, height: BOTTOM - MARGIN.top, visibility: "hidden" });
+    this.cursor = svgElement("line", { class: "cursor", y1: MARGIN.top, y2: BOTTOM, visibility: "hidden" });
+    parts.push(this.chosen, this.cursor);
     svg.replaceChildren(...parts);
     this.readOut();
+  }
+
+  scale(rows, top) {
+    const inner = BOTTOM - MARGIN.top;
+    if (!this.board.isLog) {
+      const ticks = ticksTo(top, this.bytes), end = ticks[ticks.length - 1];
+      return { ticks, y: (value) => BOTTOM - (value / end) * inner };
+    }
+    const found = rows.flat().filter((value) => value > 0);
+    const ticks = logTicks(Math.min(top, ...found), top, this.bytes), low = Math.log(ticks[0]), end = Math.log(ticks[ticks.length - 1]);
+    const y = (value) => (value <= ticks[0] ? BOTTOM : BOTTOM - ((Math.log(value) - low) / (end - low)) * inner);  // 0 is at the bottom
+    return { ticks, y };
+  }
+
+  bands() {
+    return this.board.visibleBands.map(([from, to]) =>
+      svgElement("rect", {
+        class: "band", x: this.x(from).toFixed(1), width: Math.max(1, this.x(to) - this.x(from)).toFixed(1),
+        y: MARGIN.top, height: BOTTOM - MARGIN.top,
+      }));
   }
 
   stack(points, rows, y) {
@@ -131,7 +190,7 @@ class Chart {
         const drawn = line.length > 1 ? line : [line[0], [line[0][0] + 1.5, line[0][1]]];
         const path = drawn.map(([px, py]) => `${px.toFixed(1)},${py.toFixed(1)}`).join("L");
         if (this.series.length === 1) {
-          parts.push(svgElement("path", { class: `area c-${one.color}`, d: `M${drawn[0][0].toFixed(1)},${y(0)}L${path}L${drawn[drawn.length - 1][0].toFixed(1)},${y(0)}Z` }));
+          parts.push(svgElement("path", { class: `area c-${one.color}`, d: `M${drawn[0][0].toFixed(1)},${BOTTOM}L${path}L${drawn[drawn.length - 1][0].toFixed(1)},${BOTTOM}Z` }));
         }
         const series = svgElement("path", { class: `series c-${one.color}`, d: `M${path}` });
         series.style.fill = "none";
@@ -142,13 +201,20 @@ class Chart {
   }
 
   readOut() {
-    const point = this.board.pointed ?? this.board.visible[this.board.visible.length - 1];
+    const { board } = this, point = board.pointed ?? board.visible[board.visible.length - 1];
     if (this.cursor) {
-      this.cursor.setAttribute("visibility", this.board.pointed ? "visible" : "hidden");
-      if (this.board.pointed) {
+      this.cursor.setAttribute("visibility", board.pointed ? "visible" : "hidden");
+      if (board.pointed) {
         const at = this.x(point[0]).toFixed(1);
         this.cursor.setAttribute("x1", at);
         this.cursor.setAttribute("x2", at);
+      }
+      const isChoosing = board.at !== null && board.chosenFrom !== undefined;
+      this.chosen.setAttribute("visibility", isChoosing ? "visible" : "hidden");
+      if (isChoosing) {
+        const [left, right] = [board.chosenFrom, board.at].map((time) => this.x(time)).sort((a, b) => a - b);
+        this.chosen.setAttribute("x", left);
+        this.chosen.setAttribute("width", right - left);
       }
     }
     const said = this.series.map((one, i) => {
@@ -156,31 +222,69 @@ class Chart {
       this.keys[i].textContent = value === null ? "–" : this.format(value);
       return `${one.name} ${this.keys[i].textContent}`;
     });
-    const when = this.board.pointed ? clock(point[0], true) : "now";
-    this.svg.setAttribute("aria-label", `${this.title}, ${when}: ${said.join(", ")}. Arrow keys move through time.`);
+    const when = board.pointed ? clock(point[0], true) : "now";
+    const marks = board.nearMarks.map((mark) => ` ${mark.text}.`).join("");
+    this.svg.setAttribute("aria-label", `${this.title}, ${when}: ${said.join(", ")}.${marks} Arrow keys move through time, + and - zoom.`);
   }
 }
 
-// The time axis and the cursor that all charts share
-class Board {
+// The time axis, the marks and the cursor that the charts of one board share
+export class Board {
   constructor() {
-    Object.assign(this, { charts: [], points: [], visible: [], seconds: 300, from: 0, to: 1, at: null });
+    Object.assign(this, { charts: [], points: [], visible: [], marks: [], bands: [], seconds: 300, from: 0, to: 1 });
+    Object.assign(this, { at: null, chosenFrom: undefined, range: null, isLog: false, onChange: () => {} });
   }
 
   add(points, whole) {
     if (whole) this.points = [];
     this.points.push(...points);
     if (this.points.length > 900) this.points.splice(0, this.points.length - 900);
-    this.refresh();
   }
 
   refresh() {
     const last = this.points[this.points.length - 1];
     if (!last) return;
-    this.to = last[0];
-    this.from = this.to - this.seconds;
-    this.visible = this.points.filter((point) => point[0] >= this.from);
+    if (this.range && this.range[1] < this.points[0][0]) this.range = null;  // it has passed out of memory
+    [this.from, this.to] = this.range ?? [last[0] - this.seconds, last[0]];
+    this.visible = this.points.filter((point) => point[0] >= this.from && point[0] <= this.to);
     if (!document.hidden) this.charts.forEach((chart) => chart.draw());
+    this.onChange();
+  }
+
+  // Show the time between two moments, in whatever order; a click is no range
+  zoom(one, other) {
+    this.chosenFrom = undefined;
+    const [from, to] = [one, other].sort((a, b) => a - b);
+    if (to - from < (this.to - this.from) * 0.02) return this.refresh();
+    const middle = (from + to) / 2, half = Math.max(to - from, LEAST_SECONDS) / 2;
+    this.range = [middle - half, middle + half];
+    this.refresh();
+  }
+
+  zoomBy(factor) {
+    const last = this.points[this.points.length - 1]?.[0] ?? 0, width = Math.min(900, Math.max(LEAST_SECONDS, (this.to - this.from) * factor));
+    const at = this.at ?? (this.range ? (this.from + this.to) / 2 : this.to), share = (at - this.from) / (this.to - this.from);
+    const to = Math.min(last, at + width * (1 - share));
+    this.range = factor > 1 && width >= this.seconds ? null : [to - width, to];
+    this.refresh();
+  }
+
+  reset() {
+    this.range = null;
+    this.refresh();
+  }
+
+  get visibleMarks() {
+    return this.marks.filter((mark) => mark.time >= this.from && mark.time <= this.to);
+  }
+
+  get visibleBands() {
+    return this.bands.map(([from, to]) => [Math.max(from, this.from), Math.min(to ?? this.to, this.to)]).filter(([from, to]) => to > from);
+  }
+
+  get nearMarks() {
+    if (this.at === null) return [];
+    return this.visibleMarks.filter((mark) => Math.abs(mark.time - this.at) < Math.max(1, (this.to - this.from) * NEAR));
   }
 
   get pointed() {
@@ -188,9 +292,11 @@ class Board {
     return this.visible.reduce((best, p) => (Math.abs(p[0] - this.at) < Math.abs(best[0] - this.at) ? p : best));
   }
 
-  moveCursor(time) {
+  moveCursor(time, chosenFrom) {
     this.at = time;
+    this.chosenFrom = chosenFrom;
     this.charts.forEach((chart) => chart.readOut());
+    this.onChange();
   }
 
   stepCursor(steps) {
@@ -200,17 +306,12 @@ class Board {
   }
 
   timeTicks(width) {
-    const step = [10, 15, 30, 60, 120, 180, 300].find((s) => (this.seconds / s) * 78 < width - 70) ?? 300;
+    const shown = this.to - this.from;
+    const step = [1, 2, 5, 10, 15, 30, 60, 120, 180, 300].find((s) => (shown / s) * 78 < width - 70) ?? 300;
     const found = [];
     for (let time = Math.ceil((this.from + step * 0.12) / step) * step; time <= this.to - step * 0.12; time += step) {
       found.push({ time, text: clock(time, step < 60) });
     }
     return found;
   }
-}
-
-function clock(unixSeconds, seconds) {
-  const options = { hour: "2-digit", minute: "2-digit", hour12: false };
-  if (seconds) options.second = "2-digit";
-  return new Date(unixSeconds * 1000).toLocaleTimeString("en-GB", options);
 }

@@ -1,0 +1,1 @@
+"""Consumers with planted faults, which histories and `walbridge certify` must find."""
