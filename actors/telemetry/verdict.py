@@ -57,7 +57,7 @@ def _doing(t: Telemetry, history: History, now: float) -> list[Finding]:
     doing = "Catching up" if behind and rate else "Streaming"
     if rate and p50:
         found = [Finding("ok", f"{doing}. {changes_per_second(rate)}, stored {age(p50 / 1000)} after commit (median)")]
-    elif figures.lag_s(t, now):
+    elif t.backlog.is_waiting or figures.lag_s(t, now):
         found = [Finding("ok", doing)]
     elif not t.last_commit_at:
         found = [Finding("ok", "Streaming. No change has arrived yet")]
