@@ -17,7 +17,7 @@ from actors.contract.compression import ENCODING_HEADER
 from actors.contract.decoding import decode_body
 from actors.contract.subjects import CDC_ALL, SCHEMAS, cdc_of_table, key_prefix, matches
 from actors.mirror.source_stream import SourceStream
-from actors.tail.beginning import first_seq_from, parse_beginning
+from actors.mirror.stream_places import first_seq_from, parse_beginning
 from actors.tail.events import events_of
 from actors.tail.lines import KeyChoice, plain
 from actors.web.questions import Question
