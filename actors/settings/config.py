@@ -176,6 +176,23 @@ class SnapshotConfig:
         Path("dictionaries"), flag="--dictionaries", value="DIR", group=SNAPSHOTS, words="folder of {table}.zstd.dict files",
         details="folder of `{table}.zstd.dict` files, made by `walbridge train`", read=Path,
     )  # fmt: skip
+    parallel: int = setting(
+        2, flag="--snapshot-parallel", value="N", group=SNAPSHOTS, words="tables, and connections per table, at once",
+        details="snapshots at once, and connections that read one table [in rounds](docs/consumers.md#in-rounds); one more is "
+        "kept for small tables",
+        read=number(1, 64, "a number of connections", "4"),
+    )  # fmt: skip
+    round_s: int = setting(
+        20, flag="--snapshot-round-s", value="SECONDS", group=SNAPSHOTS, words="longest transaction of a snapshot in rounds",
+        details="seconds that a transaction of a snapshot [in rounds](docs/consumers.md#in-rounds) stays open and holds back "
+        "VACUUM",
+        read=number(1, 86_400, "a number of seconds", "20"),
+    )  # fmt: skip
+    rate_mb_s: int = setting(
+        0, flag="--snapshot-rate-mb-s", value="N", group=SNAPSHOTS, words="megabytes per second of all snapshots; 0: no limit",
+        details="megabytes that all snapshots together send per second, as sent; 0 for no limit",
+        read=number(0, 100_000, "a number of megabytes", "50"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

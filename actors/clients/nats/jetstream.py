@@ -88,6 +88,28 @@ class JetStream:
         with _reading(doing):
             return [dict(consumer) for consumer in reply["consumers"] or ()]
 
+    async def consumer(self, stream: str, name: str) -> dict[str, Any] | None:
+        """Return a consumer's configuration and state; None when there is no such consumer."""
+        doing = f"describe consumer {name} of stream {stream}"
+        try:
+            info = await self._api(f"CONSUMER.INFO.{stream}.{name}", {}, doing)
+        except JetStreamError as exc:
+            if exc.err_code in (ErrCode.CONSUMER_NOT_FOUND, ErrCode.STREAM_NOT_FOUND):
+                return None
+            raise
+        with _reading(doing):
+            return _consumer_in(info)
+
+    async def reset_consumer(self, stream: str, name: str, seq: int) -> dict[str, Any]:
+        """Have a consumer continue at `seq`, as if nothing from there on had been delivered; return its info.
+
+        nats-server 2.14 and later; an older one does not answer.
+        """
+        doing = f"set back consumer {name} of stream {stream}"
+        info = await self._api(f"CONSUMER.RESET.{stream}.{name}", {"seq": seq}, doing)
+        with _reading(doing):
+            return _consumer_in(info)
+
     async def delete_stream(self, name: str) -> None:
         """Delete a stream and its messages; a missing stream is not an error."""
         try:
@@ -328,6 +350,14 @@ def _stream_in(reply: dict[str, Any]) -> dict[str, Any]:
         raise TypeError(f"not a stream's state: {str(state)[:200]}")
     if type(reply["created"]) is not str or type(reply["config"]) is not dict:
         raise TypeError("not a stream's description")
+    return reply
+
+
+def _consumer_in(reply: dict[str, Any]) -> dict[str, Any]:
+    """Return a consumer's description. Raises LookupError or TypeError unless it has what is read of it."""
+    numbers = [reply["delivered"]["stream_seq"], reply["num_pending"], reply["num_ack_pending"]]
+    if any(type(number) is not int or not 0 <= number < 1 << 64 for number in numbers) or type(reply["config"]) is not dict:
+        raise TypeError(f"not a consumer's description: {str(reply)[:200]}")
     return reply
 
 
