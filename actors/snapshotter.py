@@ -22,7 +22,7 @@ from actors.positions import Lsn, parse_lsn
 from actors.publication_model import PublicationModel
 from actors.settings.config import PostgresConfig
 from actors.snapshots.chunks import RowTooLarge
-from actors.snapshots.failures import NoWatermark, SnapshotFailed, TableChanged, failure_of
+from actors.snapshots.failures import NoWatermark, SnapshotFailed, TableChanged, failure_of, fix_of
 from actors.snapshots.progress import SnapshotBoard
 from actors.snapshots.requests import Asked, SnapshotRequests, verdict_on
 from actors.snapshots.taking import SnapshotSetup, SnapshotTaker
@@ -227,7 +227,7 @@ class Snapshotter:
     ) -> None:
         token = served[0].token
         self._requests.leave(*served)
-        self._board.failed(progress, f"{failure.kind}: {failure}")
+        self._board.failed(progress, f"{failure.kind}: {failure}", fix_of(failure, published.qualified, token))
         log.error("snapshot failed", table=token, kind=failure.kind, reason=str(failure), snapshot_id=progress.snapshot_id)
         await self._publish(
             error_message(

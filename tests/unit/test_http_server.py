@@ -192,7 +192,14 @@ def test_an_address_that_is_not_ours_is_named(bind: str, words: str, telemetry: 
     with pytest.raises(ConfigError) as refused:
         trio.run(
             partial(
-                serve_http, config, telemetry, stop=trio.Event(), stream_info=info, request_snapshot=info, acknowledge_gap=info
+                serve_http,
+                config,
+                telemetry,
+                stop=trio.Event(),
+                stream_info=info,
+                request_snapshot=info,
+                acknowledge_gap=info,
+                has_table=info,
             )
         )
     assert refused.value.code == "WB005"
