@@ -38,6 +38,8 @@ COMMANDS = {
     "tail:tail": "Show changes as lines, from now on or from a sequence, a time or an LSN: all, one table's, or one row's.",
     "mirror:mirror": "Keep SQLite or PostgreSQL tables equal to the source, until stopped.",
     "verify:verify": "Prove that a replica equals its source at one LSN: exit 0, or 1 with what differs.",
+    "certify:certify": "Try a consumer of your own on a hostile history: kills, duplicates, gaps, new shapes. Exit 0 exact, 1"
+    " with the smallest history that breaks it.",
     "train:train": "Train a zstd dictionary on rows of a live table, and measure on other rows what it saves.",
     "export:export": "Print or write files for operating the bridge, made for this setup: its slot, publication, stream, port"
     " and users.",
@@ -53,7 +55,7 @@ COMMANDS = {
 GROUPS = {
     "Start here": ("demo", "init", "doctor", "help"),
     "Run": ("run", "status", "health"),
-    "Use the stream": ("tail", "mirror", "verify", "snapshot"),
+    "Use the stream": ("tail", "mirror", "verify", "snapshot", "certify"),
     "Operate": ("export", "train", "cleanup"),
 }
 """Title of `--help` -> its commands; `produce` is none of an operator's."""
@@ -84,6 +86,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "verify": (
         "walbridge verify --to sqlite:///replica.db",
         "walbridge verify --tables users --to sqlite:///replica.db --json",
+    ),
+    "certify": (
+        "walbridge certify -- ./my-consumer users",
+        "walbridge certify --tables users,orders --rounds 500 --seed 7 -- node consumer.js",
     ),
     "train": ("walbridge train --table users",),
     "export": (

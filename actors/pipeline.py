@@ -22,7 +22,7 @@ from actors.publisher import Publisher, Window, durable_window, publish_batches
 from actors.replication_reader import read_blocks
 from actors.session import Session
 from actors.settings.config import Config
-from actors.snapshots.taking import SnapshotSetup
+from actors.snapshots.setup import SnapshotSetup
 from actors.snapshotter import Snapshotter
 from actors.startup.streams import check_changes
 from actors.status_reporter import LiveStream, send_status
@@ -82,6 +82,7 @@ async def run_pipeline(
     snapshots = SnapshotSetup(
         config, setup, event_encoder(publish.encoding), session.transactions, session.compressors,
         partial(are_events_underway, channels, publisher, acks), session.publication.version_of,
+        lambda: ledger.durable.lsn,
     )  # fmt: skip
     snapshotter = Snapshotter(snapshots, session.js, session.publication, session.suspensions, telemetry)
     monitor = PublicationMonitor(

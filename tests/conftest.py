@@ -28,6 +28,7 @@ from actors.embedded.postgres import PostgresServer, find_postgres_bin_dir, reac
 from actors.embedded.process import free_port, unprivileged_account
 from tests.compose_stack import ComposeStack
 from tests.mirrors import MirrorProcess
+from tests.node_replicas import NodeReplica
 from tests.postgres_releases import DEBIAN_15, ON_THE_MACHINE, RELEASES, npm_bin_dir, tests_cache
 from tests.servers import ROOT, Bridge, Database
 
@@ -69,6 +70,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("servers")
     group.addoption("--servers", choices=("embedded", "compose"), default="embedded",
                     help="compose: the PostgreSQL and NATS of a running compose stack, instead of servers made for the tests")  # fmt: skip
+    group.addoption("--mirrors", choices=("python", "node"), default="python",
+                    help="node: replicas of the JavaScript client instead of `walbridge mirror`; choose with -k sqlite")  # fmt: skip
     group.addoption(
         "--compose-dir", type=Path, default=ROOT / "compose", help="where that stack's compose.yaml and secrets/ are"
     )
@@ -309,8 +312,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_mirror(kind: str, database: Database, nats: NatsServer, tmp_path: Path) -> Iterator[MakeMirror]:
+def make_mirror(
+    request: pytest.FixtureRequest, kind: str, database: Database, nats: NatsServer, tmp_path: Path
+) -> Iterator[MakeMirror]:
     """Makes and starts mirrors, each with a replica of its own; they and PostgreSQL replicas end with the test."""
+    process = NodeReplica if request.config.getoption("--mirrors") == "node" else MirrorProcess
+    if process is NodeReplica and kind != "sqlite":
+        pytest.skip("in a process of its own, the JavaScript client keeps SQLite files only")
     mirrors: list[MirrorProcess] = []
     databases: list[Database] = []
 
@@ -320,7 +328,7 @@ def make_mirror(kind: str, database: Database, nats: NatsServer, tmp_path: Path)
         else:
             databases.append(Database(database.server, f"{database.name}_replica_{len(mirrors)}"))
             to = databases[-1].dsn
-        mirrors.append(MirrorProcess(server or nats, to, tmp_path, *flags))
+        mirrors.append(process(server or nats, to, tmp_path, *flags))
         if start:
             mirrors[-1].start()
         return mirrors[-1]

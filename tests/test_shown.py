@@ -80,6 +80,7 @@ def test_a_snapshot_of_an_unknown_table_is_refused_with_the_names(
     code, said = bridge.post("/snapshot/nothing")
     assert code == 404
     assert json.loads(said)["available_tables"] == ["s.u", "t"]
+    assert bridge.post("/snapshot/s.u")[0] == 202
     database.execute("CREATE TABLE late (id int PRIMARY KEY); ALTER PUBLICATION cdc_pub ADD TABLE late")
     assert bridge.post("/snapshot/late")[0] == 202, "the publication is looked at for it"
 

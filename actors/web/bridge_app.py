@@ -11,7 +11,7 @@ import trio
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 
-from actors.contract.table_token import TOKEN_MAX, as_token, split_token
+from actors.contract.table_token import TOKEN_MAX, as_token, find_token, split_token
 from actors.errors import SinkUnavailable
 from actors.settings.config import Config
 from actors.telemetry.metrics import Metrics
@@ -117,7 +117,7 @@ def make_app(
 
     @app.post("/snapshot/<path:table>")
     async def snapshot(table: str) -> tuple[Response, int]:
-        token = as_token(table)
+        token = find_token(table, telemetry.tables) or as_token(table)
         if len(token) > TOKEN_MAX:
             return jsonify({"error": "no table of PostgreSQL has so long a name"}), 404
         if not await has_table(token):

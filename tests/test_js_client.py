@@ -1,0 +1,54 @@
+"""The JavaScript client against real servers: a replica in Node equals its source, and so does one in a browser."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.embedded.nats import NatsServer
+from tests.conftest import MakeBridge
+from tests.node_replicas import NodeReplica, client
+from tests.servers import Database
+
+MakeReplica = Callable[..., NodeReplica]
+
+
+@pytest.fixture
+def make_replica(nats: NatsServer, tmp_path: Path) -> Iterator[MakeReplica]:
+    """Makes and starts replicas in Node; killed at the end of the test."""
+    made: list[NodeReplica] = []
+
+    def make(*flags: str) -> NodeReplica:
+        made.append(NodeReplica(nats, f"sqlite:///{tmp_path}/replica-{len(made)}.db", tmp_path, *flags))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for replica in made:
+        replica.kill()
+
+
+def test_a_replica_in_node_equals_its_source(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_replica: MakeReplica
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY, name text); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    database.execute("INSERT INTO users SELECT g, 'user ' || g FROM generate_series(1, 20000) g")
+    make_bridge(database, nats)
+    replica = make_replica()
+    replica.wait_live(1)
+    database.execute("UPDATE users SET name = 'Ada' WHERE id = 1; DELETE FROM users WHERE id = 2")
+    database.execute("INSERT INTO users VALUES (30000, 'Grace')")
+    replica.wait_for("SELECT id, name FROM users WHERE id IN (1, 2, 30000) ORDER BY id", [(1, "Ada"), (30000, "Grace")])
+    replica.assert_equal(database.dsn)
+    assert replica.stop() == 0
+
+
+def test_the_clients_own_tests_pass() -> None:
+    """Its types, and every history of consumers/conformance in every store that is here."""
+    folder = client()
+    for command in ("check", "test"):
+        done = subprocess.run(["npm", "run", "--silent", command], cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
