@@ -16,6 +16,7 @@ from actors.clients.postgres.publications import publication_facts
 from actors.contract.publication import KnownTable
 from actors.contract.subjects import BRIDGES, published_key, published_keys
 from actors.contract.table_schema import describe_table
+from actors.contract.table_token import table_name
 from actors.errors import SinkUnavailable, WalbridgeError
 from actors.messages import News, SchemaChange
 from actors.positions import Lsn, parse_lsn
@@ -111,6 +112,8 @@ class PublicationMonitor:
             token, change = difference.token, difference.change
             if change is not None:
                 log.warning(f"table {token}: {difference.reason}", change=change)
+                words = f"table {table_name(token)} ({change}): {difference.reason}"
+                self._telemetry.journal.note("publication", words, "info" if change == "added" else "warn", table=token)
             schema = schemas.get(token)
             if change == "added" and schema is not None:  # the stream shows the shape before the table's first row
                 self._new_shape(schema)
