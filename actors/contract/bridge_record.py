@@ -89,6 +89,8 @@ class BridgeRecord:
     """When the transaction at `position` was committed, in microseconds since 1970; 0 if the last message is of none."""
     gaps: tuple[NotedGap, ...] = ()
     """The newest gap events that no user has acknowledged."""
+    large: Mapping[str, int] = field(default_factory=dict)
+    """Table token -> about how many rows a large table has: a power of two, so that it rarely changes."""
 
     def noting(self, gap: Gap | None, seq: int, unix_s: float) -> tuple[NotedGap, ...]:
         """Return `gaps` with a gap event that will be message `seq`. It takes the place of those whose range it contains: they
@@ -115,6 +117,7 @@ class BridgeRecord:
                 "slot": self.slot,
                 "publication": self.publication,
                 "tables": self.tables,
+                "large": dict(self.large),
                 "system_id": self.system_id,
                 "database": self.database,
                 "timeline": self.timeline,
@@ -154,6 +157,7 @@ class BridgeRecord:
                 confirmed_lsn=confirmed,
                 schemas={str(k): int(v) for k, v in raw["schemas"].items()},
                 tables=tuple(map(str, raw["tables"])),
+                large={str(token): int(rows) for token, rows in raw.get("large", {}).items()},
                 suspended={
                     str(k): Suspended(Position(Lsn(int(v[0])), int(v[1])), Lsn(int(v[2]))) for k, v in raw["suspended"].items()
                 },
