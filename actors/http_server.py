@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from actors.pause import Pause
 from actors.settings.config import Config
 from actors.telemetry.history import History
 from actors.telemetry.telemetry import Telemetry
@@ -17,18 +18,21 @@ async def serve_http(
     telemetry: Telemetry,
     *,
     stop: trio.Event,
+    pause: Pause,
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
     acknowledge_gap: AcknowledgeGap,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; `POST /shutdown` sets `stop`. Calls `started` once the port is bound.
+    """Serve until cancelled; `POST /shutdown` sets `stop`, `POST /pause` and `/resume` write `pause`.
+
+    Calls `started` once the port is bound.
 
     Raises ConfigError when the port is taken.
     """
     feed = Feed(config, telemetry, History(telemetry))
     app = make_app(
         config, telemetry, feed,
-        stop=stop, stream_info=stream_info, request_snapshot=request_snapshot, acknowledge_gap=acknowledge_gap,
+        stop=stop, pause=pause, stream_info=stream_info, request_snapshot=request_snapshot, acknowledge_gap=acknowledge_gap,
     )  # fmt: skip
     await serve_app(app, config.http, beside=feed.run, task_status=task_status)

@@ -124,6 +124,12 @@ class Snapshotter:
 
         Raises SinkUnavailable when NATS is away.
         """
+        try:
+            await self._serve_all()
+        finally:
+            self._board.interrupted()
+
+    async def _serve_all(self) -> None:
         await self._requests.listen()
         for asked in await self._unfinished():
             log.info("a snapshot was interrupted: taking it up again", table=asked.answered_as)

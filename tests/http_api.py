@@ -18,6 +18,7 @@ from actors.contract.table_token import table_token
 from actors.embedded.process import free_port
 from actors.errors import SinkUnavailable
 from actors.http_server import serve_http
+from actors.pause import Pause
 from actors.positions import Lsn
 from actors.settings.resolve import resolve
 from actors.telemetry.telemetry import SlotHealth, StreamHealth, Telemetry
@@ -37,6 +38,7 @@ class Server:
         self.port = free_port()
         self._config = resolve({"port": self.port, "bind": bind}, {"POSTGRES_BRIDGE_USER": "x", "BRIDGE_HTTP_TOKEN": token})
         self._telemetry, self._serving = telemetry, threading.Event()
+        self.pause = Pause(telemetry)
         self._thread = threading.Thread(target=trio.run, args=[self._serve], daemon=True)
         self.stop_asked = False
         self.snapshots_asked: list[str] = []
@@ -67,6 +69,7 @@ class Server:
                         self._config,
                         self._telemetry,
                         stop=stop,
+                        pause=self.pause,
                         stream_info=self._stream_info,
                         request_snapshot=self._request_snapshot,
                         acknowledge_gap=self._acknowledge_gap,

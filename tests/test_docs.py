@@ -25,6 +25,7 @@ from actors.main import COMMANDS
 from actors.mirror.metrics import MirrorMetrics
 from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.view import View
+from actors.pause import Pause
 from actors.settings.config import SETTINGS
 from actors.settings.resolve import resolve
 from actors.telemetry.history import History
@@ -122,6 +123,7 @@ def test_the_paths_are_the_applications_routes() -> None:
         telemetry,
         Feed(config, telemetry, History(telemetry)),
         stop=trio.Event(),
+        pause=Pause(telemetry),
         stream_info=_never,
         request_snapshot=_never,
         acknowledge_gap=_never,

@@ -89,6 +89,8 @@ class BridgeRecord:
     """When the transaction at `position` was committed, in microseconds since 1970; 0 if the last message is of none."""
     gaps: tuple[NotedGap, ...] = ()
     """The newest gap events that no user has acknowledged."""
+    paused_at: float = 0.0
+    """Since when an operator keeps the slot unread, in unix seconds; 0 while the stream's bridge is to stream."""
     large: Mapping[str, int] = field(default_factory=dict)
     """Table token -> about how many rows a large table has: a power of two, so that it rarely changes."""
 
@@ -131,6 +133,7 @@ class BridgeRecord:
                 "schemas": dict(self.schemas),
                 "suspended": {token: [s.since.lsn, s.since.seq, s.until] for token, s in self.suspended.items()},
                 "published": self.published,
+                "paused_at": self.paused_at,
                 "held": [[h.last_seq, *h.position, h.lsn, h.timeline] for h in self.held],
                 "gaps": [list(gap) for gap in self.gaps],
                 "pending_gap": None if self.pending_gap is None else _encode_gap(self.pending_gap),
@@ -166,6 +169,7 @@ class BridgeRecord:
                 published=str(raw.get("published", "")),
                 held=tuple(map(_decode_held, raw.get("held", ()))),
                 commit_us=int(raw.get("commit_us", 0)),
+                paused_at=_decode_time(raw.get("paused_at", 0.0)),
                 gaps=tuple(map(_decode_noted, raw.get("gaps", ()))),
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
@@ -176,6 +180,13 @@ class BridgeRecord:
                 means="the bridge cannot know where to continue without it",
                 fix=f"nats kv get {BRIDGES} {stream}   # inspect it; then: nats kv del {BRIDGES} {stream}",
             ) from exc
+
+
+def _decode_time(raw: Any) -> float:
+    unix_s = float(raw)
+    if not 0 <= unix_s < 1e11:
+        raise ValueError(f"{unix_s} is no time")
+    return unix_s
 
 
 def _decode_held(raw: list[Any]) -> Held:

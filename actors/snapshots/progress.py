@@ -45,6 +45,12 @@ class SnapshotBoard:
         progress.chunks, progress.rows = chunks, rows
         progress.seconds = time.time() - progress.started_at
 
+    def interrupted(self) -> None:
+        """Show that a snapshot that was running has to be taken again."""
+        for token, progress in self._telemetry.snapshots.items():
+            if progress.state == "running":
+                self._telemetry.snapshots[token] = SnapshotProgress(token)
+
     def done(self, progress: SnapshotProgress) -> None:
         """Show that a snapshot is complete."""
         self._telemetry.snapshots_done += 1

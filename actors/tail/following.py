@@ -27,10 +27,10 @@ from actors.contract.subjects import (
 )
 from actors.errors import ConfigError, MalformedMessage, Transient
 from actors.mirror.source_stream import DictionaryMissing, OutOfDate, SourceStream, bridge_position
+from actors.mirror.stream_places import Beginning, first_seq_from
 from actors.mirror.table_choice import choose_tables
 from actors.process import most_telling
 from actors.settings.config import NatsConfig
-from actors.tail.beginning import Beginning, first_seq_from
 from actors.telemetry.quantities import escaped
 from actors.wire.nats import decode_headers
 

@@ -18,7 +18,7 @@ from actors.telemetry.looking import Looking
 if TYPE_CHECKING:
     from actors.channels import Channel
 
-State = Literal["starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "halted"]
+State = Literal["starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "paused", "halted"]
 Operation = Literal["insert", "update", "delete", "truncate", "schema"]
 
 
@@ -173,6 +173,7 @@ class Telemetry:
     | `received_*`, `wal_*`, `last_received_at` | the replication_reader |
     | `decoded_lsn`, `transactions`, `last_commit_at` and the like | the decoder |
     | `events_omitting_columns` | the batcher |
+    | `paused_at`, `pause_recorded` | `Pause`, for the HTTP server and the supervisor |
     | `suspended_tables` | `Suspensions`, for the batcher and the snapshotter |
     | `sent_*`, `published_*` | the publisher |
     | `publish_rejected` | `Acknowledgements`, in the NATS connection's reader |
@@ -214,6 +215,11 @@ class Telemetry:
     publish_mode: str = ""
     confirm_hold_s: float = 0.0
     """From the acknowledgement to the confirmation; up to a quarter more."""
+    # Pause
+    paused_at: float = 0.0
+    """Since when the bridge is to be paused; 0 while it is to stream."""
+    pause_recorded: bool = True
+    """Whether the bridge's record says the same: a restart follows it."""
     # the pipeline
     channels: dict[str, Channel[Any]] = field(default_factory=dict)
     backlog: Backlog = field(default_factory=Backlog)
@@ -303,6 +309,15 @@ class Telemetry:
         """Note that the pipeline runs: an outage, if there was one, is over."""
         self.state, self.not_ready_reason, self.fault = "streaming", "", None
         self.tables = tables
+        self.outage.clear()
+
+    def show_nats(self, is_connected: bool) -> None:
+        """Note whether NATS is connected while no pipeline runs."""
+        self.nats_connected = is_connected
+
+    def note_pause(self) -> None:
+        """Note that nobody reads the slot, as an operator wants it: an outage, if there was one, is over."""
+        self.state, self.fault = "paused", None
         self.outage.clear()
 
     def show_wait(self, problem: Problem) -> None:

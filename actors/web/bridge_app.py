@@ -13,6 +13,7 @@ from quart_trio import QuartTrio
 
 from actors.contract.table_token import TOKEN_MAX, as_token
 from actors.errors import SinkUnavailable
+from actors.pause import Pause
 from actors.settings.config import Config
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
@@ -39,6 +40,8 @@ PATHS = (
     "/status",
     "/metrics",
     "/streams/info?stream=CDC",
+    "POST /pause",
+    "POST /resume",
     "POST /snapshot/users",
     "POST /gaps/1/acknowledge",
     "POST /shutdown",
@@ -51,6 +54,7 @@ def make_app(
     feed: Feed,
     *,
     stop: trio.Event,
+    pause: Pause,
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
     acknowledge_gap: AcknowledgeGap,
@@ -120,7 +124,21 @@ def make_app(
             await request_snapshot(token)
         except SinkUnavailable as exc:
             return jsonify({"error": str(exc)}), 503
-        return jsonify({"status": "requested", "table": token}), 202
+        waits = {"waits": pause.words()} if pause.is_on else {}
+        return jsonify({"status": "requested", "table": token, **waits}), 202
+
+    @app.post("/pause")
+    async def begin_pause() -> tuple[Response, int]:
+        if stop.is_set():
+            return jsonify({"error": "the bridge is stopping"}), 409
+        if config.source.temporary:
+            return jsonify({"error": "a temporary slot ends with its connection: a pause would lose changes"}), 409
+        is_new = pause.begin(time.time())
+        return jsonify({"status": "paused" if telemetry.state == "paused" else "pausing"}), 202 if is_new else 200
+
+    @app.post("/resume")
+    async def end_pause() -> tuple[Response, int]:
+        return (jsonify({"status": "resuming"}), 202) if pause.end() else (jsonify({"status": telemetry.state}), 200)
 
     @app.post("/gaps/<int:seq>/acknowledge")
     async def acknowledge(seq: int) -> tuple[Response, int]:

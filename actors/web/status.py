@@ -37,6 +37,7 @@ def status_document(config: Config, telemetry: Telemetry, history: History) -> d
         "version": __version__,
         "state": t.state,
         "reason": t.not_ready_reason,
+        "paused": {"since": t.paused_at, "recorded": t.pause_recorded} if t.paused_at else None,
         "verdict": verdict(telemetry, history, now)._asdict(),
         "slot": config.source.slot,
         "publication": config.source.publication,

@@ -20,8 +20,11 @@ function showHead(status) {
     make("span", {}, "slot ", make("b", {}, status.slot), ", publication ", make("b", {}, status.publication), " → stream ", make("b", {}, status.stream))]);
   document.title = `${{ ok: "✓", warn: "!", bad: "✗" }[status.verdict.level]} ${status.stream} – Walbridge`;
   put($("version"), `Walbridge ${status.version}`);
-  $("stop-button").disabled = state.posts === "closed" || isStopping || status.state === "draining";
-  $("stop-button").title = state.posts === "closed" ? "Set BRIDGE_HTTP_TOKEN to allow this beyond loopback" : "";
+  put($("pause-button"), status.paused ? "Resume" : "Pause");
+  for (const id of ["pause-button", "stop-button"]) {
+    $(id).disabled = state.posts === "closed" || isStopping || status.state === "draining";
+    $(id).title = state.posts === "closed" ? "Set BRIDGE_HTTP_TOKEN to allow this beyond loopback" : "";
+  }
   $("token-button").hidden = state.posts !== "token";
 }
 
@@ -49,7 +52,7 @@ function connect() {
     isLost = false;
     const frame = JSON.parse(event.data);
     if (isStopping && frame.whole) isStopping = false;  // a bridge is running again
-    isEnding = ["draining", "halted"].includes(frame.status.state);
+    isEnding = !frame.status.paused && ["draining", "halted"].includes(frame.status.state);
     take(frame);
     showHead(frame.status);
     shownView().update?.();
@@ -63,6 +66,16 @@ function connect() {
 }
 
 $("token-button").addEventListener("click", () => askForToken());
+$("pause-button").addEventListener("click", async () => {
+  const isPaused = Boolean(state.status?.paused);
+  try {
+    if (await ask("POST", isPaused ? "resume" : "pause")) {
+      toast(isPaused ? "Resuming" : "Pausing: the bridge first stores and confirms what it has read, then releases its slot");
+    }
+  } catch (error) {
+    toast(`Bridge not ${isPaused ? "resumed" : "paused"}: ${error.message}`);
+  }
+});
 $("stop-button").addEventListener("click", () => $("stop-dialog").showModal());
 $("stop-cancel").addEventListener("click", () => $("stop-dialog").close());
 $("stop-confirm").addEventListener("click", async () => {
