@@ -12,7 +12,7 @@ from actors.clients.nats.record_store import RecordStore
 from actors.clients.postgres.catalog import describe_relations
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.locks import locked_tables
-from actors.clients.postgres.publications import publication_facts
+from actors.clients.postgres.publications import large_tables, publication_facts
 from actors.contract.publication import KnownTable
 from actors.contract.subjects import BRIDGES, published_key, published_keys
 from actors.contract.table_schema import describe_table
@@ -86,6 +86,9 @@ class PublicationMonitor:
         await model.look(connection)
         if set(model.tables) != set(self._store.record.tables):
             await self._store.update(tables=tuple(sorted(model.tables)))
+        rows = await large_tables(connection, {table.relation_oid: token for token, table in model.tables.items()})
+        if rows != self._store.record.large:
+            await self._store.update(large=rows)
         self._telemetry.tables = tuple(sorted(model.tables))
         found = model.compare()
         if found:
