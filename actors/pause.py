@@ -32,7 +32,6 @@ class Pause:
         is_new = not self.is_on
         if is_new:
             self._set(now_unix_s, is_recorded=False)
-            self._telemetry.journal.note("paused", "an operator pauses the bridge", "warn")
         return is_new
 
     def end(self) -> bool:
@@ -40,7 +39,6 @@ class Pause:
         was_on = self.is_on
         if was_on:
             self._set(0.0, is_recorded=False)
-            self._telemetry.journal.note("resumed", "an operator resumes the bridge")
         return was_on
 
     def adopt(self, paused_at: float) -> None:

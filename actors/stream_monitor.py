@@ -59,7 +59,7 @@ def consumer_health(info: Mapping[str, Any], messages: int, now_unix_s: float) -
     pending, config = int(info.get("num_pending", 0)), info.get("config") or {}
     delivered, floor = info.get("delivered") or {}, info.get("ack_floor") or {}
     filters = config.get("filter_subjects") or filter(None, [config.get("filter_subject")])
-    is_read = bool(info.get("push_bound")) or int(info.get("num_waiting", 0)) > 0
+    is_read = bool(info.get("push_bound")) or any(int(info.get(name, 0)) for name in ("num_waiting", "num_ack_pending"))
     return ConsumerHealth(
         str(info["name"]), pending, int(info.get("num_ack_pending", 0)), round(min(1.0, pending / max(1, messages)), 3),
         is_left=not is_read and not config.get("durable_name"), looked_at=now_unix_s,

@@ -129,6 +129,7 @@ def test_the_paths_are_the_applications_routes() -> None:
         request_snapshot=_never,
         lookup=FakeLookup(),
         acknowledge_gap=_never,
+        has_table=_never,
     )
     routes = app.url_map.bind("localhost")
     listed = [path.partition("?")[0].rpartition(" ") for path in PATHS]

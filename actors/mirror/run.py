@@ -42,6 +42,8 @@ class MirrorConfig:
     """Tables to copy again first."""
     http: HttpConfig | None = None
     """Where health and metrics are served; None for nowhere."""
+    rounds_from_rows: int = 0
+    """Tables with so many rows are copied in rounds; 0 for none."""
 
 
 def run(config: MirrorConfig) -> int:
@@ -124,6 +126,7 @@ async def _connect_and_run(config: MirrorConfig, view: View, known: set[str], ag
         store = await open_store(config.to)  # after the tables' names were checked: a wrong name must not create a file
         try:
             replica = await open_session(store, source, record, view)
+            replica.rounds_from_rows = config.rounds_from_rows
             await run_session(replica, source, record, view, chosen, again, is_watched=config.http is not None)
         finally:
             await store.close()

@@ -61,12 +61,12 @@ class SnapshotBoard:
         self._telemetry.journal.note("snapshot", words, "ok", table=progress.table)
         self._end(progress, "done")
 
-    def failed(self, progress: SnapshotProgress, error: str) -> None:
+    def failed(self, progress: SnapshotProgress, error: str, fix: str = "") -> None:
         """Show why a snapshot failed."""
         self._telemetry.snapshots_failed += 1
         words = f"snapshot of {table_name(progress.table)} failed: {error}"
         self._telemetry.journal.note("snapshot", words, "bad", table=progress.table)
-        progress.error = error
+        progress.error, progress.fix = error, fix
         self._end(progress, "failed")
 
     def _end(self, progress: SnapshotProgress, state: Literal["done", "failed"]) -> None:

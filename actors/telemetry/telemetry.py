@@ -173,6 +173,8 @@ class SnapshotProgress:
     started_at: float = 0.0
     seconds: float = 0.0
     error: str = ""
+    fix: str = ""
+    """What to do after a failure."""
 
 
 @dataclass(slots=True)

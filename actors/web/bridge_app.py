@@ -17,7 +17,7 @@ from actors.pause import Pause
 from actors.settings.config import Config
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
-from actors.web.action_routes import AcknowledgeGap, RequestSnapshot, add_action_routes
+from actors.web.act_routes import AcknowledgeGap, HasTable, RequestSnapshot, add_act_routes
 from actors.web.feed import VIEWERS_MAX, Feed
 from actors.web.guard import guard
 from actors.web.page import SAFE, load_page
@@ -61,6 +61,7 @@ def make_app(
     request_snapshot: RequestSnapshot,
     lookup: Lookup,
     acknowledge_gap: AcknowledgeGap,
+    has_table: HasTable,
 ) -> QuartTrio:
     """Make the application, which answers every request from the current telemetry."""
     app = QuartTrio(__name__)
@@ -128,8 +129,9 @@ def make_app(
 
     add_row_routes(app, lookup)
 
-    add_action_routes(
-        app, config, telemetry, stop=stop, pause=pause, request_snapshot=request_snapshot, acknowledge_gap=acknowledge_gap
+    add_act_routes(
+        app, config, telemetry, stop=stop, pause=pause, request_snapshot=request_snapshot, acknowledge_gap=acknowledge_gap,
+        has_table=has_table,
     )  # fmt: skip
 
     async def not_found(_: Exception | None) -> tuple[Response, int]:

@@ -19,7 +19,7 @@ from actors.messages import PublicationChange, PublishedChange
 from actors.mirror import following, joining
 from actors.mirror.copying import _after_unusable
 from actors.mirror.following import Follower
-from actors.mirror.gathering import Gathered, NotPublished, SnapshotUnusable
+from actors.mirror.gathered import Gathered, NotPublished, SnapshotUnusable
 from actors.mirror.holding import Holds
 from actors.mirror.joining import join
 from actors.mirror.published_tables import PublishedTables
