@@ -207,6 +207,7 @@ def test_a_bridge_that_was_paused_adds_nothing(database: Database, nats: NatsSer
 
 def test_a_snapshot_is_cancelled_while_it_runs(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute(ITEMS)
+    database.execute("INSERT INTO items SELECT g, 0, repeat('x', 200) FROM generate_series(20001, 200000) g")
     bridge = make_bridge(database, nats, *SHORT, "--snapshot-rate-mb-s", "1")
     command = [sys.executable, "-m", "actors.main", "snapshot", "items"]
     followed = subprocess.Popen([*command, "--rounds"], cwd=ROOT, env=bridge.env, stderr=subprocess.PIPE, text=True)
@@ -219,7 +220,7 @@ def test_a_snapshot_is_cancelled_while_it_runs(database: Database, nats: NatsSer
     assert "cancelled: somebody has cancelled this snapshot" in words
     assert cancelled.error is not None
     assert cancelled.error.error_type == "cancelled"
-    assert sum(len(chunk.rows) for chunk in cancelled.chunks) < 20_000
+    assert sum(len(chunk.rows) for chunk in cancelled.chunks) < 200_000
     ask(nats.url, "items")
     wait_for(lambda: any(one.chunks for one in snapshots(nats.url, "items")))
     ask(nats.url, f"items+cancel-{snapshots(nats.url, 'items')[0].start['snapshot_id']}")
