@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import stat
 import sys
 import time
@@ -19,6 +20,7 @@ from actors.clients.postgres.password_command import CommandFailed, read_passwor
 from actors.embedded.nats import NatsServer
 from actors.errors import ConfigError
 from actors.settings.resolve import resolve
+from actors.telemetry.log import RENEWED_MAX, get_logger, mask, set_up_logging
 from tests.conftest import MakeBridge
 from tests.servers import Database, wait_for, wait_for_events
 
@@ -108,6 +110,18 @@ def test_a_password_in_the_url_beats_the_command_and_print_config_says_so() -> N
     assert row[1:] == ("echo x", f"environment {VARIABLE} (not used: DATABASE_URL is set)")
     split = resolve({}, {VARIABLE: "aws rds --name 'a b' \"$HOME\"", "DATABASE_URL": "postgresql://u@h/d"})
     assert split.postgres.password_command == ("aws", "rds", "--name", "a b", "$HOME"), "no shell: nothing is expanded"
+
+
+def test_the_log_masks_the_newest_passwords_and_does_not_keep_all_of_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bridge that connects every minute for a year must not compare each line with half a million tokens."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    set_up_logging("INFO", "logfmt", ("lasting-secret",))
+    for number in range(RENEWED_MAX + 50):
+        mask((f"token-{number:05}",))
+    get_logger("test").info(f"lasting-secret token-{RENEWED_MAX + 49:05} token-{50:05} token-{49:05}")
+    assert capsys.readouterr().err.split("msg=")[1].strip() == '"******** ******** ******** token-00049"'
 
 
 @pytest.fixture

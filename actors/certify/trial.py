@@ -158,7 +158,7 @@ class Trial:
         return connection
 
     async def _api(self, action: str, body: Mapping[str, Any]) -> None:
-        await self._connection.request(f"$JS.API.{action}", orjson.dumps(body), timeout_s=5)
+        await self._connection.request(self._connection.api.action(action), orjson.dumps(body), timeout_s=5)
 
     async def _make_streams(self) -> None:
         js = JetStream(self._connection)

@@ -86,7 +86,9 @@ def test_the_follower_obeys_at_the_events_place(
     ]})  # fmt: skip
 
     @asynccontextmanager
-    async def open_consumer(_: Any, stream: str, filters: Sequence[str], start_seq: int) -> AsyncGenerator[ReadingConsumer]:
+    async def open_consumer(
+        _: Any, stream: str, filters: Sequence[str], start_seq: int, _note: Any = None
+    ) -> AsyncGenerator[ReadingConsumer]:
         yield ReadingConsumer(js, start_seq)
 
     monkeypatch.setattr(following, "open_consumer", open_consumer)
@@ -131,7 +133,9 @@ def test_a_copy_that_is_joining_obeys_too(
     js = FakeJetStream({"CDC": [event("b", 16, 0, last=True), event("a", 32, 0, last=True), told]})
 
     @asynccontextmanager
-    async def open_consumer(_: Any, stream: str, filters: Sequence[str], start_seq: int) -> AsyncGenerator[ReadingConsumer]:
+    async def open_consumer(
+        _: Any, stream: str, filters: Sequence[str], start_seq: int, _note: Any = None
+    ) -> AsyncGenerator[ReadingConsumer]:
         yield ReadingConsumer(js, start_seq)
 
     monkeypatch.setattr(joining, "open_consumer", open_consumer)
