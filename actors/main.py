@@ -80,7 +80,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "health": ("walbridge health --port 9091",),
     "pause": ("walbridge pause", "walbridge pause --url http://bridge:9090 --env-file walbridge.env"),
     "resume": ("walbridge resume",),
-    "snapshot": ("walbridge snapshot users", "walbridge snapshot sales.orders --no-wait"),
+    "snapshot": ("walbridge snapshot users", "walbridge snapshot sales.orders --rounds"),
     "tail": (
         "walbridge tail --tables users,sales.orders",
         "walbridge tail --tables users --key 42 --from 2h",
