@@ -110,8 +110,11 @@ async function difference(consumer, step, asked) {
       continue;
     }
     const { dialect } = consumer.store;
-    const text = dialect.scheme === "postgresql" ? "::text" : "";
-    const list = wanted.columns.map(([name, type]) => `"${name.replaceAll('"', '""')}"${type === "bytea" ? "" : text}`).join(", ");
+    const isPostgres = dialect.scheme === "postgresql";
+    const list = wanted.columns.map(([name, type]) => { // by its output function: the cast of inet to text is another
+      const quoted = `"${name.replaceAll('"', '""')}"`;
+      return isPostgres && type !== "bytea" ? `CASE WHEN ${quoted} IS NOT NULL THEN format('%s', ${quoted}) END` : quoted;
+    }).join(", ");
     const rows = await consumer.lock.hold(() => consumer.store.query(`SELECT ${list} FROM ${dialect.table(local)}`));
     const write = (all) => all.map((row) => JSON.stringify(row.map((value, i) => canonical(value, wanted.columns[i][1])))).sort();
     const [mine, theirs] = [write(rows), write(wanted.rows)];
