@@ -146,8 +146,7 @@ for (const id of ["kill", "load", "verify"]) {
   $(id).onclick = async () => {
     $(id).disabled = true;
     try {
-      const body = id === "verify" ? JSON.stringify(await held()) : "";
-      const answer = await (await fetch(id, { method: "POST", body })).json();
+      const answer = await press(id, id === "verify" ? JSON.stringify(await held()) : "");
       $("said").textContent = answer.said;
       $("said").className = answer.ok ? "ok" : "bad";
       if (id === "load") $("load").classList.toggle("on", answer.on);
@@ -157,11 +156,21 @@ for (const id of ["kill", "load", "verify"]) {
   };
 }
 
-/** The copy's rows, for a comparison with the source's. */
+async function press(id, body = "") {
+  return (await fetch(id, { method: "POST", body, headers: { "X-Walbridge-Demo": "1" } })).json();
+}
+
+/** The copy's rows as text, once the load is still and everything is applied. */
 async function held() {
-  const tables = replica.status.tables.filter(({ state }) => state === "live").map(({ table }) => table);
+  await press("hold");
+  const isCurrent = () => replica.status.state === "live" && replica.status.lagMs === 0;
+  for (let still = 0; still < 5; still = isCurrent() ? still + 1 : 0) await new Promise((resolve) => setTimeout(resolve, 150));
   const found = {};
-  for (const table of tables) found[table] = await replica.query(`SELECT * FROM ${table}`);
+  for (const table of tables.split(",")) {
+    const [one] = await replica.query(`SELECT * FROM ${table} LIMIT 1`);
+    const list = Object.keys(one ?? {}).map((name) => `CAST("${name}" AS text) AS "${name}"`).join(", ");
+    found[table] = one === undefined ? [] : (await replica.query(`SELECT ${list} FROM ${table}`)).map((row) => Object.values(row));
+  }
   return found;
 }
 
