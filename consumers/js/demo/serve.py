@@ -6,6 +6,7 @@ import functools
 import http.server
 import json
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -162,7 +163,9 @@ def handler_of(demo: Demo, folder: Path, config: dict[str, Any]) -> type[http.se
 
 
 def main(folder: str, port: str = "8090") -> None:
-    """Run until Ctrl-C."""
+    """Run until Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in its background without it
     with tempfile.TemporaryDirectory(prefix="walbridge-demo-") as place:
         Path(place).chmod(0o755)
         with start_embedded(Path(place) / "servers") as servers:
