@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from actors.batches.draft import BatchDraft
+from actors.batches.message_group import LIST_HEAD_BYTES, MessageGroup
 from actors.channels import Receiver, Sender
-from actors.contract.event_encoder import EventEncoder, sent_size
+from actors.contract.event_encoder import EventEncoder, Packable, sent_size
 from actors.contract.omitted_columns import without_largest_columns
 from actors.messages import (
     Batch,
@@ -31,7 +32,6 @@ from actors.wire.jetstream import OutMessage
 
 log = get_logger("batcher")
 
-_LIST_HEAD_BYTES = 5
 _HUGE_BYTES = 16 * 1024 * 1024
 _SHOWN_MAX = 200
 
@@ -75,11 +75,9 @@ class Batcher:
         """What to log of them. The batcher adds, its task takes away."""
         self._encoder, self._limits, self._slot, self._suspensions = encoder, limits, slot, suspensions
         self._packs = limits.pack > 1
-        self._event_max = limits.payload_max - (_LIST_HEAD_BYTES if self._packs else 0)
+        self._event_max = limits.payload_max - (LIST_HEAD_BYTES if self._packs else 0)
         self._held: RowChange | Truncated | Gap | None = None
-        self._group: list[OutMessage] = []  # events for the next message
-        self._group_kind: EventKind | None = None
-        self._group_bytes = 0
+        self._group = MessageGroup()
         self._draft = BatchDraft()
         self._full: list[Batch] = []  # cut to make room, not handed on yet
 
@@ -121,31 +119,63 @@ class Batcher:
     def _add_rows(self, run: RowRun) -> Iterator[Batch]:
         """Encode all rows of a run but the last together, and hold the last back.
 
-        With packing or suspended tables every row is fed alone; so is a row that is too large.
+        With suspended tables every row is fed alone; so is a row that is too large.
         """
-        limits, draft, index, last = self._limits, self._draft, 0, len(run.rows) - 1
+        index, last = 0, len(run.rows) - 1
+        add = self._pack_some if self._packs else self._add_some
         while index <= last:
-            if index == last or self._packs or self._suspensions.tables:
+            if index == last or self._suspensions.tables:
                 self._hold(run.change(index))
                 index += 1
             elif self._held is not None:
                 self._release(last=False)  # this may suspend the run's own table
             else:
-                stop = min(last, index + limits.messages_max - len(draft.messages))
-                room = limits.bytes_max - draft.size_bytes
-                made, size = self._encoder.rows(run, index, stop, room, limits.payload_max)
-                fits = bool(made)
-                while limits.at_ends and size > room and made and (draft.messages or len(made) > 1):
-                    size -= sent_size(made.pop())
-                if made:
-                    index += len(made)
-                    draft.add_rows(run, index - 1, made, size)
-                elif fits or stop == index:
-                    self._cut_once()
-                else:  # the row is too large
-                    self._hold(run.change(index))
-                    index += 1
+                index = add(run, index, last)
             yield from self._cut_full()
+
+    def _add_some(self, run: RowRun, index: int, last: int) -> int:
+        """Add messages of rows from `index` on, as many as the batch has room for; return where to continue."""
+        limits, draft = self._limits, self._draft
+        stop = min(last, index + limits.messages_max - len(draft.messages))
+        room = limits.bytes_max - draft.size_bytes
+        made, size = self._encoder.rows(run, index, stop, room, limits.payload_max)
+        fits = bool(made)
+        while limits.at_ends and size > room and made and (draft.messages or len(made) > 1):
+            size -= sent_size(made.pop())
+        if made:
+            index += len(made)
+            draft.count_rows(run, index - 1, len(made))
+            draft.add_messages(made, size)
+        elif fits or stop == index:
+            self._cut_once()
+        else:  # the row is too large
+            self._hold(run.change(index))
+            index += 1
+        return index
+
+    def _pack_some(self, run: RowRun, index: int, last: int) -> int:
+        """Add rows from `index` on to the group, as many as its message has room for; return where to continue."""
+        limits, draft, group = self._limits, self._draft, self._group
+        if group and group.kind is not run.kind:
+            self._close_group()
+            return index
+        room = limits.payload_max - group.size_bytes
+        if limits.at_ends:
+            room = min(room, limits.bytes_max - draft.size_bytes - group.size_bytes)
+        stop = min(last, index + limits.pack - len(group))
+        events = self._encoder.packable(run, index, stop, room, self._event_max)
+        if events.bodies and (group or len(draft.messages) < limits.messages_max):
+            index += len(events.bodies)
+            group.add(run.kind, events)
+            draft.count_rows(run, index - 1, len(events.bodies))
+            if index < stop or len(group) == limits.pack:
+                self._close_group()
+        elif group:
+            self._close_group()
+        else:  # the batch has to be cut first, or the row is too large
+            self._hold(run.change(index))
+            index += 1
+        return index
 
     def _hold(self, change: RowChange | Truncated) -> None:
         """Hold back the newest event, unless its table is suspended."""
@@ -215,11 +245,14 @@ class Batcher:
         else:
             message, size = self._sized(change.kind, self._encoder.truncated(change, last=last))  # type: ignore[arg-type]
         if self._packs:
-            self._add_to_group(change.kind, message, size)
+            self._make_room_in_group(change.kind, size)
+            self._group.add(change.kind, Packable([message.body], message.msg_id, size))
         else:
             self._make_room(size)
             self._draft.add_message(message, size)
         self._draft.count(change)
+        if len(self._group) == self._limits.pack:
+            self._close_group()
         return True
 
     def _whole(self, change: RowChange, *, last: bool) -> tuple[OutMessage | None, int]:
@@ -266,33 +299,37 @@ class Batcher:
         if self._full:
             yield from self._full
             self._full = []
-        limits, draft = self._limits, self._draft
-        if len(draft.messages) >= limits.messages_max or draft.size_bytes >= limits.bytes_max:
-            if not limits.at_ends:
+        if self._is_full:
+            if not self._limits.at_ends:
                 self._close_group()
-                yield draft.cut()
-            elif draft.is_complete:
-                yield draft.cut()
+                yield self._draft.cut()
+            elif self._draft.is_complete:
+                yield self._draft.cut()
+
+    @property
+    def _is_full(self) -> bool:
+        limits, draft = self._limits, self._draft
+        return len(draft.messages) >= limits.messages_max or draft.size_bytes >= limits.bytes_max
 
     # -- several events in a message
 
-    def _add_to_group(self, kind: EventKind, event: OutMessage, size: int) -> None:
-        limits, grown = self._limits, self._group_bytes + size
-        full = len(self._group) >= limits.pack or (limits.at_ends and self._draft.size_bytes + grown > limits.bytes_max)
-        if self._group and (full or kind is not self._group_kind or grown > limits.payload_max):
+    def _make_room_in_group(self, kind: EventKind, size: int) -> None:
+        """Close the group before an event of this size if the event does not fit, and cut the batch if it is full then."""
+        limits, group = self._limits, self._group
+        grown = group.size_bytes + size
+        is_over = grown > limits.payload_max or (limits.at_ends and self._draft.size_bytes + grown > limits.bytes_max)
+        if group and (is_over or kind is not group.kind):
             self._close_group()
-        if not self._group:
-            self._make_room(_LIST_HEAD_BYTES + size)
-            self._group_kind, self._group_bytes = kind, _LIST_HEAD_BYTES
-        self._group.append(event)
-        self._group_bytes += size
+            if self._is_full and not limits.at_ends:
+                self._full.append(self._draft.cut())
+        if not group:
+            self._make_room(LIST_HEAD_BYTES + size)
 
     def _close_group(self) -> None:
-        if self._group:
-            assert self._group_kind is not None, "a group has a kind"
-            message, size = self._encoder.packed(self._group_kind, self._group)
+        kind = self._group.kind
+        if kind is not None:
+            message, size = self._encoder.packed(kind, self._group.take())
             self._draft.add_message(message, size)
-            self._group = []
 
 
 def _left_out(change: RowChange, omitted: tuple[str, ...]) -> LeftOut:

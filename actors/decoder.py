@@ -36,7 +36,7 @@ from actors.snapshots.transaction_log import TransactionLog
 from actors.telemetry.telemetry import Telemetry
 from actors.values.formats import Arrays, Encoding
 from actors.values.large_values import sparing_row_decoder
-from actors.values.row_compiler import RowDecoder, compile_row_decoder
+from actors.values.row_compiler import CHANGE_AT, RUN_HEAD_END, RowDecoder, RunDecoder, compile_row_decoders
 from actors.values.text_values import converter_for
 from actors.wire import pgoutput
 from actors.wire.pgoutput import Relation
@@ -47,9 +47,9 @@ _NEW, _OLD, _KEY = b"NOK"
 _CHANGES = {_INSERT: (_NEW,), _UPDATE: (_NEW, _OLD, _KEY), _DELETE: (_OLD, _KEY)}
 """Markers that may stand before the first tuple of a change."""
 _OPERATIONS = {_INSERT: "insert", _UPDATE: "update", _DELETE: "delete", _TRUNCATE: "truncate"}
-_NO_RUN = b"-"  # equals no message's bytes of operation, relation and marker
-_no_columns = compile_row_decoder(())
-_HEADER = 25  # XLogData: tag, start, end, send time
+_ONE_TUPLE = frozenset({b"IN", b"UN", b"DO", b"DK"})
+"""Operations and markers of changes that consist of one tuple."""
+_HEADER = CHANGE_AT  # XLogData: tag, start, end, send time
 _POSTGRES_EPOCH_US = 946_684_800_000_000
 _EVERYTHING: Final = 1 << 62
 
@@ -64,6 +64,7 @@ class _Shape(NamedTuple):
 
     table: Table
     decode: RowDecoder
+    decode_run: RunDecoder
     decode_large: RowDecoder
     """For messages above LARGE_MESSAGE_BYTES: leaves out values that no message can carry."""
     kinds: dict[int, EventKind]
@@ -126,9 +127,9 @@ class Decoder:
             (c.name, converter_for(c.type_oid, description.types, self._encoding, self._arrays)) for c in relation.columns
         ]
         kinds = {tag: EventKind(table, operation) for tag, operation in _OPERATIONS.items()}
-        decode = compile_row_decoder(columns)
+        decode, decode_run = compile_row_decoders(columns)
         sparing = sparing_row_decoder(columns, decode, self._payload_max)
-        self._shapes[relation.oid] = _Shape(table, decode, sparing, kinds)
+        self._shapes[relation.oid] = _Shape(table, decode, decode_run, sparing, kinds)
         if self._known.get(table.token) == table.schema_id:
             self._unannounced.pop(relation.oid, None)
         else:
@@ -177,20 +178,10 @@ class Decoder:
         """
         append, shapes, unannounced = items.append, self._shapes, self._unannounced
         txn, seq, first_seq = self._txn, self._seq, self._first_seq
-        run: RawMessage = _NO_RUN
-        decode = _no_columns
-        rows: list[dict[str, object]] = []
         index, (stop, decode_change) = start, _part(block, start)
         try:
-            for index in range(start, stop):
+            while index < stop:
                 message = block[index]
-                if message[25:31] == run:  # same operation on the same table, as in most messages
-                    row, end, notes = decode(message, 31)
-                    if notes is None and end == len(message):
-                        rows.append(row)
-                        seq += 1
-                        continue
-                run = _NO_RUN
                 tag = message[_HEADER] if message[0] == _XLOGDATA else message[0]
                 if tag in _CHANGES:
                     if txn is None:
@@ -199,10 +190,16 @@ class Decoder:
                     if unannounced:
                         self._announce(oid, seq, append)
                     if seq >= first_seq:
-                        change = decode_change(message, tag, shapes[oid], txn, seq)
-                        append(change)
-                        if type(change) is RowRun:
-                            run, decode, rows = message[25:31], shapes[oid].decode, change.rows
+                        shape = shapes[oid]
+                        if decode_change is _decode_change and message[25:31:5] in _ONE_TUPLE:
+                            rows: list[dict[str, object]] = []
+                            after = shape.decode_run(block, index, stop, message[25:RUN_HEAD_END], rows)
+                            if rows:
+                                append(RowRun(shape.kinds[tag], txn, seq, rows))
+                                seq += len(rows)
+                                index = after
+                                continue
+                        append(decode_change(message, tag, shape, txn, seq))
                     seq += 1
                 elif tag == _BEGIN:
                     txn = self._begin(message)
@@ -218,13 +215,14 @@ class Decoder:
                 else:
                     seq = self._other(message, txn, seq, first_seq, append)
                     if self.wanted is not None:
-                        break
+                        stop = index
+                index += 1
         except (KeyError, IndexError, struct.error) as exc:
             raise MalformedMessage(f"pgoutput: cannot decode {bytes(block[index][25:64])!r}: {exc!r}") from exc
         self._seq = seq
         if not self._is_told and txn is not None:
             self._tell_of(txn, seq)
-        return index + 1
+        return index
 
     def _begin(self, message: RawMessage) -> Transaction:
         commit_lsn, commit_time, xid = _begin(message, 26)

@@ -1,9 +1,10 @@
-"""snapshotter: serves requests for snapshots, one table at a time, beside the stream of events (contract, section 5)."""
+"""snapshotter: serves requests for snapshots, several at once, beside the stream of events (contract, section 5)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
@@ -16,16 +17,34 @@ from actors.clients.postgres.publications import PublishedTable
 from actors.contract.event_encoder import read_any_document
 from actors.contract.records import AMBIGUOUS
 from actors.contract.snapshot_encoder import Message, error_message
-from actors.contract.subjects import CDC, INIT, INIT_STARTS, init_error, init_meta, init_start, parse, request
+from actors.contract.subjects import (
+    CDC,
+    INIT,
+    INIT_STARTS,
+    PartKind,
+    init_error,
+    init_meta,
+    init_start,
+    parse,
+    part_of,
+    request,
+    split_suffix,
+)
 from actors.errors import SourceUnavailable
 from actors.positions import Lsn, parse_lsn
 from actors.publication_model import PublicationModel
 from actors.settings.config import PostgresConfig
 from actors.snapshots.chunks import RowTooLarge
-from actors.snapshots.failures import NoWatermark, SnapshotFailed, TableChanged, failure_of
+from actors.snapshots.course import Course, unfinished
+from actors.snapshots.failures import NoWatermark, SnapshotFailed, TableChanged, failure_of, fix_of
+from actors.snapshots.key_requests import read_keys
 from actors.snapshots.progress import SnapshotBoard
+from actors.snapshots.ranges_taking import RangesTaker, ShapeChanged
 from actors.snapshots.requests import Asked, SnapshotRequests, verdict_on
-from actors.snapshots.taking import SnapshotSetup, SnapshotTaker
+from actors.snapshots.seats import SMALL_BYTES, Seats
+from actors.snapshots.setup import Cancelling, Pace, SnapshotSetup
+from actors.snapshots.table_reader import small_relations
+from actors.snapshots.taking import SnapshotTaker
 from actors.startup.other_bridges import read_other_bridges
 from actors.suspensions import Suspensions
 from actors.telemetry.log import get_logger
@@ -39,6 +58,8 @@ TOLD_WITHIN_S = 20.0
 WRITER_ENDS_S = 2.0
 """Pause before the next attempt while a transaction is open from before the table was published."""
 UNKNOWN_EVERY_S = 60.0
+FAILURES = (SnapshotFailed, PostgresError, RowTooLarge, UnicodeDecodeError, JetStreamError, SinkRefused)
+"""Errors that end one snapshot; `failure_of` has words for them."""
 UNKNOWN_AT_ONCE = 100
 """Unknown tables answered per minute; more are a mistake or malice."""
 
@@ -60,8 +81,28 @@ class UnknownTables:
         return True
 
 
+@dataclass(eq=False, slots=True)
+class Job:
+    """A snapshot that is being taken, and the requests that it serves."""
+
+    served: Sequence[Asked]
+    published: PublishedTable
+    progress: SnapshotProgress
+    give_back_seat: Callable[[], None]
+    cancelling: Cancelling = field(default_factory=Cancelling)
+
+    @property
+    def token(self) -> str:
+        """The table's."""
+        return self.served[0].token
+
+    @property
+    def answered_as(self) -> str:
+        return self.served[0].answered_as
+
+
 class Snapshotter:
-    """Serves one bridge's requests. Owns one or two PostgreSQL connections while a snapshot runs, none in between."""
+    """Serves one bridge's requests, several at once. Owns PostgreSQL connections while snapshots run, none in between."""
 
     def __init__(
         self, setup: SnapshotSetup, js: JetStream, publication: PublicationModel, suspensions: Suspensions, telemetry: Telemetry
@@ -72,67 +113,125 @@ class Snapshotter:
         self._publication = publication
         self._requests = SnapshotRequests(js, publication.tables, stream=self._stream, kept=setup.stream.requests_kept)
         self._board = SnapshotBoard(telemetry)
-        self._taker = SnapshotTaker(setup, js, self._requests, self._board)
+        self._pace = Pace(setup.config.snapshots.rate_mb_s)
+        self._seats = Seats(setup.config.snapshots.parallel, self._requests.nudge)
         self._unknown = UnknownTables()
+        self._jobs: dict[str, Job] = {}
+        """By the token of the answer: of equal requests one is served at a time."""
 
     async def run(self) -> None:
-        """Serve requests until cancelled; the next start repeats an unfinished snapshot.
+        """Serve requests until cancelled; the next start repeats an unfinished snapshot, or continues one in rounds.
 
         Raises SinkUnavailable when NATS is away.
         """
+        try:
+            await self._serve_all()
+        finally:
+            self._board.interrupted()
+
+    async def _serve_all(self) -> None:
         await self._requests.listen()
-        for token in await self._unfinished():
-            log.info("a snapshot was interrupted: taking it again", table=token)
-            self._requests.add(Asked(token, self._stream))
-        while True:
-            await self._requests.wait()
-            self._board.waiting(self._requests.tables)
-            await self._serve_some()
-            self._board.waiting(self._requests.tables)
+        for asked in await self._unfinished():
+            log.info("a snapshot was interrupted: taking it up again", table=asked.answered_as)
+            self._requests.add(asked)
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._requests.expect_news()
+                self._board.waiting([token for token in self._requests.tables if token not in self._jobs])
+                await self._start_some(nursery)
+                self._board.waiting([token for token in self._requests.tables if token not in self._jobs])
+                await self._requests.wait_for_news()
 
     # -- which requests are ours
 
-    async def _serve_some(self) -> None:
-        """Serve the first request for a published table; if there is none, answer those that no snapshot can serve."""
-        waiting = self._requests.waiting
+    async def _start_some(self, nursery: trio.Nursery) -> None:
+        """Start what there is room for, and answer the requests that no snapshot can serve."""
+        await self._cancel()
+        waiting = [asked for asked in self._requests.waiting if asked.answered_as not in self._jobs]
+        if not waiting:
+            self._seats.is_anybody_waiting = False
+            return
         try:
             published = self._publication.tables
-            if not any(asked.token in published for asked in waiting):
+            if not all(asked.token in published for asked in waiting):
                 published = await self._look()
+            self._requests.known = published.keys()
+            own = self._stream
+            servable = [asked for asked in waiting if asked.token in published and (asked.stream or own == CDC)]
+            rest = [asked for asked in waiting if asked not in servable]
+            if rest:
+                servable += await self._answer_the_rest(rest[:UNKNOWN_AT_ONCE], published)
+            small = await self._small_tables(servable, published)
         except (SourceUnavailable, PostgresError) as exc:
             log.warning("cannot take a snapshot yet: waiting for PostgreSQL", table=waiting[0].token, reason=str(exc))
             await trio.sleep(SourceUnavailable.retry_s)
+            self._requests.nudge()
             return
-        self._requests.known = published.keys()
-        own = self._stream
-        served = next((asked for asked in waiting if asked.token in published and (asked.stream or own == CDC)), None)
-        if served is None:
-            served = await self._answer_the_rest(waiting[:UNKNOWN_AT_ONCE], published)
-        if served is not None:
-            token = served.token
-            alike = [asked for asked in waiting if asked.token == token and (asked.stream or asked == served or own == CDC)]
-            await self._serve(token, published[token], alike)
+        is_anybody_waiting = len(rest) > UNKNOWN_AT_ONCE
+        if is_anybody_waiting:
+            self._requests.nudge()
+        for asked in servable:
+            if asked.answered_as in self._jobs:
+                continue
+            give_back = self._seats.take(is_small=asked.token in small or _kind(asked) == "keys")
+            if give_back is None:
+                is_anybody_waiting = True
+                continue
+            alike = [one for one in servable if one.answered_as == asked.answered_as]
+            progress = self._board.running(asked.answered_as)
+            job = self._jobs[asked.answered_as] = Job(alike, published[asked.token], progress, give_back)
+            nursery.start_soon(self._run, job)
+        self._seats.is_anybody_waiting = is_anybody_waiting
 
-    async def _answer_the_rest(self, waiting: Sequence[Asked], published: Collection[str]) -> Asked | None:
-        """Answer, or leave to others, what no snapshot of this bridge can serve; returns the first request that one can."""
-        own, first = self._stream, None
+    async def _small_tables(self, servable: Sequence[Asked], published: Mapping[str, PublishedTable]) -> Collection[str]:
+        """The tokens of requested tables that are small, if that matters: no seat is free but the one for them."""
+        whole = {asked.token for asked in servable if _kind(asked) == "whole"}
+        if len(servable) <= self._seats.free or not self._seats.is_small_free or not whole:
+            return ()
+        tokens = {published[token].relation_oid: token for token in whole}
+        connection = await PgConnection.connect(self._config.postgres, application_name="walbridge snapshot")
+        try:
+            return {tokens[oid] for oid in await small_relations(connection, list(tokens), bytes_max=SMALL_BYTES)}
+        finally:
+            connection.close()
+
+    async def _cancel(self) -> None:
+        """Do what requests to cancel a snapshot ask for."""
+        for asked in self._requests.waiting:
+            part = part_of(asked.suffix)
+            if part is None or part.kind != "cancel":
+                continue
+            self._requests.leave(asked)
+            jobs = [job for job in self._jobs.values() if job.token == asked.token and job.progress.snapshot_id == part.id]
+            for job in jobs:
+                log.info("a snapshot is cancelled", table=job.answered_as, snapshot_id=part.id)
+                job.cancelling.is_asked.set()
+            others = await read_other_bridges(self._js, self._stream) if not jobs and not asked.stream else {}
+            publishing = [self._stream] if asked.token in self._publication.tables else []
+            publishing += [stream for stream, record in others.items() if asked.token in record.tables]
+            if jobs or verdict_on(asked, self._stream, publishing) != "another bridge's":
+                await self._requests.answered(asked)
+
+    async def _answer_the_rest(self, waiting: Sequence[Asked], published: Collection[str]) -> list[Asked]:
+        """Answer, or leave to others, what no snapshot of this bridge can serve; return the requests that one can."""
+        own, found = self._stream, list[Asked]()
         others = await read_other_bridges(self._js, own)
         tables: dict[str, Collection[str]] = {own: published, **{stream: record.tables for stream, record in others.items()}}
         for asked in waiting:
             publishing = sorted(stream for stream, listed in tables.items() if asked.token in listed)
             verdict = verdict_on(asked, own, publishing)
             if verdict == "snapshot":
-                first = first or asked
+                found.append(asked)
                 continue
             self._requests.leave(asked)
             if verdict == "ambiguous":
-                await self._answer_ambiguous(asked.token, publishing)
+                await self._answer_ambiguous(asked, publishing)
             elif verdict == "unknown table":
-                await self._answer_unknown(asked.token, sorted(published))
+                await self._answer_unknown(asked, sorted(published))
             else:
                 continue
             await self._requests.answered(asked)
-        return first
+        return found
 
     async def _look(self) -> dict[str, PublishedTable]:
         """Read the publication's present tables, by token."""
@@ -144,32 +243,41 @@ class Snapshotter:
         finally:
             connection.close()
 
-    async def _answer_unknown(self, token: str, available: list[str]) -> None:
+    async def _answer_unknown(self, asked: Asked, available: list[str]) -> None:
+        token = asked.token
         if self._unknown.may_answer(token, time.monotonic()):
             log.warning("a snapshot of an unknown table was requested", table=token)
             words = f"no table {token} in publication {self._config.source.publication}"
             encoder = self._setup.encoder
             await self._publish(
-                error_message(encoder, token, token, "unknown_table", words, stream=self._stream, available_tables=available)
+                error_message(
+                    encoder, asked.answered_as, token, "unknown_table", words, stream=self._stream, available_tables=available
+                )
             )
 
-    async def _answer_ambiguous(self, token: str, streams: Sequence[str]) -> None:
+    async def _answer_ambiguous(self, asked: Asked, streams: Sequence[str]) -> None:
+        token = asked.token
         if self._unknown.may_answer(token, time.monotonic()):
-            words = f"several bridges publish {token}: name the stream of one, as in {request(token, streams[0])}"
+            words = f"several bridges publish {token}: name the stream of one, as in {request(asked.answered_as, streams[0])}"
             log.warning("a snapshot was asked for of no bridge by name, and several publish the table", table=token)
             encoder = self._setup.encoder
-            await self._publish(error_message(encoder, token, token, AMBIGUOUS, words, stream=self._stream, streams=streams))
+            await self._publish(
+                error_message(encoder, asked.answered_as, token, AMBIGUOUS, words, stream=self._stream, streams=streams)
+            )
 
-    async def _unfinished(self) -> list[str]:
-        """Return the tables whose last snapshot by this bridge has a start but neither meta nor error."""
-        found: list[str] = []
+    async def _unfinished(self) -> list[Asked]:
+        """Return the snapshots of this bridge that have a start but neither meta nor error, of each kind the last."""
+        found: list[Asked] = []
         for subject in await self._js.subjects_of(INIT, INIT_STARTS):
             start = parse(subject)
-            token = start.token if start is not None else ""
-            if token in self._publication.tables:
-                begun = await self._last_id(init_start(token))
-                if begun and begun not in [await self._last_id(of(token)) for of in (init_meta, init_error)]:
-                    found.append(token)
+            answered_as = start.token if start is not None else ""
+            token, suffix = split_suffix(answered_as)
+            part = part_of(suffix)
+            # who has named rows asks again
+            if token in self._publication.tables and part is not None and part.kind in ("whole", "ranges"):
+                begun = await self._last_id(init_start(answered_as))
+                if begun and begun not in [await self._last_id(of(answered_as)) for of in (init_meta, init_error)]:
+                    found.append(Asked(token, self._stream, suffix))
         return found
 
     async def _last_id(self, subject: str) -> str:
@@ -179,18 +287,33 @@ class Snapshotter:
 
     # -- one request
 
-    async def _serve(self, token: str, published: PublishedTable, served: Sequence[Asked]) -> None:
+    async def _run(self, job: Job) -> None:
+        """Take one snapshot. Raises SinkUnavailable when NATS is away."""
+        try:
+            if _kind(job.served[0]) == "ranges":
+                await self._serve_in_rounds(job)
+            else:
+                await self._serve(job)
+        finally:
+            del self._jobs[job.answered_as]
+            job.give_back_seat()
+
+    async def _serve(self, job: Job) -> None:
         """Take a table's snapshot in at most five attempts; a failure is reported and ends this snapshot only."""
-        progress = self._board.running(token)
         failure = SnapshotFailed(
             "no_watermark", f"in {ATTEMPTS_MAX} attempts no LSN divided what the snapshot saw from the rest; request it again"
         )
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
+                job.cancelling.check()
                 if attempt > 1:
-                    published = await self._look_again(token)
-                await self._suspensions.resume(token, partial(_wal_end, self._config.postgres))
-                await self._taker.take(token, published, progress, served)
+                    job.published = await self._look_again(job.token)
+                if _kind(job.served[0]) == "keys":
+                    await self._answer_keys(job)
+                else:
+                    await self._suspensions.resume(job.token, partial(_wal_end, self._config.postgres))
+                    taker = SnapshotTaker(self._setup, self._js, self._requests, self._board, self._pace, job.cancelling)
+                    await taker.take(job.token, job.published, job.progress, job.served)
             except NoWatermark as exc:
                 if str(exc):
                     failure = SnapshotFailed("no_watermark", str(exc))
@@ -201,19 +324,100 @@ class Snapshotter:
                     "table_changed", "the table or its publication was altered, and the stream does not say so yet; request "
                     "the snapshot again when the bridge has caught up"
                 )  # fmt: skip
-                with trio.move_on_after(TOLD_WITHIN_S):
-                    await self._publication.settled(token)
+                await self._settled(job.token)
             except SourceUnavailable as exc:
                 failure = SnapshotFailed("postgres_unavailable", str(exc))
                 if attempt < ATTEMPTS_MAX:
-                    log.warning("a snapshot was interrupted: retrying", table=token, reason=str(exc), next_try_s=exc.retry_s)
+                    log.warning(
+                        "a snapshot was interrupted: retrying", table=job.answered_as, reason=str(exc), next_try_s=exc.retry_s
+                    )
                     await trio.sleep(exc.retry_s)
-            except (SnapshotFailed, PostgresError, RowTooLarge, UnicodeDecodeError, JetStreamError, SinkRefused) as exc:
+            except FAILURES as exc:
                 failure = failure_of(exc)
                 break
             else:
                 return
-        await self._fail(served, published, progress, failure)
+        await self._fail(job, failure)
+
+    async def _serve_in_rounds(self, job: Job) -> None:
+        """Take a snapshot in rounds, and another one by itself whenever the table has changed between two rounds."""
+        course = await unfinished(self._js, job.answered_as, self._stream)
+        if course is not None:
+            await self._leave_older(job, course)
+        for_nothing = 0
+        while True:
+            taker = self._taker(job)
+            try:
+                if course is None:
+                    await self._resume(job)
+                await taker.take(job.answered_as, job.published, course)
+            except ShapeChanged:
+                for_nothing = 0 if taker.course is not None and taker.course.chunks else for_nothing + 1
+                failure = SnapshotFailed("table_changed", "the table was altered between two rounds; another snapshot begins")
+                if for_nothing == ATTEMPTS_MAX:
+                    failure = SnapshotFailed("table_changed", "the table was altered repeatedly; request the snapshot again")
+                    break
+                await self._publish_error(job, failure)
+                job.progress = self._board.running(job.answered_as)
+                course = None
+            except FAILURES as exc:
+                failure = failure_of(exc)
+                break
+            else:
+                self._done(job, taker)
+                return
+        await self._fail(job, failure)
+
+    async def _resume(self, job: Job) -> None:
+        """Let the events of a suspended table go out again before its rows are read."""
+        while True:
+            job.cancelling.check()
+            try:
+                await self._suspensions.resume(job.token, partial(_wal_end, self._config.postgres))
+                job.published = await self._look_again(job.token)
+            except SourceUnavailable as exc:
+                log.warning("a snapshot waits for PostgreSQL", table=job.answered_as, reason=str(exc), next_try_s=exc.retry_s)
+                await trio.sleep(exc.retry_s)
+            else:
+                return
+
+    async def _answer_keys(self, job: Job) -> None:
+        """Answer with the rows that were named."""
+        keys = read_keys(await self._requests.body_of(job.served[0]))
+        taker = self._taker(job)
+        await taker.answer(job.answered_as, job.published, keys)
+        self._done(job, taker)
+
+    def _taker(self, job: Job) -> RangesTaker:
+        async def begun() -> None:
+            self._requests.leave(*job.served)
+            await self._requests.answered(*job.served)
+
+        return RangesTaker(
+            self._setup, self._js, self._board, self._pace, job.progress, job.cancelling, self._seats,
+            look=partial(self._look_again, job.token), settled=partial(self._settled, job.token), begun=begun,
+        )  # fmt: skip
+
+    def _done(self, job: Job, taker: RangesTaker) -> None:
+        progress, course = job.progress, taker.course
+        self._board.done(progress)
+        if course is not None:
+            log.info(
+                "snapshot done", table=job.answered_as, snapshot_id=course.start.snapshot_id, rows=course.rows,
+                chunks=course.chunks, bytes=progress.bytes, seconds=round(progress.seconds, 3),
+            )  # fmt: skip
+
+    async def _leave_older(self, job: Job, course: Course) -> None:
+        """Leave the requests that are older than a running snapshot's start, which is their answer."""
+        start = await self._js.get_message(INIT, seq=course.start_seq)
+        for asked in job.served:
+            if start is None or await self._requests.stored_at(asked) < start.time:
+                self._requests.leave(asked)
+                await self._requests.answered(asked)
+
+    async def _settled(self, token: str) -> None:
+        with trio.move_on_after(TOLD_WITHIN_S):
+            await self._publication.settled(token)
 
     async def _look_again(self, token: str) -> PublishedTable:
         published = (await self._look()).get(token)
@@ -222,26 +426,35 @@ class Snapshotter:
             raise SnapshotFailed("unknown_table", f"no table {token} in publication {publication} any more")
         return published
 
-    async def _fail(
-        self, served: Sequence[Asked], published: PublishedTable, progress: SnapshotProgress, failure: SnapshotFailed
-    ) -> None:
-        token = served[0].token
-        self._requests.leave(*served)
-        self._board.failed(progress, f"{failure.kind}: {failure}")
-        log.error("snapshot failed", table=token, kind=failure.kind, reason=str(failure), snapshot_id=progress.snapshot_id)
+    async def _fail(self, job: Job, failure: SnapshotFailed) -> None:
+        self._requests.leave(*job.served)
+        await self._publish_error(job, failure)
+        await self._requests.answered(*job.served)
+
+    async def _publish_error(self, job: Job, failure: SnapshotFailed) -> None:
+        progress = job.progress
+        fix = fix_of(failure, job.published.qualified, job.published.token)
+        self._board.failed(progress, f"{failure.kind}: {failure}", fix)
+        log.error(
+            "snapshot failed", table=job.answered_as, kind=failure.kind, reason=str(failure), snapshot_id=progress.snapshot_id
+        )
         await self._publish(
             error_message(
-                self._setup.encoder, token, published.name, failure.kind, str(failure), stream=self._stream,
+                self._setup.encoder, job.answered_as, job.published.name, failure.kind, str(failure), stream=self._stream,
                 snapshot_id=progress.snapshot_id or None,
             )
         )  # fmt: skip
-        await self._requests.answered(*served)
 
     async def _publish(self, message: Message) -> None:
         try:
             await self._js.publish(message.subject, message.body)
         except (JetStreamError, SinkRefused) as exc:
             log.warning("cannot publish the error to consumers", subject=message.subject, reason=str(exc))
+
+
+def _kind(asked: Asked) -> PartKind:
+    part = part_of(asked.suffix)
+    return "whole" if part is None else part.kind
 
 
 async def _wal_end(config: PostgresConfig) -> Lsn:

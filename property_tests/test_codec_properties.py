@@ -15,7 +15,7 @@ from actors.errors import MalformedMessage
 from actors.positions import Lsn, format_lsn, parse_lsn
 from actors.values.arrays import parse_array
 from actors.values.json_values import json_converter, jsonb_converter
-from actors.values.row_compiler import compile_row_decoder, plain_row_decoder
+from actors.values.row_compiler import RUN_HEAD_END, compile_row_decoders, plain_row_decoder
 from actors.values.text_values import BUILTIN_TYPES, converter_for
 from actors.wire import pgoutput, replication
 from tests import pgoutput_bytes as pg
@@ -81,7 +81,7 @@ settings_of = st.tuples(st.sampled_from(["msgpack", "json"]), st.sampled_from(["
 def test_the_compiled_decoder_is_the_plain_one(columns, how, prefix):
     named = [(f"{prefix}{i}", converter_for(oid, {}, *how)) for i, (oid, _) in enumerate(columns)]
     message = b"\0" * 31 + pg.tuple_data([value for _, value in columns])
-    compiled, plain = compile_row_decoder(named), plain_row_decoder(named)
+    compiled, plain = compile_row_decoders(named).row, plain_row_decoder(named)
     assert repr(compiled(message, 31)) == repr(plain(message, 31))
     assert compiled(message, 31)[1] == len(message)
     for end in range(31, len(message)):
@@ -91,15 +91,36 @@ def test_the_compiled_decoder_is_the_plain_one(columns, how, prefix):
             pass
 
 
+@given(st.lists(st.sampled_from(sorted(TYPED)), max_size=4), settings_of, st.data())
+def test_a_run_is_the_rows_that_have_nothing_to_note(oids, how, data):
+    named = [(f"{i}", converter_for(oid, {}, *how)) for i, oid in enumerate(oids)]
+    row = st.tuples(*(st.one_of(TYPED[oid], TYPED[oid], st.none(), st.just("u")) for oid in oids))
+    broken = st.sampled_from([b"", b"", b"", b"n", b"\0"])
+    block = [pg.xlog(pg.insert(7, values)) + more for values, more in data.draw(st.lists(st.tuples(row, broken), max_size=9))]
+    other = pg.xlog(pg.insert(8, [b"1"] * len(oids)))
+    block.insert(data.draw(st.integers(0, len(block))), other)
+    start = data.draw(st.integers(0, len(block) - 1))
+    expected, plain = [], plain_row_decoder(named)
+    for message in block[start:]:
+        values, end, notes = plain(message, RUN_HEAD_END - 2)
+        if message == other or notes or end != len(message):
+            break
+        expected.append(values)
+    rows = []
+    head = pg.xlog(pg.insert(7, [None] * len(oids)))[25:RUN_HEAD_END]
+    assert compile_row_decoders(named).run(block, start, len(block), head, rows) == start + len(rows)
+    assert repr(rows) == repr(expected)
+
+
 def test_column_names_never_become_code():
     name = "x'); import os; os.system('false'); ('"
-    row, _, _ = compile_row_decoder([(name, converter_for(25, {}, "msgpack", "literal"))])(pg.tuple_data([b"v"]), 0)
+    row, _, _ = compile_row_decoders([(name, converter_for(25, {}, "msgpack", "literal"))]).row(pg.tuple_data([b"v"]), 0)
     assert row == {name: "v"}
 
 
 def test_1600_columns_compile():
     named = [(f"c{i}", converter_for(23, {}, "msgpack", "literal")) for i in range(1600)]
-    row, _, notes = compile_row_decoder(named)(pg.tuple_data([b"%d" % i for i in range(1600)]), 0)
+    row, _, notes = compile_row_decoders(named).row(pg.tuple_data([b"%d" % i for i in range(1600)]), 0)
     assert (row["c1599"], len(row), notes) == (1599, 1600, None)
 
 

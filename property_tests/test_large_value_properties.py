@@ -18,7 +18,7 @@ from actors.messages import EventKind, RowChange, RowRun, Table, Transaction
 from actors.positions import Lsn
 from actors.values.formats import Arrays, Encoding
 from actors.values.large_values import NESTED_RATIO_MAX, can_fit, sparing_row_decoder
-from actors.values.row_compiler import compile_row_decoder
+from actors.values.row_compiler import compile_row_decoders
 from actors.values.text_values import Converter, converter_for
 from actors.wire.pgoutput import Column, Relation
 from tests import pgoutput_bytes as pg
@@ -94,9 +94,9 @@ def shape_of(encoding: Encoding, arrays: Arrays, identity: str, key: frozenset[s
     names = tuple(c.name for c in relation.columns if c.is_key)
     table = Table(relation, "t", 1, names, key)
     columns: list[tuple[str, Converter]] = [(name, converter_for(oid, {}, encoding, arrays)) for name, oid in COLUMNS]
-    decode = compile_row_decoder(columns)
+    decode, decode_run = compile_row_decoders(columns)
     kinds = {tag: EventKind(table, operation) for tag, operation in KIND_OF.items()}
-    return _Shape(table, decode, sparing_row_decoder(columns, decode, SIZE_MAX), kinds)
+    return _Shape(table, decode, decode_run, sparing_row_decoder(columns, decode, SIZE_MAX), kinds)
 
 
 def values(draw: st.DrawFn, *, unchanged: bool) -> list[bytes | str | None]:

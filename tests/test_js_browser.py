@@ -126,7 +126,12 @@ def count_in(page: Page) -> int:
 def is_equal(page: Page, database: Database) -> bool:
     """Whether the tab's rows are the source's, by the hashes of `walbridge verify`."""
     sides = []
-    held = rows_in(page, "SELECT CAST(id AS text) AS id, name, CAST(price AS text) AS price, CAST(at AS text) AS at FROM users")
+    sql = "SELECT CAST(id AS text) AS id, name, CAST(price AS text) AS price, CAST(at AS text) AS at FROM users"
+    try:
+        held = rows_in(page, sql)
+    except Exception as exc:  # another tab takes over
+        print(exc)
+        return False
     source = database.execute("SELECT id::text, name, price::text, at::text FROM users")
     for rows in (source, [tuple(row[name] for name in ("id", "name", "price", "at")) for row in held]):
         side = Side([canonical_for(oid, {}) for oid in (20, 25, 1700, 1184)], [0])

@@ -64,14 +64,17 @@ class BatchDraft:
         """No transaction is open after the last message."""
         return self._end is not None and self._end.messages == len(self.messages) and self._newest is None
 
-    def add_rows(self, run: RowRun, newest: int, made: list[OutMessage], size: int) -> None:
-        """Add messages of a run, the last of which is of row `newest`."""
+    def count_rows(self, run: RowRun, newest: int, count: int) -> None:
+        """Count events of a run, the last of which is of row `newest`."""
         if not self._oldest_us:
             self._oldest_us = run.txn.commit_us
-        self.messages += made
-        self.size_bytes += size
-        self._counts[run.kind] = self._counts.get(run.kind, 0) + len(made)
+        self._counts[run.kind] = self._counts.get(run.kind, 0) + count
         self._newest = run.change(newest)
+
+    def add_messages(self, messages: list[OutMessage], size: int) -> None:
+        """Add messages of events that are counted on their own."""
+        self.messages += messages
+        self.size_bytes += size
 
     def add_message(self, message: OutMessage, size: int) -> None:
         """Add a message of events that are counted on their own."""

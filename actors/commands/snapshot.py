@@ -87,12 +87,17 @@ async def _ask(config: NatsConfig, table: str, stream: str, wait: bool) -> tuple
 
 async def _token_of(js: JetStream, table: str, stream: str) -> str:
     """The token of a table by the names that the bridge publishes, or of a table that it does not know."""
+    record = await _record(js, stream)  # who may only ask gives the token, or a name of schema public
+    return find_token(table, record.tables if record is not None else ()) or as_token(table)
+
+
+async def _record(js: JetStream, stream: str) -> BridgeRecord | None:
+    """The record of the stream's bridge; None if there is none, and for a user who may not read it."""
     try:
         entry = await js.kv_get(BRIDGES, stream) if await js.stream_info(bucket_stream(BRIDGES)) is not None else None
-    except SinkRefused:  # who may only ask gives the token, or a name of schema public
-        entry = None
-    published = BridgeRecord.decode(entry.data, stream).tables if entry is not None else ()
-    return find_token(table, published) or as_token(table)
+    except SinkRefused:
+        return None
+    return BridgeRecord.decode(entry.data, stream) if entry is not None else None
 
 
 async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dict[str, Any]:
@@ -112,6 +117,9 @@ async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dic
 
 
 async def _why_no_answer(js: JetStream, stream: str) -> str:
+    record = await _record(js, stream)
+    if record is not None and record.paused_at:
+        return "the bridge is paused: the request is kept until somebody resumes it: walbridge resume"
     if await js.stream_info(stream) is None:
         return f"the request is kept until a bridge of stream {stream} runs; there was none yet (another one: --stream NAME)"
     return f"no answer yet: other snapshots may run first, or no bridge of stream {stream} runs; the request is kept"

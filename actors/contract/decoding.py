@@ -21,9 +21,12 @@ from actors.contract.records import (
     Gap,
     Insert,
     Published,
+    RangesChunk,
+    RangesStart,
     Raw,
     Record,
     Row,
+    RowRange,
     Schema,
     SchemaChange,
     SnapshotChunk,
@@ -33,7 +36,7 @@ from actors.contract.records import (
     Truncate,
     Update,
 )
-from actors.contract.subjects import BRIDGE_TOKEN, CDC, CDC_ALL, Kind, matches, parse
+from actors.contract.subjects import BRIDGE_TOKEN, CDC, CDC_ALL, Kind, matches, parse, split_suffix
 from actors.errors import MalformedMessage
 from actors.values.json_values import json_converter, jsonb_converter
 
@@ -214,7 +217,9 @@ def answers(body: Body, stream: str) -> bool:
     return stream_of(body) == stream and body.get("error_type") != AMBIGUOUS
 
 
-def _start(token: str, body: Any) -> SnapshotStart:
+def _start(token: str, body: Any) -> SnapshotStart | RangesStart:
+    if "mode" in body:
+        return _ranges_start(token, body)
     columns = tuple(Column(c["name"], c["type"], c["pk"], c.get("base_type", "")) for c in body["columns"])
     return SnapshotStart(
         token, body.get("schema", ""), body["table"], body["snapshot_id"], body["snapshot_lsn"], body["stream_seq"],
@@ -222,10 +227,24 @@ def _start(token: str, body: Any) -> SnapshotStart:
     )  # fmt: skip
 
 
-def _chunk(token: str, body: Any) -> SnapshotChunk:
+def _ranges_start(token: str, body: Any) -> RangesStart:
+    columns = tuple(Column(c["name"], c["type"], c["pk"], c.get("base_type", "")) for c in body["columns"])
+    return RangesStart(
+        token, body["schema"], body["table"], body["snapshot_id"], body["mode"], body["relation_id"], body["schema_id"],
+        columns, tuple(body["key"]), stream_of(body), body["version"], body["rows_expected"], body["system_id"],
+        body["timeline"],
+    )  # fmt: skip
+
+
+def _chunk(token: str, body: Any) -> SnapshotChunk | RangesChunk:
     rows = body["data"]
     for index, name in body.get("raw", ()):
         rows[index][name] = Raw(rows[index][name])
+    if split_suffix(token)[1]:
+        left = tuple(RowRange(*(None if bound is None else tuple(bound) for bound in (a, b))) for a, b in body["left"])
+        return RangesChunk(
+            token, body["snapshot_id"], body["chunk"], body["snapshot_lsn"], body["stream_seq"], rows, body["row_count"], left
+        )
     return SnapshotChunk(token, body["snapshot_id"], body["chunk"], rows)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, get_type_hints
 
-from actors.contract.records import Column, Row
+from actors.contract.records import Column, Row, RowRange
 
 
 def _are_texts(values: object) -> bool:
@@ -29,6 +29,10 @@ def _are_lists(values: object) -> bool:
     return type(values) is list and all(type(value) is list for value in values)
 
 
+def _are_ranges(values: object) -> bool:
+    return type(values) is tuple and all(bound is None or _are_texts(bound) for value in values for bound in value)
+
+
 _TESTS: dict[Any, str] = {
     str: "type({0}) is str",
     int: "type({0}) is int",
@@ -38,6 +42,7 @@ _TESTS: dict[Any, str] = {
     Sequence[str]: "(not {0} or _are_texts({0}))",
     tuple[str, ...]: "_are_texts({0})",
     tuple[Column, ...]: "_are_columns({0})",
+    tuple[RowRange, ...]: "_are_ranges({0})",
     list[Row]: "_are_maps({0})",
     list[list[Any]]: "_are_lists({0})",
 }

@@ -206,6 +206,57 @@ class ArrayChunk(NamedTuple):
     """`msgpack` or `json`, as for the bridge's events."""
 
 
+KeyText = tuple[str, ...]
+"""A row's key as PostgreSQL's text of the key's columns."""
+
+
+class RowRange(NamedTuple):
+    """Rows whose key is beyond `after` and not beyond `through`, in PostgreSQL's order; None is no bound."""
+
+    after: KeyText | None = None
+    through: KeyText | None = None
+
+
+class RangesStart(NamedTuple):
+    """The start of a snapshot in rounds, or of an answer that has rows named by their keys. Each chunk has its own LSN."""
+
+    token: str
+    """With the suffix: `users+ranges`."""
+    schema: str
+    table: str
+    snapshot_id: str
+    mode: str
+    """`ranges` or `keys`."""
+    relation_id: int
+    schema_id: int
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    """The columns that name a row, in events too."""
+    stream: str
+    version: str
+    rows_expected: int
+    """From PostgreSQL's statistics; 0 without statistics."""
+    system_id: str
+    """Of the PostgreSQL that is read."""
+    timeline: int
+
+
+class RangesChunk(NamedTuple):
+    """Rows as of the chunk's own LSN. It comes right after the event `stream_seq`: see `ranges`."""
+
+    token: str
+    snapshot_id: str
+    chunk: int
+    snapshot_lsn: int
+    stream_seq: int
+    """The last message of the stream with `lsn < snapshot_lsn`. Never less than the chunk's before."""
+    rows: list[Row]
+    row_count: int
+    """Rows of this chunk and of all before it."""
+    left: tuple[RowRange, ...]
+    """What no chunk has yet. For the bridge, which goes on there."""
+
+
 class SnapshotMeta(NamedTuple):
     """The end of a complete snapshot. A snapshot without one does not count."""
 
@@ -233,5 +284,5 @@ class SnapshotError(NamedTuple):
 
 Change = Insert | Update | Delete
 Event = Insert | Update | Delete | Truncate | SchemaChange | Gap | Published
-Record = Event | Schema | SnapshotStart | SnapshotChunk | ArrayChunk | SnapshotMeta | SnapshotError
+Record = Event | Schema | SnapshotStart | SnapshotChunk | ArrayChunk | RangesStart | RangesChunk | SnapshotMeta | SnapshotError
 Body = Mapping[str, Any]

@@ -119,11 +119,7 @@ class SnapshotMessages:
             "lsn": format_lsn(head.snapshot_lsn),
             "snapshot_lsn": head.snapshot_lsn,
         }
-        raw: list[tuple[int, str]] = []
-        first = 0
-        for piece in pieces:
-            raw += [(first + row, head.relation.columns[column].name) for row, column in piece.raw]
-            first += piece.rows
+        raw = raw_values(pieces, [column.name for column in head.relation.columns])
         if raw:
             fields["raw"] = raw
         body = self._encoder.with_rows(fields, parts, rows)
@@ -151,6 +147,16 @@ class SnapshotMessages:
         if self._head.dictionary_id is not None:
             found["dictionary_id"] = self._head.dictionary_id
         return found
+
+
+def raw_values(pieces: Sequence[Piece], columns: Sequence[str]) -> list[tuple[int, str]]:
+    """Return (row, column) of the values of a chunk that were kept as text; `columns` are the names in order."""
+    raw: list[tuple[int, str]] = []
+    first = 0
+    for piece in pieces:
+        raw += [(first + row, columns[column]) for row, column in piece.raw]
+        first += piece.rows
+    return raw
 
 
 def error_message(

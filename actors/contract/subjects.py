@@ -122,6 +122,50 @@ def request(token: str, stream: str = "") -> str:
     return f"snapshot.request.{token}@{stream}" if stream else f"snapshot.request.{token}"
 
 
+# -- parts of a table: a suffix behind the token, of characters that no token has. In requests, and in what answers them.
+
+RANGES = "+ranges"
+"""The complete table, in rounds of small transactions (see `ranges`)."""
+_PART_ID = re.compile(r"\+([A-Za-z0-9_-]{1,64})")
+_CANCEL = "+cancel-"
+
+PartKind = Literal["whole", "ranges", "keys", "cancel"]
+
+
+class Part(NamedTuple):
+    """What a suffix means."""
+
+    kind: PartKind
+    id: str = ""
+    """For `keys` the asker's own id, for `cancel` the snapshot's."""
+
+
+def part_of(suffix: str) -> Part | None:
+    """Read a suffix; None for one that this version does not know."""
+    if suffix in ("", RANGES):
+        return Part("ranges" if suffix else "whole")
+    found = _PART_ID.fullmatch(suffix)
+    if found is None:
+        return None
+    return Part("cancel", suffix.removeprefix(_CANCEL)) if suffix.startswith(_CANCEL) else Part("keys", found[1])
+
+
+def keys_suffix(asker: str) -> str:
+    """The suffix of rows that an asker names by their keys. Its id has letters, digits, `_` and `-`."""
+    return f"+{asker}"
+
+
+def cancel_suffix(snapshot_id: str) -> str:
+    """The suffix of a request that ends a snapshot."""
+    return f"{_CANCEL}{snapshot_id}"
+
+
+def split_suffix(token: str) -> tuple[str, str]:
+    """Split the token of a subject in INIT or REQUESTS into the table's token and the suffix."""
+    found = re.search("[+~]", token)
+    return (token, "") if found is None else (token[: found.start()], token[found.start() :])
+
+
 # -- key-value buckets: streams whose subjects are the keys
 
 
@@ -143,6 +187,11 @@ def bucket_keys(bucket: str) -> str:
 def bucket_key(bucket: str, key: str) -> str:
     """The subject of a key."""
     return f"$KV.{bucket}.{key}"
+
+
+def is_bucket_key(subject: str) -> bool:
+    """Return whether a subject is that of a bucket's key."""
+    return subject.startswith("$KV.")
 
 
 def key_prefix(stream: str) -> str:

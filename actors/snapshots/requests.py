@@ -9,7 +9,7 @@ import trio
 
 from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream, JetStreamError
-from actors.contract.subjects import CDC, REQUEST_ALL, REQUESTS, parse, request
+from actors.contract.subjects import CDC, REQUEST_ALL, REQUESTS, Part, parse, part_of, request
 from actors.contract.table_token import TOKEN_MAX
 from actors.telemetry.log import get_logger
 from actors.wire.nats import Msg
@@ -22,11 +22,23 @@ READ_AGAIN_S = 30.0
 
 
 class Asked(NamedTuple):
-    """One request: for a table, of this bridge by name or of whichever bridge answers for the table."""
+    """One request: for a table or a part of it, of this bridge by name or of whichever bridge answers for the table."""
 
     token: str
     stream: str = ""
     """This bridge's stream; empty when the request names none."""
+    suffix: str = ""
+    """The part of the table; empty for the complete table."""
+
+    @property
+    def answered_as(self) -> str:
+        """The token of the answer's subjects."""
+        return self.token + self.suffix
+
+    @property
+    def subject(self) -> str:
+        """The subject on which it was asked."""
+        return request(self.answered_as, self.stream)
 
 
 Verdict = Literal["snapshot", "unknown table", "ambiguous", "another bridge's"]
@@ -49,14 +61,16 @@ def verdict_on(asked: Asked, own: str, publishing: Collection[str]) -> Verdict:
 class SnapshotRequests:
     """The requests that this bridge may have to serve, each once, in the order of asking.
 
-    Requests that name another bridge are left to that bridge, and those with a suffix to a version that knows it: both stay in
-    stream REQUESTS. `known` are the tables that are published: a flood of other tokens neither keeps them out nor fills memory.
+    Requests that name another bridge are left to that bridge, and those with an unknown suffix to a version that knows it: both
+    stay in stream REQUESTS. `known` are the tables that are published: a flood of other tokens neither keeps them out nor fills
+    memory.
     """
 
     def __init__(self, js: JetStream, known: Collection[str], *, stream: str, kept: bool) -> None:
         self.known = known
         self._js, self._stream, self._kept = js, stream, kept
         self._waiting: dict[Asked, None] = {}
+        self._bodies: dict[Asked, bytes] = {}
         self._news = trio.Event()
 
     @property
@@ -66,51 +80,74 @@ class SnapshotRequests:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """The tables of the requests, each once, in the same order."""
-        return tuple(dict.fromkeys(asked.token for asked in self._waiting))
+        """The tables of the requests, with their suffixes, each once, in the same order."""
+        return tuple(dict.fromkeys(asked.answered_as for asked in self._waiting))
 
     async def listen(self) -> None:
         """Subscribe to requests, and add the requests made before. Raises SinkUnavailable."""
         await self._js.connection.subscribe(REQUEST_ALL, self._on_message)
         await self._read_stream()
 
-    def add(self, asked: Asked) -> None:
-        """Add a request; an equal one changes nothing."""
-        if 0 < len(asked.token) <= TOKEN_MAX and (len(self._waiting) < WAITING_MAX or asked.token in self.known):
+    def add(self, asked: Asked, body: bytes = b"") -> None:
+        """Add a request; an equal one changes nothing, but its body counts."""
+        room = len(self._waiting) < WAITING_MAX or (asked.token in self.known and not asked.suffix)
+        if 0 < len(asked.token) <= TOKEN_MAX and (room or asked in self._waiting):
             self._waiting.setdefault(asked)
-            self._news.set()
+            if body and part_of(asked.suffix) == Part("keys", asked.suffix[1:]):
+                self._bodies[asked] = body
+            self.nudge()
 
-    async def wait(self) -> None:
-        """Wait until there is a request. Read the stream again every 30 s, since a message may have been missed."""
-        while not self._waiting:
-            self._news = trio.Event()
-            with trio.move_on_after(READ_AGAIN_S):
-                await self._news.wait()
-            if not self._waiting:
-                await self._read_stream()
+    async def body_of(self, asked: Asked) -> bytes:
+        """Return what a request says besides its subject. Raises SinkUnavailable."""
+        body = self._bodies.get(asked, b"")
+        if not body and self._kept:
+            stored = await self._js.get_message(REQUESTS, last_by_subj=asked.subject)
+            body = b"" if stored is None else stored.data
+        return body
+
+    async def stored_at(self, asked: Asked) -> str:
+        """Return when a request was stored, as JetStream writes it; empty if it is not in the stream."""
+        stored = await self._js.get_message(REQUESTS, last_by_subj=asked.subject) if self._kept else None
+        return "" if stored is None else stored.time
+
+    def nudge(self) -> None:
+        """Have what waits looked at again."""
+        self._news.set()
+
+    def expect_news(self) -> None:
+        """Forget the news so far. Call it before a look at what waits, so that what comes meanwhile is not missed."""
+        self._news = trio.Event()
+
+    async def wait_for_news(self) -> None:
+        """Wait for news since `expect_news`. After 30 s the stream is read again, since a message may have been missed."""
+        with trio.move_on_after(READ_AGAIN_S) as silence:
+            await self._news.wait()
+        if silence.cancelled_caught:
+            await self._read_stream()
 
     def leave(self, *asked: Asked) -> None:
         """Remove requests that are being served or that another bridge answers; a later request is a new one."""
         for one in asked:
             self._waiting.pop(one, None)
+            self._bodies.pop(one, None)
 
     async def answered(self, *asked: Asked) -> None:
         """Delete requests whose answer is in the stream. Raises SinkUnavailable."""
         for one in asked if self._kept else ():
             try:
-                await self._js.purge(REQUESTS, request(*one))
+                await self._js.purge(REQUESTS, one.subject)
             except (JetStreamError, SinkRefused) as exc:
                 log.warning("cannot delete a request; it is served again at the next start", table=one.token, said=exc.said)
 
     def _on_message(self, message: Msg) -> None:
-        self._add_subject(message.subject.decode("utf-8", "replace"))
+        self._add_subject(message.subject.decode("utf-8", "replace"), message.payload)
 
     async def _read_stream(self) -> None:
         if self._kept:
             for subject in await self._js.subjects_of(REQUESTS, REQUEST_ALL):
                 self._add_subject(subject)
 
-    def _add_subject(self, subject: str) -> None:
+    def _add_subject(self, subject: str, body: bytes = b"") -> None:
         found = parse(subject)
-        if found is not None and not found.suffix and found.stream in ("", self._stream):
-            self.add(Asked(found.token, found.stream))
+        if found is not None and part_of(found.suffix) is not None and found.stream in ("", self._stream):
+            self.add(Asked(found.token, found.stream, found.suffix), body)

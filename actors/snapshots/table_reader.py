@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from actors.clients.postgres.locks import begin_locked
 from actors.clients.postgres.publications import PublishedTable, published_table, with_row_filter
 from actors.contract.publication import TableFacts
 from actors.contract.table_schema import Description
+from actors.errors import SourceUnavailable
 from actors.settings.config import PostgresConfig
 from actors.snapshots.failures import TableChanged
 from actors.snapshots.watermark import Watermark, check_horizon, take_watermark
@@ -46,7 +47,12 @@ class OpenTable:
     source: str
     """The table's published rows, as what follows FROM in SQL."""
     _select: str
-    _block_rows: int
+    block_rows: int
+    """Rows per result: few where they are wide."""
+    published: PublishedTable
+    """The table with its row filter in SQL."""
+    columns: str
+    """The published columns, as what follows SELECT in SQL."""
 
     @property
     def to_utf8(self) -> Callable[[bytes], bytes] | None:
@@ -56,7 +62,27 @@ class OpenTable:
 
     def blocks(self) -> AsyncGenerator[pq.abc.PGresult]:
         """Yield the rows as libpq results of some rows each. Raises PostgresError or SourceUnavailable."""
-        return self.connection.blocks(self._select, self._block_rows)
+        return self.connection.blocks(self._select, self.block_rows)
+
+
+async def small_relations(connection: PgConnection, oids: Sequence[int], *, bytes_max: int) -> list[int]:
+    """Return which of these tables are not larger than that, without waiting for a lock: a locked one is in none's way."""
+    found: list[int] = []
+    await connection.query("SET lock_timeout = '200ms'")
+    for oid in oids[:100]:
+        try:
+            ((size,),) = await connection.query(
+                "SELECT sum(pg_table_size(t.relid)) FROM (SELECT $1::oid::regclass AS relid UNION"
+                " SELECT relid FROM pg_partition_tree($1::oid)) t",
+                (oid,),
+            )
+        except (PostgresError, SourceUnavailable) as exc:
+            if isinstance(exc, SourceUnavailable) and exc.code != "WB118":
+                raise
+            continue
+        if size is not None and int(size) <= bytes_max:
+            found.append(oid)
+    return found
 
 
 VersionOf = Callable[[TableFacts], tuple[str, int] | None]
@@ -114,7 +140,7 @@ async def open_table(
         select = f"SELECT {columns} FROM {source}"
         yield OpenTable(
             connection, relation, found.pk, version, description, watermark, int(expected or 0), out_of_line == "t", source,
-            select, block_rows,
+            select, block_rows, published, columns,
         )  # fmt: skip
         finished = True
     finally:

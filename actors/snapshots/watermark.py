@@ -61,6 +61,8 @@ class Watermark(NamedTuple):
     """Where the WAL ended after the ordinary snapshot was taken."""
     stalled_xids: frozenset[int] = frozenset()
     """Commits that are in the WAL and wait, not yet visible, for a synchronous standby."""
+    system_id: str = ""
+    timeline: int = 0
 
 
 async def take_watermark(config: PostgresConfig, connection: PgConnection) -> Watermark:
@@ -70,9 +72,10 @@ async def take_watermark(config: PostgresConfig, connection: PgConnection) -> Wa
     """
     replication = await PgConnection.connect(config, replication=True, application_name="walbridge snapshot")
     try:
+        ((system_id, timeline, *_),) = await replication.query("IDENTIFY_SYSTEM")
         lsn, snapshot = await export_snapshot(replication, f"snap_{secrets.token_hex(6)}", timeout_s=SLOT_TIMEOUT_S)
         await connection.query(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
-        return Watermark(lsn)
+        return Watermark(lsn, system_id=system_id or "", timeline=int(timeline or 0))
     except (PostgresError, SourceUnavailable) as exc:
         if isinstance(exc, SourceUnavailable) and exc.code == "WB124":
             raise  # nothing else would do: a standby cannot say where its WAL ends, nor write to it
@@ -84,7 +87,9 @@ async def take_watermark(config: PostgresConfig, connection: PgConnection) -> Wa
     # the first query takes the snapshot; the end of the WAL and the waiting commits are read after it
     ((xids, insert_lsn),) = await connection.query("SELECT pg_current_snapshot(), pg_current_wal_insert_lsn()")
     stalled = await _stalled_commits(config)
-    return Watermark(None, parse_snapshot(xids or ""), parse_lsn(insert_lsn or "0/0"), stalled)
+    return Watermark(
+        None, parse_snapshot(xids or ""), parse_lsn(insert_lsn or "0/0"), stalled, system_id or "", int(timeline or 0)
+    )
 
 
 async def check_horizon(connection: PgConnection, horizon: int) -> None:

@@ -26,7 +26,7 @@ class Backlog:
         self._waiting: deque[tuple[Lsn, float]] = deque()  # (commit LSN, commit time), oldest first
         self._newest = (NO_LSN, 0.0, False)  # commit LSN, commit time, whether it came late: of the newest told change
         self._told_at = 0.0
-        self._before: tuple[Lsn, float] | None = None  # the oldest that earlier runs have left, until this run has stored it
+        self._before: deque[tuple[Lsn, float]] = deque()  # what earlier runs have left, until this run has stored it
         self._reach = NO_LSN  # where that is proven at the latest
         self._ends: deque[tuple[Lsn, float]] = deque()  # (end of the WAL, when), oldest first
 
@@ -35,8 +35,8 @@ class Backlog:
 
         PostgreSQL will send again what earlier runs did not store. Until then its age is remembered.
         """
-        left = [(lsn, at) for lsn, at in self._open() if lsn > skip_lsn]
-        self._before, self._reach = (left[0] if left else None), wal_end
+        self._before = deque(sorted({one for one in (*self._before, *self._waiting) if one[0] > skip_lsn}))
+        self._reach = wal_end
         self._waiting.clear()
         self._newest, self._told_at = (Lsn(skip_lsn - 1), 0.0, False), 0.0
         self._ends.clear()  # another server's, perhaps
@@ -51,10 +51,11 @@ class Backlog:
 
     def stored(self, end_lsn: Lsn) -> None:
         """Note that JetStream has stored everything below `end_lsn`."""
-        while self._waiting and self._waiting[0][0] < end_lsn:
-            self._waiting.popleft()
-        if self._before is not None and (self._before[0] < end_lsn or self._reach <= end_lsn):
-            self._before = None
+        for waiting in (self._waiting, self._before):
+            while waiting and waiting[0][0] < end_lsn:
+                waiting.popleft()
+        if self._reach <= end_lsn:
+            self._before.clear()
 
     def wal_ends(self, lsn: Lsn, received_lsn: Lsn, now_unix_s: float) -> None:
         """Note how far PostgreSQL's WAL reaches, and how much of it has been sent."""
@@ -65,6 +66,11 @@ class Backlog:
         if len(self._ends) == ENDS_MAX:
             self._ends.pop()
         self._ends.append((lsn, now_unix_s))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a change that PostgreSQL has told of is not stored."""
+        return bool(self._open())
 
     def unread_bytes(self, received_lsn: Lsn) -> int:
         """WAL that PostgreSQL has written and not sent, as of the last look; 0 for what an idle PostgreSQL writes."""
@@ -90,5 +96,5 @@ class Backlog:
         return max(0.0, now_unix_s - oldest) if oldest else 0.0
 
     def _open(self) -> list[tuple[Lsn, float]]:
-        """The oldest of each kind: the deque is in order."""
-        return [*([self._before] if self._before is not None else []), *([self._waiting[0]] if self._waiting else [])]
+        """The oldest of each kind: each is in order."""
+        return [waiting[0] for waiting in (self._before, self._waiting) if waiting]

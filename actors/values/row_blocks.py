@@ -119,6 +119,13 @@ def array_head(count: int) -> bytes:
     return b"\xdc" + count.to_bytes(2, "big") if count < 65536 else b"\xdd" + count.to_bytes(4, "big")
 
 
+def map_head(count: int) -> bytes:
+    """Return MessagePack's head of a map."""
+    if count < 16:
+        return bytes([0x80 | count])
+    return b"\xde" + count.to_bytes(2, "big") if count < 65536 else b"\xdf" + count.to_bytes(4, "big")
+
+
 def _row_maker(names: Sequence[str], fmt: SnapshotFormat) -> Callable[[list[Column], int], list[Any]]:
     """Return (columns, number of rows) -> rows that msgspec encodes as arrays, or as maps in the columns' order."""
     if fmt == "array":

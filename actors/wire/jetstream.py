@@ -50,6 +50,7 @@ class ErrCode(IntEnum):
     ACCOUNT_RESOURCES_EXCEEDED = 10002
     NO_SUITABLE_PEERS = 10005
     CLUSTER_NOT_AVAILABLE = 10008
+    CONSUMER_NOT_FOUND = 10014
     INSUFFICIENT_RESOURCES = 10023
     MAXIMUM_CONSUMERS = 10026
     MAXIMUM_STREAMS = 10027
@@ -71,6 +72,7 @@ class ErrCode(IntEnum):
     TOO_MANY_REQUESTS = 10167
     ATOMIC_BATCH_TOO_LARGE = 10199
     ATOMIC_BATCH_DUPLICATE_ID = 10201
+    CONSUMER_INVALID_RESET = 10204
 
 
 WRONG_LAST_SEQUENCE = frozenset({ErrCode.WRONG_LAST_SEQUENCE, ErrCode.WRONG_LAST_SEQUENCE_CONSTANT})
@@ -78,25 +80,13 @@ WRONG_LAST_SEQUENCE = frozenset({ErrCode.WRONG_LAST_SEQUENCE, ErrCode.WRONG_LAST
 messages are being replicated."""
 
 
-class _Frames(NamedTuple):
-    """How messages are framed whose id is in one of the two headers."""
-
-    headers_bytes: int
-    """Without the sequence, the id and more header lines."""
-    fast: bytes
-    plain: bytes
-
-
-def _frames(id_header: str) -> _Frames:
-    headers = f"NATS/1.0\r\n{EXPECTED_LAST_SEQUENCE_HEADER}: %d\r\n{id_header}: %b\r\n%b\r\n".encode()
-    return _Frames(
-        len(headers % (0, b"", b"")) - 1,
-        b"HPUB %b %b%d.%d.$FI %d %d\r\n" + headers + b"%b\r\n",
-        b"HPUB %b %b.%d %d %d\r\n" + headers + b"%b\r\n",
-    )
-
-
-_FRAMES = {header: _frames(header) for header in (MSG_ID_HEADER, OWN_MSG_ID_HEADER)}
+_HEADERS = {
+    header: f"NATS/1.0\r\n{EXPECTED_LAST_SEQUENCE_HEADER}: %d\r\n{header}: %b\r\n%b\r\n".encode()
+    for header in (MSG_ID_HEADER, OWN_MSG_ID_HEADER)
+}
+"""By the header that has the id: a message's headers, of its expected last sequence, its id and its own header lines."""
+_HEADERS_BYTES = {header: len(lines % (0, b"", b"")) - 1 for header, lines in _HEADERS.items()}
+"""Without these three."""
 
 
 class OutMessage(NamedTuple):
@@ -151,31 +141,37 @@ def frame_fast_batch(
     The batch id is the batch's last sequence, a dash and a unique text; `parse_publish_reply` reads the expected sequence from
     it.
     """
-    frames: list[bytes] = []
-    headers_bytes, frame, _ = _FRAMES[id_header]
-    commit = len(messages)
     target = b"%b.%b.%d.fail." % (reply_prefix, batch_id, flow)
-    digits, longer_from = _digits(last_seq)
-    for i, (subject, msg_id, body, more) in enumerate(messages, 1):
-        if last_seq >= longer_from:
-            digits, longer_from = _digits(last_seq)
-        size = headers_bytes + digits + len(msg_id) + len(more)
-        op = 2 if i == commit else i > 1
-        frames.append(frame % (subject, target, i, op, size, size + len(body), last_seq, msg_id, more, body))
-        last_seq += 1
-    return b"".join(frames)
+    return _frames(messages, target, 1, (b".0.$FI", b".1.$FI", b".2.$FI"), last_seq, id_header)
 
 
 def frame_plain(messages: Sequence[OutMessage], reply_prefix: bytes, last_seq: int, id_header: str = MSG_ID_HEADER) -> bytes:
     """Return frames that publish `messages` right after `last_seq`, each acknowledged on `<prefix>.<its sequence>`."""
+    return _frames(messages, reply_prefix + b".", last_seq + 1, (b"", b"", b""), last_seq, id_header)
+
+
+def _frames(
+    messages: Sequence[OutMessage], target: bytes, first: int, ends: tuple[bytes, bytes, bytes], last_seq: int, id_header: str
+) -> bytes:
+    """Return frames whose reply subjects are `target`, a number counted from `first`, and an end.
+
+    `ends` are those of the first message, of others, and of the last message, also if it is the only one. Formatting takes as
+    long as it has values: so what neighbours share is in the format.
+    """
     frames: list[bytes] = []
-    headers_bytes, _, frame = _FRAMES[id_header]
+    headers, headers_bytes = _HEADERS[id_header], _HEADERS_BYTES[id_header]
+    last = first + len(messages) - 1
+    special = {first, first + 1, last}
     digits, longer_from = _digits(last_seq)
-    for subject, msg_id, body, more in messages:
+    known, known_size, frame = b"", 0, b""
+    for number, (subject, msg_id, body, more) in enumerate(messages, first):
         if last_seq >= longer_from:
             digits, longer_from = _digits(last_seq)
         size = headers_bytes + digits + len(msg_id) + len(more)
-        frames.append(frame % (subject, reply_prefix, last_seq + 1, size, size + len(body), last_seq, msg_id, more, body))
+        if subject is not known or size != known_size or number in special:
+            known, known_size, end = subject, size, ends[2 if number == last else number > first]
+            frame = b"HPUB %b %b%%d%b %d %%d\r\n%b%%b\r\n" % (_literal(subject), _literal(target), end, size, headers)
+        frames.append(frame % (number, size + len(body), last_seq, msg_id, more, body))
         last_seq += 1
     return b"".join(frames)
 
@@ -201,6 +197,11 @@ def frame_atomic_batch(
         size = len(headers) + 2
         frames.append(b"HPUB %b %b%d %d\r\n%b\r\n%b\r\n" % (subject, target, size, size + len(body), headers, body))
     return b"".join(frames)
+
+
+def _literal(text: bytes) -> bytes:
+    """Return a text as part of a format."""
+    return text.replace(b"%", b"%%")
 
 
 def _digits(number: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from actors.snapshots.chunks import RowTooLarge
 from actors.snapshots.failures import SnapshotFailed, failure_of, start_lost
 from actors.snapshots.progress import REMEMBERED_MAX, SnapshotBoard
 from actors.snapshots.requests import Asked, SnapshotRequests, verdict_on
+from actors.snapshots.seats import Seats
 from actors.snapshotter import UNKNOWN_AT_ONCE, UNKNOWN_EVERY_S, UnknownTables
 from actors.startup.other_bridges import same_tables_elsewhere
 from actors.telemetry.telemetry import Telemetry
@@ -130,10 +131,31 @@ def asking(*subjects: str, stream: str = "EVEN") -> SnapshotRequests:
 
 def test_a_bridge_hears_what_names_it_or_none_and_asks_for_a_whole_table() -> None:
     heard = asking("users@EVEN", "users", "users", "users@ODD", "users+ranges", "users~acme@EVEN", "users@EVEN", "orders@EVEN")
-    assert heard.waiting == (Asked("users", "EVEN"), Asked("users"), Asked("orders", "EVEN"))
-    assert heard.tables == ("users", "orders")
+    ranges = Asked("users", "", "+ranges")
+    assert heard.waiting == (Asked("users", "EVEN"), Asked("users"), ranges, Asked("orders", "EVEN"))
+    assert heard.tables == ("users", "users+ranges", "orders")
     heard.leave(Asked("users", "EVEN"), Asked("orders", "EVEN"))
-    assert heard.waiting == (Asked("users"),)
+    assert heard.waiting == (Asked("users"), ranges)
+
+
+def test_a_seat_is_kept_for_small_tables_and_nobody_takes_what_another_waits_for() -> None:
+    freed: list[int] = []
+    seats = Seats(2, lambda: freed.append(1))
+    large, small = seats.take(is_small=False), seats.take(is_small=True)
+    assert large is not None
+    assert small is not None
+    assert seats.take(is_small=False) is None, "the last one is for small tables"
+    kept = seats.take(is_small=True)
+    assert kept is not None
+    assert seats.take(is_small=True) is None
+    for give_back in (kept, small):
+        give_back()
+    with seats.more() as more:
+        assert (more, seats.free) == (1, 0)
+    assert (seats.free, len(freed)) == (1, 3)
+    seats.is_anybody_waiting = True
+    with seats.more() as more:
+        assert (more, seats.free) == (0, 1)
 
 
 def record(system_id: str, database: str, *tables: str) -> BridgeRecord:

@@ -15,13 +15,14 @@ from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.publications import PublishedTable
 from actors.contract.event_encoder import event_encoder
 from actors.contract.subjects import INIT, init_start
-from actors.positions import Lsn
+from actors.positions import NO_LSN, Lsn
 from actors.settings.resolve import resolve
 from actors.snapshots import taking
 from actors.snapshots.progress import SnapshotBoard
 from actors.snapshots.requests import SnapshotRequests
+from actors.snapshots.setup import Cancelling, Pace, SnapshotSetup
 from actors.snapshots.table_reader import OpenTable
-from actors.snapshots.taking import SnapshotSetup, SnapshotTaker
+from actors.snapshots.taking import SnapshotTaker
 from actors.snapshots.transaction_log import TransactionLog
 from actors.snapshots.watermark import Watermark, XidSnapshot
 from actors.startup.streams import StreamSetup
@@ -62,15 +63,32 @@ def start_of(
     @asynccontextmanager
     async def open_table(*_: Any, **__: Any) -> AsyncGenerator[OpenTable]:
         yield OpenTable(
-            cast(PgConnection, EmptyTable()), RELATION, frozenset({"id"}), "v1", DESCRIPTION, watermark, 0, False, "", "", 1
+            cast(PgConnection, EmptyTable()),
+            RELATION,
+            frozenset({"id"}),
+            "v1",
+            DESCRIPTION,
+            watermark,
+            0,
+            False,
+            "",
+            "",
+            1,
+            PUBLISHED,
+            "",
         )
 
     monkeypatch.setattr(taking, "open_table", open_table)
     stream = StreamSetup("CDC", b"", "plain", 0, 1 << 20, 1 << 20, requests_kept=False)
-    setup = SnapshotSetup(CONFIG, stream, event_encoder("json"), log, {}, lambda: False, lambda _: ("v1", 0))
+    setup = SnapshotSetup(CONFIG, stream, event_encoder("json"), log, {}, lambda: False, lambda _: ("v1", 0), lambda: NO_LSN)
     client, board = cast(JetStream, js), SnapshotBoard(Telemetry())
-    taker = SnapshotTaker(setup, client, SnapshotRequests(client, {"users"}, stream="CDC", kept=False), board)
-    trio.run(taker.take, "users", PUBLISHED, board.running("users"), [])
+    requests = SnapshotRequests(client, {"users"}, stream="CDC", kept=False)
+
+    async def take() -> None:
+        taker = SnapshotTaker(setup, client, requests, board, Pace(0), Cancelling())
+        await taker.take("users", PUBLISHED, board.running("users"), [])
+
+    trio.run(take)
     start = next(message for message in js.streams[INIT] if message is not None and message[0] == init_start("users"))
     return cast(dict[str, Any], json.loads(start[2]))
 
