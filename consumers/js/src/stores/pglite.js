@@ -26,7 +26,8 @@ class PgliteStore {
   }
 
   async claim() {
-    await this.#db.exec("SET search_path = pg_catalog, public; SET synchronous_commit = off");
+    // synchronous_commit stays on: PGlite has no process that would write the log later
+    await this.#db.exec("SET search_path = pg_catalog, public");
     await this.run(this.dialect.schemaStatements().map((sql) => ({ sql, params: [[]] })), true);
     for (const [table, name, type] of LATER_COLUMNS) {
       if ((await this.columns(["_walbridge", table])).includes(name)) continue;
