@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ from actors.clients.nats.link import JetStreamLink
 from actors.clients.nats.record_store import RecordStore
 from actors.clients.postgres.connection import PgConnection, SourceRefused
 from actors.clients.postgres.replication import open_replication_stream
+from actors.contract.subjects import REQUEST_ALL
 from actors.errors import ConfigError, HistoryDiverged, SinkFenced, SinkUnavailable, SourceUnavailable, Transient
 from actors.feedback import Feedback
 from actors.http_server import serve_http
@@ -51,6 +52,9 @@ log = get_logger("bridge")
 
 METRICS_EVERY_S = 15.0
 FIRST_RETRY_S = 0.25
+LAST_WORD_S = 0.2
+"""How long an open page has to hear that the bridge has stopped."""
+LOOK_WITHIN_S = 5.0
 STREAMED_LONG_S = 10.0
 """A run that streamed for longer was a success: the pauses after it begin again with the shortest."""
 RECORD_WITHIN_S = 2.0
@@ -81,7 +85,7 @@ async def _run(config: Config, beside: Beside | None) -> int:
             serve = partial(
                 serve_http, config, telemetry,
                 stop=stop, pause=pause, stream_info=link.stream_info, request_snapshot=link.request_snapshot,
-                acknowledge_gap=supervisor.acknowledge_gap,
+                acknowledge_gap=supervisor.acknowledge_gap, has_table=supervisor.has_table,
             )  # fmt: skip
             await outer.start(serve)
             log.info("serving", page=page_url(config.http))
@@ -108,6 +112,9 @@ async def _run(config: Config, beside: Beside | None) -> int:
                 confirmed_lsn=format_lsn(confirmed_lsn(telemetry)), stream_seq=telemetry.stored_seq,
                 uptime_s=telemetry.uptime_s,
             )  # fmt: skip
+            telemetry.state, telemetry.not_ready_reason = "halted", "stopped"
+            if telemetry.looking.is_watched:
+                await trio.sleep(LAST_WORD_S)
             outer.cancel_scope.cancel()
             return code
     except BaseExceptionGroup as group:
@@ -231,6 +238,8 @@ class Supervisor:
             await self._publication.look(catalog)
             self._problems.show("publication", await find_problems(catalog, self._publication))
             async with open_nats(config.nats, self._known_servers) as nats:
+                # a user who may not hear requests is refused here, before the bridge says that it streams
+                await nats.subscribe(REQUEST_ALL, lambda _: None)
                 js = JetStream(nats)
                 await self._pause_record.agree(js)
                 if self._pause.is_on:
@@ -261,13 +270,12 @@ class Supervisor:
                 )  # fmt: skip
                 self._opening = None
                 self._show_streaming(session)
-                show = partial(self._problems.show, "publication")
-                await self._run_until_halted(session, live, show)
+                await self._run_until_halted(session, live)
 
-    async def _run_until_halted(self, session: Session, live: LiveStream, show: Callable[[Sequence[Problem]], None]) -> None:
+    async def _run_until_halted(self, session: Session, live: LiveStream) -> None:
         """Run the pipeline; if a pause has ended it, write that into the record before the slot is released."""
         try:
-            await run_pipeline(self._config, session, live, self._telemetry, self._halt, show)
+            await run_pipeline(self._config, session, live, self._telemetry, self._halt, self._problems.show)
         except DrainTimeout as exc:
             if self._stop.is_set() or not self._pause.is_on:
                 raise
@@ -371,7 +379,18 @@ class Supervisor:
             await self._halt.wait()
         return self._stop.is_set()
 
-    # -- what users see
+    # -- what users see and ask
+
+    async def has_table(self, token: str) -> bool:
+        """Return whether the publication has a table, by a look of now if it had not before; True while nobody can look."""
+        telemetry, publication = self._telemetry, self._publication
+        if telemetry.state != "streaming" or token in publication.tables:
+            return True
+        with trio.move_on_after(LOOK_WITHIN_S) as looking:
+            before = publication.looks.value
+            publication.wake.set()
+            await publication.looks.wait_value(lambda looks: looks > before)
+        return looking.cancelled_caught or token in publication.tables
 
     async def acknowledge_gap(self, seq: int) -> bool:
         """Forget a gap event, the stream's message `seq`, of which the user knows; False when there is none.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import trio
 
 from actors.pause import Pause
 from actors.settings.config import Config
 from actors.telemetry.history import History
 from actors.telemetry.telemetry import Telemetry
-from actors.web.bridge_app import AcknowledgeGap, RequestSnapshot, StreamInfo, make_app
+from actors.web.bridge_app import AcknowledgeGap, HasTable, RequestSnapshot, StreamInfo, make_app
 from actors.web.feed import Feed
 from actors.web.serving import serve_app
 
@@ -22,6 +24,7 @@ async def serve_http(
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
     acknowledge_gap: AcknowledgeGap,
+    has_table: HasTable,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `POST /shutdown` sets `stop`, `POST /pause` and `/resume` write `pause`.
@@ -34,5 +37,6 @@ async def serve_http(
     app = make_app(
         config, telemetry, feed,
         stop=stop, pause=pause, stream_info=stream_info, request_snapshot=request_snapshot, acknowledge_gap=acknowledge_gap,
+        has_table=has_table,
     )  # fmt: skip
-    await serve_app(app, config.http, beside=feed.run, task_status=task_status)
+    await serve_app(app, config.http, beside=partial(feed.run, stop), task_status=task_status)

@@ -43,6 +43,8 @@ COMMANDS = {
     " Shows first what comes again, then asks.",
     "mirror:mirror": "Keep SQLite or PostgreSQL tables equal to the source, until stopped.",
     "verify:verify": "Prove that a replica equals its source at one LSN: exit 0, or 1 with what differs.",
+    "certify:certify": "Try a consumer of your own on a hostile history: kills, duplicates, gaps, new shapes. Exit 0 exact, 1"
+    " with the smallest history that breaks it.",
     "train:train": "Train a zstd dictionary on rows of a live table, and measure on other rows what it saves.",
     "export:export": "Print or write files for operating the bridge, made for this setup: its slot, publication, stream, port"
     " and users.",
@@ -58,7 +60,7 @@ COMMANDS = {
 GROUPS = {
     "Start here": ("demo", "init", "doctor", "help"),
     "Run": ("run", "status", "health", "pause", "resume"),
-    "Use the stream": ("tail", "mirror", "verify", "snapshot", "replay"),
+    "Use the stream": ("tail", "mirror", "verify", "snapshot", "replay", "certify"),
     "Operate": ("export", "train", "cleanup"),
 }
 """Title of `--help` -> its commands; `produce` is none of an operator's."""
@@ -99,6 +101,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "verify": (
         "walbridge verify --to sqlite:///replica.db",
         "walbridge verify --tables users --to sqlite:///replica.db --json",
+    ),
+    "certify": (
+        "walbridge certify -- ./my-consumer users",
+        "walbridge certify --tables users,orders --rounds 500 --seed 7 -- node consumer.js",
     ),
     "train": ("walbridge train --table users",),
     "export": (

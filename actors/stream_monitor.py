@@ -55,7 +55,7 @@ def stream_health(info: Mapping[str, Any], now_unix_s: float) -> StreamHealth:
 def consumer_health(info: Mapping[str, Any], messages: int, now_unix_s: float) -> ConsumerHealth:
     """Read an entry of CONSUMER.LIST; `messages` is how many the stream has."""
     pending = int(info.get("num_pending", 0))
-    is_read = bool(info.get("push_bound")) or int(info.get("num_waiting", 0)) > 0
+    is_read = bool(info.get("push_bound")) or any(int(info.get(name, 0)) for name in ("num_waiting", "num_ack_pending"))
     return ConsumerHealth(
         str(info["name"]), pending, int(info.get("num_ack_pending", 0)), round(min(1.0, pending / max(1, messages)), 3),
         is_left=not is_read and not info.get("config", {}).get("durable_name"), looked_at=now_unix_s,

@@ -73,6 +73,7 @@ class Server:
                         stream_info=self._stream_info,
                         request_snapshot=self._request_snapshot,
                         acknowledge_gap=self._acknowledge_gap,
+                        has_table=self._has_table,
                     )  # fmt: skip
                 )
                 self._serving.set()
@@ -86,6 +87,9 @@ class Server:
 
     async def _request_snapshot(self, token: str) -> None:
         self.snapshots_asked.append(token)
+
+    async def _has_table(self, token: str) -> bool:
+        return token in self._telemetry.tables or not self._telemetry.tables
 
     async def _acknowledge_gap(self, seq: int) -> bool:
         shown = self._telemetry.gap_problems

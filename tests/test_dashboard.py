@@ -729,3 +729,27 @@ def test_a_stage_that_had_nothing_to_do_does_not_stand_still() -> None:
 def test_bytes_read_as_people_write_them() -> None:
     assert [human_bytes(n) for n in (0, 1023, 1536, 48 << 20, 200 << 30, 3 << 50)] == [
         "0 B", "1023 B", "1.5 kB", "48 MB", "200 GB", "3072 TB"]  # fmt: skip
+
+
+def test_a_gap_is_a_card_with_range_tables_and_time_until_it_is_acknowledged(
+    page: Page, server: Server, telemetry: Telemetry
+) -> None:
+    telemetry.gap_problems = (
+        gap_problem(NotedGap(5, time.time() - 7200, "slot was dropped", Lsn(0x100), Lsn(0x200), ("users", "s/o"), 2), "CDC"),
+    )
+    show(page, server)
+    card = page.locator("#problems li")
+    words = card.inner_text()
+    for part in (
+        "WB152",
+        "from 0/100 to 0/200",
+        "2 tables (public.users, s.o)",
+        "slot was dropped",
+        "2 h ago",
+        "walbridge snapshot users",
+    ):
+        assert part in words, words
+    assert page.title().startswith("✗")
+    card.get_by_role("button", name="Acknowledge").click()
+    page.wait_for_selector("#toast.shown")
+    until(page, "document.querySelector('#problems-section').hidden")

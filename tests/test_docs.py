@@ -127,6 +127,7 @@ def test_the_paths_are_the_applications_routes() -> None:
         stream_info=_never,
         request_snapshot=_never,
         acknowledge_gap=_never,
+        has_table=_never,
     )
     routes = app.url_map.bind("localhost")
     listed = [path.partition("?")[0].rpartition(" ") for path in PATHS]

@@ -134,7 +134,7 @@ def _snapshots(snapshots: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             share = f" ({min(99, 100 * one['rows'] // one['rows_expected'])} %)" if one["rows_expected"] else ""
             yield f"{one['table']} running: {counted(one['rows'], 'row')}{share}"
         elif one["state"] == "failed":
-            yield f"{one['table']} failed: {one['error']}"
+            yield f"{one['table']} failed: {one['error']}" + "".join(f"\n{'':13}{line}" for line in one["fix"].splitlines())
     waiting = sum(one["state"] == "waiting" for one in snapshots)
     if waiting:
         yield f"{waiting} waiting"

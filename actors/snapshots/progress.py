@@ -56,10 +56,10 @@ class SnapshotBoard:
         self._telemetry.snapshots_done += 1
         self._end(progress, "done")
 
-    def failed(self, progress: SnapshotProgress, error: str) -> None:
+    def failed(self, progress: SnapshotProgress, error: str, fix: str = "") -> None:
         """Show why a snapshot failed."""
         self._telemetry.snapshots_failed += 1
-        progress.error = error
+        progress.error, progress.fix = error, fix
         self._end(progress, "failed")
 
     def _end(self, progress: SnapshotProgress, state: Literal["done", "failed"]) -> None:

@@ -159,6 +159,8 @@ class SnapshotProgress:
     started_at: float = 0.0
     seconds: float = 0.0
     error: str = ""
+    fix: str = ""
+    """What to do after a failure."""
 
 
 @dataclass(slots=True)

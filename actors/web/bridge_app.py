@@ -11,11 +11,12 @@ import trio
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 
-from actors.contract.table_token import TOKEN_MAX, as_token
+from actors.contract.table_token import TOKEN_MAX, as_token, find_token, split_token
 from actors.errors import SinkUnavailable
 from actors.pause import Pause
 from actors.settings.config import Config
 from actors.telemetry.metrics import Metrics
+from actors.telemetry.quantities import listed
 from actors.telemetry.telemetry import Telemetry
 from actors.web.feed import VIEWERS_MAX, Feed
 from actors.web.guard import guard
@@ -26,6 +27,8 @@ RequestSnapshot = Callable[[str], Awaitable[None]]
 """Takes a table's token."""
 AcknowledgeGap = Callable[[int], Awaitable[bool]]
 """Takes the sequence of a gap event; False when there is none to acknowledge. Raises SinkUnavailable."""
+HasTable = Callable[[str], Awaitable[bool]]
+"""Takes a table's token; False when the publication does not have it."""
 FRESH_S = 2.0
 FRESH_WITHIN_S = 0.5
 STREAM_NAME_MAX = 255
@@ -58,6 +61,7 @@ def make_app(
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
     acknowledge_gap: AcknowledgeGap,
+    has_table: HasTable,
 ) -> QuartTrio:
     """Make the application, which answers every request from the current telemetry."""
     app = QuartTrio(__name__)
@@ -117,9 +121,13 @@ def make_app(
 
     @app.post("/snapshot/<path:table>")
     async def snapshot(table: str) -> tuple[Response, int]:
-        token = as_token(table)
+        token = find_token(table, telemetry.tables) or as_token(table)
         if len(token) > TOKEN_MAX:
             return jsonify({"error": "no table of PostgreSQL has so long a name"}), 404
+        if not await has_table(token):
+            names = [".".join(split_token(known)).removeprefix("public.") for known in telemetry.tables]
+            words = f"publication {config.source.publication} has no table {table}; it has {listed(names) or 'none'}"
+            return jsonify({"error": words, "available_tables": names}), 404
         try:
             await request_snapshot(token)
         except SinkUnavailable as exc:

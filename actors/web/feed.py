@@ -19,6 +19,7 @@ from actors.web.status import status_document
 
 VIEWERS_MAX = 16
 EVERY_S = 1.0
+STOPPING_EVERY_S = 0.05
 
 
 class Feed:
@@ -30,8 +31,8 @@ class Feed:
         self._frames: dict[int, bytes] = {}
         self.viewers = 0
 
-    async def run(self) -> None:
-        """Sample until cancelled."""
+    async def run(self, stop: trio.Event) -> None:
+        """Sample until cancelled: every second, and often after `stop`, so that viewers are told before the process ends."""
         next_due = trio.current_time()
         while True:
             self.history.sample(time.time())
@@ -41,7 +42,11 @@ class Feed:
             self._news.set()
             self._news = trio.Event()
             next_due = max(next_due + EVERY_S, trio.current_time())  # missed samples are not made up
-            await trio.sleep_until(next_due)
+            if stop.is_set():
+                await trio.sleep(STOPPING_EVERY_S)
+                continue
+            with trio.move_on_at(next_due):
+                await stop.wait()
 
     @contextmanager
     def viewer(self) -> Iterator[bool]:

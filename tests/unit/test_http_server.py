@@ -201,6 +201,7 @@ def test_an_address_that_is_not_ours_is_named(bind: str, words: str, telemetry: 
                 stream_info=info,
                 request_snapshot=info,
                 acknowledge_gap=info,
+                has_table=info,
             )
         )
     assert refused.value.code == "WB005"

@@ -15,8 +15,9 @@ import orjson
 import trio
 
 from actors.clients.nats.connection import NatsConnection, SinkRefused
-from actors.contract.subjects import bucket_key, bucket_stream, parse
+from actors.contract.subjects import bucket_key, bucket_stream, is_bucket_key, parse
 from actors.errors import SinkUnavailable
+from actors.wire.api_subjects import OWN
 from actors.wire.jetstream import EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER, KV_OPERATION_HEADER, WRONG_LAST_SEQUENCE, ErrCode
 from actors.wire.nats import Msg, decode_headers
 
@@ -196,7 +197,8 @@ class JetStream:
     async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> int:
         """Publish a message and wait until it is stored; return its sequence."""
         doing = f"store a message on {subject}"
-        reply = await self.connection.request(subject, payload, timeout_s=API_TIMEOUT_S, headers=headers)
+        target = self.connection.api.key(subject) if is_bucket_key(subject) else subject
+        reply = await self.connection.request(target, payload, timeout_s=API_TIMEOUT_S, headers=headers)
         with _reading(doing):
             return int(_checked(reply, doing)["seq"])
 
@@ -274,7 +276,14 @@ class JetStream:
             seq = message.seq + 1
 
     async def _api(self, action: str, body: Mapping[str, object], doing: str) -> dict[str, Any]:
-        reply = await self.connection.request(f"$JS.API.{action}", orjson.dumps(body), timeout_s=API_TIMEOUT_S)
+        reply = await self.connection.request(self.connection.api.action(action), orjson.dumps(body), timeout_s=API_TIMEOUT_S)
+        if reply.status == 503 and self.connection.api != OWN:
+            raise SinkUnavailable(
+                "WB211", f"nothing answers below {self.connection.api.prefix} in NATS", said="503 no responders",
+                means="the leaf node has lost its hub, or there is no such domain or import",
+                fix="NATS_DOMAIN: the domain in the configuration of the server with the streams, jetstream { domain: ... }; "
+                "NATS_JS_PREFIX: what the account's import of $JS.API has after to:",
+            )  # fmt: skip
         if reply.status == 503 and not self.connection.info.get("jetstream"):
             raise _without_jetstream("the server", "503 no responders, and the server announces no JetStream")
         return _checked(reply, doing)

@@ -17,6 +17,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, ReplayPolicy
 
 from actors.clients.nats.jetstream import JetStream
 from actors.errors import SinkUnavailable
+from actors.wire.api_subjects import ACK_PREFIX
 from actors.wire.jetstream import LAST_CONSUMER_HEADER, PENDING_MESSAGES_HEADER
 from actors.wire.nats import Msg, decode_headers, encode_pub
 
@@ -49,7 +50,7 @@ class OrderedConsumer:
 
     def __init__(self, js: JetStream, stream: str, name: str, bytes_max: int) -> None:
         self._js, self._stream, self._name = js, stream, name
-        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}".encode()
+        self._next = js.connection.api.next_message(stream, name).encode()
         self._inbox = b""
         self._waiting: list[Delivered] = []
         self._news = trio.Event()
@@ -108,7 +109,7 @@ class OrderedConsumer:
     def _on_message(self, message: Msg) -> None:
         """Handle a message, in the connection's reading task."""
         try:
-            if message.reply.startswith(b"$JS.ACK."):
+            if message.reply.startswith(ACK_PREFIX):
                 self._deliver(message)
             else:
                 self._heard = trio.current_time()
