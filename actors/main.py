@@ -78,7 +78,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "doctor": (
         "walbridge doctor --env-file walbridge.env",
         "walbridge doctor --round-trip --json",
-        "walbridge doctor --fix-script > fixes.sh",
+        "walbridge doctor --only nats --format nagios",
     ),
     "status": ("walbridge status --watch", "walbridge status --url http://bridge:9090 --json"),
     "health": ("walbridge health --port 9091",),

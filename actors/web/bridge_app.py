@@ -135,18 +135,7 @@ def make_app(
         waits = {"waits": pause.words()} if pause.is_on else {}
         return jsonify({"status": "requested", "table": token, **waits}), 202
 
-    @app.post("/pause")
-    async def begin_pause() -> tuple[Response, int]:
-        if stop.is_set():
-            return jsonify({"error": "the bridge is stopping"}), 409
-        if config.source.temporary:
-            return jsonify({"error": "a temporary slot ends with its connection: a pause would lose changes"}), 409
-        is_new = pause.begin(time.time())
-        return jsonify({"status": "paused" if telemetry.state == "paused" else "pausing"}), 202 if is_new else 200
-
-    @app.post("/resume")
-    async def end_pause() -> tuple[Response, int]:
-        return (jsonify({"status": "resuming"}), 202) if pause.end() else (jsonify({"status": telemetry.state}), 200)
+    _add_pause(app, config, telemetry, stop, pause)
 
     @app.post("/gaps/<int:seq>/acknowledge")
     async def acknowledge(seq: int) -> tuple[Response, int]:
@@ -179,6 +168,21 @@ async def _look_up(telemetry: Telemetry) -> None:
         with trio.move_on_after(FRESH_WITHIN_S):
             while time.time() - telemetry.slot.looked_at > FRESH_S:  # noqa: ASYNC110  (several monitors, and a deadline)
                 await trio.sleep(0.02)
+
+
+def _add_pause(app: QuartTrio, config: Config, telemetry: Telemetry, stop: trio.Event, pause: Pause) -> None:
+    @app.post("/pause")
+    async def begin_pause() -> tuple[Response, int]:
+        if stop.is_set():
+            return jsonify({"error": "the bridge is stopping"}), 409
+        if config.source.temporary:
+            return jsonify({"error": "a temporary slot ends with its connection: a pause would lose changes"}), 409
+        is_new = pause.begin(time.time())
+        return jsonify({"status": "paused" if telemetry.state == "paused" else "pausing"}), 202 if is_new else 200
+
+    @app.post("/resume")
+    async def end_pause() -> tuple[Response, int]:
+        return (jsonify({"status": "resuming"}), 202) if pause.end() else (jsonify({"status": telemetry.state}), 200)
 
 
 async def _view(feed: Feed) -> AsyncIterator[bytes]:
