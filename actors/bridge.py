@@ -12,6 +12,7 @@ from functools import partial
 import trio
 from trio_util import wait_any
 
+from actors import __version__
 from actors.clients.nats.connection import SinkRefused, open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.link import JetStreamLink
@@ -22,6 +23,7 @@ from actors.contract.subjects import REQUEST_ALL
 from actors.errors import ConfigError, HistoryDiverged, SinkFenced, SinkUnavailable, SourceUnavailable, Transient
 from actors.feedback import Feedback
 from actors.http_server import serve_http
+from actors.messages import Gap
 from actors.pause import Pause
 from actors.pipeline import DrainTimeout, run_pipeline
 from actors.positions import format_lsn
@@ -41,6 +43,7 @@ from actors.startup.stream_rules import roles_of
 from actors.startup.streams import prepare_streams
 from actors.status_reporter import LiveStream
 from actors.stream_monitor import watch_streams
+from actors.tail.lookup import StreamLookup
 from actors.telemetry.figures import confirmed_lsn
 from actors.telemetry.log import get_logger, print_metrics_line
 from actors.telemetry.problems import ProblemBoard, gap_problem
@@ -78,6 +81,7 @@ def run(config: Config, beside: Beside | None = None) -> int:
 async def _run(config: Config, beside: Beside | None) -> int:
     telemetry, stop = Telemetry(), trio.Event()
     pause = Pause(telemetry)
+    telemetry.journal.note("started", f"Walbridge {__version__} has started")
     supervisor, link = Supervisor(config, telemetry, stop, pause), JetStreamLink(config.nats, config.publish.stream)
     try:
         async with trio.open_nursery() as outer:  # outlives the drain, so that health still answers
@@ -85,6 +89,7 @@ async def _run(config: Config, beside: Beside | None) -> int:
             serve = partial(
                 serve_http, config, telemetry,
                 stop=stop, pause=pause, stream_info=link.stream_info, request_snapshot=link.request_snapshot,
+                lookup=StreamLookup(link.jetstream, config.publish.stream),
                 acknowledge_gap=supervisor.acknowledge_gap, has_table=supervisor.has_table,
             )  # fmt: skip
             await outer.start(serve)
@@ -157,6 +162,8 @@ class Supervisor:
         self._problems = ProblemBoard(telemetry)
         self._store: RecordStore | None = None  # while the bridge may write it
         self._down_since: float | None = None
+        self._told_fault = ""
+        """Of this outage, in the journal."""
         self._streaming_since: float | None = None
         self._failed_runs = 0  # since the last one that streamed for long
         self._has_streamed = self._history_diverged = False
@@ -227,6 +234,7 @@ class Supervisor:
         source, publishing = config.source, config.publish
         catalog = await PgConnection.connect(config.postgres, application_name="walbridge catalog")
         with closing(catalog):
+            telemetry.postgres_address = catalog.address
             self._problems.show(
                 "source",
                 await check_postgres(
@@ -241,6 +249,7 @@ class Supervisor:
                 # a user who may not hear requests is refused here, before the bridge says that it streams
                 await nats.subscribe(REQUEST_ALL, lambda _: None)
                 js = JetStream(nats)
+                telemetry.nats_address = str(nats.server)
                 await self._pause_record.agree(js)
                 if self._pause.is_on:
                     return
@@ -260,7 +269,7 @@ class Supervisor:
                 self._problems.show("other bridges", same_tables_elsewhere(session.store.record, others))
                 live = await self._start_stream(session.plan, statuses)
                 # Only the slot's reader writes the record: a bridge that waits for the slot must not disturb its reader.
-                telemetry.gaps += session.start.gap is not None
+                self._note_gap(session.start.gap)
                 self._store = session.store
                 self._show_gaps()
                 remembered = self._remembered.messages(session.start.last_seq, session.plan.unheld)
@@ -304,12 +313,16 @@ class Supervisor:
 
     async def _await_stop(self) -> None:
         await self._stop.wait()
+        self._telemetry.journal.note("stopping", "stopping: what was read is stored and confirmed")
         self._halt_run("stopping")
 
     async def _await_pause(self) -> None:
         async for _ in self._pause.since.transitions():
             if self._pause.is_on:
+                self._telemetry.journal.note("paused", "pausing: what was read is stored, then the slot is released")
                 self._halt_run("pausing")
+            else:
+                self._telemetry.journal.note("paused", "resumed: the slot is read again", "ok")
 
     def _halt_run(self, reason: str) -> None:
         self._halt.set()
@@ -349,6 +362,9 @@ class Supervisor:
             self._down_since = time.monotonic()
         telemetry.fenced += isinstance(fault, SinkFenced)
         telemetry.not_ready_reason = str(fault)
+        if self._told_fault != fault.what:
+            self._told_fault = fault.what
+            telemetry.journal.note("outage", fault.what, "bad")
         telemetry.note_fault(
             Problem(fault.code, fault.what, fault.said, fault.means, fault.fix), from_source=from_source
         )  # fmt: skip
@@ -419,12 +435,21 @@ class Supervisor:
         away = ""
         if self._down_since is not None:
             away, self._down_since = f" after {time.monotonic() - self._down_since:.1f} s", None
+        self._told_fault = ""
+        telemetry.journal.note("streaming", f"streaming{away}", "ok")
         log.info(
             f"streaming{away}",
             slot=config.source.slot, publication=config.source.publication, stream=config.publish.stream,
             mode=session.setup.mode, from_lsn=format_lsn(session.start.skip.lsn), stream_seq=session.start.last_seq,
             tables=len(telemetry.tables),
         )  # fmt: skip
+
+    def _note_gap(self, gap: Gap | None) -> None:
+        if gap is None:
+            return
+        self._telemetry.gaps += 1
+        lost = f"changes from {format_lsn(gap.from_lsn)} to {format_lsn(gap.to_lsn)} are lost permanently: {gap.reason}"
+        self._telemetry.journal.note("gap", lost, "bad")
 
 
 async def _log_metrics(telemetry: Telemetry) -> None:

@@ -10,8 +10,10 @@ from actors.pause import Pause
 from actors.settings.config import Config
 from actors.telemetry.history import History
 from actors.telemetry.telemetry import Telemetry
-from actors.web.bridge_app import AcknowledgeGap, HasTable, RequestSnapshot, StreamInfo, make_app
+from actors.web.act_routes import AcknowledgeGap, HasTable, RequestSnapshot
+from actors.web.bridge_app import StreamInfo, make_app
 from actors.web.feed import Feed
+from actors.web.questions import Lookup
 from actors.web.serving import serve_app
 
 
@@ -23,6 +25,7 @@ async def serve_http(
     pause: Pause,
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
+    lookup: Lookup,
     acknowledge_gap: AcknowledgeGap,
     has_table: HasTable,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
@@ -36,7 +39,7 @@ async def serve_http(
     feed = Feed(config, telemetry, History(telemetry))
     app = make_app(
         config, telemetry, feed,
-        stop=stop, pause=pause, stream_info=stream_info, request_snapshot=request_snapshot, acknowledge_gap=acknowledge_gap,
-        has_table=has_table,
+        stop=stop, pause=pause, stream_info=stream_info, request_snapshot=request_snapshot, lookup=lookup,
+        acknowledge_gap=acknowledge_gap, has_table=has_table,
     )  # fmt: skip
     await serve_app(app, config.http, beside=partial(feed.run, stop), task_status=task_status)

@@ -12,10 +12,11 @@ from actors.clients.nats.record_store import RecordStore
 from actors.clients.postgres.catalog import describe_relations
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.locks import locked_tables
-from actors.clients.postgres.publications import publication_facts
+from actors.clients.postgres.publications import large_tables, publication_facts
 from actors.contract.publication import KnownTable
 from actors.contract.subjects import BRIDGES, published_key, published_keys
 from actors.contract.table_schema import describe_table
+from actors.contract.table_token import table_name
 from actors.errors import SinkUnavailable, WalbridgeError
 from actors.messages import News, SchemaChange
 from actors.positions import Lsn, parse_lsn
@@ -85,6 +86,9 @@ class PublicationMonitor:
         await model.look(connection)
         if set(model.tables) != set(self._store.record.tables):
             await self._store.update(tables=tuple(sorted(model.tables)))
+        rows = await large_tables(connection, {table.relation_oid: token for token, table in model.tables.items()})
+        if rows != self._store.record.large:
+            await self._store.update(large=rows)
         self._telemetry.tables = tuple(sorted(model.tables))
         found = model.compare()
         if found:
@@ -111,6 +115,8 @@ class PublicationMonitor:
             token, change = difference.token, difference.change
             if change is not None:
                 log.warning(f"table {token}: {difference.reason}", change=change)
+                words = f"table {table_name(token)} ({change}): {difference.reason}"
+                self._telemetry.journal.note("publication", words, "info" if change == "added" else "warn", table=token)
             schema = schemas.get(token)
             if change == "added" and schema is not None:  # the stream shows the shape before the table's first row
                 self._new_shape(schema)

@@ -36,6 +36,7 @@ from actors.web.feed import Feed
 from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.documents import OPERATIONS, PAGES, section
+from tests.http_api import FakeLookup
 from tests.programs import printed, running
 from tests.servers import HANG_S, ROOT, Database, wait_for_events, with_nats
 from tests.snapshots import ask, take
@@ -126,6 +127,7 @@ def test_the_paths_are_the_applications_routes() -> None:
         pause=Pause(telemetry),
         stream_info=_never,
         request_snapshot=_never,
+        lookup=FakeLookup(),
         acknowledge_gap=_never,
         has_table=_never,
     )

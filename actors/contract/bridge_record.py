@@ -91,6 +91,8 @@ class BridgeRecord:
     """The newest gap events that no user has acknowledged."""
     paused_at: float = 0.0
     """Since when an operator keeps the slot unread, in unix seconds; 0 while the stream's bridge is to stream."""
+    large: Mapping[str, int] = field(default_factory=dict)
+    """Table token -> about how many rows a large table has: a power of two, so that it rarely changes."""
 
     def noting(self, gap: Gap | None, seq: int, unix_s: float) -> tuple[NotedGap, ...]:
         """Return `gaps` with a gap event that will be message `seq`. It takes the place of those whose range it contains: they
@@ -117,6 +119,7 @@ class BridgeRecord:
                 "slot": self.slot,
                 "publication": self.publication,
                 "tables": self.tables,
+                "large": dict(self.large),
                 "system_id": self.system_id,
                 "database": self.database,
                 "timeline": self.timeline,
@@ -157,6 +160,7 @@ class BridgeRecord:
                 confirmed_lsn=confirmed,
                 schemas={str(k): int(v) for k, v in raw["schemas"].items()},
                 tables=tuple(map(str, raw["tables"])),
+                large={str(token): int(rows) for token, rows in raw.get("large", {}).items()},
                 suspended={
                     str(k): Suspended(Position(Lsn(int(v[0])), int(v[1])), Lsn(int(v[2]))) for k, v in raw["suspended"].items()
                 },

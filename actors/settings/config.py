@@ -207,7 +207,12 @@ class HttpConfig:
         "127.0.0.1", flag="--bind", value="ADDRESS", group=HTTP, words="HTTP address",
         read=matching(r"[0-9A-Za-z.:_-]+", "is not an address; give e.g. 0.0.0.0"),
     )  # fmt: skip
-    token: str = setting("", variable="BRIDGE_HTTP_TOKEN", secret=True, words="a POST must then carry it")
+    token: str = setting(
+        "", variable="BRIDGE_HTTP_TOKEN", secret=True, words="a POST, and a request for rows, must then carry it"
+    )
+    messages: bool = setting(
+        True, variable="BRIDGE_HTTP_MESSAGES", words="`no`: the page and `GET /messages` show no rows of tables"
+    )
 
 
 @dataclass(frozen=True, slots=True)

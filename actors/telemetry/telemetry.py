@@ -11,8 +11,10 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from actors.contract.reader_note import ReaderNote
 from actors.positions import NO_LSN, Lsn
 from actors.telemetry.backlog import Backlog
+from actors.telemetry.journal import Journal
 from actors.telemetry.looking import Looking
 
 if TYPE_CHECKING:
@@ -110,6 +112,18 @@ class ConsumerHealth:
     is_left: bool = False
     """It has no name, and nobody reads it: JetStream removes it soon."""
     looked_at: float = 0.0
+    filters: tuple[str, ...] = ()
+    """Subjects that it reads; empty for all."""
+    acknowledges: bool = True
+    delivered_seq: int = 0
+    """The stream's sequence of the last message sent to it."""
+    acknowledged_seq: int = 0
+    """Up to which it has acknowledged everything; without acknowledgements the last one sent."""
+    created_at: float = 0.0
+    active_at: float = 0.0
+    """When a message was last sent to it; 0 for never."""
+    note: ReaderNote = field(default_factory=ReaderNote)
+    """What it says about itself."""
 
 
 class RunBegin(NamedTuple):
@@ -184,6 +198,7 @@ class Telemetry:
     | `backlog` | the decoder, the acker and the wal_monitor |
     | `snapshot*` | `SnapshotBoard`, for the snapshotter |
     | `stream`, `consumers` | the stream_monitor |
+    | `journal` | the supervisor, `SnapshotBoard`, `Suspensions`, and the monitors of publication, stream and WAL |
     | `slot` | the wal_monitor |
     | `looking` | the HTTP server |
 
@@ -191,7 +206,12 @@ class Telemetry:
     """
 
     started_at: float = field(default_factory=time.time)
+    journal: Journal = field(default_factory=Journal)
     # the bridge (supervisor)
+    postgres_address: str = ""
+    """host:port/database."""
+    nats_address: str = ""
+    """host:port of the server that the pipeline was last connected to."""
     state: State = "starting"
     not_ready_reason: str = "starting"
     postgres_connected: bool = False

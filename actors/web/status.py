@@ -41,6 +41,8 @@ def status_document(config: Config, telemetry: Telemetry, history: History) -> d
         "verdict": verdict(telemetry, history, now)._asdict(),
         "slot": config.source.slot,
         "publication": config.source.publication,
+        "source": t.postgres_address,
+        "nats": t.nats_address,
         "stream": config.publish.stream,
         "publish": t.publish_mode,
         "confirm_hold_seconds": config.publish.confirm_hold_s,

@@ -27,7 +27,7 @@ from actors.settings.resolve import resolve
 from actors.telemetry.metrics import FAULTS, OPERATIONS, REJECTIONS, TABLES_MAX, Metrics
 from actors.telemetry.telemetry import Problem, Telemetry
 from actors.web import serving
-from tests.http_api import SEED_METRICS, Server
+from tests.http_api import SEED_METRICS, FakeLookup, Server
 
 
 @pytest.fixture
@@ -202,6 +202,7 @@ def test_an_address_that_is_not_ours_is_named(bind: str, words: str, telemetry: 
                 request_snapshot=info,
                 acknowledge_gap=info,
                 has_table=info,
+                lookup=FakeLookup(),
             )
         )
     assert refused.value.code == "WB005"

@@ -148,6 +148,18 @@ class JetStream:
                 str(raw["subject"]), int(raw["seq"]), headers, base64.b64decode(raw.get("data", "")), str(raw["time"])
             )
 
+    async def get_messages(self, stream: str, seqs: Iterable[int]) -> dict[int, StoredMessage]:
+        """Return messages by their sequences, many asked for at once, without those that are missing."""
+        found: dict[int, StoredMessage] = {}
+
+        async def get(seq: int) -> None:
+            message = await self.get_message(stream, seq=seq)
+            if message is not None:
+                found[seq] = message
+
+        await _all_at_once(get, seqs)
+        return found
+
     async def create_consumer(self, stream: str, config: Mapping[str, object]) -> dict[str, Any]:
         """Create a consumer by its `name`; return its info."""
         request = {"stream_name": stream, "config": config, "action": "create"}
@@ -161,6 +173,11 @@ class JetStream:
                 )
                 exc.fix += "--max-consumers=-1; or, of the account, max_consumers in nats-server's configuration, and reload it"
             raise
+
+    async def update_consumer(self, stream: str, config: Mapping[str, object]) -> None:
+        """Give a consumer another configuration, complete; readers that wait for messages go on waiting."""
+        request = {"stream_name": stream, "config": config, "action": "update"}
+        await self._api(f"CONSUMER.CREATE.{stream}.{config['name']}", request, f"describe a consumer of stream {stream}")
 
     async def delete_consumer(self, stream: str, name: str) -> None:
         """Delete a consumer if the user may; otherwise it ends by itself some time after its last read."""
@@ -289,12 +306,12 @@ class JetStream:
         return _checked(reply, doing)
 
 
-async def _all_at_once(request: Callable[[str], Awaitable[None]], keys: Iterable[str]) -> None:
+async def _all_at_once(request: Callable[[T], Awaitable[None]], keys: Iterable[T]) -> None:
     """Make requests without waiting for each reply. Raises the first error alone, not in a group."""
     limit = trio.CapacityLimiter(REQUESTS_AT_ONCE)
     errors: list[SinkUnavailable] = []
 
-    async def one(key: str) -> None:
+    async def one(key: T) -> None:
         async with limit:
             try:
                 if not errors:
