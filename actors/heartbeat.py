@@ -18,12 +18,15 @@ log = get_logger("heartbeat")
 EVERY_S = 60.0
 LOOK_EVERY_S = 1.0
 TIMEOUT_S = 10.0
+PAUSED_LOSS_S = 3600.0
+"""With less time left until the slot is lost, a paused bridge is silent."""
 
 
 class Progress:
     """Decides whether the bridge has made progress since the last heartbeat. No I/O.
 
-    An observer like /ready: telemetry decides about the heartbeat alone.
+    An observer like /ready: telemetry decides about the heartbeat alone. A paused bridge makes the progress that its operator
+    wants, until the WAL that waits for it is about to run out.
     """
 
     def __init__(self) -> None:
@@ -32,6 +35,8 @@ class Progress:
 
     def is_made(self, telemetry: Telemetry) -> bool:
         """Return whether PostgreSQL has sent data or a keepalive, and waiting events have advanced or there are none."""
+        if telemetry.state == "paused":
+            return telemetry.slot.wal_status not in ("unreserved", "lost") and telemetry.slot.seconds_to_loss > PAUSED_LOSS_S
         received = telemetry.last_received_at > self._received_at
         moves = telemetry.stored_seq != self._stored_seq or not telemetry.has_events_on_their_way
         return telemetry.state == "streaming" and received and moves

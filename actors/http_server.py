@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import trio
 
+from actors.pause import Pause
 from actors.settings.config import Config
 from actors.telemetry.history import History
 from actors.telemetry.telemetry import Telemetry
-from actors.web.bridge_app import AcknowledgeGap, RequestSnapshot, StreamInfo, make_app
+from actors.web.act_routes import AcknowledgeGap, HasTable, RequestSnapshot
+from actors.web.bridge_app import StreamInfo, make_app
 from actors.web.feed import Feed
+from actors.web.questions import Lookup
 from actors.web.serving import serve_app
 
 
@@ -17,18 +22,24 @@ async def serve_http(
     telemetry: Telemetry,
     *,
     stop: trio.Event,
+    pause: Pause,
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
+    lookup: Lookup,
     acknowledge_gap: AcknowledgeGap,
+    has_table: HasTable,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; `POST /shutdown` sets `stop`. Calls `started` once the port is bound.
+    """Serve until cancelled; `POST /shutdown` sets `stop`, `POST /pause` and `/resume` write `pause`.
+
+    Calls `started` once the port is bound.
 
     Raises ConfigError when the port is taken.
     """
     feed = Feed(config, telemetry, History(telemetry))
     app = make_app(
         config, telemetry, feed,
-        stop=stop, stream_info=stream_info, request_snapshot=request_snapshot, acknowledge_gap=acknowledge_gap,
+        stop=stop, pause=pause, stream_info=stream_info, request_snapshot=request_snapshot, lookup=lookup,
+        acknowledge_gap=acknowledge_gap, has_table=has_table,
     )  # fmt: skip
-    await serve_app(app, config.http, beside=feed.run, task_status=task_status)
+    await serve_app(app, config.http, beside=partial(feed.run, stop), task_status=task_status)

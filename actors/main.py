@@ -33,11 +33,18 @@ COMMANDS = {
     "status:status": "What a running bridge is doing: state, rates, positions, WAL held, snapshots, problems. Exit 0 while it"
     " streams.",
     "health:health": "Exit 0 while the bridge is streaming, 1 with the reason when it is not: for HEALTHCHECK and probes.",
+    "pause:pause": "Have a running bridge store what it has read and release its slot, until it is resumed: for work on"
+    " PostgreSQL or NATS. A restart stays paused.",
+    "resume:resume": "End the pause of a bridge.",
     "snapshot:snapshot": "Ask the bridge that publishes a table for all of it, whatever the bridge's stream. Exit 0 when the"
     " snapshot is complete.",
     "tail:tail": "Show changes as lines, from now on or from a sequence, a time or an LSN: all, one table's, or one row's.",
+    "replay:replay": "Set a durable consumer back to a sequence, a time or an LSN: its program gets changes again."
+    " Shows first what comes again, then asks.",
     "mirror:mirror": "Keep SQLite or PostgreSQL tables equal to the source, until stopped.",
     "verify:verify": "Prove that a replica equals its source at one LSN: exit 0, or 1 with what differs.",
+    "certify:certify": "Try a consumer of your own on a hostile history: kills, duplicates, gaps, new shapes. Exit 0 exact, 1"
+    " with the smallest history that breaks it.",
     "train:train": "Train a zstd dictionary on rows of a live table, and measure on other rows what it saves.",
     "export:export": "Print or write files for operating the bridge, made for this setup: its slot, publication, stream, port"
     " and users.",
@@ -52,8 +59,8 @@ COMMANDS = {
 
 GROUPS = {
     "Start here": ("demo", "init", "doctor", "help"),
-    "Run": ("run", "status", "health"),
-    "Use the stream": ("tail", "mirror", "verify", "snapshot"),
+    "Run": ("run", "status", "health", "pause", "resume"),
+    "Use the stream": ("tail", "mirror", "verify", "snapshot", "replay", "certify"),
     "Operate": ("export", "train", "cleanup"),
 }
 """Title of `--help` -> its commands; `produce` is none of an operator's."""
@@ -68,14 +75,24 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "walbridge init",
         "walbridge init --postgres postgresql://db.example.org/app --tables users,orders --nats nats://nats.example.org",
     ),
-    "doctor": ("walbridge doctor --env-file walbridge.env", "walbridge doctor --round-trip --json"),
+    "doctor": (
+        "walbridge doctor --env-file walbridge.env",
+        "walbridge doctor --round-trip --json",
+        "walbridge doctor --only nats --format nagios",
+    ),
     "status": ("walbridge status --watch", "walbridge status --url http://bridge:9090 --json"),
     "health": ("walbridge health --port 9091",),
-    "snapshot": ("walbridge snapshot users", "walbridge snapshot sales.orders --no-wait"),
+    "pause": ("walbridge pause", "walbridge pause --url http://bridge:9090 --env-file walbridge.env"),
+    "resume": ("walbridge resume",),
+    "snapshot": ("walbridge snapshot users", "walbridge snapshot sales.orders --rounds"),
     "tail": (
         "walbridge tail --tables users,sales.orders",
         "walbridge tail --tables users --key 42 --from 2h",
         "walbridge tail --from first --no-wait --json",
+    ),
+    "replay": (
+        "walbridge replay --consumer shipping --to 2h",
+        "walbridge replay --consumer shipping --to 0/16B3748 --yes",
     ),
     "mirror": (
         "walbridge mirror --tables users --to sqlite:///replica.db",
@@ -84,6 +101,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "verify": (
         "walbridge verify --to sqlite:///replica.db",
         "walbridge verify --tables users --to sqlite:///replica.db --json",
+    ),
+    "certify": (
+        "walbridge certify -- ./my-consumer users",
+        "walbridge certify --tables users,orders --rounds 500 --seed 7 -- node consumer.js",
     ),
     "train": ("walbridge train --table users",),
     "export": (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from actors.contract.event_encoder import event_encoder
 from actors.decoder import Decoder, decode_blocks
 from actors.errors import Fatal
 from actors.messages import Batch, Block, Item, SchemaChange, SentBatch
-from actors.publication_monitor import PublicationMonitor
+from actors.publication_monitor import PublicationMonitor, ShowProblems
 from actors.publisher import Publisher, Window, durable_window, publish_batches
 from actors.replication_reader import read_blocks
 from actors.session import Session
@@ -26,7 +26,7 @@ from actors.snapshots.setup import SnapshotSetup
 from actors.snapshotter import Snapshotter
 from actors.startup.streams import check_changes
 from actors.status_reporter import LiveStream, send_status
-from actors.telemetry.telemetry import Problem, RunBegin, Telemetry
+from actors.telemetry.telemetry import RunBegin, Telemetry
 
 DRAIN_S = 30.0
 ACK_DEADLINE_S = 10.0
@@ -47,11 +47,11 @@ class DrainTimeout(Fatal):
 
 async def run_pipeline(
     config: Config, session: Session, live: LiveStream, telemetry: Telemetry, stop: trio.Event,
-    show_problems: Callable[[Sequence[Problem]], None],
+    show_problems: ShowProblems,
 ) -> None:  # fmt: skip
     """Run until `stop`, then drain: publish, acknowledge and confirm everything that was read.
 
-    `show_problems` takes what is wrong with the publication's tables, after each look at it.
+    `show_problems` takes what is wrong with the publication and the server, after each look at them.
 
     Raises Transient errors for the supervisor, Fatal errors for the user, DrainTimeout when the drain takes 30 s.
     """
@@ -86,7 +86,7 @@ async def run_pipeline(
     )  # fmt: skip
     snapshotter = Snapshotter(snapshots, session.js, session.publication, session.suspensions, telemetry)
     monitor = PublicationMonitor(
-        config.postgres, session.publication, session.js, store, session.schemas.stored, show_problems, telemetry
+        config, session.publication, session.js, store, session.schemas.stored, show_problems, telemetry
     )  # fmt: skip
 
     def relation_defined(change: SchemaChange) -> None:

@@ -51,6 +51,8 @@ class PublicationModel:
         """Hash of what KV holds, for the bridge's record."""
         self.wake = trio.Event()
         """Set when the catalog is worth a look before the next one is due."""
+        self.looks = AsyncValue(0)
+        """How many looks there were."""
         self._looking = trio.Lock()
         self._moves = AsyncValue(0)  # looks that were compared, and events that were stored
         self._underway: set[str] = set()
@@ -65,6 +67,7 @@ class PublicationModel:
             found = await self._reader.read(connection)
         self.tables = {table.token: table for table in found.tables}
         self.seen({token: table.facts for token, table in self.tables.items()}, found.horizon)
+        self.looks.value += 1
 
     def seen(self, facts: Mapping[str, TableFacts], horizon: int) -> None:
         """Take what a look has found, by token."""

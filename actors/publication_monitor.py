@@ -12,15 +12,18 @@ from actors.clients.nats.record_store import RecordStore
 from actors.clients.postgres.catalog import describe_relations
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.locks import locked_tables
-from actors.clients.postgres.publications import publication_facts
+from actors.clients.postgres.publications import large_tables, publication_facts
 from actors.contract.publication import KnownTable
 from actors.contract.subjects import BRIDGES, published_key, published_keys
 from actors.contract.table_schema import describe_table
+from actors.contract.table_token import table_name
 from actors.errors import SinkUnavailable, WalbridgeError
 from actors.messages import News, SchemaChange
 from actors.positions import Lsn, parse_lsn
 from actors.publication_model import Difference, PublicationModel
-from actors.settings.config import PostgresConfig
+from actors.settings.config import Config
+from actors.startup.other_bridges import read_other_bridges, same_tables_elsewhere
+from actors.startup.postgres_preflight import check_again
 from actors.startup.publication_problems import publication_problems
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import Problem, Telemetry
@@ -28,31 +31,38 @@ from actors.telemetry.telemetry import Problem, Telemetry
 log = get_logger("publication_monitor")
 
 LOOK_EVERY_S = 30.0
+OTHERS_EVERY = 10
+"""Looks at the publication per look at the other bridges."""
 LOCKED_LONG_S = 5
 LOOK_AGAIN_S = 1.0
 """The shortest time between two looks, and after a fault."""
+
+
+ShowProblems = Callable[[str, Sequence[Problem]], None]
+"""Takes the name of a check and everything that it finds now."""
 
 
 class PublicationMonitor:
     """Keeps one run's model current. Owns a PostgreSQL connection while it runs.
 
     `news` is read by the decoder, which gives each its place in the stream. `new_shape` has the schema of a new table written,
-    `show` takes what is wrong with the publication's tables.
+    `show` takes what is wrong with the publication's tables, the server's settings and bridges beside this one.
     """
 
     def __init__(
-        self, config: PostgresConfig, model: PublicationModel, js: JetStream, store: RecordStore,
-        new_shape: Callable[[SchemaChange], None], show: Callable[[Sequence[Problem]], None], telemetry: Telemetry,
+        self, config: Config, model: PublicationModel, js: JetStream, store: RecordStore,
+        new_shape: Callable[[SchemaChange], None], show: ShowProblems, telemetry: Telemetry,
     ) -> None:  # fmt: skip
         self.news: deque[News] = deque()
         self._config, self._model, self._js, self._store = config, model, js, store
         self._new_shape, self._show, self._telemetry = new_shape, show, telemetry
+        self._looks = 0
 
     async def run(self) -> None:
         """Look every 30 s, and when the model asks for it, until cancelled. Raises SinkUnavailable and SinkFenced."""
         while True:
             try:
-                connection = await PgConnection.connect(self._config, application_name="walbridge publication")
+                connection = await PgConnection.connect(self._config.postgres, application_name="walbridge publication")
                 try:
                     await connection.query("SET lock_timeout = '1s'")
                     while True:
@@ -76,6 +86,9 @@ class PublicationMonitor:
         await model.look(connection)
         if set(model.tables) != set(self._store.record.tables):
             await self._store.update(tables=tuple(sorted(model.tables)))
+        rows = await large_tables(connection, {table.relation_oid: token for token, table in model.tables.items()})
+        if rows != self._store.record.large:
+            await self._store.update(large=rows)
         self._telemetry.tables = tuple(sorted(model.tables))
         found = model.compare()
         if found:
@@ -84,7 +97,12 @@ class PublicationMonitor:
             except BaseException:  # else a connection that ends here would keep the difference from readers for good
                 model.take_back(found)
                 raise
-        self._show(await find_problems(connection, model))
+        self._show("publication", await find_problems(connection, model))
+        self._show("source", await check_again(connection, self._config.source))
+        if self._looks % OTHERS_EVERY == OTHERS_EVERY - 1:
+            others = await read_other_bridges(self._js, self._store.stream)
+            self._show("other bridges", same_tables_elsewhere(self._store.record, others))
+        self._looks += 1
 
     async def _queue(self, found: Sequence[Difference], connection: PgConnection) -> None:
         """Make differences news, all or none of them."""
@@ -97,6 +115,8 @@ class PublicationMonitor:
             token, change = difference.token, difference.change
             if change is not None:
                 log.warning(f"table {token}: {difference.reason}", change=change)
+                words = f"table {table_name(token)} ({change}): {difference.reason}"
+                self._telemetry.journal.note("publication", words, "info" if change == "added" else "warn", table=token)
             schema = schemas.get(token)
             if change == "added" and schema is not None:  # the stream shows the shape before the table's first row
                 self._new_shape(schema)

@@ -36,7 +36,7 @@ from actors.publication_model import PublicationModel
 from actors.settings.config import PostgresConfig
 from actors.snapshots.chunks import RowTooLarge
 from actors.snapshots.course import Course, unfinished
-from actors.snapshots.failures import NoWatermark, SnapshotFailed, TableChanged, failure_of
+from actors.snapshots.failures import NoWatermark, SnapshotFailed, TableChanged, failure_of, fix_of
 from actors.snapshots.key_requests import read_keys
 from actors.snapshots.progress import SnapshotBoard
 from actors.snapshots.ranges_taking import RangesTaker, ShapeChanged
@@ -124,6 +124,12 @@ class Snapshotter:
 
         Raises SinkUnavailable when NATS is away.
         """
+        try:
+            await self._serve_all()
+        finally:
+            self._board.interrupted()
+
+    async def _serve_all(self) -> None:
         await self._requests.listen()
         for asked in await self._unfinished():
             log.info("a snapshot was interrupted: taking it up again", table=asked.answered_as)
@@ -427,7 +433,8 @@ class Snapshotter:
 
     async def _publish_error(self, job: Job, failure: SnapshotFailed) -> None:
         progress = job.progress
-        self._board.failed(progress, f"{failure.kind}: {failure}")
+        fix = fix_of(failure, job.published.qualified, job.published.token)
+        self._board.failed(progress, f"{failure.kind}: {failure}", fix)
         log.error(
             "snapshot failed", table=job.answered_as, kind=failure.kind, reason=str(failure), snapshot_id=progress.snapshot_id
         )

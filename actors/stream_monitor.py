@@ -13,10 +13,12 @@ import trio
 
 from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.link import JetStreamLink
+from actors.contract.reader_note import ReaderNote
 from actors.contract.stream_view import StreamView
 from actors.errors import SinkUnavailable
 from actors.startup.stream_rules import Role, examine
 from actors.telemetry.log import get_logger
+from actors.telemetry.quantities import counted
 from actors.telemetry.telemetry import ConsumerHealth, Problem, StreamHealth, Telemetry
 from actors.wire.jetstream import unix_time
 
@@ -54,11 +56,20 @@ def stream_health(info: Mapping[str, Any], now_unix_s: float) -> StreamHealth:
 
 def consumer_health(info: Mapping[str, Any], messages: int, now_unix_s: float) -> ConsumerHealth:
     """Read an entry of CONSUMER.LIST; `messages` is how many the stream has."""
-    pending = int(info.get("num_pending", 0))
-    is_read = bool(info.get("push_bound")) or int(info.get("num_waiting", 0)) > 0
+    pending, config = int(info.get("num_pending", 0)), info.get("config") or {}
+    delivered, floor = info.get("delivered") or {}, info.get("ack_floor") or {}
+    filters = config.get("filter_subjects") or filter(None, [config.get("filter_subject")])
+    is_read = bool(info.get("push_bound")) or any(int(info.get(name, 0)) for name in ("num_waiting", "num_ack_pending"))
     return ConsumerHealth(
         str(info["name"]), pending, int(info.get("num_ack_pending", 0)), round(min(1.0, pending / max(1, messages)), 3),
-        is_left=not is_read and not info.get("config", {}).get("durable_name"), looked_at=now_unix_s,
+        is_left=not is_read and not config.get("durable_name"), looked_at=now_unix_s,
+        filters=tuple(map(str, filters)),
+        acknowledges=config.get("ack_policy") != "none",
+        delivered_seq=int(delivered.get("stream_seq", 0)),
+        acknowledged_seq=int(floor.get("stream_seq", 0)),
+        created_at=unix_time(str(info["created"])) if info.get("created") else 0.0,
+        active_at=unix_time(str(delivered["last_active"])) if delivered.get("last_active") else 0.0,
+        note=ReaderNote.of(config.get("metadata")),
     )  # fmt: skip
 
 
@@ -66,6 +77,27 @@ def furthest_behind(listed: Sequence[Mapping[str, Any]], messages: int, now_unix
     """Return the consumers with the most left to read, at most 20; `messages` is how many the stream has."""
     health = [consumer_health(entry, messages, now_unix_s) for entry in listed]
     return tuple(sorted(health, key=lambda one: (one.is_left, -one.history_used))[:SHOWN_MAX])
+
+
+def note_readers(telemetry: Telemetry, before: Sequence[ConsumerHealth], found: Sequence[ConsumerHealth]) -> None:
+    """Note what mirrors have come and gone, and what `walbridge verify` has newly found of a replica."""
+    journal = telemetry.journal
+    # a mirror makes another consumer after a fault, so its replica's name is what stays
+    known = {one.note.replica: one.note for one in before if one.note.replica}
+    for one in found:
+        note = one.note
+        if not note.replica:
+            continue
+        earlier = known.pop(note.replica, None)
+        if earlier is None:
+            journal.note("reader", f"mirror {note.replica} reads the stream", consumer=one.name)
+        elif note.mismatched_keys and note.mismatched_keys != earlier.mismatched_keys:
+            differ = counted(note.mismatched_keys, "key")
+            journal.note("verified", f"mirror {note.replica}: verify found {differ} that differ", "bad", consumer=one.name)
+        elif note.verified_at > earlier.verified_at and not note.mismatched_keys:
+            journal.note("verified", f"mirror {note.replica}: verify found it equal to its source", "ok", consumer=one.name)
+    for replica in known:
+        journal.note("reader", f"mirror {replica} no longer reads the stream", "warn")
 
 
 def deleted_problem(stream: str, count: int) -> Problem | None:
@@ -142,7 +174,9 @@ async def watch_streams(asked: JetStreamLink, roles: Sequence[Role], telemetry: 
                     list_at = trio.current_time() + CONSUMERS_EVERY_S
                     try:
                         listed = await asked.stream_consumers(stream)
-                        telemetry.consumers = furthest_behind(listed, telemetry.stream.messages, time.time())
+                        consumers = furthest_behind(listed, telemetry.stream.messages, time.time())
+                        note_readers(telemetry, telemetry.consumers, consumers)
+                        telemetry.consumers = consumers
                     except SinkRefused as exc:
                         may_list = False  # the bridge can do without this permission: further requests would fill NATS's log
                         log.info("the page shows no consumers: the NATS user may not list them", said=exc.said)

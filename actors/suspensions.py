@@ -65,7 +65,10 @@ class Suspensions:
             new, self._unrecorded = self._unrecorded, {}
             since = {token: self.tables[token] for token in new}
             await self._store.update(suspended={**self._store.record.suspended, **since})
-            self._telemetry.suspended_tables |= {token: _problem(token, reason) for token, reason in new.items()}
+            problems = {token: _problem(token, reason) for token, reason in new.items()}
+            self._telemetry.suspended_tables |= problems
+            for token, problem in problems.items():
+                self._telemetry.journal.note("suspended", problem.what, "bad", table=token)
 
     async def resume(self, token: str, wal_end: Callable[[], Awaitable[Lsn]]) -> None:
         """Publish a table's events again from the next event on; a snapshot taken after this call has the events left out.

@@ -13,6 +13,7 @@ from actors.clients.postgres.slots import slot_health
 from actors.errors import WalbridgeError
 from actors.settings.config import PostgresConfig
 from actors.telemetry import figures
+from actors.telemetry.journal import Level
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import Problem, SlotHealth, Telemetry
 
@@ -60,6 +61,7 @@ async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) ->
                 while True:
                     health = await slot_health(connection, slot)
                     if health is not None:
+                        _note_status(telemetry, slot, health)
                         health.looked_at = time.time()
                         telemetry.backlog.wal_ends(health.current_lsn, telemetry.received_lsn, health.looked_at)
                         health.seconds_to_loss = rate.seconds_to_loss(time.monotonic(), health.safe_wal_bytes)
@@ -91,6 +93,13 @@ def held_problem(slot: str, health: SlotHealth) -> Problem | None:
         fix="GET /status names the blocked stage; long transactions: "
         "SELECT pid, xact_start, query FROM pg_stat_activity WHERE backend_xmin IS NOT NULL ORDER BY xact_start",
     )
+
+
+def _note_status(telemetry: Telemetry, slot: str, health: SlotHealth) -> None:
+    before, status = telemetry.slot.wal_status, health.wal_status
+    if status != before and (before or status in ("unreserved", "lost")):
+        level: Level = "bad" if status in ("unreserved", "lost") else "warn" if status == "extended" else "ok"
+        telemetry.journal.note("slot", f"the WAL of slot {slot} is {status}", level)
 
 
 def _warn(telemetry: Telemetry, slot: str, health: SlotHealth) -> None:

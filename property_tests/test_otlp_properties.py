@@ -72,7 +72,7 @@ def sent(metrics: Metrics) -> dict[tuple[Any, ...], float]:
         assert not is_counter or metric.sum.is_monotonic
         for one in metric.sum.data_points if is_counter else metric.gauge.data_points:
             labels = sorted((label.key, label.value.string_value) for label in one.attributes)
-            value = one.as_int if one.WhichOneof("value") == "as_int" else one.as_double
+            value = float(one.as_int if one.WhichOneof("value") == "as_int" else one.as_double)  # as the text is read
             found[f"{metric.name}_total" if is_counter else metric.name, *labels] = value
     return found
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from actors.clients.nats.bisection import Found, first_reached
 from actors.contract.records import Delete, Insert, Update
 from actors.contract.table_token import table_name, table_token
+from actors.mirror.stream_places import parse_beginning
 from actors.mirror.table_choice import choose_tables
-from actors.tail.beginning import parse_beginning
 from actors.tail.lines import KeyChoice, LineMaker, json_line, plain
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)

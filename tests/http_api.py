@@ -18,9 +18,11 @@ from actors.contract.table_token import table_token
 from actors.embedded.process import free_port
 from actors.errors import SinkUnavailable
 from actors.http_server import serve_http
+from actors.pause import Pause
 from actors.positions import Lsn
 from actors.settings.resolve import resolve
 from actors.telemetry.telemetry import SlotHealth, StreamHealth, Telemetry
+from actors.web.questions import Question
 from tests.servers import HANG_S
 
 SEED_METRICS = """bridge_uptime_seconds bridge_wal_messages_received_total bridge_cdc_events_published_total bridge_last_ack_lsn
@@ -30,16 +32,35 @@ SEED_STATUS = """status uptime_seconds wal_messages_received cdc_events_publishe
 nats_reconnect_count last_processing_time_us slot_active wal_lag_bytes wal_lag_mb""".split()
 
 
+class FakeLookup:
+    """Answers with what the test has put in, and remembers the questions."""
+
+    def __init__(self) -> None:
+        self.asked: list[Question] = []
+        self.answer: dict[str, Any] = {"stream": "CDC", "first_seq": 1, "last_seq": 0, "messages": [], "more": None}
+        self.schemas: dict[str, dict[str, Any]] = {}
+
+    async def messages(self, question: Question) -> dict[str, Any]:
+        self.asked.append(question)
+        return self.answer
+
+    async def schema(self, token: str) -> dict[str, Any] | None:
+        return self.schemas.get(token)
+
+
 class Server:
     """`serve_http` under trio in a thread of its own, from `__enter__` to `__exit__`."""
 
-    def __init__(self, telemetry: Telemetry, *, bind: str = "127.0.0.1", token: str = "") -> None:
+    def __init__(self, telemetry: Telemetry, *, bind: str = "127.0.0.1", token: str = "", messages: str = "yes") -> None:
         self.port = free_port()
-        self._config = resolve({"port": self.port, "bind": bind}, {"POSTGRES_BRIDGE_USER": "x", "BRIDGE_HTTP_TOKEN": token})
+        environ = {"POSTGRES_BRIDGE_USER": "x", "BRIDGE_HTTP_TOKEN": token, "BRIDGE_HTTP_MESSAGES": messages}
+        self._config = resolve({"port": self.port, "bind": bind}, environ)
         self._telemetry, self._serving = telemetry, threading.Event()
+        self.pause = Pause(telemetry)
         self._thread = threading.Thread(target=trio.run, args=[self._serve], daemon=True)
         self.stop_asked = False
         self.snapshots_asked: list[str] = []
+        self.lookup = FakeLookup()
 
     def __enter__(self) -> Server:
         self._thread.start()
@@ -67,9 +88,12 @@ class Server:
                         self._config,
                         self._telemetry,
                         stop=stop,
+                        pause=self.pause,
                         stream_info=self._stream_info,
                         request_snapshot=self._request_snapshot,
+                        lookup=self.lookup,
                         acknowledge_gap=self._acknowledge_gap,
+                        has_table=self._has_table,
                     )  # fmt: skip
                 )
                 self._serving.set()
@@ -83,6 +107,9 @@ class Server:
 
     async def _request_snapshot(self, token: str) -> None:
         self.snapshots_asked.append(token)
+
+    async def _has_table(self, token: str) -> bool:
+        return token in self._telemetry.tables or not self._telemetry.tables
 
     async def _acknowledge_gap(self, seq: int) -> bool:
         shown = self._telemetry.gap_problems
@@ -107,6 +134,7 @@ def streaming(telemetry: Telemetry, tables: int = 3) -> Telemetry:
     """Telemetry of a bridge that streams."""
     telemetry.state, telemetry.not_ready_reason, telemetry.publish_mode = "streaming", "", "fast"
     telemetry.postgres_connected = telemetry.nats_connected = True
+    telemetry.postgres_address, telemetry.nats_address = "db:5432/shop", "nats:4222"
     now = time.time()
     telemetry.last_received_at = telemetry.last_ack_at = telemetry.last_commit_at = now
     lsn = Lsn(0xFFFF_DEADBEEF)

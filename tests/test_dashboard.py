@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from actors.contract.bridge_record import NotedGap
+from actors.contract.reader_note import ReaderNote
 from actors.contract.table_token import table_token
 from actors.embedded.nats import NatsServer
 from actors.positions import Lsn
@@ -129,11 +130,11 @@ def first_frame(server: Server) -> dict[str, Any]:
 
 def test_the_page_tells_how_it_goes(page: Page, server: Server, telemetry: Telemetry) -> None:
     show(page, server)
-    assert page.inner_text("#identity") == "slot cdc_slot, publication cdc_pub → stream CDC"
+    assert page.inner_text("#identity") == "db:5432/shop, slot cdc_slot, publication cdc_pub → nats:4222, stream CDC"
     assert "PostgreSQL holds 48 MB of WAL for this slot of a limit of 10 GB" in page.inner_text("#verdict-text")
     assert page.get_attribute("#verdict", "class") == "verdict ok"
     assert page.locator(".stage.stuck").count() == 0
-    assert page.locator("svg[role=img]").count() == 4
+    assert page.locator("#charts svg[role=img]").count() == 4
     store(telemetry, "public", "table_0001", count=7)
     until(page, "document.querySelector('#table-rows td.name').innerText.trim() === 'table_0001'")  # what changes comes first
     assert page.inner_text("#tiles .tile:nth-child(5) b") == "7"
@@ -436,6 +437,34 @@ def test_an_audit_finds_nothing_with_a_thousand_tables(page: Page, telemetry: Te
         assert len(page.evaluate(COMPLAINTS)) >= 3, "it does find things"
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "color_scheme": "dark"},
+        {"viewport": {"width": 1000, "height": 800}},
+    ],
+    indirect=True,
+    ids=["phone-dark", "1000-light"],
+)
+def test_an_audit_finds_nothing_in_the_other_views(page: Page, telemetry: Telemetry) -> None:
+    streaming(telemetry, tables=1000)
+    telemetry.consumers = (reader("m" * 60, 5, kind="mirror", replica="postgresql db:5432/" + "x" * 60, applied_seq=4),)
+    for i in range(300):
+        telemetry.journal.note("snapshot", f"snapshot of table_{i:04d} begins", table=f"table_{i:04d}")
+    with Server(telemetry) as server:
+        server.lookup.answer["messages"] = [message(seq, data={"id": seq, "name": "y" * 300}) for seq in range(50, 0, -1)]
+        server.lookup.schemas["table_0001"] = {"columns": [{"name": "z" * 63, "data_type": "integer", "pk": True}]}
+        for view in ("messages", "table/table_0001", f"consumer/{'m' * 60}", "log"):
+            page.goto(f"http://127.0.0.1:{server.port}/#/{view}")
+            page.wait_for_selector("#live.on")
+            if view == "messages" or view.startswith("table"):
+                page.locator(".view:not([hidden]) details.message > summary").nth(1).click()
+                page.wait_for_selector(".view:not([hidden]) .way li")
+            assert page.evaluate(COMPLAINTS) == [], view
+            assert page.evaluate(CONTRASTS) == [], view
+            assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0, view
+
+
 @pytest.mark.parametrize("page", [{"reduced_motion": "reduce"}, {"reduced_motion": "no-preference"}], indirect=True)
 def test_nothing_moves_for_who_does_not_want_it(page: Page, server: Server, telemetry: Telemetry) -> None:
     show(page, server)
@@ -448,6 +477,151 @@ def test_nothing_moves_for_who_does_not_want_it(page: Page, server: Server, tele
         const link = document.querySelector('.link'); link.classList.add('flowing');
         return getComputedStyle(link.querySelector('.wire'), '::after').animationName }""")
     assert name in (("none",) if reduced else ("flow", "flow-down"))
+
+
+# -- its other views
+
+
+def message(seq: int, operation: str = "UPDATE", table: str = "users", **more: Any) -> dict[str, Any]:
+    subject, msg_id = f"cdc.{table}.{operation.lower()}", f"{seq:x}-0-{table}-{operation.lower()}"
+    event = {
+        "subject": subject, "table": table, "schema": "public", "operation": operation, "key": ["id"], "lsn": 1 << 33 | seq,
+        "seq": 0, "xid": 7, "commit_ts": 1_790_000_000_000_000, "msg_id": msg_id, "data": {"id": seq, "name": "Ada"}, "last": True,
+    }  # fmt: skip
+    stored = {
+        "seq": seq,
+        "subject": subject,
+        "stored_at": 1_790_000_000.004,
+        "bytes": 300,
+        "is_compressed": True,
+        "problem": "",
+    }
+    return {**stored, "headers": {"Nats-Msg-Id": msg_id}, "events": [event | more]}
+
+
+def reader(name: str, delivered: int, filters: tuple[str, ...] = (), **note: Any) -> ConsumerHealth:
+    return ConsumerHealth(
+        name, 5, 0, 0.5, filters=filters, acknowledges=False, delivered_seq=delivered, note=ReaderNote(**note)
+    )  # fmt: skip
+
+
+def test_a_change_is_shown_and_followed_from_commit_to_its_readers(page: Page, server: Server, telemetry: Telemetry) -> None:
+    server.lookup.answer["messages"] = [message(12, old={"id": 12, "name": HOSTILE[0]}), message(11)]
+    server.lookup.answer |= {"last_seq": 12, "more": {"before": 11}}
+    telemetry.consumers = (
+        reader("m", 12, kind="mirror", replica="sqlite copy.db", applied_seq=11),
+        reader("other", 12, filters=("cdc.orders.>",)),
+        reader("tail", 10, kind="tail"),
+    )
+    show(page, server)
+    page.click("nav >> text=Messages")
+    page.wait_for_selector("details.message")
+    assert page.locator("details.message summary").first.inner_text().split()[-4:] == ["UPDATE", "users", "id=12", "name=Ada"]
+    page.locator("details.message summary").first.click()
+    way = page.locator(".way li")
+    assert [" ".join(text.split()) for text in way.all_inner_texts()] == [
+        *way.all_inner_texts()[:2],
+        "Waiting mirror sqlite copy.db: delivered, not yet reported as applied",
+        "Waiting walbridge tail: not yet delivered",
+    ]
+    assert "4 ms later, as message 12" in way.nth(1).inner_text()
+    words = page.inner_text("details.message[open] .inside")
+    for expected in ("LSN 2/C", "c-0-users-update", "300 B, compressed", f"{HOSTILE[0]} → Ada"):
+        assert expected in words
+    telemetry.consumers = (reader("m", 12, kind="mirror", replica="sqlite copy.db", applied_seq=12),)
+    until(page, "document.querySelector('.way li:nth-child(3)').innerText === 'Read mirror sqlite copy.db: applied'")
+    page.click("#messages-more")
+    wait_for(lambda: server.lookup.asked[-1].before == 11)
+    page.fill("#messages-table", "table_0001")
+    page.fill("#messages-key", "id=7")
+    page.fill("#messages-from", "2/C")
+    page.keyboard.press("Enter")
+    wait_for(lambda: server.lookup.asked[-1][:3] == ("table_0001", ("id=7",), "2/C"))
+    page.reload()
+    page.wait_for_selector("details.message[open]")
+    assert page.input_value("#messages-key") == "id=7", "the address has the question"
+    assert page.locator("#main img, #main script").count() == 0
+
+
+def test_rows_need_the_token_and_may_be_off(page: Page, telemetry: Telemetry, seen: Seen) -> None:
+    with Server(telemetry, token="correct-horse") as server:
+        server.lookup.answer["messages"] = [message(1)]
+        page.goto(f"http://127.0.0.1:{server.port}/#/messages")
+        page.wait_for_selector("#live.on")
+        until(page, "document.querySelector('#messages-state').innerText.includes('token')")
+        assert server.lookup.asked == []
+        page.click("#messages-form button")
+        page.fill("#token-input", "correct-horse")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("details.message")
+    with Server(telemetry, messages="no") as server:
+        page.goto(f"http://127.0.0.1:{server.port}/#/messages")
+        until(page, "document.querySelector('#messages-state').innerText.includes('BRIDGE_HTTP_MESSAGES')")
+        assert page.locator("#messages-form button").is_disabled()
+        assert server.lookup.asked == []
+
+
+def test_a_table_and_its_reader_have_a_view_each(page: Page, server: Server, telemetry: Telemetry) -> None:
+    server.lookup.answer["messages"] = [message(12, table="table_0001")]
+    columns = [
+        {"name": "id", "data_type": "integer", "pk": True, "is_nullable": False},
+        {"name": HOSTILE[0], "data_type": "text"},
+    ]
+    server.lookup.schemas["table_0001"] = {"columns": columns}
+    note = {"kind": "mirror", "replica": "sqlite copy.db", "applied_seq": 10, "verified_at": int(time.time()) - 120}
+    telemetry.consumers = (reader("m", 12, filters=("cdc.table_0001.>", "cdc._bridge.>"), **note),)
+    telemetry.suspended_tables["table_0001"] = Problem("WB301", "table table_0001 is suspended")
+    telemetry.journal.note("suspended", "table table_0001 is suspended", "bad", table="table_0001")
+    telemetry.journal.note("snapshot", "snapshot of table_0002 begins", table="table_0002")
+    show(page, server)
+    store(telemetry, "public", "table_0001", count=7)
+    page.click("#table-rows >> text=table_0001")
+    until(page, "document.querySelector('#table-tiles .tile:nth-child(2) b')?.innerText === '7'")
+    assert page.inner_text("#table-title") == "table_0001"
+    page.wait_for_selector("#table-messages details")
+    assert page.inner_text("#table-columns tr:first-child").split() == ["id", "key", "integer", "not", "null"]
+    assert "WB301" in page.inner_text("#table-problems")
+    assert page.locator("#table-log li").count() == 1
+    assert "table_0001" in page.title()
+    page.click("#table-snapshot")
+    wait_for(lambda: server.snapshots_asked == ["table_0001"])
+    page.click("#table-readers a")
+    page.wait_for_selector("#consumer-verdict.ok")
+    assert page.inner_text("#consumer-verdict").startswith("Equal to its source: walbridge verify compared all tables 2")
+    assert "message 10" in page.inner_text("#consumer-facts")
+    assert page.locator("#consumer-tables a").all_inner_texts() == ["table_0001"]
+    telemetry.consumers = (reader("m", 12, **{**note, "mismatched_keys": 3}),)
+    page.wait_for_selector("#consumer-verdict.bad")
+    telemetry.consumers = ()
+    page.wait_for_selector("#consumer-missing")
+    page.go_back()
+    assert page.inner_text("#table-title") == "table_0001"
+
+
+def test_what_has_happened_is_listed_and_drawn_into_the_plots(page: Page, server: Server, telemetry: Telemetry) -> None:
+    telemetry.journal.note("started", "Walbridge has started")
+    show(page, server)
+    page.wait_for_timeout(1500)
+    telemetry.journal.note("outage", f"NATS is away {HOSTILE[0]}", "bad")
+    until(
+        page,
+        "document.querySelectorAll('#charts .mark.bad').length === 4 && document.querySelectorAll('#charts .band').length === 4",
+    )
+    telemetry.journal.note("streaming", "streaming after 1.0 s", "ok")
+    page.wait_for_selector("#charts .flag.ok", state="attached")
+    chart = page.locator("#charts svg").first
+    chart.scroll_into_view_if_needed()
+    chart.focus()
+    chart.press("ArrowLeft")
+    until(page, "document.querySelector('#marks-note').innerText.includes('NATS is away')")
+    assert "streaming after 1.0 s" in (chart.get_attribute("aria-label") or "")
+    page.click("nav >> text=Log")
+    assert page.locator("#log-list .badge").all_inner_texts() == ["streaming", "outage", "start"]
+    page.select_option("#log-kind", "outage")
+    assert page.locator("#log-list li").count() == 1
+    page.locator("body").press("/")
+    page.keyboard.type("nothing of this")
+    assert page.inner_text("#log-none") == "Nothing of this kind."
 
 
 # -- what its buttons do
@@ -729,3 +903,27 @@ def test_a_stage_that_had_nothing_to_do_does_not_stand_still() -> None:
 def test_bytes_read_as_people_write_them() -> None:
     assert [human_bytes(n) for n in (0, 1023, 1536, 48 << 20, 200 << 30, 3 << 50)] == [
         "0 B", "1023 B", "1.5 kB", "48 MB", "200 GB", "3072 TB"]  # fmt: skip
+
+
+def test_a_gap_is_a_card_with_range_tables_and_time_until_it_is_acknowledged(
+    page: Page, server: Server, telemetry: Telemetry
+) -> None:
+    telemetry.gap_problems = (
+        gap_problem(NotedGap(5, time.time() - 7200, "slot was dropped", Lsn(0x100), Lsn(0x200), ("users", "s/o"), 2), "CDC"),
+    )
+    show(page, server)
+    card = page.locator("#problems li")
+    words = card.inner_text()
+    for part in (
+        "WB152",
+        "from 0/100 to 0/200",
+        "2 tables (public.users, s.o)",
+        "slot was dropped",
+        "2 h ago",
+        "walbridge snapshot users",
+    ):
+        assert part in words, words
+    assert page.title().startswith("✗")
+    card.get_by_role("button", name="Acknowledge").click()
+    page.wait_for_selector("#toast.shown")
+    until(page, "document.querySelector('#problems-section').hidden")

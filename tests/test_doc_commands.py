@@ -72,6 +72,8 @@ RUN_HERE = {
     "docs/guides/resync.md#4. A consumer of your own": "test_a_difference_is_found_and_its_table_copied_again",
 }
 RUN_ELSEWHERE = {
+    # with the planted consumer in the place of one's own
+    "docs/certify.md#Is my consumer right?": "tests/test_certify.py::test_the_command_prints_the_smallest_history",
     "docs/scaling.md#Several bridges": "tests/test_scaling.py::test_several_bridges_are_exact_each_and_one_view_has_every_change_once",
     "docs/scaling.md#One hot table": "tests/test_scaling.py::test_row_filters_split_a_hot_table_and_the_parts_make_the_whole",
     "docs/scaling.md#Three NATS servers":

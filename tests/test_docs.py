@@ -25,6 +25,7 @@ from actors.main import COMMANDS
 from actors.mirror.metrics import MirrorMetrics
 from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.view import View
+from actors.pause import Pause
 from actors.settings.config import SETTINGS
 from actors.settings.resolve import resolve
 from actors.telemetry.history import History
@@ -35,6 +36,7 @@ from actors.web.feed import Feed
 from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.documents import OPERATIONS, PAGES, section
+from tests.http_api import FakeLookup
 from tests.programs import printed, running
 from tests.servers import HANG_S, ROOT, Database, wait_for_events, with_nats
 from tests.snapshots import ask, take
@@ -122,9 +124,12 @@ def test_the_paths_are_the_applications_routes() -> None:
         telemetry,
         Feed(config, telemetry, History(telemetry)),
         stop=trio.Event(),
+        pause=Pause(telemetry),
         stream_info=_never,
         request_snapshot=_never,
+        lookup=FakeLookup(),
         acknowledge_gap=_never,
+        has_table=_never,
     )
     routes = app.url_map.bind("localhost")
     listed = [path.partition("?")[0].rpartition(" ") for path in PATHS]

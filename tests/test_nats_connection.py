@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
-import json
 import os
-import secrets
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +25,7 @@ from actors.settings.config import NatsConfig
 from actors.startup.streams import bucket_config, prepare_streams
 from actors.wire.nats import Msg
 from tests.conftest import MakeNats
+from tests.nats_operator import Operator
 
 
 def connect_and(
@@ -73,53 +70,20 @@ def test_user_and_password_token_and_nkey_open_the_door_and_wrong_ones_do_not(ma
     connect_and(NatsConfig((with_nkey.url,), nkey_seed=seed))
     with pytest.raises(SinkRefused):
         connect_and(NatsConfig((with_nkey.url,), nkey_seed=user_seed()[0]))
-    with pytest.raises(ConfigError, match="NATS_NKEY_SEED"):
+    with pytest.raises(SinkRefused, match="NATS_NKEY_SEED"):
         connect_and(NatsConfig((with_nkey.url,), nkey_seed="no seed"))
 
 
-def jwt(claims: dict[str, object], issuer_seed: bytes) -> str:
-    """A NATS JWT: https://docs.nats.io/running-a-nats-service/nats_admin/security/jwt"""
-
-    def part(value: object) -> str:
-        return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
-
-    issuer = nkeys.from_seed(issuer_seed)
-    payload = {"jti": secrets.token_hex(8), "iat": int(time.time()), "iss": issuer.public_key.decode(), **claims}
-    signed = f"{part({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{part(payload)}"
-    return f"{signed}.{base64.urlsafe_b64encode(issuer.sign(signed.encode())).rstrip(b'=').decode()}"
-
-
 def test_a_creds_file_opens_an_operators_server(make_nats: MakeNats, tmp_path: Path) -> None:
-    operator = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_OPERATOR)
-    account, system = (nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_ACCOUNT) for _ in range(2))
-    seed, public = user_seed()
-    name = {key: nkeys.from_seed(key).public_key.decode() for key in (operator, account, system)}
-    limits = {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "conn": -1, "leaf": -1, "wildcards": True,
-              "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}  # fmt: skip
-    operator_jwt = jwt({"sub": name[operator], "name": "O", "nats": {"type": "operator", "version": 2}}, operator)
-    account_jwt = jwt(
-        {"sub": name[account], "name": "A", "nats": {"type": "account", "version": 2, "limits": limits}}, operator
-    )
-    system_jwt = jwt({"sub": name[system], "name": "SYS", "nats": {"type": "account", "version": 2}}, operator)
-    user_jwt = jwt({"sub": public, "name": "U", "nats": {"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1}},
-                   account)  # fmt: skip
-    server = make_nats(
-        extra_config=f"""
-            operator: {operator_jwt}
-            system_account: {name[system]}
-            resolver: MEMORY
-            resolver_preload: {{ {name[account]}: {account_jwt}, {name[system]}: {system_jwt} }}"""
-    )
+    operator = Operator()
+    server = make_nats(extra_config=operator.config())
     creds = tmp_path / "user.creds"
-    creds.write_text(
-        f"-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n"
-        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
-    )
+    creds.write_text(operator.creds())
     connect_and(NatsConfig((server.url,), creds=creds))
     with pytest.raises(SinkRefused):
         connect_and(NatsConfig((server.url,)))
     creds.write_text("nothing")
-    with pytest.raises(ConfigError, match="NATS_CREDS"):
+    with pytest.raises(SinkRefused, match="NATS_CREDS"):
         connect_and(NatsConfig((server.url,), creds=creds))
 
 
@@ -185,7 +149,7 @@ def test_tls_is_checked_both_ways(first: bool, certificates: Certificates, make_
     with pytest.raises(SinkUnavailable) as caught:  # it is not who it should be
         connect_and(replace(good, urls=(f"tls://127.0.0.1:{server.port}",)))
     assert "certificate" in caught.value.said.lower() or "match" in caught.value.said.lower()
-    with pytest.raises(ConfigError, match="NATS_CA"):
+    with pytest.raises(SinkRefused, match="NATS_CA"):
         connect_and(replace(good, ca="/nonexistent/ca.pem"))
 
 

@@ -75,6 +75,23 @@ def test_nkeys_and_jwts(home: Path) -> None:
     assert resolve({"nats_context": "creds"}, environment(home)).nats.creds == home / "a.creds"
 
 
+def test_a_domain_and_a_prefix_belong_to_the_address(home: Path) -> None:
+    write(home, "leaf", url="nats://leaf:1", jetstream_domain="hub")
+    flags = {"nats_context": "leaf"}
+    assert resolve(flags, environment(home)).nats.api.prefix == "$JS.hub.API"
+    assert resolve(flags, environment(home, NATS_JS_PREFIX="other.API")).nats.api.prefix == "other.API"
+    assert resolve(flags, environment(home, NATS_URL="nats://elsewhere:1")).nats.api.prefix == "$JS.API"
+
+
+def test_a_context_is_read_again_at_each_connect(home: Path) -> None:
+    write(home, "prod", url="nats://n:1", user="bridge", password="first-password")
+    config = resolve({"nats_context": "prod"}, environment(home)).nats
+    write(home, "prod", url="nats://n:1", user="bridge", password="second-password")
+    assert config.latest().password == "second-password"
+    (home / ".config/nats/context/prod.json").unlink()
+    assert config.latest().password == "first-password", "it may be in the middle of being replaced"
+
+
 def test_a_file_and_the_folder_of_xdg(home: Path) -> None:
     write(home, "prod", url="nats://byfile:1")
     path = home / ".config/nats/context/prod.json"
@@ -94,7 +111,7 @@ def test_a_name_that_is_a_path_is_refused(name: str, home: Path) -> None:
     [
         ({"socks_proxy": "socks5://x"}, "sets socks_proxy"),
         ({"nsc": "nsc://op/acc/user"}, "sets nsc"),
-        ({"jetstream_domain": "hub"}, "sets jetstream_domain"),
+        ({"jetstream_domain": "hub", "jetstream_api_prefix": "hub.API"}, "are both set"),
         ({"inbox_prefix": "_I"}, "sets inbox_prefix"),
         ({"nkey": "/nonexistent"}, "without a seed"),
         ({"url": "http://x"}, "not a NATS address"),

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -19,15 +20,18 @@ from urllib.parse import quote
 import nkeys
 import psycopg
 import pytest
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 
+from actors.clients.postgres.connection import PgConnection, SourceRefused
 from actors.contract.table_token import table_token
 from actors.embedded.nats import NatsServer
 from actors.embedded.postgres import PostgresServer
 from actors.embedded.process import unprivileged_account
+from actors.settings.config import PostgresConfig
 from tests.certificates import Authority, Pair
 from tests.conftest import PASSWORD, MakeBridge, MakeNats, MakePostgres
 from tests.examples import examples
@@ -136,6 +140,29 @@ def test_a_postgresql_that_cannot_be_trusted_is_refused_in_words(
         assert says in bridge.log()
         assert "  fix:   " in bridge.log()
         assert PASSWORD not in bridge.log()
+
+
+def test_a_renewed_certificate_is_read_at_the_next_connect(tls_postgres: TlsPostgres, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def renew(pair: Pair) -> None:
+        for path, source in ((cert, pair.cert), (key, pair.key)):
+            path.touch(mode=0o600)
+            path.write_bytes(Path(source).read_bytes())
+
+    config = PostgresConfig(tls_postgres.dsn(role="by_certificate", sslcert=str(cert), sslkey=str(key)))
+
+    async def connect() -> None:
+        with closing(await PgConnection.connect(config, application_name="test")):
+            pass
+
+    renew(tls_postgres.authority.issue("by_certificate"))
+    trio.run(connect)
+    renew(tls_postgres.authority.issue("by_certificate", days=-1))
+    with pytest.raises(SourceRefused, match="no trusted TLS connection"):
+        trio.run(connect)
+    renew(tls_postgres.authority.issue("by_certificate"))
+    trio.run(connect)
 
 
 # -- TLS and keys to NATS

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.commands.status import _wal, describe, printable
+from actors.commands.status import describe, printable, wal_words
 from actors.demo import run
 from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
@@ -104,7 +104,7 @@ def test_how_long_the_wal_lasts_is_in_words(seconds: float, words: str) -> None:
     assert span(seconds) == words
     slot = {"held_bytes": 48 << 20, "budget_bytes": 10 << 30, "seconds_to_loss": seconds, "limited": True, "looked_at": 0}
     said = f"48 MB of 10 GB: room for {words} at the present rate"
-    assert _wal({"wal": slot, "wal_status": "reserved", "state": "streaming"}, 0) == said
+    assert wal_words({"wal": slot, "wal_status": "reserved", "state": "streaming"}, 0) == said
 
 
 def test_one_is_not_many() -> None:

@@ -114,12 +114,12 @@ class Transaction:
             old = {column: before[column] for column in table.pk}
         self._event(table, "UPDATE", row, old=old, unchanged=unchanged, omitted=omitted)
 
-    def swap_keys(self, name: str, one: int, other: int, by: int) -> None:
-        """Exchange the keys of two rows, over a third key."""
+    def swap_keys(self, name: str, one: int, other: int, by: int, unchanged: Sequence[str] = ()) -> None:
+        """Exchange the keys of two rows, over a third key; columns `unchanged` are large, and not sent."""
         (pk,) = self._source.tables[name].pk
         for before, after in ((one, by), (other, one), (by, other)):
             values: dict[str, Any] = {pk: after}
-            self.update(name, before, **values)
+            self.update(name, before, unchanged=unchanged, **values)
 
     def shift_keys(self, name: str) -> None:
         """UPDATE SET id = id + 1 of all rows, which a deferrable key allows: two rows have one key for a moment."""

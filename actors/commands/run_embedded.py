@@ -12,9 +12,9 @@ import trio
 from actors.bridge import run
 from actors.embedded.process import free_port, port_is_free
 from actors.embedded.servers import EmbeddedServers, default_directory, start_embedded
+from actors.mirror.stream_places import NOW
 from actors.settings.config import Config
 from actors.settings.resolve import resolve
-from actors.tail.beginning import NOW
 from actors.tail.following import Read, Reading, follow
 from actors.tail.lines import LineMaker
 from actors.telemetry.log import get_logger, set_up_logging

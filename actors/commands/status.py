@@ -6,60 +6,41 @@ import json
 import os
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from http.client import HTTPException
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
-from actors.errors import ConfigError
+from actors.commands.running_bridge import NoAnswer, RunningBridge, Url, find_bridge
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
-from actors.settings.setting import HTTP, OTHER
-from actors.settings.sources import Sources
+from actors.settings.setting import OTHER
 from actors.telemetry.quantities import age, counted, human_bytes, span
 
-TIMEOUT_S = 5.0
 EVERY_S = 1.0
 OLD_S = 5.0
 """A figure that was looked up longer ago than this is shown with its age."""
 COLOURS = {"ok": "32", "warn": "33", "bad": "31"}
 
 
-class NoAnswer(Exception):
-    """Nothing answers at the address, or something that is not a bridge."""
-
-
 @takes_settings(port="of the running bridge")
 def status(
     flags: Flags,
     *,
-    url: Annotated[str, option(HTTP, "of a bridge elsewhere, instead of --port [http://127.0.0.1:9090]", "URL")] = "",
+    url: Url = "",
     json: Annotated[bool, option(OTHER, "as JSON; with --watch one line per second")] = False,
     watch: Annotated[bool, option(OTHER, "look every second until Ctrl-C")] = False,
     env_file: EnvFile = None,
 ) -> int:
     """Ask a bridge what it is doing."""
-    if url and flags["port"]:
-        raise ConfigError("WB002", "--port: the address of --url has one; leave out either")
-    address = url or f"http://127.0.0.1:{Sources(flags, os.environ, env_file).read('port')}"
-    return show_status(address, as_json=json, watch=watch)
+    return show_status(find_bridge(flags, url, env_file), as_json=json, watch=watch)
 
 
-def show_status(url: str, *, as_json: bool, watch: bool) -> int:
-    """Print the status once, or every second until Ctrl-C. 0 while the bridge streams, 1 when it does not or does not answer.
-
-    Raises ConfigError for a bad address.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError("WB002", f"--url: {url!r} is not an address; give e.g. http://127.0.0.1:9090")
+def show_status(bridge: RunningBridge, *, as_json: bool, watch: bool) -> int:
+    """Print the status once, or every second until Ctrl-C. 0 while the bridge streams, 1 when not, or when none answers."""
     code = 1
     screen = watch and not as_json and sys.stdout.isatty()
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     while True:
         try:
-            status = _ask(url)
+            status = bridge.status()
             code = 0 if status["state"] == "streaming" else 1
             if as_json:
                 text = json.dumps(status, indent=None if watch else 2)
@@ -82,24 +63,6 @@ def show_status(url: str, *, as_json: bool, watch: bool) -> int:
             return code
 
 
-def _ask(url: str) -> dict[str, Any]:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"{url.rstrip('/')}/status", timeout=TIMEOUT_S) as reply:
-            found: dict[str, Any] = json.loads(reply.read())
-            if "verdict" not in found:
-                raise NoAnswer(f"what answers at {url} is not this version of Walbridge")
-            return found
-    except urllib.error.HTTPError as exc:
-        with exc:
-            raise NoAnswer(f"{url} answers {exc.code} {exc.reason}") from exc
-    except HTTPException as exc:
-        raise NoAnswer(f"what answers at {url} is not a bridge") from exc
-    except (OSError, ValueError) as exc:
-        reason = getattr(exc, "reason", None) or exc
-        raise NoAnswer(f"no bridge answers at {url} ({reason})") from exc
-
-
 def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = False) -> Iterator[str]:
     """The lines of the report, about 100 columns wide."""
     verdict, stream = status["verdict"], status["jetstream"]
@@ -120,7 +83,7 @@ def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = Fal
         ("changes", f"{status['events_per_second']:,} /s, {status['cdc_events_published']:,} stored since the start"),
         ("latency", f"median {_ms(latency['p50'])}, p99 {_ms(latency['p99'])} from commit to stored, last minute"),
         ("lag", _lag(status)),
-        ("WAL held", _wal(status, now_unix_s)),
+        ("WAL held", wal_words(status, now_unix_s)),
     ]
     if stream["looked_at"]:
         limit = f" of {human_bytes(stream['bytes_max'])}" if stream["bytes_max"] else ""
@@ -150,7 +113,8 @@ def _lag(status: Mapping[str, Any]) -> str:
     return f"{status['lag_seconds']:g} s; {human_bytes(wal['unconfirmed_bytes'])} of WAL not yet confirmed{unread}"
 
 
-def _wal(status: Mapping[str, Any], now_unix_s: float) -> str:
+def wal_words(status: Mapping[str, Any], now_unix_s: float) -> str:
+    """Say how much WAL PostgreSQL holds for the slot, of how much, and how long that lasts."""
     wal = status["wal"]
     held = human_bytes(wal["held_bytes"])
     looked_s = now_unix_s - wal["looked_at"]
@@ -170,7 +134,7 @@ def _snapshots(snapshots: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             share = f" ({min(99, 100 * one['rows'] // one['rows_expected'])} %)" if one["rows_expected"] else ""
             yield f"{one['table']} running: {counted(one['rows'], 'row')}{share}"
         elif one["state"] == "failed":
-            yield f"{one['table']} failed: {one['error']}"
+            yield f"{one['table']} failed: {one['error']}" + "".join(f"\n{'':13}{line}" for line in one["fix"].splitlines())
     waiting = sum(one["state"] == "waiting" for one in snapshots)
     if waiting:
         yield f"{waiting} waiting"

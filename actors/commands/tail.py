@@ -14,12 +14,12 @@ import trio
 from cyclopts.validators import Number
 
 from actors.errors import ConfigError
+from actors.mirror.stream_places import parse_beginning
 from actors.process import leaves_of, most_telling
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.replica import names_of
 from actors.settings.resolve import resolve_client
 from actors.settings.setting import OTHER
-from actors.tail.beginning import parse_beginning
 from actors.tail.following import Read, Reading, follow
 from actors.tail.lines import KeyChoice, LineMaker, json_line
 from actors.telemetry.log import set_up_logging

@@ -89,6 +89,10 @@ class BridgeRecord:
     """When the transaction at `position` was committed, in microseconds since 1970; 0 if the last message is of none."""
     gaps: tuple[NotedGap, ...] = ()
     """The newest gap events that no user has acknowledged."""
+    paused_at: float = 0.0
+    """Since when an operator keeps the slot unread, in unix seconds; 0 while the stream's bridge is to stream."""
+    large: Mapping[str, int] = field(default_factory=dict)
+    """Table token -> about how many rows a large table has: a power of two, so that it rarely changes."""
 
     def noting(self, gap: Gap | None, seq: int, unix_s: float) -> tuple[NotedGap, ...]:
         """Return `gaps` with a gap event that will be message `seq`. It takes the place of those whose range it contains: they
@@ -115,6 +119,7 @@ class BridgeRecord:
                 "slot": self.slot,
                 "publication": self.publication,
                 "tables": self.tables,
+                "large": dict(self.large),
                 "system_id": self.system_id,
                 "database": self.database,
                 "timeline": self.timeline,
@@ -128,6 +133,7 @@ class BridgeRecord:
                 "schemas": dict(self.schemas),
                 "suspended": {token: [s.since.lsn, s.since.seq, s.until] for token, s in self.suspended.items()},
                 "published": self.published,
+                "paused_at": self.paused_at,
                 "held": [[h.last_seq, *h.position, h.lsn, h.timeline] for h in self.held],
                 "gaps": [list(gap) for gap in self.gaps],
                 "pending_gap": None if self.pending_gap is None else _encode_gap(self.pending_gap),
@@ -154,6 +160,7 @@ class BridgeRecord:
                 confirmed_lsn=confirmed,
                 schemas={str(k): int(v) for k, v in raw["schemas"].items()},
                 tables=tuple(map(str, raw["tables"])),
+                large={str(token): int(rows) for token, rows in raw.get("large", {}).items()},
                 suspended={
                     str(k): Suspended(Position(Lsn(int(v[0])), int(v[1])), Lsn(int(v[2]))) for k, v in raw["suspended"].items()
                 },
@@ -162,6 +169,7 @@ class BridgeRecord:
                 published=str(raw.get("published", "")),
                 held=tuple(map(_decode_held, raw.get("held", ()))),
                 commit_us=int(raw.get("commit_us", 0)),
+                paused_at=_decode_time(raw.get("paused_at", 0.0)),
                 gaps=tuple(map(_decode_noted, raw.get("gaps", ()))),
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
@@ -172,6 +180,13 @@ class BridgeRecord:
                 means="the bridge cannot know where to continue without it",
                 fix=f"nats kv get {BRIDGES} {stream}   # inspect it; then: nats kv del {BRIDGES} {stream}",
             ) from exc
+
+
+def _decode_time(raw: Any) -> float:
+    unix_s = float(raw)
+    if not 0 <= unix_s < 1e11:
+        raise ValueError(f"{unix_s} is no time")
+    return unix_s
 
 
 def _decode_held(raw: list[Any]) -> Held:

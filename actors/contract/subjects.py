@@ -189,6 +189,11 @@ def bucket_key(bucket: str, key: str) -> str:
     return f"$KV.{bucket}.{key}"
 
 
+def is_bucket_key(subject: str) -> bool:
+    """Return whether a subject is that of a bucket's key."""
+    return subject.startswith("$KV.")
+
+
 def key_prefix(stream: str) -> str:
     """What keys of buckets `schemas` and `dictionaries` begin with: two bridges may have different shapes of one table."""
     return "" if stream == CDC else f"{stream}."

@@ -51,6 +51,7 @@ class NatsServer:
         max_payload: int | None = None,
         sync_interval: str | None = None,
         max_file_store: str | None = None,
+        domain: str | None = None,
         monitor_port: int | None = None,
         websocket_port: int | None = None,
         extra_config: str = "",
@@ -59,12 +60,13 @@ class NatsServer:
 
         `websocket_port` is for browsers, without TLS: a page may open ws:// to 127.0.0.1 wherever it was loaded from.
 
-        `max_payload` is in bytes; `sync_interval` and `max_file_store` as in JetStream's configuration ("10s", "10GB");
+        `max_payload` is in bytes; `sync_interval` ("10s"), `max_file_store` ("10GB"), `domain`: as in the configuration;
         `extra_config` is appended unchanged.
         """
         self.binary, self.data_dir, self.port = binary, data_dir.absolute(), port
         self.users, self.token = dict(users or {}), token
         self.max_payload, self.sync_interval, self.max_file_store = max_payload, sync_interval, max_file_store
+        self.domain = domain
         self.monitor_port, self.websocket_port, self.extra_config = monitor_port, websocket_port, extra_config
         self.config_path = self.data_dir / CONFIG_FILE
         self.pid_path = self.data_dir / PID_FILE
@@ -161,6 +163,7 @@ class NatsServer:
             lines.append(f"authorization {{ {access} }}")
         sync = "" if self.sync_interval is None else f", sync_interval: {self.sync_interval}"
         room = "" if self.max_file_store is None else f", max_file_store: {self.max_file_store}"
-        lines += [f"jetstream {{ store_dir: {text(self.data_dir)}{sync}{room} }}", self.extra_config]
+        domain = "" if self.domain is None else f", domain: {text(self.domain)}"
+        lines += [f"jetstream {{ store_dir: {text(self.data_dir)}{sync}{room}{domain} }}", self.extra_config]
         self.config_path.touch(mode=0o600)
         self.config_path.write_text("\n".join(lines) + "\n", encoding="utf-8")

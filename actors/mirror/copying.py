@@ -13,14 +13,8 @@ from operator import methodcaller
 import trio
 
 from actors.mirror.following import Follower
-from actors.mirror.gathering import (
-    ASK_AGAIN_S,
-    CannotMirror,
-    NotPublished,
-    SnapshotRefused,
-    SnapshotUnusable,
-    gather,
-)
+from actors.mirror.gathered import CannotMirror, NotPublished, SnapshotRefused, SnapshotUnusable
+from actors.mirror.gathering import ASK_AGAIN_S, gather
 from actors.mirror.joining import LOOK_S, join
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import OutOfDate, SourceStream

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import trio
 
 from actors.clients.nats.ordered_consumer import OrderedConsumer, open_consumer
+from actors.contract.reader_note import ReaderNote
 from actors.contract.records import Event, Gap
 from actors.contract.stream_view import UNKNOWN_MESSAGE
 from actors.contract.subjects import CDC_ALL, CDC_NOTICES, cdc_of_table
@@ -61,11 +62,21 @@ class Follower:
         self._scanned_at = 0.0
         self._seen_seq = 0
         """Sequence of the last message received, foreign ones included: deleting it afterwards harms nothing."""
+        self.note = ReaderNote("mirror")
+        """What each consumer says from its start on."""
+        self._consumer: OrderedConsumer | None = None
 
     @property
     def is_held(self) -> bool:
         """Whether a verification compares the replica with its source, or is about to."""
         return self._holds.wanted is not None
+
+    async def describe(self, note: ReaderNote) -> None:
+        """Have the consumer say how far the mirror is, for whoever lists consumers. Raises SinkUnavailable."""
+        if note != self.note:
+            self.note = note
+            if self._consumer is not None:
+                await self._consumer.describe(note.as_metadata())
 
     def has_reached(self, lsn: int) -> bool:
         """Whether the live tables contain every transaction below `lsn`."""
@@ -101,7 +112,10 @@ class Follower:
             run = _Run(track, replica.begin(track), Boundaries(self._source, filters), checkpoint.created, generation)
             seq = checkpoint.cursor.stream_seq
             try:
-                async with open_consumer(self._source.js, self._source.name, filters, seq + 1) as consumer:
+                async with open_consumer(
+                    self._source.js, self._source.name, filters, seq + 1, self.note.as_metadata()
+                ) as consumer:
+                    self._consumer = consumer
                     await self._source.check_place(checkpoint.place)
                     await self._apply(consumer, run)
             except Changed:
@@ -117,6 +131,8 @@ class Follower:
                 log.warning("the replica is out of date", reason=str(exc), position=seq)
                 self.proven_lsn = 0
                 await replica.forget(str(exc))
+            finally:
+                self._consumer = None
 
     async def _apply(self, consumer: OrderedConsumer, run: _Run) -> None:
         replica, track = self._replica, run.track

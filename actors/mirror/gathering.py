@@ -6,7 +6,6 @@ A snapshot that INIT already holds is used if the events after it lead to the pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import trio
 
@@ -25,13 +24,13 @@ from actors.contract.records import (
 )
 from actors.contract.subjects import INIT
 from actors.errors import MalformedMessage, SinkUnavailable
+from actors.mirror.gathered import Gathered, SnapshotRefused, SnapshotUnusable, check_published, make_staging
 from actors.mirror.replica import Replica
+from actors.mirror.rounds import RoundsRefused, gather_in_rounds, in_rounds
 from actors.mirror.snapshot_requests import ask_for_snapshot, find_usable_start, why_unusable
 from actors.mirror.source_stream import SourceStream
-from actors.mirror.state import UNPUBLISHED, WAITING
 from actors.mirror.stores.dialect import Statement
-from actors.mirror.stores.shapes import TableShape
-from actors.mirror.track import NEEDED_AS_BEFORE, FollowedTable, Told
+from actors.mirror.track import FollowedTable
 from actors.telemetry.log import get_logger
 from actors.wire.nats import decode_headers
 
@@ -42,43 +41,6 @@ LOOK_S = 2.0
 """How often to look whether the table is still published, while nothing of a snapshot comes."""
 ROWS_MAX = 5_000
 """Rows per local transaction."""
-
-
-class SnapshotUnusable(Exception):
-    """A snapshot does not lead to the live tables' checkpoint: another one is needed."""
-
-    def __init__(self, reason: str, needed_seq: int = NEEDED_AS_BEFORE, *, init_seq: int = 0, told: Told | None = None) -> None:
-        """`init_seq`: INIT sequence of the snapshot's start, if it must not be read again.
-
-        `told`: how the table is published, if the stream tells that after the snapshot.
-        """
-        super().__init__(reason)
-        self.needed_seq, self.init_seq, self.told = needed_seq, init_seq, told
-
-
-class SnapshotRefused(Exception):
-    """The bridge could not take the snapshot."""
-
-
-class NotPublished(Exception):
-    """The bridge does not publish the table any more."""
-
-
-class CannotMirror(Exception):
-    """The replica cannot hold this table at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """A complete snapshot in its staging table."""
-
-    start: SnapshotStart
-    created: str
-    """When the stream was created that the snapshot's `stream_seq` is a sequence of."""
-    init_seq: int
-    """INIT sequence of the snapshot's start."""
-    staging: TableShape
-    rows: int
 
 
 async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered:
@@ -93,6 +55,11 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
     if info is None:
         raise SinkUnavailable("WB215", f"stream {INIT} is gone", means="waiting until a bridge has created it again")
     started, reason = await find_usable_start(replica, source, token)
+    if started is None and await in_rounds(replica, source, token):
+        try:
+            return await gather_in_rounds(replica, source, token)
+        except RoundsRefused as exc:
+            log.info("a table cannot be copied in rounds: asking for a complete snapshot", table=token, reason=str(exc))
     if started is None:
         log.info("asking for a snapshot", table=token, why=reason)
         await ask_for_snapshot(source, token)
@@ -127,12 +94,6 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
                 gathered = await reader.take(message, record)
                 if gathered is not None:
                     return gathered
-
-
-def check_published(replica: Replica, token: str) -> None:
-    """Raise NotPublished when the table has been found to be no longer published, by whichever task."""
-    if replica.tables[token].state == UNPUBLISHED:
-        raise NotPublished
 
 
 async def _decode(source: SourceStream, message: Delivered) -> Record:
@@ -200,7 +161,7 @@ class _SnapshotReader:
         self.heard_at = trio.current_time()
         self.start, self._init_seq, self._created = start, init_seq, self._source.created
         self._chunks = self._rows = 0
-        shape = await self._make_table(start)
+        shape = await make_staging(self._replica, start)
         self._table = FollowedTable.of(self._replica.dialect, shape, start.snapshot_lsn)
         log.info("snapshot begins", table=self._token, snapshot_id=start.snapshot_id)
 
@@ -214,27 +175,6 @@ class _SnapshotReader:
         self._chunks += 1
         self._rows += len(rows)
         self.heard_at = trio.current_time()
-
-    async def _make_table(self, start: SnapshotStart) -> TableShape:
-        """Create the staging table."""
-        replica, record = self._replica, self._replica.tables[start.token]
-        dialect = replica.dialect
-        obstacle = dialect.obstacle([column.name for column in start.columns])
-        if obstacle:
-            raise CannotMirror(obstacle)
-        if record.state == WAITING and await replica.exists(record.local):
-            raise CannotMirror(
-                f"there is a table {dialect.table(record.local)} already, which is not this mirror's: drop or rename it"
-            )
-        local = dialect.staging_name(record.local, start.token)
-        types = await replica.local_types(start.columns)
-        shape = TableShape(
-            start.token, start.schema, start.table, local, start.columns, types, start.relation_id, bool(record.keyed)
-        )
-        before = await replica.make_schema(local)
-        statements = [*before, dialect.drop_table(local), dialect.create_table(shape)]
-        await replica.run([Statement(sql, [()], token=start.token) for sql in statements])
-        return shape
 
     async def _add(self, table: FollowedTable, rows: Sequence[Row]) -> None:
         """Add a chunk's rows to the staging table."""

@@ -15,7 +15,7 @@ from actors.contract.records import Event
 from actors.contract.subjects import CDC_NOTICES, cdc_of_table
 from actors.mirror.boundaries import Boundaries, Incomplete
 from actors.mirror.following import Follower
-from actors.mirror.gathering import Gathered, SnapshotUnusable, check_published
+from actors.mirror.gathered import Gathered, SnapshotUnusable, check_published
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
 from actors.mirror.state import WAITING, Checkpoint

@@ -39,7 +39,7 @@ class MirrorCounts:
     """Size of a SQLite replica's write-ahead log."""
     mismatched_keys: int = 0
     """Keys that `walbridge verify` found to differ."""
-    verified_at: float = 0.0
+    verified_at: int = 0
     """The time since when every table is known to have been equal; 0 if some table never was."""
 
     @property

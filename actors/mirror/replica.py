@@ -63,6 +63,8 @@ class Replica:
         """Takes the tokens of tables that need a copy; the session makes the copies."""
         self.told_of_others: dict[str, Told] = {}
         """What the stream told of tables that the replica does not have."""
+        self.rounds_from_rows = 0
+        """Tables with so many rows are copied in rounds; 0 for none."""
         self._lock = trio.Lock()
         self._session = secrets.token_hex(8)
 

@@ -16,7 +16,7 @@ from actors.mirror.http_server import serve_mirror
 from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.session import open_session, run_session, wait_for_bridge
 from actors.mirror.source_stream import SourceStream
-from actors.mirror.stores.open import check_replica, open_store
+from actors.mirror.stores.open import check_replica, open_store, replica_name
 from actors.mirror.table_choice import choose_tables, tokens_in
 from actors.mirror.view import View
 from actors.process import freeze_loaded_objects, most_telling
@@ -42,6 +42,8 @@ class MirrorConfig:
     """Tables to copy again first."""
     http: HttpConfig | None = None
     """Where health and metrics are served; None for nowhere."""
+    rounds_from_rows: int = 0
+    """Tables with so many rows are copied in rounds; 0 for none."""
 
 
 def run(config: MirrorConfig) -> int:
@@ -55,7 +57,7 @@ def run(config: MirrorConfig) -> int:
 
 async def _run(config: MirrorConfig) -> int:
     counts = MirrorCounts()
-    view = View(config.stream, config.to.partition(":")[0], counts)
+    view = View(config.stream, config.to.partition(":")[0], counts, replica_name(config.to))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
         if config.http is not None:
@@ -124,6 +126,7 @@ async def _connect_and_run(config: MirrorConfig, view: View, known: set[str], ag
         store = await open_store(config.to)  # after the tables' names were checked: a wrong name must not create a file
         try:
             replica = await open_session(store, source, record, view)
+            replica.rounds_from_rows = config.rounds_from_rows
             await run_session(replica, source, record, view, chosen, again, is_watched=config.http is not None)
         finally:
             await store.close()

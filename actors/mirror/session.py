@@ -8,7 +8,8 @@ import trio
 
 from actors.clients.nats.jetstream import JetStream
 from actors.contract.bridge_record import BridgeRecord
-from actors.errors import ConfigError
+from actors.contract.reader_note import ReaderNote
+from actors.errors import ConfigError, SinkUnavailable
 from actors.mirror.copying import Copier
 from actors.mirror.following import Follower
 from actors.mirror.holding import Holds
@@ -28,6 +29,8 @@ log = get_logger("mirror")
 
 STREAM_EVERY_S = 2.0
 WATCH_EVERY_S = 2.0
+DESCRIBE_EVERY_S = 10.0
+"""As often as the bridge lists consumers. In a cluster a new note passes through the leader of all of JetStream."""
 
 
 async def wait_for_bridge(source: SourceStream, view: View, *, has_tables: bool) -> BridgeRecord:
@@ -109,6 +112,7 @@ async def run_session(
         nursery.start_soon(watch_requests, replica, source, kept)
         nursery.start_soon(watch_write_ahead, replica)
         nursery.start_soon(published.watch, source)
+        nursery.start_soon(_describe, follower, replica, view, kept)
         if is_watched:
             nursery.start_soon(_watch_stream, source.js, replica)
             nursery.start_soon(_watch_verdicts, replica, kept)
@@ -134,7 +138,24 @@ async def _watch_verdicts(replica: Replica, kept: KeptTables) -> None:
     """Keep the metrics' results of `walbridge verify` current."""
     counts = replica.counts
     while True:
-        verdicts, wanted = await replica.verdicts(), kept.tokens
-        counts.mismatched_keys = sum(mismatched for token, (_, mismatched) in verdicts.items() if token in wanted)
-        counts.verified_at = min((float(verdicts[t][0]) if t in verdicts else 0.0 for t in wanted), default=0.0)
+        counts.verified_at, counts.mismatched_keys = await _verdict(replica, kept)
         await trio.sleep(WATCH_EVERY_S)
+
+
+async def _verdict(replica: Replica, kept: KeptTables) -> tuple[int, int]:
+    """Since when `walbridge verify` knows every table to be equal (unix seconds, 0: never), and how many keys differ."""
+    verdicts, wanted = await replica.verdicts(), kept.tokens
+    mismatched = sum(count for token, (_, count) in verdicts.items() if token in wanted)
+    return min((verdicts[t][0] if t in verdicts else 0 for t in wanted), default=0), mismatched
+
+
+async def _describe(follower: Follower, replica: Replica, view: View, kept: KeptTables) -> None:
+    """Have the mirror's consumer say how far the replica is, and what `walbridge verify` found, while that changes."""
+    while True:
+        verified_at, mismatched_keys = await _verdict(replica, kept)
+        place = view.position_seq if view.has_checkpoint else None
+        try:
+            await follower.describe(ReaderNote("mirror", view.name, place, verified_at, mismatched_keys))
+        except SinkUnavailable as exc:  # the follower meets what matters on its own
+            log.debug("the consumer does not say how far the replica is", error=str(exc))
+        await trio.sleep(WATCH_EVERY_S if place is None else DESCRIBE_EVERY_S)

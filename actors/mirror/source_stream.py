@@ -158,8 +158,7 @@ class SourceStream:
 
     async def ends_its_transaction(self, message: StoredMessage) -> bool:
         """Whether a stored message contains the last event of its transaction."""
-        await self._prepare(message.headers)
-        body = self._decompressors.unpack(message.headers, message.data)
+        body = await self.unpack(message.headers, message.data)
         return any(event.last for event in decode_events(body))
 
     # -- events
@@ -190,11 +189,14 @@ class SourceStream:
 
     async def unpacked(self, message: Delivered) -> bytes:
         """A message's body as it was before compression. A dictionary is fetched when a message names it first."""
-        headers = decode_headers(message.headers)
-        await self._prepare(headers)
-        return self._decompressors.unpack(headers, message.payload)
+        return await self.unpack(decode_headers(message.headers), message.payload)
 
-    async def _prepare(self, headers: dict[str, str]) -> None:
+    async def unpack(self, headers: Mapping[str, str], body: bytes) -> bytes:
+        """A body as it was before compression."""
+        await self._prepare(headers)
+        return self._decompressors.unpack(headers, body)
+
+    async def _prepare(self, headers: Mapping[str, str]) -> None:
         missing = self._decompressors.missing(headers)
         if missing is not None:
             entry = await where_it_exists(self.js.kv_get(DICTIONARIES, missing))

@@ -216,7 +216,8 @@ async def load_tokens(store: Store) -> tuple[str, ...]:
 def forget_table(dialect: Dialect, token: str) -> list[Statement]:
     """The statements that remove what is stored about a table. They leave its rows alone."""
     mark = dialect.parameter(1)
-    return [Statement(f"DELETE FROM {dialect.own(name)} WHERE token = {mark}", [(token,)]) for name in ("tables", "verified")]
+    own = ("tables", "verified", "rounds")
+    return [Statement(f"DELETE FROM {dialect.own(name)} WHERE token = {mark}", [(token,)]) for name in own]
 
 
 def saved_choice(dialect: Dialect, *, everything: bool) -> Statement:

@@ -18,8 +18,9 @@ _NOT_READY = {
 class View:
     """A mirror's counts, and the replica of its current session, or of the last one."""
 
-    def __init__(self, stream: str, kind: str, counts: MirrorCounts) -> None:
-        self.stream, self.kind, self.counts = stream, kind, counts
+    def __init__(self, stream: str, kind: str, counts: MirrorCounts, name: str = "") -> None:
+        """`name` of the replica, without secrets."""
+        self.stream, self.kind, self.counts, self.name = stream, kind, counts, name
         self.replica: Replica | None = None
         self._kept: KeptTables | None = None
         self.reason = "starting"

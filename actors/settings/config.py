@@ -7,6 +7,7 @@ A field made by `setting` is the only place where a setting is described: the fl
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from actors.settings.setting import (
     settings_of,
 )
 from actors.values.formats import Arrays, Encoding, SnapshotFormat
+from actors.wire.api_subjects import DEFAULT_PREFIX, ApiSubjects, domain_prefix
 
 PublishMode = Literal["auto", "fast", "durable", "plain"]
 LogFormat = Literal["logfmt", "json"]
@@ -57,6 +59,20 @@ def _host(port_variable: str) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _api_prefix(text: str) -> str:
+    prefix = text.removesuffix(".")
+    if text and not re.fullmatch(r"[^\s.*>]+(\.[^\s.*>]+)*", prefix):
+        raise ValueError("is not a prefix of subjects; give e.g. hub.API")
+    return prefix
+
+
+def _command(text: str) -> tuple[str, ...] | None:
+    try:
+        return tuple(shlex.split(text)) or None
+    except ValueError:
+        raise ValueError("has a quote that is not closed") from None
 
 
 def _web_address(text: str) -> str:
@@ -191,7 +207,12 @@ class HttpConfig:
         "127.0.0.1", flag="--bind", value="ADDRESS", group=HTTP, words="HTTP address",
         read=matching(r"[0-9A-Za-z.:_-]+", "is not an address; give e.g. 0.0.0.0"),
     )  # fmt: skip
-    token: str = setting("", variable="BRIDGE_HTTP_TOKEN", secret=True, words="a POST must then carry it")
+    token: str = setting(
+        "", variable="BRIDGE_HTTP_TOKEN", secret=True, words="a POST, and a request for rows, must then carry it"
+    )
+    messages: bool = setting(
+        True, variable="BRIDGE_HTTP_MESSAGES", words="`no`: the page and `GET /messages` show no rows of tables"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +230,12 @@ class PostgresAddress:
     database: str = setting("postgres", variable="PG_DB", words="not used beside `DATABASE_URL`")
     user: str = setting("", variable="POSTGRES_BRIDGE_USER", words="must be set unless `DATABASE_URL` names a user")
     password: str = setting("", variable="POSTGRES_BRIDGE_PASSWORD", secret=True, words="unless `DATABASE_URL` has a password")
+    password_command: tuple[str, ...] | None = setting(
+        None, variable="POSTGRES_BRIDGE_PASSWORD_COMMAND", words="command that prints the password, run at each connect",
+        details="command that prints the password, run at each connect, without a shell; for [tokens that "
+        "expire](docs/operations.md#credentials-that-change)",
+        read=_command,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +262,8 @@ class PostgresConfig(Renewable):
     """How to reach PostgreSQL: a libpq connection string, URI or keywords, without a `replication` word."""
 
     conninfo: str = field(repr=False)
+    password_command: tuple[str, ...] = ()
+    """Program and arguments; what it prints is the password. Empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,10 +305,26 @@ class NatsConfig(Renewable):
     )
     key: str | None = setting(None, variable="NATS_KEY", words="path of its key, PEM", read=lambda text: text or None)
     tls_first: bool = setting(False, variable="NATS_TLS_FIRST", words="`yes` for servers with `handshake_first`")
+    domain: str = setting(
+        "", variable="NATS_DOMAIN", words="domain of JetStream, on a leaf node",
+        details="domain of JetStream, [on a leaf node or for an account that imports "
+        "JetStream](docs/operations.md#jetstream-of-another-domain-or-account)",
+        read=matching(r"[^\s.*>]{0,255}", "is not a domain; give one word, e.g. hub"),
+    )  # fmt: skip
+    js_prefix: str = setting(
+        "", variable="NATS_JS_PREFIX", words="prefix of JetStream's API instead of `$JS.API`",
+        details="prefix of JetStream's API instead of `$JS.API`, as the account imports it; instead of a domain",
+        read=_api_prefix,
+    )  # fmt: skip
     replicas: int = setting(
         1, variable="NATS_REPLICAS", words="of the streams and buckets that the bridge makes",
         read=number(1, 5, "a number of replicas", "3"),
     )  # fmt: skip
+
+    @property
+    def api(self) -> ApiSubjects:
+        """Where JetStream answers."""
+        return ApiSubjects(self.js_prefix or (domain_prefix(self.domain) if self.domain else DEFAULT_PREFIX))
 
 
 @dataclass(frozen=True, slots=True)

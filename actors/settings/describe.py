@@ -17,7 +17,7 @@ def environment() -> Iterator[str]:
             notes = [f"flag {setting.flag}"] if setting.flag else []
             notes += [f"default {setting.default}"] if setting.default else []
             notes += ["secret"] if setting.secret else []
-            yield f"  {setting.variable:<28} {', '.join(notes):<28} {setting.plain_words}".rstrip()
+            yield f"  {setting.variable:<32} {', '.join(notes):<28} {setting.plain_words}".rstrip()
 
 
 def origins_table(origins: Sequence[tuple[str, str, str]]) -> Iterator[str]:

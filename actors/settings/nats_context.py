@@ -18,10 +18,11 @@ HONOURED = {
     "url": "nats_url", "user": "nats_bridge_user", "password": "nats_bridge_password", "token": "nats_token",
     "creds": "nats_creds", "user_jwt": "nats_user_jwt", "user_seed": "nats_nkey_seed", "nkey": "nats_nkey_seed",
     "ca": "nats_ca", "cert": "nats_cert", "key": "nats_key", "tls_first": "nats_tls_first",
+    "jetstream_domain": "nats_domain", "jetstream_api_prefix": "nats_js_prefix",
 }  # fmt: skip
 """Key of the file -> our setting."""
 REFUSED = (
-    "nsc", "socks_proxy", "inbox_prefix", "jetstream_domain", "jetstream_api_prefix", "windows_cert_store",
+    "nsc", "socks_proxy", "inbox_prefix", "windows_cert_store",
     "windows_cert_match", "windows_cert_match_by", "windows_ca_certs_match",
 )  # fmt: skip
 """Keys that change the peer or the protocol: ignoring them would be wrong."""

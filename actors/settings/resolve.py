@@ -12,7 +12,6 @@ from urllib.parse import unquote, urlsplit
 
 from actors.errors import ConfigError
 from actors.settings.config import (
-    SETTINGS,
     ClientConfig,
     Config,
     HttpConfig,
@@ -81,6 +80,8 @@ def _renewable(read: Callable[[Sources], R], sources: Sources) -> R:
 
 def _postgres(sources: Sources) -> PostgresConfig:
     given = sources.group(PostgresAddress)
+    if given.password and given.password_command:
+        raise ConfigError("WB003", "POSTGRES_BRIDGE_PASSWORD and POSTGRES_BRIDGE_PASSWORD_COMMAND are both set: remove one")
     if given.url:
         return _from_url(sources, given)
     if not given.user:
@@ -93,7 +94,7 @@ def _postgres(sources: Sources) -> PostgresConfig:
 
     password = {"password": given.password} if given.password else {}
     words = {"host": given.host, "port": str(given.port), "dbname": given.database, "user": given.user, **password}
-    return PostgresConfig(make_conninfo("", **words))
+    return PostgresConfig(make_conninfo("", **words), password_command=given.password_command or ())
 
 
 def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
@@ -115,9 +116,12 @@ def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
         raise bad_value(where, "", "its host has an @; escape what is special in a password, e.g. %40 for @")
     words.pop("replication", None)
     sources.overrule("database_url", "pg_host", "pg_port", "pg_db")
-    for part, word in (("postgres_bridge_user", "user"), ("postgres_bridge_password", "password")):
-        if word in words:
-            sources.overrule("database_url", part)
+    command = given.password_command or ()
+    if "user" in words:
+        sources.overrule("database_url", "postgres_bridge_user")
+    if "password" in words:
+        sources.overrule("database_url", "postgres_bridge_password", "postgres_bridge_password_command")
+        command = ()
     words.setdefault("user", given.user or None)
     words.setdefault("password", given.password or None)
     if not words["user"]:
@@ -125,25 +129,29 @@ def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
     hidden = [word for word in words if words[word] and ("password" in word or "secret" in word)]
     sources.hide(*(str(words[word]) for word in hidden))
     sources.show("database_url", conninfo.make_conninfo("", **{**words, **dict.fromkeys(hidden, "********")}))
-    return PostgresConfig(conninfo.make_conninfo("", **words))
+    return PostgresConfig(conninfo.make_conninfo("", **words), password_command=command)
 
 
 _NATS_WHERE = ("nats_url", "nats_host", "nats_port")
+_NATS_API = ("nats_domain", "nats_js_prefix")
 _NATS_WHO = ("nats_bridge_user", "nats_bridge_password", "nats_token", "nats_nkey_seed", "nats_creds")
 
 
 def _use_nats_context(sources: Sources, environ: Mapping[str, str]) -> str:
     """Read the context that was named; returns its user JWT.
 
-    Any setting of the address replaces the context's whole address, and any credential all of its credentials: a password
-    of one user must not meet the name of another.
+    Any setting of the address replaces the context's whole address, with domain and prefix, and any credential all of its
+    credentials: a password of one user must not meet the name of another.
     """
     name, where = sources.text("nats_context")
     if not name:
         return ""
     found = read_context(name, where, environ)
-    for kind in (_NATS_WHERE, (*_NATS_WHO, "nats_user_jwt")):
-        if sources.given(*(setting for setting in kind if setting in SETTINGS)):
+    sources.files_read += 1
+    for beaten_by, kind in (
+        (_NATS_WHERE, (*_NATS_WHERE, *_NATS_API)), (_NATS_API, _NATS_API), (_NATS_WHO, (*_NATS_WHO, "nats_user_jwt"))
+    ):  # fmt: skip
+        if sources.given(*beaten_by):
             found = {setting: value for setting, value in found.items() if setting not in kind}
     jwt = found.pop("nats_user_jwt", "")
     if jwt:
@@ -170,7 +178,13 @@ def _nats(sources: Sources, environ: Mapping[str, str]) -> NatsConfig:
     sources.hide(*(secret for _, *both in masked for secret in both))
     if given.url:
         sources.show("nats_url", ",".join(shown for shown, *_ in masked))
-    return sources.group(NatsConfig, urls=urls, user_jwt=user_jwt)
+    config = sources.group(NatsConfig, urls=urls, user_jwt=user_jwt)
+    if config.domain and config.js_prefix:
+        (_, domain), (_, prefix) = (sources.text(name) for name in _NATS_API)
+        raise ConfigError(
+            "WB002", f"{domain} and {prefix} are both set: a domain is a prefix, $JS.{config.domain}.API; remove one"
+        )
+    return config
 
 
 def _split_credentials(address: str) -> tuple[str, str, str]:

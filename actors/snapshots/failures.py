@@ -46,6 +46,16 @@ def start_lost(init: Mapping[str, Any] | None, sent_bytes: int) -> SnapshotFaile
     return SnapshotFailed("start_lost", f"stream INIT has lost the start of this snapshot: {why}")
 
 
+def fix_of(failure: SnapshotFailed, qualified: str, token: str) -> str:
+    """Return what to do about a failed snapshot of a table, which SQL calls `qualified`."""
+    again = f"walbridge snapshot {token}"
+    if failure.kind == "permission_denied":
+        return f"GRANT SELECT ON {qualified} TO ...;   -- the bridge's role\n{again}"
+    if failure.kind == "row_too_large":
+        return f"raise max_payload of nats-server, and max_msg_size of stream INIT if it has one\n{again}"
+    return f"{again}   # once the cause is gone"
+
+
 def failure_of(exc: Exception) -> SnapshotFailed:
     """Return the kind and words for an error that ended a snapshot."""
     if isinstance(exc, SnapshotFailed):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Literal
 
+from actors.contract.table_token import table_name
+from actors.telemetry.quantities import counted
 from actors.telemetry.telemetry import SnapshotProgress, Telemetry
 
 REMEMBERED_MAX = 200
@@ -30,6 +32,7 @@ class SnapshotBoard:
     def running(self, token: str) -> SnapshotProgress:
         """Show that a table's snapshot is being taken."""
         progress = self._telemetry.snapshots[token] = SnapshotProgress(token, "running", started_at=time.time())
+        self._telemetry.journal.note("snapshot", f"snapshot of {table_name(token)} begins", table=token)
         return progress
 
     def begins(self, progress: SnapshotProgress, snapshot_id: str, rows_expected: int) -> None:
@@ -45,15 +48,25 @@ class SnapshotBoard:
         progress.chunks, progress.rows = chunks, rows
         progress.seconds = time.time() - progress.started_at
 
+    def interrupted(self) -> None:
+        """Show that a snapshot that was running has to be taken again."""
+        for token, progress in self._telemetry.snapshots.items():
+            if progress.state == "running":
+                self._telemetry.snapshots[token] = SnapshotProgress(token)
+
     def done(self, progress: SnapshotProgress) -> None:
         """Show that a snapshot is complete."""
         self._telemetry.snapshots_done += 1
+        words = f"snapshot of {table_name(progress.table)} is complete: {counted(progress.rows, 'row')}"
+        self._telemetry.journal.note("snapshot", words, "ok", table=progress.table)
         self._end(progress, "done")
 
-    def failed(self, progress: SnapshotProgress, error: str) -> None:
+    def failed(self, progress: SnapshotProgress, error: str, fix: str = "") -> None:
         """Show why a snapshot failed."""
         self._telemetry.snapshots_failed += 1
-        progress.error = error
+        words = f"snapshot of {table_name(progress.table)} failed: {error}"
+        self._telemetry.journal.note("snapshot", words, "bad", table=progress.table)
+        progress.error, progress.fix = error, fix
         self._end(progress, "failed")
 
     def _end(self, progress: SnapshotProgress, state: Literal["done", "failed"]) -> None:

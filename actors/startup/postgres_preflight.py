@@ -43,6 +43,11 @@ async def check_postgres(connection: PgConnection, *, slot: str, publication: st
     return [problem for check in CHECKS.values() for problem in (await check(connection, source)).problems]
 
 
+async def check_again(connection: PgConnection, source: SourceConfig) -> list[Problem]:
+    """Return the problems that come and go while the bridge runs: administrators change settings. Raises SourceUnavailable."""
+    return [problem for name in AGAIN for problem in (await CHECKS[name](connection, source)).problems]
+
+
 async def _check_version(connection: PgConnection, _source: SourceConfig) -> Looked:
     major, minor = divmod(connection.server_version, 10000)
     if connection.server_version < OLDEST_VERSION:
@@ -222,3 +227,5 @@ CHECKS: Mapping[str, Check] = {
     "encoding": _check_encoding,
 }
 """What is looked at -> the check."""
+AGAIN = ("standby", "pooler", "WAL limit", "encoding")
+"""The checks that find problems."""

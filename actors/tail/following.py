@@ -11,8 +11,8 @@ import trio
 from actors.clients.nats.connection import SinkRefused, open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.ordered_consumer import Delivered, OrderedConsumer, open_consumer
-from actors.contract.decoding import decode_body, decode_event
 from actors.contract.message_ids import id_in
+from actors.contract.reader_note import ReaderNote
 from actors.contract.records import Body, Event
 from actors.contract.stream_view import UNKNOWN_MESSAGE, LastMessage, Place
 from actors.contract.subjects import (
@@ -25,17 +25,19 @@ from actors.contract.subjects import (
     cdc_of_table,
     parse,
 )
-from actors.errors import ConfigError, MalformedMessage, Transient
-from actors.mirror.source_stream import DictionaryMissing, OutOfDate, SourceStream, bridge_position
+from actors.errors import ConfigError, Transient
+from actors.mirror.source_stream import OutOfDate, SourceStream
+from actors.mirror.stream_places import Beginning, first_seq_from
 from actors.mirror.table_choice import choose_tables
 from actors.process import most_telling
 from actors.settings.config import NatsConfig
-from actors.tail.beginning import Beginning, first_seq_from
+from actors.tail.events import events_of
 from actors.telemetry.quantities import escaped
 from actors.wire.nats import decode_headers
 
 WAIT_S = 0.5
 RETRY_S = 1.0
+NOTE = ReaderNote("tail")
 
 
 class Read(NamedTuple):
@@ -115,7 +117,7 @@ class _Follower:
         if not self.has_begun:
             await self._begin(source)
         while True:
-            async with open_consumer(source.js, source.name, self._filters, self._seq + 1) as consumer:
+            async with open_consumer(source.js, source.name, self._filters, self._seq + 1, NOTE.as_metadata()) as consumer:
                 reason = await self._why_out_of_date(source)
                 if self._lost_at is not None:
                     self._reading.tell(f"connected again after {trio.current_time() - self._lost_at:.1f} s")
@@ -177,7 +179,7 @@ class _Follower:
             if not messages:
                 continue
             await self._check_jumps(source, messages)
-            if not reading.show([await _decoded(source, message) for message in messages]):
+            if not reading.show([await _read(source, message) for message in messages]):
                 return
             last = messages[-1]
             self._seq, self._last_message = last.seq, _as_last(last)
@@ -196,16 +198,8 @@ def _as_last(message: Delivered) -> LastMessage:
     return LastMessage(message.seq, message_id) if (message_id := id_in(headers)) else UNKNOWN_MESSAGE
 
 
-async def _decoded(source: SourceStream, message: Delivered) -> Read:
-    """Decode one message, whoever wrote it."""
-    if bridge_position(decode_headers(message.headers)) is None:
-        return Read(message, (), "not a bridge's message: another program publishes here")
-    try:
-        body = decode_body(await source.unpacked(message))
-        bodies = body if isinstance(body, list) else [body]
-        return Read(message, [(one, decode_event(one)) for one in bodies])
-    except (MalformedMessage, DictionaryMissing) as exc:
-        return Read(message, (), f"cannot be read: {exc}")
+async def _read(source: SourceStream, message: Delivered) -> Read:
+    return Read(message, *await events_of(source, decode_headers(message.headers), message.payload))
 
 
 async def _filters(source: SourceStream, tables: Sequence[str]) -> list[str]:

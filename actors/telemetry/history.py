@@ -235,6 +235,9 @@ class History:
         if t.state == "waiting_nats":
             for stage in self.stages:
                 stage.stuck = stage is durable
+        elif t.state == "paused":  # nobody reads, as was wanted
+            for stage in self.stages:
+                stage.stuck = False
         elif received.stuck:
             for stage in self.stages[1:]:
                 stage.stuck = False

@@ -15,6 +15,8 @@ from actors.telemetry import figures
 from actors.telemetry.telemetry import Telemetry
 
 REPEAT_EVERY_S = 60.0
+RENEWED_MAX = 100
+"""Of secrets that change while the program runs, so many are masked: older ones have expired."""
 
 
 class Log:
@@ -45,19 +47,26 @@ class _Formatter(logging.Formatter):
     def __init__(self, secrets: tuple[str, ...], *, as_json: bool) -> None:
         super().__init__()
         self._json = as_json
-        self._known: set[str] = set()
+        self._lasting = frozenset(secrets)
+        self._renewed: dict[str, None] = {}
         self._secrets: re.Pattern[str] | None = None
-        self.mask(secrets)
+        self._compile()
 
     def mask(self, secrets: Iterable[str]) -> None:
         """Mask these too: a last defence, no code should put a secret into a message."""
-        if self._known.issuperset(secrets):
+        new = [secret for secret in secrets if secret not in self._lasting and secret not in self._renewed]
+        if not new:
             return
-        self._known.update(secrets)
-        shown = {form for s in self._known for form in (s, repr(s)[1:-1])}
+        self._renewed.update(dict.fromkeys(new))
+        for oldest in list(self._renewed)[:-RENEWED_MAX]:
+            del self._renewed[oldest]
+        self._compile()
+
+    def _compile(self) -> None:
+        shown = {form for s in (*self._lasting, *self._renewed) for form in (s, repr(s)[1:-1])}
         as_written = {form for s in shown for form in (s, json.dumps(s)[1:-1], json.dumps(s, ensure_ascii=False)[1:-1])}
         longest_first = sorted(as_written, key=len, reverse=True)
-        self._secrets = re.compile("|".join(map(re.escape, longest_first)))
+        self._secrets = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"

@@ -16,6 +16,10 @@ class Looking:
         self._until = 0.0
         self._news = trio.Event()
 
+    @property
+    def is_watched(self) -> bool:
+        return trio.current_time() < self._until
+
     def watch(self) -> None:
         """Note that somebody asks for figures."""
         now_s = trio.current_time()
@@ -27,6 +31,6 @@ class Looking:
     async def pause(self, idle_s: float) -> None:
         """Wait until the next look is due: a second later while somebody watches, else `idle_s` or until somebody does."""
         await trio.sleep(WATCHED_EVERY_S)
-        if trio.current_time() >= self._until:
+        if not self.is_watched:
             with trio.move_on_after(idle_s - WATCHED_EVERY_S):
                 await self._news.wait()

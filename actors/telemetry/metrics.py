@@ -26,7 +26,7 @@ from actors.telemetry import figures
 from actors.telemetry.telemetry import Histogram, Telemetry
 from actors.wire.jetstream import UNAVAILABLE, ErrCode
 
-STATES = ("starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "halted")
+STATES = ("starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "paused", "halted")
 OPERATIONS = ("insert", "update", "delete", "truncate")
 WAL_STATUSES = ("reserved", "extended", "unreserved", "lost")
 FAULTS = TRANSIENT_CODES
@@ -117,6 +117,9 @@ class Metrics:
         # the text format 0.0.4 has no state sets
         state.type = "gauge"
         yield state
+        yield gauge(
+            "bridge_paused_timestamp_seconds", "Since when an operator pauses the bridge; 0 while none does.", t.paused_at
+        )
         yield gauge("bridge_postgres_connected", "1 while the replication stream is open.", t.postgres_connected)
         yield gauge("bridge_nats_connected", "1 while connected to NATS.", t.nats_connected)
 

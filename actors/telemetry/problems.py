@@ -70,8 +70,10 @@ class ProblemBoard:
         for problem in found:
             if problem.what not in known:
                 log.warning(problem.what, code=problem.code, fix=problem.fix)
+                self._telemetry.journal.note("problem", f"{problem.code} {problem.what}", "warn")
         for what in {p.what for p in self._found.get(check, ())} - {p.what for p in found}:
             known.pop(what, None)
+            self._telemetry.journal.note("solved", f"no longer: {what}", "ok")
         for problem in found:
             known.setdefault(problem.what, problem)
         self._found[check] = tuple(found)

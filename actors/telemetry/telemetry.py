@@ -11,14 +11,16 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from actors.contract.reader_note import ReaderNote
 from actors.positions import NO_LSN, Lsn
 from actors.telemetry.backlog import Backlog
+from actors.telemetry.journal import Journal
 from actors.telemetry.looking import Looking
 
 if TYPE_CHECKING:
     from actors.channels import Channel
 
-State = Literal["starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "halted"]
+State = Literal["starting", "streaming", "waiting_postgres", "waiting_nats", "draining", "paused", "halted"]
 Operation = Literal["insert", "update", "delete", "truncate", "schema"]
 
 
@@ -110,6 +112,18 @@ class ConsumerHealth:
     is_left: bool = False
     """It has no name, and nobody reads it: JetStream removes it soon."""
     looked_at: float = 0.0
+    filters: tuple[str, ...] = ()
+    """Subjects that it reads; empty for all."""
+    acknowledges: bool = True
+    delivered_seq: int = 0
+    """The stream's sequence of the last message sent to it."""
+    acknowledged_seq: int = 0
+    """Up to which it has acknowledged everything; without acknowledgements the last one sent."""
+    created_at: float = 0.0
+    active_at: float = 0.0
+    """When a message was last sent to it; 0 for never."""
+    note: ReaderNote = field(default_factory=ReaderNote)
+    """What it says about itself."""
 
 
 class RunBegin(NamedTuple):
@@ -159,6 +173,8 @@ class SnapshotProgress:
     started_at: float = 0.0
     seconds: float = 0.0
     error: str = ""
+    fix: str = ""
+    """What to do after a failure."""
 
 
 @dataclass(slots=True)
@@ -173,6 +189,7 @@ class Telemetry:
     | `received_*`, `wal_*`, `last_received_at` | the replication_reader |
     | `decoded_lsn`, `transactions`, `last_commit_at` and the like | the decoder |
     | `events_omitting_columns` | the batcher |
+    | `paused_at`, `pause_recorded` | `Pause`, for the HTTP server and the supervisor |
     | `suspended_tables` | `Suspensions`, for the batcher and the snapshotter |
     | `sent_*`, `published_*` | the publisher |
     | `publish_rejected` | `Acknowledgements`, in the NATS connection's reader |
@@ -181,6 +198,7 @@ class Telemetry:
     | `backlog` | the decoder, the acker and the wal_monitor |
     | `snapshot*` | `SnapshotBoard`, for the snapshotter |
     | `stream`, `consumers` | the stream_monitor |
+    | `journal` | the supervisor, `SnapshotBoard`, `Suspensions`, and the monitors of publication, stream and WAL |
     | `slot` | the wal_monitor |
     | `looking` | the HTTP server |
 
@@ -188,7 +206,12 @@ class Telemetry:
     """
 
     started_at: float = field(default_factory=time.time)
+    journal: Journal = field(default_factory=Journal)
     # the bridge (supervisor)
+    postgres_address: str = ""
+    """host:port/database."""
+    nats_address: str = ""
+    """host:port of the server that the pipeline was last connected to."""
     state: State = "starting"
     not_ready_reason: str = "starting"
     postgres_connected: bool = False
@@ -214,6 +237,11 @@ class Telemetry:
     publish_mode: str = ""
     confirm_hold_s: float = 0.0
     """From the acknowledgement to the confirmation; up to a quarter more."""
+    # Pause
+    paused_at: float = 0.0
+    """Since when the bridge is to be paused; 0 while it is to stream."""
+    pause_recorded: bool = True
+    """Whether the bridge's record says the same: a restart follows it."""
     # the pipeline
     channels: dict[str, Channel[Any]] = field(default_factory=dict)
     backlog: Backlog = field(default_factory=Backlog)
@@ -303,6 +331,15 @@ class Telemetry:
         """Note that the pipeline runs: an outage, if there was one, is over."""
         self.state, self.not_ready_reason, self.fault = "streaming", "", None
         self.tables = tables
+        self.outage.clear()
+
+    def show_nats(self, is_connected: bool) -> None:
+        """Note whether NATS is connected while no pipeline runs."""
+        self.nats_connected = is_connected
+
+    def note_pause(self) -> None:
+        """Note that nobody reads the slot, as an operator wants it: an outage, if there was one, is over."""
+        self.state, self.fault = "paused", None
         self.outage.clear()
 
     def show_wait(self, problem: Problem) -> None:

@@ -20,7 +20,7 @@ Level = Literal["ok", "warn", "bad"]
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "bad")
 _DOING = {
     "starting": "Starting", "waiting_postgres": "Waiting for PostgreSQL", "waiting_nats": "Waiting for NATS",
-    "draining": "Stopping: storing what was read", "halted": "Stopped",
+    "draining": "Stopping: storing what was read", "paused": "Resuming", "halted": "Stopped",
 }  # fmt: skip
 
 
@@ -48,6 +48,8 @@ def verdict(t: Telemetry, history: History, now_unix_s: float) -> Verdict:
 
 
 def _doing(t: Telemetry, history: History, now: float) -> list[Finding]:
+    if t.paused_at:
+        return [Finding("warn", _paused(t, now))]
     if t.state != "streaming":
         return [Finding("bad" if t.state in ("waiting_postgres", "waiting_nats", "halted") else "warn", _DOING[t.state])]
     rate, p50 = history.events_per_second, history.latency_ms(0.5)
@@ -71,21 +73,28 @@ def _doing(t: Telemetry, history: History, now: float) -> list[Finding]:
     return found
 
 
+def _paused(t: Telemetry, now: float) -> str:
+    if t.state != "paused":
+        return "Pausing: storing what was read"
+    kept = "" if t.pause_recorded else ". NATS does not have the pause yet: a restart would stream"
+    return f"Paused for {age(now - t.paused_at)}: changes wait in PostgreSQL until walbridge resume{kept}"
+
+
 def _backlog(t: Telemetry, now: float) -> list[Finding]:
-    """What waits. Never green over it."""
+    """What waits. Never green over it, and not red if an operator wants it to wait."""
     found: list[Finding] = []
     unstored_s = figures.unstored_s(t, now)
     if unstored_s > STUCK_AFTER_S:
-        found.append(Finding(_late(unstored_s), f"The oldest unstored change is {age(unstored_s)} old"))
+        found.append(Finding(_late(t, unstored_s), f"The oldest unstored change is {age(unstored_s)} old"))
     unread_s, unread = figures.unread_s(t, now), figures.unread_bytes(t)
     if unread_s > STUCK_AFTER_S or unread >= UNREAD_WARN_BYTES:
         words = f"PostgreSQL has {human_bytes(unread)} of WAL that the bridge has not read"
-        found.append(Finding(_late(unread_s), f"{words}, some of it for {age(unread_s)}"))
+        found.append(Finding(_late(t, unread_s), f"{words}, some of it for {age(unread_s)}"))
     return found
 
 
-def _late(seconds: float) -> Level:
-    return "bad" if seconds > LAG_BAD_S else "warn"
+def _late(t: Telemetry, seconds: float) -> Level:
+    return "bad" if seconds > LAG_BAD_S and not t.paused_at else "warn"
 
 
 def _held(t: Telemetry, now: float) -> list[Finding]:

@@ -1,7 +1,8 @@
-"""The bridge's HTTP application: the page, health, status, metrics, snapshot requests and the graceful stop."""
+"""The bridge's HTTP application: the page, health, status and metrics, with the routes that show rows and those that act."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -11,20 +12,19 @@ import trio
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 
-from actors.contract.table_token import TOKEN_MAX, as_token
 from actors.errors import SinkUnavailable
+from actors.pause import Pause
 from actors.settings.config import Config
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
+from actors.web.act_routes import AcknowledgeGap, HasTable, RequestSnapshot, add_act_routes
 from actors.web.feed import VIEWERS_MAX, Feed
 from actors.web.guard import guard
 from actors.web.page import SAFE, load_page
+from actors.web.questions import Lookup
+from actors.web.row_routes import PRIVATE, add_row_routes
 from actors.web.status import status_document
 
-RequestSnapshot = Callable[[str], Awaitable[None]]
-"""Takes a table's token."""
-AcknowledgeGap = Callable[[int], Awaitable[bool]]
-"""Takes the sequence of a gap event; False when there is none to acknowledge. Raises SinkUnavailable."""
 FRESH_S = 2.0
 FRESH_WITHIN_S = 0.5
 STREAM_NAME_MAX = 255
@@ -38,7 +38,12 @@ PATHS = (
     "/ready",
     "/status",
     "/metrics",
+    "/journal",
+    "/messages",
+    "/schema/users",
     "/streams/info?stream=CDC",
+    "POST /pause",
+    "POST /resume",
     "POST /snapshot/users",
     "POST /gaps/1/acknowledge",
     "POST /shutdown",
@@ -51,15 +56,18 @@ def make_app(
     feed: Feed,
     *,
     stop: trio.Event,
+    pause: Pause,
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
+    lookup: Lookup,
     acknowledge_gap: AcknowledgeGap,
+    has_table: HasTable,
 ) -> QuartTrio:
     """Make the application, which answers every request from the current telemetry."""
     app = QuartTrio(__name__)
     app.config["MAX_CONTENT_LENGTH"] = 64 * 1024
     metrics, page = Metrics(telemetry, config), load_page()
-    app.before_request(partial(guard, config.http))
+    app.before_request(partial(guard, config.http, PRIVATE))
 
     @app.get("/")
     async def dashboard() -> Response:
@@ -111,29 +119,20 @@ def make_app(
             return jsonify({"error": str(exc)}), 503
         return (jsonify(info), 200) if info is not None else (jsonify({"error": f"no stream {name}"}), 404)
 
-    @app.post("/snapshot/<path:table>")
-    async def snapshot(table: str) -> tuple[Response, int]:
-        token = as_token(table)
-        if len(token) > TOKEN_MAX:
-            return jsonify({"error": "no table of PostgreSQL has so long a name"}), 404
-        try:
-            await request_snapshot(token)
-        except SinkUnavailable as exc:
-            return jsonify({"error": str(exc)}), 503
-        return jsonify({"status": "requested", "table": token}), 202
+    @app.get("/journal")
+    async def journal() -> tuple[Response, int]:
+        since = request.args.get("since", "0")
+        if not re.fullmatch(r"[0-9]{1,18}", since, re.ASCII):
+            return jsonify({"error": "since is the number of an entry"}), 400
+        entries = telemetry.journal.after(int(since))
+        return jsonify({"last": telemetry.journal.last_number, "entries": [entry._asdict() for entry in entries]}), 200
 
-    @app.post("/gaps/<int:seq>/acknowledge")
-    async def acknowledge(seq: int) -> tuple[Response, int]:
-        try:
-            found = await acknowledge_gap(seq)
-        except SinkUnavailable as exc:
-            return jsonify({"error": str(exc)}), 503
-        return (jsonify({"status": "acknowledged"}), 200) if found else (jsonify({"error": f"no gap at {seq}"}), 404)
+    add_row_routes(app, lookup)
 
-    @app.post("/shutdown")
-    async def shutdown() -> tuple[Response, int]:
-        stop.set()
-        return jsonify({"status": "stopping"}), 202
+    add_act_routes(
+        app, config, telemetry, stop=stop, pause=pause, request_snapshot=request_snapshot, acknowledge_gap=acknowledge_gap,
+        has_table=has_table,
+    )  # fmt: skip
 
     async def not_found(_: Exception | None) -> tuple[Response, int]:
         return jsonify({"error": "no such path", "paths": PATHS}), 404

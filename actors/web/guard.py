@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from collections.abc import Collection
 from typing import Literal
 
 from quart import Response, jsonify, request
@@ -11,15 +12,20 @@ from quart import Response, jsonify, request
 from actors.settings.config import HttpConfig
 
 
-async def guard(http: HttpConfig) -> tuple[Response, int] | None:
-    """Refuse requests that a foreign page made a browser send, and POSTs without the token."""
+async def guard(http: HttpConfig, private: Collection[str] = ()) -> tuple[Response, int] | None:
+    """Refuse requests that a foreign page made a browser send, and without the token POSTs and what shows rows.
+
+    `private` are the endpoints that show rows: whoever may see the bridge's figures need not be one who may read the tables.
+    """
     loopback = is_loopback(http.bind)
     origin = request.headers.get("Origin")
     # on loopback the valid host names are known, so a name rebound to 127.0.0.1 is refused
     foreign = loopback and _host_of(request.host) not in {"localhost", "127.0.0.1", "::1", http.bind}
     if foreign or (origin is not None and not _same_place(origin, request.host)):
         return jsonify({"error": "foreign Host or Origin"}), 403
-    if request.method in ("GET", "HEAD", "OPTIONS"):
+    if request.endpoint in private and not http.messages:
+        return jsonify({"error": "BRIDGE_HTTP_MESSAGES is no: rows are not shown here"}), 403
+    if request.method in ("GET", "HEAD", "OPTIONS") and request.endpoint not in private:
         return None
     if http.token:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
@@ -37,6 +43,11 @@ def posts_wanted(http: HttpConfig) -> Literal["open", "token", "closed"]:
     if http.token:
         return "token"
     return "open" if is_loopback(http.bind) else "closed"
+
+
+def reads_wanted(http: HttpConfig) -> Literal["open", "token", "closed", "off"]:
+    """The same of a request for rows; `off` when a setting forbids them."""
+    return posts_wanted(http) if http.messages else "off"
 
 
 def _same_place(origin: str, host: str) -> bool:

@@ -20,6 +20,7 @@ from actors.contract.publication import KnownTable, KnownType
 from actors.contract.stream_view import StreamView
 from actors.errors import WalbridgeError
 from actors.positions import Lsn, Position
+from actors.wire.api_subjects import OWN
 from actors.wire.jetstream import Duplicate, Progress, Refused, Stored, parse_publish_reply
 from actors.wire.nats import Msg, NatsParser
 from property_tests.fuzz.hostile import VALUES, broken_bytes, broken_documents
@@ -62,7 +63,7 @@ def answered(replies: list[bytes], question: Callable[[JetStream], Awaitable[obj
         return Msg(b"_INBOX.x", 1, b"", b"", replies[min(asked, len(replies)) - 1])
 
     async def main() -> object:
-        return await question(JetStream(cast(NatsConnection, SimpleNamespace(request=request, max_payload=1 << 20))))
+        return await question(JetStream(cast(NatsConnection, SimpleNamespace(request=request, max_payload=1 << 20, api=OWN))))
 
     return trio.run(main)
 
@@ -119,7 +120,7 @@ def test_whatever_a_consumer_is_sent_is_delivered_in_order_or_ends_it(parts: lis
     async def send(_: bytes) -> None: ...
 
     async def main() -> None:
-        js = cast(JetStream, SimpleNamespace(connection=SimpleNamespace(send=send)))
+        js = cast(JetStream, SimpleNamespace(connection=SimpleNamespace(send=send, api=OWN)))
         consumer = OrderedConsumer(js, "CDC", "c", 1 << 20)
         for subject, reply, headers, payload in parts:
             consumer._on_message(Msg(subject, 1, reply, headers, payload))

@@ -61,7 +61,9 @@ def test_a_copy_that_goes_live_while_the_consumer_is_opened_is_followed(
         follower = Follower(replica, source_of(js), Holds(replica), everything=False)
 
         @asynccontextmanager
-        async def open_consumer(_: Any, stream: str, filters: Sequence[str], start_seq: int) -> AsyncGenerator[SilentConsumer]:
+        async def open_consumer(
+            _: Any, stream: str, filters: Sequence[str], start_seq: int, _note: Any = None
+        ) -> AsyncGenerator[SilentConsumer]:
             opened.append(filters)
             if len(opened) == 1:
                 await go_live(replica, "b", checkpoint)
@@ -89,7 +91,9 @@ def test_transactions_that_gaps_have_cut_off_are_left_out_and_the_gaps_are_taken
     opened: list[int] = []
 
     @asynccontextmanager
-    async def open_consumer(_: Any, stream: str, filters: Sequence[str], start_seq: int) -> AsyncGenerator[ReadingConsumer]:
+    async def open_consumer(
+        _: Any, stream: str, filters: Sequence[str], start_seq: int, _note: Any = None
+    ) -> AsyncGenerator[ReadingConsumer]:
         opened.append(start_seq)
         await trio.lowlevel.checkpoint()  # a request is on its way; an endless loop can be cancelled here
         yield ReadingConsumer(js, start_seq)

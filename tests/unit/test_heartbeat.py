@@ -12,7 +12,7 @@ from actors.embedded.process import free_port
 from actors.errors import ConfigError
 from actors.heartbeat import Progress, beat
 from actors.settings.resolve import resolve
-from actors.telemetry.telemetry import Telemetry
+from actors.telemetry.telemetry import SlotHealth, Telemetry
 from tests.servers import HANG_S
 from tests.watchdog import Watchdog
 
@@ -61,6 +61,17 @@ def test_progress_is_what_was_stored_or_that_nothing_waits() -> None:
     for state in ("starting", "waiting_postgres", "waiting_nats", "draining", "halted"):
         telemetry.state = state
         assert not progress.is_made(telemetry)
+
+
+def test_a_paused_bridge_is_heard_until_its_wal_runs_out() -> None:
+    telemetry, progress = streaming(), Progress()
+    progress.said(telemetry)
+    telemetry.state = "paused"
+    assert progress.is_made(telemetry), "nothing moves, as was wanted"
+    telemetry.slot = SlotHealth(wal_status="reserved", seconds_to_loss=3000)
+    assert not progress.is_made(telemetry), "the budget"
+    telemetry.slot = SlotHealth(wal_status="lost")
+    assert not progress.is_made(telemetry)
 
 
 @pytest.mark.parametrize("url", ["hc-ping.com/x", "ftp://host/x", "file:///etc/passwd", "https://", "https://a b"])

@@ -20,13 +20,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.embedded.process import free_port
 from actors.errors import ConfigError
 from actors.http_server import serve_http
+from actors.pause import Pause
 from actors.positions import Lsn
 from actors.process import allow_many_files
 from actors.settings.resolve import resolve
 from actors.telemetry.metrics import FAULTS, OPERATIONS, REJECTIONS, TABLES_MAX, Metrics
 from actors.telemetry.telemetry import Problem, Telemetry
 from actors.web import serving
-from tests.http_api import SEED_METRICS, Server
+from tests.http_api import SEED_METRICS, FakeLookup, Server
 
 
 @pytest.fixture
@@ -192,7 +193,16 @@ def test_an_address_that_is_not_ours_is_named(bind: str, words: str, telemetry: 
     with pytest.raises(ConfigError) as refused:
         trio.run(
             partial(
-                serve_http, config, telemetry, stop=trio.Event(), stream_info=info, request_snapshot=info, acknowledge_gap=info
+                serve_http,
+                config,
+                telemetry,
+                stop=trio.Event(),
+                pause=Pause(telemetry),
+                stream_info=info,
+                request_snapshot=info,
+                acknowledge_gap=info,
+                has_table=info,
+                lookup=FakeLookup(),
             )
         )
     assert refused.value.code == "WB005"

@@ -17,7 +17,7 @@ from actors.contract.records import Column, SnapshotStart
 from actors.contract.stream_view import LastMessage
 from actors.mirror import joining
 from actors.mirror.following import Follower
-from actors.mirror.gathering import Gathered
+from actors.mirror.gathered import Gathered
 from actors.mirror.holding import Holds
 from actors.mirror.joining import join
 from actors.mirror.mirror_counts import MirrorCounts

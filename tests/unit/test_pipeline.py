@@ -86,7 +86,7 @@ class Pipeline:
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PublicationMonitor, "run", no_looks)
-            await run_pipeline(CONFIG, session, live, self.telemetry, self.stop, lambda _: None)
+            await run_pipeline(CONFIG, session, live, self.telemetry, self.stop, lambda *_: None)
 
     @asynccontextmanager
     async def running(self, skip: Position = START, *, reporting: bool = True) -> AsyncIterator[None]:

@@ -12,7 +12,7 @@ from actors.contract.publication import KnownTable, TableFacts
 from actors.errors import SourceUnavailable
 from actors.publication_model import PublicationModel
 from actors.publication_monitor import PublicationMonitor
-from actors.settings.config import PostgresConfig
+from actors.settings.resolve import resolve
 from actors.telemetry.telemetry import Telemetry
 from tests.unit.records import FakeStore
 
@@ -46,9 +46,10 @@ def test_a_look_that_ends_before_it_has_told_is_made_again(change: str, monkeypa
         return []
 
     monkeypatch.setattr(model, "look", look)
-    monkeypatch.setattr("actors.publication_monitor.find_problems", no_problems)
+    for check in ("find_problems", "check_again"):
+        monkeypatch.setattr(f"actors.publication_monitor.{check}", no_problems)
     monitor = PublicationMonitor(
-        PostgresConfig("host=here"), model, cast(Any, None), cast(Any, FakeStore()), lambda _: None, lambda _: None,
+        resolve({}, {"DATABASE_URL": "postgresql://u@here/db"}), model, cast(Any, None), cast(Any, FakeStore()), lambda _: None, lambda *_: None,
         Telemetry(),
     )  # fmt: skip
     connection = cast(PgConnection, Connection())

@@ -19,7 +19,7 @@ from actors.messages import PublicationChange, PublishedChange
 from actors.mirror import following, joining
 from actors.mirror.copying import _after_unusable
 from actors.mirror.following import Follower
-from actors.mirror.gathering import Gathered, NotPublished, SnapshotUnusable
+from actors.mirror.gathered import Gathered, NotPublished, SnapshotUnusable
 from actors.mirror.holding import Holds
 from actors.mirror.joining import join
 from actors.mirror.published_tables import PublishedTables
@@ -86,7 +86,9 @@ def test_the_follower_obeys_at_the_events_place(
     ]})  # fmt: skip
 
     @asynccontextmanager
-    async def open_consumer(_: Any, stream: str, filters: Sequence[str], start_seq: int) -> AsyncGenerator[ReadingConsumer]:
+    async def open_consumer(
+        _: Any, stream: str, filters: Sequence[str], start_seq: int, _note: Any = None
+    ) -> AsyncGenerator[ReadingConsumer]:
         yield ReadingConsumer(js, start_seq)
 
     monkeypatch.setattr(following, "open_consumer", open_consumer)
@@ -131,7 +133,9 @@ def test_a_copy_that_is_joining_obeys_too(
     js = FakeJetStream({"CDC": [event("b", 16, 0, last=True), event("a", 32, 0, last=True), told]})
 
     @asynccontextmanager
-    async def open_consumer(_: Any, stream: str, filters: Sequence[str], start_seq: int) -> AsyncGenerator[ReadingConsumer]:
+    async def open_consumer(
+        _: Any, stream: str, filters: Sequence[str], start_seq: int, _note: Any = None
+    ) -> AsyncGenerator[ReadingConsumer]:
         yield ReadingConsumer(js, start_seq)
 
     monkeypatch.setattr(joining, "open_consumer", open_consumer)

@@ -17,6 +17,7 @@ from actors.clients.nats.auth import ServerAddress, connect_options, servers_of,
 from actors.errors import ConfigError, MalformedMessage, SinkUnavailable
 from actors.settings.config import NatsConfig
 from actors.telemetry.log import get_logger, mask
+from actors.wire.api_subjects import OWN, ApiSubjects
 from actors.wire.nats import (
     PING,
     PONG,
@@ -52,8 +53,12 @@ class NatsConnection:
     Callbacks of subscriptions run in the reading task: they must not block and must not raise.
     """
 
-    def __init__(self, stream: trio.abc.Stream, server: ServerAddress, info: Mapping[str, Any], known: set[str]) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, server: ServerAddress, info: Mapping[str, Any], known: set[str],
+        api: ApiSubjects = OWN,
+    ) -> None:  # fmt: skip
         self.server = server
+        self.api = api
         self.info: dict[str, Any] = {}
         self._known = known
         self._stream = stream
@@ -240,6 +245,11 @@ async def _connect_any(config: NatsConfig, known: set[str]) -> tuple[NatsConnect
                 return await _connect(config, server, known)
         except SinkRefused as exc:
             refusal = exc  # another server may accept the credentials
+        except ConfigError as exc:
+            if exc.code != "WB205":
+                raise
+            # a file that cannot be used may be in the middle of its renewal: fatal only before the first success
+            raise SinkRefused("WB205", exc.what, said=exc.said, means=exc.means, fix=exc.fix) from exc
         except (OSError, UnicodeError, trio.BrokenResourceError, ssl.SSLError, MalformedMessage, SinkUnavailable) as exc:
             failures.append(f"{server}: {_reason(exc)}")
         except trio.TooSlowError:
@@ -269,7 +279,7 @@ async def _connect(config: NatsConfig, server: ServerAddress, known: set[str]) -
                               fix="the bridge needs nats-server 2.10 or later")  # fmt: skip
         await stream.send_all(encode_connect(connect_options(config, server, info, __version__)))
         _, rest = await _expect(stream, parser, Pong)
-        connection = NatsConnection(stream, server, info, known)
+        connection = NatsConnection(stream, server, info, known, config.api)
         for event in rest:  # a second INFO has the limits of this account
             await connection._on_control(event)
         return connection, parser  # noqa: TRY300

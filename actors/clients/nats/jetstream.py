@@ -15,8 +15,9 @@ import orjson
 import trio
 
 from actors.clients.nats.connection import NatsConnection, SinkRefused
-from actors.contract.subjects import bucket_key, bucket_stream, parse
+from actors.contract.subjects import bucket_key, bucket_stream, is_bucket_key, parse
 from actors.errors import SinkUnavailable
+from actors.wire.api_subjects import OWN
 from actors.wire.jetstream import EXPECTED_LAST_SUBJECT_SEQUENCE_HEADER, KV_OPERATION_HEADER, WRONG_LAST_SEQUENCE, ErrCode
 from actors.wire.nats import Msg, decode_headers
 
@@ -87,6 +88,28 @@ class JetStream:
         with _reading(doing):
             return [dict(consumer) for consumer in reply["consumers"] or ()]
 
+    async def consumer(self, stream: str, name: str) -> dict[str, Any] | None:
+        """Return a consumer's configuration and state; None when there is no such consumer."""
+        doing = f"describe consumer {name} of stream {stream}"
+        try:
+            info = await self._api(f"CONSUMER.INFO.{stream}.{name}", {}, doing)
+        except JetStreamError as exc:
+            if exc.err_code in (ErrCode.CONSUMER_NOT_FOUND, ErrCode.STREAM_NOT_FOUND):
+                return None
+            raise
+        with _reading(doing):
+            return _consumer_in(info)
+
+    async def reset_consumer(self, stream: str, name: str, seq: int) -> dict[str, Any]:
+        """Have a consumer continue at `seq`, as if nothing from there on had been delivered; return its info.
+
+        nats-server 2.14 and later; an older one does not answer.
+        """
+        doing = f"set back consumer {name} of stream {stream}"
+        info = await self._api(f"CONSUMER.RESET.{stream}.{name}", {"seq": seq}, doing)
+        with _reading(doing):
+            return _consumer_in(info)
+
     async def delete_stream(self, name: str) -> None:
         """Delete a stream and its messages; a missing stream is not an error."""
         try:
@@ -125,6 +148,18 @@ class JetStream:
                 str(raw["subject"]), int(raw["seq"]), headers, base64.b64decode(raw.get("data", "")), str(raw["time"])
             )
 
+    async def get_messages(self, stream: str, seqs: Iterable[int]) -> dict[int, StoredMessage]:
+        """Return messages by their sequences, many asked for at once, without those that are missing."""
+        found: dict[int, StoredMessage] = {}
+
+        async def get(seq: int) -> None:
+            message = await self.get_message(stream, seq=seq)
+            if message is not None:
+                found[seq] = message
+
+        await _all_at_once(get, seqs)
+        return found
+
     async def create_consumer(self, stream: str, config: Mapping[str, object]) -> dict[str, Any]:
         """Create a consumer by its `name`; return its info."""
         request = {"stream_name": stream, "config": config, "action": "create"}
@@ -138,6 +173,11 @@ class JetStream:
                 )
                 exc.fix += "--max-consumers=-1; or, of the account, max_consumers in nats-server's configuration, and reload it"
             raise
+
+    async def update_consumer(self, stream: str, config: Mapping[str, object]) -> None:
+        """Give a consumer another configuration, complete; readers that wait for messages go on waiting."""
+        request = {"stream_name": stream, "config": config, "action": "update"}
+        await self._api(f"CONSUMER.CREATE.{stream}.{config['name']}", request, f"describe a consumer of stream {stream}")
 
     async def delete_consumer(self, stream: str, name: str) -> None:
         """Delete a consumer if the user may; otherwise it ends by itself some time after its last read."""
@@ -174,7 +214,8 @@ class JetStream:
     async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> int:
         """Publish a message and wait until it is stored; return its sequence."""
         doing = f"store a message on {subject}"
-        reply = await self.connection.request(subject, payload, timeout_s=API_TIMEOUT_S, headers=headers)
+        target = self.connection.api.key(subject) if is_bucket_key(subject) else subject
+        reply = await self.connection.request(target, payload, timeout_s=API_TIMEOUT_S, headers=headers)
         with _reading(doing):
             return int(_checked(reply, doing)["seq"])
 
@@ -252,18 +293,25 @@ class JetStream:
             seq = message.seq + 1
 
     async def _api(self, action: str, body: Mapping[str, object], doing: str) -> dict[str, Any]:
-        reply = await self.connection.request(f"$JS.API.{action}", orjson.dumps(body), timeout_s=API_TIMEOUT_S)
+        reply = await self.connection.request(self.connection.api.action(action), orjson.dumps(body), timeout_s=API_TIMEOUT_S)
+        if reply.status == 503 and self.connection.api != OWN:
+            raise SinkUnavailable(
+                "WB211", f"nothing answers below {self.connection.api.prefix} in NATS", said="503 no responders",
+                means="the leaf node has lost its hub, or there is no such domain or import",
+                fix="NATS_DOMAIN: the domain in the configuration of the server with the streams, jetstream { domain: ... }; "
+                "NATS_JS_PREFIX: what the account's import of $JS.API has after to:",
+            )  # fmt: skip
         if reply.status == 503 and not self.connection.info.get("jetstream"):
             raise _without_jetstream("the server", "503 no responders, and the server announces no JetStream")
         return _checked(reply, doing)
 
 
-async def _all_at_once(request: Callable[[str], Awaitable[None]], keys: Iterable[str]) -> None:
+async def _all_at_once(request: Callable[[T], Awaitable[None]], keys: Iterable[T]) -> None:
     """Make requests without waiting for each reply. Raises the first error alone, not in a group."""
     limit = trio.CapacityLimiter(REQUESTS_AT_ONCE)
     errors: list[SinkUnavailable] = []
 
-    async def one(key: str) -> None:
+    async def one(key: T) -> None:
         async with limit:
             try:
                 if not errors:
@@ -319,6 +367,14 @@ def _stream_in(reply: dict[str, Any]) -> dict[str, Any]:
         raise TypeError(f"not a stream's state: {str(state)[:200]}")
     if type(reply["created"]) is not str or type(reply["config"]) is not dict:
         raise TypeError("not a stream's description")
+    return reply
+
+
+def _consumer_in(reply: dict[str, Any]) -> dict[str, Any]:
+    """Return a consumer's description. Raises LookupError or TypeError unless it has what is read of it."""
+    numbers = [reply["delivered"]["stream_seq"], reply["num_pending"], reply["num_ack_pending"]]
+    if any(type(number) is not int or not 0 <= number < 1 << 64 for number in numbers) or type(reply["config"]) is not dict:
+        raise TypeError(f"not a consumer's description: {str(reply)[:200]}")
     return reply
 
 

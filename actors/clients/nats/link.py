@@ -46,18 +46,19 @@ class JetStreamLink:
 
     async def stream_info(self, name: str) -> dict[str, Any] | None:
         """Return a stream's configuration and state; None when there is no such stream."""
-        return await self._asked().stream_info(name)
+        return await self.jetstream().stream_info(name)
 
     async def stream_consumers(self, name: str) -> list[dict[str, Any]]:
         """List a stream's consumers. Raises SinkRefused when the NATS user may not list them."""
-        return await self._asked().consumers(name)
+        return await self.jetstream().consumers(name)
 
     async def request_snapshot(self, token: str) -> None:
         """Publish a request for a table's snapshot, as any client may. Raises ValueError for what no token can be."""
         subject = checked_subject(request(token, self._stream))
-        await self._asked().connection.send(encode_pub(subject, b"", b""))
+        await self.jetstream().connection.send(encode_pub(subject, b"", b""))
 
-    def _asked(self) -> JetStream:
+    def jetstream(self) -> JetStream:
+        """Return the open connection's JetStream, for further questions."""
         if self._js is None:
             raise SinkUnavailable("WB200", "not connected to NATS")
         return self._js

@@ -7,7 +7,7 @@ consumer keeps no position: the reader remembers the sequence, and creates a new
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, ReplayPolicy
 
 from actors.clients.nats.jetstream import JetStream
 from actors.errors import SinkUnavailable
+from actors.wire.api_subjects import ACK_PREFIX
 from actors.wire.jetstream import LAST_CONSUMER_HEADER, PENDING_MESSAGES_HEADER
 from actors.wire.nats import Msg, decode_headers, encode_pub
 
@@ -27,6 +28,7 @@ EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
 SILENCE_S = 3 * HEARTBEAT_S
 INACTIVE_S = 300.0
+NOTHING: Mapping[str, str] = {}
 _ENDS_OF_PULLS = (b"axBytes", b"Batch Completed")
 """The end of a pull: the next message would exceed the byte limit, or the pull is complete."""
 
@@ -49,7 +51,7 @@ class OrderedConsumer:
 
     def __init__(self, js: JetStream, stream: str, name: str, bytes_max: int) -> None:
         self._js, self._stream, self._name = js, stream, name
-        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}".encode()
+        self._next = js.connection.api.next_message(stream, name).encode()
         self._inbox = b""
         self._waiting: list[Delivered] = []
         self._news = trio.Event()
@@ -60,6 +62,11 @@ class OrderedConsumer:
         self._bytes_max = bytes_max
         self._heard = trio.current_time()
         self._pulls = 0
+        self._config: dict[str, object] = {}
+
+    async def describe(self, metadata: Mapping[str, str]) -> None:
+        """Give the consumer other metadata, which whoever lists consumers sees. Raises SinkUnavailable."""
+        await self._js.update_consumer(self._stream, {**self._config, "metadata": dict(metadata)})
 
     @property
     def is_at_end(self) -> bool:
@@ -108,7 +115,7 @@ class OrderedConsumer:
     def _on_message(self, message: Msg) -> None:
         """Handle a message, in the connection's reading task."""
         try:
-            if message.reply.startswith(b"$JS.ACK."):
+            if message.reply.startswith(ACK_PREFIX):
                 self._deliver(message)
             else:
                 self._heard = trio.current_time()
@@ -153,8 +160,12 @@ class OrderedConsumer:
 
 
 @asynccontextmanager
-async def open_consumer(js: JetStream, stream: str, filters: Sequence[str], start_seq: int) -> AsyncGenerator[OrderedConsumer]:
+async def open_consumer(
+    js: JetStream, stream: str, filters: Sequence[str], start_seq: int, metadata: Mapping[str, str] = NOTHING
+) -> AsyncGenerator[OrderedConsumer]:
     """Read the messages on `filters` (subjects with wildcards) from `start_seq` on. The consumer ends with the body.
+
+    `metadata`: what the consumer says about its reader.
 
     Raises SinkUnavailable when the consumer cannot be created.
     """
@@ -172,7 +183,9 @@ async def open_consumer(js: JetStream, stream: str, filters: Sequence[str], star
         num_replicas=1,
         inactive_threshold=INACTIVE_S,
     )
-    consumer._pending = str((await js.create_consumer(stream, config.as_dict())).get("num_pending", -1)).encode()
+    consumer._config = config.as_dict()
+    created = await js.create_consumer(stream, {**consumer._config, **({"metadata": dict(metadata)} if metadata else {})})
+    consumer._pending = str(created.get("num_pending", -1)).encode()
     try:
         yield consumer
     finally:

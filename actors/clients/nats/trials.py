@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import trio
 
 from actors.clients.nats.connection import NatsConnection, SinkRefused, open_nats
+from actors.contract.subjects import is_bucket_key
 from actors.errors import SinkUnavailable, WalbridgeError
 from actors.process import most_telling
 from actors.settings.config import NatsConfig
@@ -24,7 +25,8 @@ async def refused_publishes(connection: NatsConnection, subjects: Iterable[str])
 
     No stream stores anything; who listens without JetStream gets an empty message.
     """
-    return await _refused(connection, [(subject, b"", _NO_STREAM) for subject in subjects])
+    targets = [connection.api.key(subject) if is_bucket_key(subject) else subject for subject in subjects]
+    return await _refused(connection, [(target, b"", _NO_STREAM) for target in targets])
 
 
 async def refused_requests(connection: NatsConnection, requests: Mapping[str, bytes]) -> dict[str, str]:
@@ -32,7 +34,7 @@ async def refused_requests(connection: NatsConnection, requests: Mapping[str, by
 
     `requests` are bodies by action, with which the action changes nothing.
     """
-    return await _refused(connection, [(f"$JS.API.{action}", body, None) for action, body in requests.items()])
+    return await _refused(connection, [(connection.api.action(action), body, None) for action, body in requests.items()])
 
 
 async def _refused(connection: NatsConnection, trials: Sequence[tuple[str, bytes, dict[str, str] | None]]) -> dict[str, str]:

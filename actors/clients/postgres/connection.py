@@ -14,6 +14,7 @@ from psycopg import conninfo, generators, pq
 from psycopg.waiting import Ready, Wait
 
 from actors.clients.postgres.connecting import connecting, sqlstate_of
+from actors.clients.postgres.password_command import CommandFailed, read_password
 from actors.clients.postgres.pooling import loses_sessions
 from actors.clients.postgres.session import PATIENT_SENDER, session_settings, setting_statement
 from actors.errors import Fatal, SourceUnavailable
@@ -112,6 +113,8 @@ class PgConnection:
         if replication:
             words["replication"] = "database"
         address = _address(words)
+        if latest.password_command:
+            words["password"] = await _password(latest.password_command, address)
         error: SourceUnavailable | None = None
         for attempt in await _attempts(words, address):
             try:
@@ -351,6 +354,18 @@ async def _attempts(words: dict[str, Any], address: str) -> list[dict[str, Any]]
     if words.get("load_balance_hosts") == "random":
         random.shuffle(found)
     return [{**attempt, "target_session_attrs": "standby"} for attempt in found] + found if prefer_standby else found
+
+
+async def _password(command: tuple[str, ...], address: str) -> str:
+    """Return what the command prints. Raises SourceRefused, which never has that in it."""
+    try:
+        return await read_password(command)
+    except CommandFailed as exc:
+        raise SourceRefused(
+            "WB139", f"no password for PostgreSQL at {address}: POSTGRES_BRIDGE_PASSWORD_COMMAND {command[0]} {exc.what}",
+            said=exc.said, means="a connection was not tried",
+            fix="run the command as the bridge's user: it must print the password, and nothing else, and exit with 0",
+        ) from None  # fmt: skip
 
 
 def _address(words: dict[str, Any]) -> str:

@@ -14,9 +14,9 @@ _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 def copy_of(insert: str) -> str | None:
     """The COPY statement that does the same as an INSERT of `RowStatements`.
 
-    None for other statements, and for an INSERT without columns.
+    None for other statements, for an INSERT without columns, and for one that says what to do with a key that is there.
     """
-    if not insert.startswith("INSERT INTO ") or insert.endswith(DEFAULT_VALUES):
+    if not insert.startswith("INSERT INTO ") or insert.endswith(DEFAULT_VALUES) or not insert.endswith(")"):
         return None
     return f"COPY {insert.removeprefix('INSERT INTO ').rpartition(' VALUES (')[0]} FROM STDIN"
 

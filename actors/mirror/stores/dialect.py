@@ -231,6 +231,10 @@ def _own_tables(dialect: Dialect) -> list[str]:
         f"CREATE TABLE IF NOT EXISTS {dialect.own('owner')} (id int PRIMARY KEY, session text NOT NULL)",
         f"CREATE TABLE IF NOT EXISTS {dialect.own('verified')} (token text PRIMARY KEY, checked_at bigint NOT NULL,"
         " equal_at bigint NOT NULL DEFAULT 0, mismatched bigint NOT NULL)",
+        f"CREATE TABLE IF NOT EXISTS {dialect.own('rounds')} (token text PRIMARY KEY, snapshot_id text NOT NULL,"
+        " created text NOT NULL, init_seq bigint NOT NULL, init_at bigint NOT NULL, chunks bigint NOT NULL,"
+        " rows_done bigint NOT NULL, stream_seq bigint NOT NULL, lsn bigint NOT NULL, seq bigint NOT NULL,"
+        " snapshot_lsn bigint NOT NULL, touched int NOT NULL)",
     ]
 
 

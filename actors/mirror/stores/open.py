@@ -43,6 +43,15 @@ async def check_replica(url: str) -> None:
         await store.close()
 
 
+def replica_name(url: str) -> str:
+    """What people call a replica: its kind with the file's name, or with the database's host and name. Without secrets."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "sqlite":
+        return f"sqlite {os.path.basename(rest)}"
+    parts = urlsplit(url)
+    return f"{scheme} {parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def _why_no_file(folder: str) -> str:
     """Why no file can be created in a folder; empty when it can."""
     if not os.path.isdir(folder):

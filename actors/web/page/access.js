@@ -32,6 +32,13 @@ export function askForToken(words) {
 // Whether a request would have to ask for the token first
 export const lacksToken = () => state.posts === "token" && !sessionStorage.getItem(TOKEN_KEY);
 
+// Why rows cannot be shown now; empty when they can
+export function whyNoRows() {
+  if (state.reads === "off") return "BRIDGE_HTTP_MESSAGES is no: rows are not shown here.";
+  if (state.reads === "closed") return "Set BRIDGE_HTTP_TOKEN to see rows beyond loopback.";
+  return "";
+}
+
 // The answer as JSON; null when the person gave no token. Throws an Error with the bridge's words.
 export async function ask(method, path) {
   if (lacksToken() && !(await askForToken())) return null;

@@ -2,27 +2,47 @@
 
 import { ask, askForToken } from "./access.js";
 import { $, forgetBuilt, make, put, rebuild, toast } from "./dom.js";
+import { consumer } from "./consumer.js";
 import { clock } from "./format.js";
+import { log } from "./log.js";
+import { messages } from "./messages.js";
 import { overview } from "./overview.js";
 import { startPreferences } from "./preferences.js";
 import { addView, shownView, startRouting } from "./router.js";
 import { clockNow, state, take } from "./state.js";
+import { table } from "./table.js";
 
 const RETRY_MS = 3000, SILENT_MS = 6000;
 let lastFrameAt = 0, isLost = false, isStopping = false, isEnding = false;
 
 addView("", overview);
+addView("messages", messages);
+addView("table", table);
+addView("consumer", consumer);
+addView("log", log);
 
 function showHead(status) {
   $("verdict").className = `verdict ${status.verdict.level}`;
   put($("verdict-text"), status.verdict.text);
-  rebuild($("identity"), [status.slot, status.publication, status.stream], () => [
-    make("span", {}, "slot ", make("b", {}, status.slot), ", publication ", make("b", {}, status.publication), " → stream ", make("b", {}, status.stream))]);
-  document.title = `${{ ok: "✓", warn: "!", bad: "✗" }[status.verdict.level]} ${status.stream} – Walbridge`;
+  const { source, nats, slot, publication, stream } = status;
+  rebuild($("identity"), [source, nats, slot, publication, stream], () => [
+    make("span", {}, source ? make("b", {}, source) : "PostgreSQL", `, slot ${slot}, publication ${publication}`), " → ",
+    make("span", {}, nats ? make("b", {}, nats) : "NATS", `, stream ${stream}`)]);
+  showTitle();
   put($("version"), `Walbridge ${status.version}`);
-  $("stop-button").disabled = state.posts === "closed" || isStopping || status.state === "draining";
-  $("stop-button").title = state.posts === "closed" ? "Set BRIDGE_HTTP_TOKEN to allow this beyond loopback" : "";
+  put($("pause-button"), status.paused ? "Resume" : "Pause");
+  for (const id of ["pause-button", "stop-button"]) {
+    $(id).disabled = state.posts === "closed" || isStopping || status.state === "draining";
+    $(id).title = state.posts === "closed" ? "Set BRIDGE_HTTP_TOKEN to allow this beyond loopback" : "";
+  }
   $("token-button").hidden = state.posts !== "token";
+}
+
+function showTitle() {
+  const { status } = state, view = shownView()?.title?.(), hasStopped = isStopping || isEnding;
+  const sign = isLost ? (hasStopped ? "!" : "✗") : { ok: "✓", warn: "!", bad: "✗" }[status?.verdict.level] ?? "…";
+  const words = isLost ? (hasStopped ? "stopped" : "no answer") : status?.stream;
+  document.title = `${sign} ${[words, view, "Walbridge"].filter(Boolean).join(" – ")}`;
 }
 
 function setLive(on, text) {
@@ -38,7 +58,7 @@ function lose() {
   const hasStopped = isStopping || isEnding;  // an orderly stop is told before the connection ends
   $("verdict").className = `verdict ${hasStopped ? "warn" : "bad"}`;
   put($("verdict-text"), hasStopped ? `The bridge has stopped.${since}` : `No answer from the bridge.${since} Retrying every few seconds.`);
-  document.title = hasStopped ? "! stopped – Walbridge" : "✗ no answer – Walbridge";
+  showTitle();
   setLive(false, hasStopped ? "stopped" : "no answer");
 }
 
@@ -49,7 +69,7 @@ function connect() {
     isLost = false;
     const frame = JSON.parse(event.data);
     if (isStopping && frame.whole) isStopping = false;  // a bridge is running again
-    isEnding = ["draining", "halted"].includes(frame.status.state);
+    isEnding = !frame.status.paused && ["draining", "halted"].includes(frame.status.state);
     take(frame);
     showHead(frame.status);
     shownView().update?.();
@@ -63,6 +83,16 @@ function connect() {
 }
 
 $("token-button").addEventListener("click", () => askForToken());
+$("pause-button").addEventListener("click", async () => {
+  const isPaused = Boolean(state.status?.paused);
+  try {
+    if (await ask("POST", isPaused ? "resume" : "pause")) {
+      toast(isPaused ? "Resuming" : "Pausing: the bridge first stores and confirms what it has read, then releases its slot");
+    }
+  } catch (error) {
+    toast(`Bridge not ${isPaused ? "resumed" : "paused"}: ${error.message}`);
+  }
+});
 $("stop-button").addEventListener("click", () => $("stop-dialog").showModal());
 $("stop-cancel").addEventListener("click", () => $("stop-dialog").close());
 $("stop-confirm").addEventListener("click", async () => {
@@ -93,5 +123,5 @@ startPreferences(() => {
   forgetBuilt();
   shownView()?.update?.();
 });
-startRouting();
+startRouting(showTitle);
 connect();

@@ -50,7 +50,7 @@ export class Chart {
       caption.append(key);
       return value;
     });
-    this.svg = svgElement("svg", { role: "img", tabindex: "0", height: String(HEIGHT) });
+    this.svg = svgElement("svg", { role: "img", "aria-label": title, tabindex: "0", height: String(HEIGHT) });
     this.figure.append(caption, this.svg);
     host.append(this.figure);
     board.charts.push(this);
@@ -249,6 +249,14 @@ export class Board {
     this.visible = this.points.filter((point) => point[0] >= this.from && point[0] <= this.to);
     if (!document.hidden) this.charts.forEach((chart) => chart.draw());
     this.onChange();
+  }
+
+  // Show the points of a reader that has seen only some of the range, at least a minute of it
+  showFrom(points, seconds) {
+    this.points = points;
+    const seen = points.length ? points[points.length - 1][0] - points[0][0] : 0;
+    this.seconds = Math.min(seconds, Math.max(60, seen));
+    this.refresh();
   }
 
   // Show the time between two moments, in whatever order; a click is no range

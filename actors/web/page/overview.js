@@ -3,8 +3,9 @@
 import { $, bar, facts, fixLine, make, put, rebuild } from "./dom.js";
 import { showFlow } from "./flow.js";
 import { ago, bytes, count, duration, milliseconds, seen, short, whole } from "./format.js";
-import "./plots.js";
+import { drawJournal } from "./plots.js";
 import { showProblems } from "./problems.js";
+import { kindOf } from "./readers.js";
 import { linkTo } from "./router.js";
 import { showSnapshots } from "./snapshots.js";
 import { state } from "./state.js";
@@ -81,7 +82,7 @@ function showConsumers(status) {
   $("consumers-section").hidden = !list.length;
   rebuild($("consumers"), list.map((one) => ({ ...one, looked_at: 0 })), () => list.map((one) => {
     const share = make("i"), row = make("tr", { className: one.at_risk ? "late" : "" },
-      make("td", { className: "name" }, make("a", { href: linkTo("consumer", one.name) }, one.name), one.is_left ? " (left: JetStream removes it)" : ""),
+      make("td", { className: "name" }, make("a", { href: linkTo("consumer", one.name), title: one.name }, one.note.kind ? kindOf(one) : one.name), one.is_left ? " (left: JetStream removes it)" : ""),
       make("td", { className: "number" }, whole.format(one.pending)),
       make("td", { className: "number wide" }, whole.format(one.unacknowledged)),
       make("td", { className: "share" }, make("div", { className: "meter", title: `${Math.round(one.history_used * 100)} % of the stream is still unread${one.at_risk ? ", and the stream discards its oldest messages" : ""}` }, share)));
@@ -105,6 +106,7 @@ export const overview = {
     showTables(now);
     $("snapshot-submit").disabled = state.posts === "closed";
     $("snapshot-submit").title = state.posts === "closed" ? "Set BRIDGE_HTTP_TOKEN to allow this beyond loopback" : "";
+    drawJournal(state.journal);
     state.board.refresh();
   },
 };

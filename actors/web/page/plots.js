@@ -49,7 +49,12 @@ board.onChange = () => {
   put($("marks-note"), near || "Drag to zoom, double-click to undo. Flags are entries of the log.");
 };
 
+let drawn = 0;
+
 export function drawJournal(entries) {
+  const last = entries[entries.length - 1]?.number ?? 0;
+  if (last === drawn) return;
+  drawn = last;
   board.marks = entries.map(({ at, level, text }) => ({ time: at, level, text }));
   board.bands = [];
   for (const { at, kind } of entries) {

@@ -3,10 +3,10 @@
 import { $ } from "./dom.js";
 
 const views = new Map();
-let shown = null;
+let shown = null, onShow = () => {};
 
-// A view has an element of the page, and functions: show(path, query) once it appears, update() for each frame, and words for the
-// title. The first one is shown where nothing else is asked for.
+// A view has an element of the page, and functions: show(path, query) once it appears, update() for each frame, hide() once
+// another one is shown, and words for the title. The first one is shown where nothing else is asked for.
 export function addView(name, view) {
   views.set(name, { name, ...view });
 }
@@ -36,9 +36,11 @@ function go() {
     if (link.dataset.view === view.name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  if (before !== view) before?.hide?.();
   shown = view;
   view.show?.(part, query);
   view.update?.();
+  onShow();
   if (before) {  // a reader of a screen must hear that the page is another one
     scrollTo(0, 0);
     $("main").focus({ preventScroll: true });
@@ -47,7 +49,9 @@ function go() {
 
 export const shownView = () => shown;
 
-export function startRouting() {
+// `called` is called after each change of the view
+export function startRouting(called) {
+  onShow = called;
   addEventListener("hashchange", go);
   go();
 }

@@ -1,7 +1,7 @@
 // Snapshots: which run and wait, how the last ones ended, and requests for more.
 
 import { ask } from "./access.js";
-import { $, make, rebuild, toast } from "./dom.js";
+import { $, fixLine, make, rebuild, toast } from "./dom.js";
 import { bytes, duration, short, whole } from "./format.js";
 import { labelOf, state } from "./state.js";
 
@@ -28,6 +28,7 @@ function snapshotItem(one, now) {
     item.append(meter);
   }
   if (one.error) item.append(make("p", { className: "error" }, one.error));
+  if (one.fix) item.append(fixLine(one.fix));
   return item;
 }
 

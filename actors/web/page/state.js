@@ -3,12 +3,13 @@
 import { Board } from "./charts.js";
 
 export const OPERATIONS = ["insert", "update", "delete", "truncate"];
-const KEPT_MAX = 900;
+const KEPT_MAX = 900, ENTRIES_MAX = 500;
 
 export const state = {
   status: null,
   now: 0,
-  posts: "closed",
+  posts: "closed",  // whether a POST is open, wants the token, or is closed
+  reads: "closed",  // the same of requests for rows; or off
   point: undefined,
   isFresh: false,  // whether the last frame had everything, not only what changed
   tables: new Map(),  // by token
@@ -24,11 +25,19 @@ export const labelOf = (token) => state.tables.get(token)?.label ?? token;
 export function take(frame) {
   const { status, now } = frame, elapsed = Math.max(0.2, now - state.now);
   offset = now - Date.now() / 1000;
-  Object.assign(state, { status, now, posts: frame.posts, isFresh: frame.whole });
+  Object.assign(state, { status, now, posts: frame.posts, reads: frame.reads, isFresh: frame.whole });
+  takeJournal(frame.journal.map(([number, at, kind, level, text, table, consumer]) => ({ number, at, kind, level, text, table, consumer })));
   takeTables(frame.tables, now, elapsed);
   takeConsumers(status.consumers, now);
   state.board.add(frame.points, frame.whole);
   state.point = state.board.points[state.board.points.length - 1];
+}
+
+function takeJournal(entries) {
+  if (state.isFresh) state.journal = [];
+  const last = state.journal[state.journal.length - 1]?.number ?? 0;
+  state.journal.push(...entries.filter((entry) => entry.number > last));
+  if (state.journal.length > ENTRIES_MAX) state.journal.splice(0, state.journal.length - ENTRIES_MAX);
 }
 
 function takeTables(rows, now, elapsed) {

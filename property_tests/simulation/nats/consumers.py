@@ -38,6 +38,7 @@ class Consumer:
         self._next = int(config.get("opt_start_seq") or 1)
         self._sent = self._last_seq = 0
         self._pulls: deque[Pull] = deque()
+        self.metadata: dict[str, str] = dict(config.get("metadata") or {})
         self.gone = False
 
     @property
@@ -56,7 +57,7 @@ class Consumer:
     def info(self) -> dict[str, Any]:
         return {
             "stream_name": self._stream.name, "name": self.name, "num_pending": self.pending, "num_ack_pending": 0,
-            "config": {"name": self.name},
+            "config": {"name": self.name, "metadata": self.metadata},
         }  # fmt: skip
 
     def pull(self, inbox: str, request: Mapping[str, Any]) -> None:

@@ -256,6 +256,11 @@ class JetStream:
                 if message is None:
                     raise Refusal(404, 10037, "no message found")
                 return {"message": _shown(message)}
+            case ["CONSUMER", "CREATE", name, consumer] if query["action"] == "update":
+                if (name, consumer) not in self.consumers:
+                    raise Refusal(404, 10149, "consumer does not exist")
+                self.consumers[name, consumer].metadata = dict(query["config"]["metadata"])
+                return self.consumers[name, consumer].info()
             case ["CONSUMER", "CREATE", name, consumer]:
                 made = Consumer(self._stream(name), query["config"], self._deliver, self._timers)
                 self.consumers[name, consumer] = made

@@ -237,6 +237,7 @@ _ANSWERS: Sequence[tuple[str, Answer]] = (
     ("SELECT pubinsert, pubupdate", _publication),
     ("SELECT FROM pg_publication WHERE pubname", lambda s, _q, _p: [] if s.database.publication is None else [()]),
     ("SELECT pg_get_expr(r.prqual", _row_filter),
+    ("WITH RECURSIVE held AS", _nothing),
     ("l.mode = 'AccessExclusiveLock' AND b.datname", _nothing),
     ("coalesce(wal_status, ''), coalesce(invalidation_reason", _slot_state),
     ("coalesce(s.wal_status, ''), s.safe_wal_size", _slot_health),

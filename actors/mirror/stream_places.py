@@ -1,4 +1,4 @@
-"""Where a reader of the stream begins: now, at the first message, at a sequence, at a time, or at an LSN."""
+"""Where a reader of the stream begins, or is set back to: now, at the first message, at a sequence, at a time, or at an LSN."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOW = Beginning("now")
 
 
 def parse_beginning(text: str, now: datetime) -> Beginning:
-    """Read the value of `--from`. Raises ValueError with what to do."""
+    """Read the value of `--from` or `--to`. Raises ValueError with what to do."""
     if text in ("now", "first"):
         return Beginning("now" if text == "now" else "first")
     if re.fullmatch(r"[0-9]{1,18}", text) and int(text):

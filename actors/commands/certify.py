@@ -1,0 +1,69 @@
+"""`walbridge certify`: tries a consumer on a hostile history."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import trio
+from cyclopts.validators import Number
+
+from actors.certify.acts import ACTS, SHAPES
+from actors.certify.run import certify as run_certify
+from actors.certify.run import history_of, lines_of
+from actors.certify.trial import Setting
+from actors.errors import ConfigError
+from actors.process import most_telling
+from actors.settings.flags import option
+from actors.settings.setting import OTHER
+from actors.telemetry.log import set_up_logging
+
+
+def certify(
+    *command: Annotated[str, option(OTHER, "the consumer's command, after --", "COMMAND")],
+    seed: Annotated[int, option(OTHER, "another seed is another history [1]", "N", validator=Number(gte=0))] = 1,
+    rounds: Annotated[int, option(OTHER, "acts of the history [100]", "N", validator=Number(gte=1))] = 100,
+    tables: Annotated[str, option(OTHER, "what the consumer keeps: users, orders or both [users]", "TABLES")] = "users",
+    zstd: Annotated[bool, option(OTHER, "compress bodies")] = False,
+    patience: Annotated[
+        float,
+        option(OTHER, "after so long without the right tables a consumer has failed [30]", "SECONDS", validator=Number(gt=0)),
+    ] = 30.0,
+    without: Annotated[str, option(OTHER, f"leave out acts, of {', '.join(ACTS)}", "ACTS")] = "",
+    shrink: Annotated[bool, option(OTHER, "look for the smallest history that breaks it [yes]", negative="--no-shrink")] = True,
+    output: Annotated[Path | None, option(OTHER, "write that history to a file", "FILE")] = None,
+) -> int:
+    """Prove that a consumer keeps its tables exact."""
+    if not command:
+        raise ConfigError("WB002", "certify: no consumer", fix="walbridge certify -- ./my-consumer users")
+    if shutil.which(command[0]) is None:
+        raise ConfigError("WB002", f"certify: no program {command[0]}", fix="give a path, or a program in PATH")
+    names = tuple(dict.fromkeys(name.strip() for name in tables.split(",") if name.strip()))
+    if not names or not set(names) <= SHAPES.keys():
+        raise ConfigError("WB002", f"--tables: {tables!r} is not users, orders, or users,orders")
+    left_out = tuple(kind.strip() for kind in without.split(",") if kind.strip())
+    if not set(left_out) < ACTS.keys():
+        raise ConfigError("WB002", f"--without: {without!r} is not some of {', '.join(ACTS)}")
+    set_up_logging("ERROR", "logfmt", ())
+    setting = Setting(tuple(command), names, seed, zstd, left_out, patience)
+
+    def tell(words: str) -> None:
+        print(words, file=sys.stderr, flush=True)
+
+    async def main() -> int:
+        result = await run_certify(setting, rounds, shrinks=shrink, tell=tell)
+        if result.is_exact:
+            print(f"exact: {result.rounds} rounds of seed {seed}, {result.snapshots} snapshots")
+            return 0
+        print("\n".join(lines_of(result)))
+        if output is not None:
+            await trio.Path(output).write_bytes(history_of(result, setting))
+        print(f"not exact after {result.rounds} rounds of seed {seed}")
+        return 1
+
+    try:
+        return trio.run(main)
+    except BaseExceptionGroup as group:
+        raise most_telling(group) from group

@@ -1,0 +1,24 @@
+"""`walbridge resume`: have a paused bridge read its slot again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from actors.commands.pause import tell
+from actors.commands.running_bridge import Url, find_bridge
+from actors.settings.flags import EnvFile, Flags, takes_settings
+
+
+@takes_settings(port="of the running bridge")
+def resume(flags: Flags, *, url: Url = "", env_file: EnvFile = None) -> int:
+    """Resume a bridge."""
+    return tell(find_bridge(flags, url, env_file, with_token=True), "resume", _is_streaming, _words)
+
+
+def _is_streaming(status: Mapping[str, Any]) -> bool:
+    return status["state"] == "streaming" or status["paused"] is not None
+
+
+def _words(status: Mapping[str, Any]) -> str:
+    return "paused again by somebody else" if status["paused"] else f"resumed. {status['verdict']['text']}"
