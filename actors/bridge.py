@@ -322,7 +322,7 @@ class Supervisor:
                 self._telemetry.journal.note("paused", "pausing: what was read is stored, then the slot is released")
                 self._halt_run("pausing")
             else:
-                self._telemetry.journal.note("paused", "resumed: the slot is read again", "ok")
+                self._telemetry.journal.note("resumed", "resumed: the slot is read again", "ok")
 
     def _halt_run(self, reason: str) -> None:
         self._halt.set()

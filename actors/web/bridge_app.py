@@ -1,4 +1,4 @@
-"""The bridge's HTTP application: the page, health, status, metrics, snapshot requests and the graceful stop."""
+"""The bridge's HTTP application: the page, health, status and metrics, with the routes that show rows and those that act."""
 
 from __future__ import annotations
 

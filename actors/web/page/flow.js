@@ -46,7 +46,7 @@ export function showFlow(status, now) {
   const rate = point ? point[1] + point[2] + point[3] + point[4] : 0;
   const figures = {
     received: point ? `${bytes(point[11])}/s` : "",
-    decoded: `${count(status.last_processing_time_us)} µs/message`,
+    decoded: `${count(status.last_processing_time_us)} µs/msg`,
     published: point ? `${bytes(point[12])}/s` : "",
     durable: `${short(rate)}/s`,
     confirmed: `${bytes(status.wal.unconfirmed_bytes)} behind`,

@@ -16,7 +16,7 @@ export function short(n) {
 export function bytes(n) {
   let unit = 0;
   for (; n >= 1024 && unit < 4; unit += 1) n /= 1024;
-  return `${n >= 10 || n % 1 === 0 ? Math.round(n) : n.toFixed(1)} ${["B", "kB", "MB", "GB", "TB"][unit]}`;
+  return `${n >= 9.95 || n % 1 === 0 ? Math.round(n) : n.toFixed(1)} ${["B", "kB", "MB", "GB", "TB"][unit]}`;
 }
 
 export function duration(s) {
