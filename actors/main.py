@@ -75,12 +75,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "walbridge init",
         "walbridge init --postgres postgresql://db.example.org/app --tables users,orders --nats nats://nats.example.org",
     ),
-    "doctor": ("walbridge doctor --env-file walbridge.env", "walbridge doctor --round-trip --json"),
+    "doctor": (
+        "walbridge doctor --env-file walbridge.env",
+        "walbridge doctor --round-trip --json",
+        "walbridge doctor --only nats --format nagios",
+    ),
     "status": ("walbridge status --watch", "walbridge status --url http://bridge:9090 --json"),
     "health": ("walbridge health --port 9091",),
     "pause": ("walbridge pause", "walbridge pause --url http://bridge:9090 --env-file walbridge.env"),
     "resume": ("walbridge resume",),
-    "snapshot": ("walbridge snapshot users", "walbridge snapshot sales.orders --no-wait"),
+    "snapshot": ("walbridge snapshot users", "walbridge snapshot sales.orders --rounds"),
     "tail": (
         "walbridge tail --tables users,sales.orders",
         "walbridge tail --tables users --key 42 --from 2h",

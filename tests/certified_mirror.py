@@ -186,10 +186,14 @@ def _sqlite_rows(replica: sqlite3.Connection, sql: str) -> tuple[list[str], list
 
 
 def _postgres_rows(connection: psycopg.Connection[Any], sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Of all values their text, as PostgreSQL prints it."""
     connection.execute("SET timezone = 'UTC'")
-    cursor = connection.execute(sql.encode())
+    cursor = connection.execute(f"SELECT * FROM ({sql}) AS rows LIMIT 0".encode())
     names = [column.name for column in cursor.description or ()]
-    return names, cursor.fetchall()
+    quoted = ['"' + name.replace('"', '""') + '"' for name in names]
+    # by its output function: the cast of inet to text is another
+    listed = ", ".join(f"CASE WHEN {name} IS NOT NULL THEN format('%s', {name}) END" for name in quoted)
+    return names, connection.execute(f"SELECT {listed} FROM ({sql}) AS rows".encode()).fetchall()
 
 
 def _read(read: Read, tables: str, quoted: Callable[[str, str], str]) -> dict[str, tuple[str, Held | None]]:
@@ -210,11 +214,11 @@ def _read(read: Read, tables: str, quoted: Callable[[str, str], str]) -> dict[st
 
 def _as_json(value: Any, kind: str) -> Any:
     """A value of a replica, as the README lets copies spell it."""
-    if isinstance(value, (bytes, memoryview)):
-        return json_value(bytes(value))
-    if kind.startswith("timestamp") and hasattr(value, "isoformat"):
-        return value.isoformat().replace("+00:00", "Z")
-    return str(value) if kind in ("numeric", "bigint") and value is not None else value
+    if isinstance(value, bytes):
+        return json_value(value)
+    if kind == "bytea" and isinstance(value, str):
+        return json_value(bytes.fromhex(value.removeprefix("\\x")))
+    return value
 
 
 @contextmanager

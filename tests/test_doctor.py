@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -381,3 +382,18 @@ def test_the_bridge_ends_with_what_the_doctor_has_said(users: Database, nats: Na
 
     with_nats(nats.url, publish)
     agree("WB241")
+
+
+def test_only_the_chosen_sides_are_reported_in_the_form_that_was_chosen(users: Database, nats: NatsServer) -> None:
+    env = {"DATABASE_URL": users.dsn, "NATS_URL": "nats://127.0.0.1:1", "BRIDGE_PORT": str(free_port())}
+    rows = doctor(users.dsn, "nats://127.0.0.1:1", "--only", "postgres")
+    assert {row["group"] for row in rows} == {"PostgreSQL"}, "an unreachable NATS is of no concern"
+    done = run_here("doctor", "--only", "nats,path", "--format", "nagios", env=env)
+    assert (done.returncode, done.stdout.startswith("WALBRIDGE CRITICAL connection WB200")) == (2, True), done.stdout
+    done = run_here("doctor", "--only", "nats", "--format", "prometheus", env={**env, "NATS_URL": nats.url})
+    assert 'bridge_check_status{group="NATS",check="payload"} 0' in done.stdout
+    assert "PostgreSQL" not in done.stdout
+    script = run_here("doctor", "--only", "postgres", "--fix-script", env=env)
+    assert subprocess.run(["sh", "-n"], input=script.stdout, text=True, check=False).returncode == 0, script.stdout
+    assert "ALTER SYSTEM SET max_slot_wal_keep_size" in script.stdout
+    assert "--only: 'pg' is none of postgres, nats, path" in run_here("doctor", "--only", "pg", env=env).stderr

@@ -360,3 +360,23 @@ def test_the_oracle_notices_a_lost_a_doubled_and_a_swapped_event(
     for wrong in (events[:2] + events[3:], events[:3] + events[2:], [events[1], events[0], *events[2:]]):
         with pytest.raises(AssertionError):
             assert_exact(wrong, expected)
+
+
+def test_postgresql_can_stop_fast_while_nats_is_away_and_a_backlog_waits(
+    make_postgres: MakePostgres, make_nats: MakeNats, make_bridge: MakeBridge
+) -> None:
+    """Its walsender would otherwise wait for a reader that reads nothing: the bridge ends the stream when it is refused."""
+    server, nats = make_postgres(), make_nats()
+    with closing(Database(server, "shop")) as database:
+        database.execute("CREATE TABLE t (id int, v text); CREATE PUBLICATION cdc_pub FOR TABLE t")
+        bridge = make_bridge(database, nats)
+        nats.kill()
+        database.execute("INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(1, 30000) g")
+        wait_for(lambda: bridge.status()["state"] == "waiting_nats")
+        waiting = "SELECT sent_lsn < pg_current_wal_lsn() FROM pg_stat_replication WHERE application_name = 'walbridge'"
+        assert database.execute(waiting) == [(True,)]
+    server.stop("fast")
+    assert "database system is shut down" in server.log_tail(3), "and not killed because it hung"
+    server.start()
+    nats.start()
+    wait_for_events(nats.url, 30000)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ import psycopg
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats, MakePostgres
 from tests.rounds import Rounds, ask, copy_of, rounds, take_rounds, wait_for_rounds
-from tests.servers import HANG_S, Bridge, Database, read_messages, wait_for
+from tests.servers import HANG_S, ROOT, Bridge, Database, read_messages, wait_for
 from tests.snapshots import snapshots, take, wait_for_snapshots
 
 ITEMS = """
@@ -205,15 +207,20 @@ def test_a_bridge_that_was_paused_adds_nothing(database: Database, nats: NatsSer
 
 def test_a_snapshot_is_cancelled_while_it_runs(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute(ITEMS)
-    make_bridge(database, nats, *SHORT, "--snapshot-rate-mb-s", "1")
-    ask(nats.url, "items+ranges")
-    wait_for(lambda: any(one.chunks for one in rounds(nats.url, "items+ranges")))
+    database.execute("INSERT INTO items SELECT g, 0, repeat('x', 200) FROM generate_series(20001, 200000) g")
+    bridge = make_bridge(database, nats, *SHORT, "--snapshot-rate-mb-s", "1")
+    command = [sys.executable, "-m", "actors.main", "snapshot", "items"]
+    followed = subprocess.Popen([*command, "--rounds"], cwd=ROOT, env=bridge.env, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any(len(one.chunks) > 1 for one in rounds(nats.url, "items+ranges")))
     (running,) = rounds(nats.url, "items+ranges")
-    ask(nats.url, f"items+cancel-{running.start.snapshot_id}")
+    subprocess.run([*command, "--cancel", running.start.snapshot_id], cwd=ROOT, env=bridge.env, check=True, timeout=HANG_S)
     (cancelled,) = wait_for_rounds(nats.url, "items+ranges")
+    _, words = followed.communicate(timeout=HANG_S)
+    assert followed.returncode == 1
+    assert "cancelled: somebody has cancelled this snapshot" in words
     assert cancelled.error is not None
     assert cancelled.error.error_type == "cancelled"
-    assert sum(len(chunk.rows) for chunk in cancelled.chunks) < 20_000
+    assert sum(len(chunk.rows) for chunk in cancelled.chunks) < 200_000
     ask(nats.url, "items")
     wait_for(lambda: any(one.chunks for one in snapshots(nats.url, "items")))
     ask(nats.url, f"items+cancel-{snapshots(nats.url, 'items')[0].start['snapshot_id']}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -14,10 +15,24 @@ from actors.clients.nats.connection import SinkRefused, open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.snapshot_answers import newest_answer
 from actors.contract.bridge_record import BridgeRecord
+from actors.contract.decoding import decode_message
 from actors.contract.event_encoder import read_any_document
-from actors.contract.subjects import BRIDGES, INIT, bucket_stream, init_error, init_meta, init_start, request
+from actors.contract.records import RangesChunk
+from actors.contract.subjects import (
+    BRIDGES,
+    INIT,
+    RANGES,
+    bucket_stream,
+    cancel_suffix,
+    init_chunks,
+    init_error,
+    init_meta,
+    init_start,
+    request,
+    split_suffix,
+)
 from actors.contract.table_token import TOKEN_MAX, as_token, find_token, table_name
-from actors.errors import ConfigError, SinkUnavailable
+from actors.errors import ConfigError, MalformedMessage, SinkUnavailable
 from actors.process import most_telling
 from actors.settings.config import NatsConfig
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
@@ -28,6 +43,8 @@ from actors.wire.nats import encode_pub
 
 LOOK_EVERY_S = 0.2
 WAITING_AFTER_S = 2.0
+PROGRESS_EVERY_S = 2.0
+SNAPSHOT_ID = re.compile("snap-[0-9]+-[0-9a-f]+")
 
 
 @takes_settings("nats_context", stream="CDC stream of the bridge that is asked")
@@ -36,6 +53,8 @@ def snapshot(
     table: Annotated[str, Parameter(help="users or sales.orders, or a token such as sales/orders")],
     /,
     *,
+    rounds: Annotated[bool, option(OTHER, "in rounds of small transactions, for large tables")] = False,
+    cancel: Annotated[str, option(OTHER, "end the snapshot of this id instead", "ID")] = "",
     wait: Annotated[bool, option(OTHER, "until the snapshot is complete [yes]", negative="--no-wait")] = True,
     json: Annotated[bool, option(OTHER, "the outcome as JSON")] = False,
     env_file: EnvFile = None,
@@ -43,13 +62,21 @@ def snapshot(
     """Request a snapshot and follow it."""
     if len(as_token(table)) > TOKEN_MAX:
         raise ConfigError("WB002", f"no table of PostgreSQL has so long a name: {table[:64]}...")
+    if cancel and not SNAPSHOT_ID.fullmatch(cancel):
+        raise ConfigError("WB002", f"--cancel: {cancel[:64]!r} is no snapshot's id; give e.g. snap-1764115200-ab12")
     client = resolve_client(flags, os.environ, env_file)
-    return ask_for_snapshot(client.nats, table, client.stream, wait=wait, as_json=json)
+    suffix = cancel_suffix(cancel) if cancel else RANGES if rounds else ""
+    return ask_for_snapshot(client.nats, table, client.stream, suffix, wait=wait and not cancel, as_json=json)
 
 
-def ask_for_snapshot(config: NatsConfig, table: str, stream: str, *, wait: bool, as_json: bool) -> int:
-    """0 when the snapshot is complete (without `wait`: requested), 1 when it failed. Raises ConfigError without NATS."""
-    token, outcome = trio.run(_ask, config, table, stream, wait)
+def ask_for_snapshot(
+    config: NatsConfig, table: str, stream: str, suffix: str = "", *, wait: bool, as_json: bool
+) -> int:  # fmt: skip
+    """0 when the snapshot is complete (without `wait`: requested), 1 when it failed. Raises ConfigError without NATS.
+
+    `suffix` is that of the request.
+    """
+    token, outcome = trio.run(_ask, config, table, stream, suffix, wait)
     name = table_name(token)
     if as_json:
         print(json.dumps(outcome))
@@ -63,21 +90,21 @@ def ask_for_snapshot(config: NatsConfig, table: str, stream: str, *, wait: bool,
             f" {outcome['snapshot_id']}"
         )
     else:
-        print(f"asked for {name}")
+        print(f"asked for the end of a snapshot of {name}" if suffix not in ("", RANGES) else f"asked for {name}")
     return 1 if "error_type" in outcome else 0
 
 
-async def _ask(config: NatsConfig, table: str, stream: str, wait: bool) -> tuple[str, dict[str, Any]]:
+async def _ask(config: NatsConfig, table: str, stream: str, suffix: str, wait: bool) -> tuple[str, dict[str, Any]]:
     try:
         async with open_nats(config, set()) as nats:
             js = JetStream(nats)
             token = await _token_of(js, table, stream)
             info = await js.stream_info(INIT)
             since_seq = int(info["state"]["last_seq"]) if info is not None else 0
-            await nats.send(encode_pub(request(token, stream).encode(), b"", b""))
+            await nats.send(encode_pub(request(token + suffix, stream).encode(), b"", b""))
             if not wait:
                 return token, {"table": token}
-            return token, await _follow(js, token, stream, since_seq)
+            return token, await _follow(js, token + suffix, stream, since_seq)
     except* SinkUnavailable as group:
         cause = most_telling(group)
         assert isinstance(cause, SinkUnavailable)
@@ -101,7 +128,7 @@ async def _record(js: JetStream, stream: str) -> BridgeRecord | None:
 
 
 async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dict[str, Any]:
-    started = trio.current_time()
+    started = progress_at = trio.current_time()
     reported = False
     while True:
         await trio.sleep(LOOK_EVERY_S)
@@ -114,6 +141,28 @@ async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dic
             has_begun = await _last(js, init_start(token), stream, since_seq)
             print(f"{table_name(token)}: {'the snapshot has begun' if has_begun else await _why_no_answer(js, stream)}; "
                   "Ctrl-C ends only the wait", file=sys.stderr)  # fmt: skip
+        if split_suffix(token)[1] and trio.current_time() - progress_at > PROGRESS_EVERY_S:
+            progress_at = trio.current_time()
+            start = await _last(js, init_start(token), stream, since_seq)
+            words = await _progress(js, token, start, progress_at - started) if start else ""
+            if words:
+                print(words, file=sys.stderr)
+
+
+async def _progress(js: JetStream, token: str, start: dict[str, Any], seconds: float) -> str:
+    """How far a snapshot in rounds is, from its last chunk; empty if that cannot be read here."""
+    last = await js.get_message(INIT, last_by_subj=init_chunks(token, str(start.get("snapshot_id", ""))))
+    try:
+        chunk = None if last is None else decode_message(last.subject, last.headers, last.data)[0]
+    except MalformedMessage:  # compressed with a dictionary
+        return ""
+    if not isinstance(chunk, RangesChunk):
+        return ""
+    done, expected, rate = chunk.row_count, int(start.get("rows_expected", 0)), chunk.row_count / max(seconds, 0.1)
+    words = f"{start.get('table')}: {counted(done, 'row')}"
+    if expected > done:
+        words += f" of about {expected:,} ({100 * done // expected} %), {(expected - done) / max(rate, 1):.0f} s left"
+    return f"{words}, {rate:,.0f} rows/s, {start.get('snapshot_id')}"
 
 
 async def _why_no_answer(js: JetStream, stream: str) -> str:

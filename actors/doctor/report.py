@@ -15,6 +15,7 @@ from actors.telemetry.quantities import counted
 from actors.telemetry.telemetry import Problem
 
 Group = Literal["PostgreSQL", "NATS", "Path"]
+GROUPS: tuple[Group, ...] = ("PostgreSQL", "NATS", "Path")
 Level = Literal["ok", "note", "warn", "unknown", "fail"]
 """`note`: nothing to judge. `unknown`: it could not be checked, which counts as a warning."""
 SHOWN: dict[Level, str] = {"ok": "ok", "note": "-", "warn": "warn", "unknown": "?", "fail": "FAIL"}
@@ -123,14 +124,14 @@ def _row_lines(row: Row, width: int, *, colour: bool) -> Iterator[str]:
         if text:
             for i, line in enumerate(_wrapped(text, len(indent) + 7)):
                 yield f"{indent}{label if i == 0 else '':<7}{line}"
-    for i, line in enumerate(_printable(row.fix).splitlines()):
+    for i, line in enumerate(printable(row.fix).splitlines()):
         yield f"{indent}{'fix' if i == 0 else '':<7}{line}"
 
 
 def _wrapped(text: str, indent: int) -> Sequence[str]:
-    return textwrap.wrap(_printable(text), WIDTH - indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(printable(text), WIDTH - indent, break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Replace what would steer the terminal: names come from databases."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -17,12 +17,14 @@ from actors.doctor.http_port import check_port
 from actors.doctor.nats_checks import NatsSide
 from actors.doctor.path_checks import PathSide
 from actors.doctor.postgres_checks import PostgresSide
-from actors.doctor.report import Report
+from actors.doctor.report import GROUPS, Group, Report
 from actors.settings.config import Config
 
 
-async def examine(config: Config, *, with_round_trip: bool) -> Report:
-    """Make all checks. Changes nothing, unless `with_round_trip`, which removes what it made."""
+async def examine(config: Config, *, with_round_trip: bool, only: Collection[Group] = GROUPS) -> Report:
+    """Make the checks of the groups in `only`, and those that they need; report the former. Changes nothing, unless
+    `with_round_trip`, which removes what it made.
+    """
     report = Report(setup_of(config))
 
     @asynccontextmanager
@@ -43,15 +45,25 @@ async def examine(config: Config, *, with_round_trip: bool) -> Report:
 
     source = PostgresSide(config.postgres, config.source, accept_gap=config.accept_gap)
     has_postgres = await make_checks(report, "PostgreSQL", source.checks(), postgres)
+    if set(only) == {"PostgreSQL"}:
+        return report
     sink = NatsSide(config, [table.token for table in source.tables])
     has_nats = await make_checks(report, "NATS", sink.checks(), nats)
+    if "Path" in only:
+        await _check_path(report, config, source, sink, has_both=has_postgres and has_nats, with_round_trip=with_round_trip)
+    report.rows = [row for row in report.rows if row.group in only]
+    return report
+
+
+async def _check_path(
+    report: Report, config: Config, source: PostgresSide, sink: NatsSide, *, has_both: bool, with_round_trip: bool
+) -> None:
     path = PathSide(config, source, sink).checks(with_round_trip=with_round_trip)
-    if has_postgres and has_nats:
+    if has_both:
         await make_checks(report, "Path", path, partial(open_both, config))
     else:
         leave(report, "Path", list(path), "it needs both servers")
     await check_alone(report, "Path", "HTTP port", partial(check_port, config.http, config.source.slot))
-    return report
 
 
 def setup_of(config: Config) -> dict[str, str]:

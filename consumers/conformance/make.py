@@ -1,4 +1,8 @@
-"""Writes the files of histories, and the README's table: `python -m consumers.conformance.make --by-hand`."""
+"""Writes the files of histories, and the README's table.
+
+`python -m consumers.conformance.make --by-hand`: those that are written step by step, always the same.
+`python -m consumers.conformance.make --servers`: those that are recorded from a bridge on real servers, new each time.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from actors.certify.history import History
-from consumers.conformance.by_hand import histories
+from consumers.conformance import by_hand, from_servers
 from consumers.conformance.rules import RULES
 
 HERE = Path(__file__).parent
@@ -39,6 +43,9 @@ def rules_table(committed: dict[str, History]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--by-hand"]:
+    if sys.argv[1:] == ["--by-hand"]:
+        write(by_hand.histories())
+    elif sys.argv[1:] == ["--servers"]:
+        write(from_servers.histories())
+    else:
         sys.exit(__doc__)
-    write(histories())

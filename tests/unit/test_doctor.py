@@ -18,6 +18,7 @@ from trio.testing import MockClock
 from actors.clients.nats.connection import SinkRefused
 from actors.clients.postgres.connection import PostgresError
 from actors.doctor.checking import CHECK_S, GROUP_S, Check, Found, NotChecked, make_checks, warned
+from actors.doctor.forms import fix_script, nagios_line, prometheus_lines
 from actors.doctor.postgres_checks import ABOUT_TABLES
 from actors.doctor.report import SHOWN, Level, Report, Row
 from actors.doctor.round_trip import clean_up
@@ -75,6 +76,54 @@ def test_what_could_not_be_checked_for_one_reason_is_one_line_and_stays_apart_in
     assert len(shown) == 1
     assert "(a, b, c)" in shown[0]
     assert [row["check"] for row in report.as_json()["checks"]] == ["a", "b", "c"]  # type: ignore[attr-defined]
+
+
+# -- for other readers
+
+TEXTS = st.text(st.sampled_from("a\n\\$`;|&<>'\"# SQL-"), max_size=12)
+FIXES = st.builds(
+    str.__add__, st.sampled_from(["", "ALTER TABLE x;\n", "nats stream edit CDC ", "walbridge ", "SELECT "]), TEXTS
+)
+
+
+@given(st.lists(st.builds(Row, st.just("NATS"), TEXTS, st.sampled_from(LEVELS), TEXTS, st.just("WB1"), fix=FIXES), max_size=4))
+def test_no_name_escapes_from_the_script_or_breaks_a_line(rows: list[Row]) -> None:
+    report = Report(SETUP, rows)
+    in_statements = False
+    for line in "\n".join(fix_script(report)).splitlines()[1:]:
+        if line.startswith("psql ") and line.endswith("<<'SQL'"):
+            in_statements = True
+        elif line == "SQL":
+            in_statements = False
+        elif in_statements:
+            assert not line.lstrip().startswith("\\")
+        else:
+            assert re.fullmatch(r"|#.*|(?:nats|walbridge) [^$`;|&<>\\]*", line), line
+    assert not in_statements
+    assert "\n" not in nagios_line(report)
+    assert nagios_line(report).count("|") == 1
+    assert all(
+        re.fullmatch(r'#.*|bridge_check_status\{group="NATS",check="(?:[^"\\]|\\.)*"\} [012]', line)
+        for line in prometheus_lines(report)
+    )
+
+
+def test_other_readers_get_states_and_the_fixes_once() -> None:
+    report = Report(SETUP, [Row("NATS", "payload", "ok", "fine")])
+    assert nagios_line(report) == "WALBRIDGE OK 1 checks | ok=1 warnings=0 failures=0"
+    report.add(*[Row.of_problem("PostgreSQL", "WAL limit", "warn", PROBLEM)] * 2)
+    report.add(Row("NATS", "payload", "warn", "small", "WB233", fix="raise max_payload in the configuration"))
+    assert nagios_line(report) == (
+        "WALBRIDGE WARNING WAL limit WB120, WAL limit WB120, payload WB233 | ok=1 warnings=3 failures=0"
+    )  # fmt: skip
+    assert list(prometheus_lines(report))[2:] == [
+        'bridge_check_status{group="NATS",check="payload"} 1', 'bridge_check_status{group="PostgreSQL",check="WAL limit"} 1',
+    ]  # fmt: skip
+    assert "\n".join(fix_script(report)).split("\n\n")[1:] == [
+        "# WB120 no limit\npsql ${DATABASE_URL:+\"$DATABASE_URL\"} -v ON_ERROR_STOP=1 <<'SQL'\n"
+        "ALTER SYSTEM ...;\nSELECT pg_reload_conf();\nSQL",
+        "# WB233 small\n# raise max_payload in the configuration",
+    ]
 
 
 # -- how checks are made

@@ -4,19 +4,18 @@ import { openReplica } from "../src/node.js";
 import { openStore } from "./stores.js";
 
 const [kind, path, ...tables] = process.argv.slice(2);
+const failed = (error) => {
+  console.error(`${error.code ?? ""} ${error.stack}`);
+  process.exit(1);
+};
 const replica = await openReplica({
   servers: process.env.NATS_URL ?? "nats://127.0.0.1:4222", stream: process.env.STREAM ?? "CDC", tables,
   again: (process.env.AGAIN ?? "").split(",").filter(Boolean),
   store: await openStore(kind, path), log: (words) => console.log(words),
-});
+}).catch(failed);
 const seen = [];
 replica.onCommit(({ commitMs }) => commitMs && seen.push(Date.now() - commitMs));
-replica.onStatus(({ state, reason }) => {
-  if (state === "failed") {
-    console.error(reason);
-    process.exit(1);
-  }
-});
+replica.onStatus(({ state }) => state === "failed" && failed(replica.error));
 process.on("SIGTERM", async () => {
   seen.sort((a, b) => a - b);
   const at = (part) => Math.round(seen[Math.floor(seen.length * part)] ?? 0);

@@ -3,6 +3,7 @@
 import { decode } from "@msgpack/msgpack";
 
 import { ReplicaError } from "../errors.js";
+import { nestedOrNull } from "./exact_json.js";
 import { Raw } from "./records.js";
 import { BRIDGE_TOKEN, CDC, parseInit } from "./subjects.js";
 
@@ -143,7 +144,7 @@ export function decodeInit(subject, headers, body) {
   const raw = decodeBody(body);
   if (kind === "array chunk") {
     must(Array.isArray(raw) && raw.every(Array.isArray), "rows");
-    return { kind, token, snapshotId: str(headers["Snapshot-Id"], "Snapshot-Id"), chunk: int(Number(headers.Chunk), "Chunk"), rows: raw };
+    return { kind, token, snapshotId: str(headers["Snapshot-Id"], "Snapshot-Id"), chunk: int(Number(headers.Chunk), "Chunk"), rows: raw, isJson: body[0] === 0x5b };
   }
   map(raw, kind);
   const snapshotId = str(raw.snapshot_id ?? "", "snapshot_id");
@@ -187,14 +188,11 @@ export function arrayRows(chunk, columns) {
     return Object.fromEntries(
       columns.map(({ name, type, base }, i) => {
         const value = values[i];
-        return [name, /^jsonb?$/.test(base || type) && typeof value === "string" ? document(value) : value];
+        return [name, /^jsonb?$/.test(base || type) && typeof value === "string" ? nested(value, chunk.isJson) : value];
       }),
     );
   });
 }
 
-/** A json document as events have it: nested, or text where nesting would change it. @param {string} written */
-function document(written) {
-  const value = JSON.parse(written);
-  return value === null || /\d{16}/.test(written) ? new Raw(written) : value;
-}
+/** @param {string} written @param {boolean} isJson */
+const nested = (written, isJson) => nestedOrNull(written, isJson) ?? new Raw(written);

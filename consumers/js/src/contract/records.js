@@ -47,7 +47,7 @@ export const nativeType = (column) => column.base || column.type;
 
 /** @typedef {{kind: "start", token: string, schema: string, table: string, snapshotId: string, snapshotLsn: number, streamSeq: number, relationId: number, columns: Column[], stream: string, version: string}} SnapshotStart */
 /** @typedef {{kind: "chunk", token: string, snapshotId: string, chunk: number, rows: Row[]}} SnapshotChunk */
-/** @typedef {{kind: "array chunk", token: string, snapshotId: string, chunk: number, rows: unknown[][]}} ArrayChunk */
+/** @typedef {{kind: "array chunk", token: string, snapshotId: string, chunk: number, rows: unknown[][], isJson: boolean}} ArrayChunk */
 /** @typedef {{kind: "meta", token: string, snapshotId: string, batchCount: number, rowCount: number, stream: string}} SnapshotMeta */
 /** @typedef {{kind: "error", token: string, snapshotId: string, errorType: string, errorMessage: string, stream: string}} SnapshotError */
 /** @typedef {SnapshotStart | SnapshotChunk | ArrayChunk | SnapshotMeta | SnapshotError} SnapshotRecord */

@@ -9,6 +9,7 @@ import { askForSnapshot, findUsableStart, whyUnusable } from "./snapshot_request
 import { localOf } from "./state.js";
 
 const ASK_AGAIN_MS = 30_000;
+const UNANSWERED_MS = 10_000;
 /** How often to look whether the table is still published, while nothing of a snapshot comes. */
 const LOOK_MS = 2_000;
 /** Rows per local transaction. */
@@ -62,7 +63,9 @@ export async function gather(replica, source, token, signal) {
   const consumer = await source.transport.consume(INIT, filters, seq || info.state.last_seq + 1);
   try {
     const reader = new SnapshotReader(replica, source, token);
-    let askedAt = clock.now();
+    const beganAt = clock.now();
+    let askedAt = beganAt;
+    let isTold = seq !== 0;
     for (;;) {
       const messages = await consumer.receive(LOOK_MS, signal);
       checkPublished(replica, token);
@@ -70,6 +73,11 @@ export async function gather(replica, source, token, signal) {
         // no bridge may have been there to receive it, or the rest of the snapshot was deleted from INIT
         askedAt = clock.now();
         askForSnapshot(source, token);
+      }
+      if (messages.length > 0) isTold = true;
+      else if (!isTold && clock.now() - beganAt > UNANSWERED_MS) {
+        isTold = true; // without a bridge a copy waits forever
+        replica.events.log(`no bridge has answered the request for a snapshot of ${token}; waiting`);
       }
       for (const message of messages) {
         if (reader.passesOver(message)) continue;
@@ -196,7 +204,7 @@ class SnapshotReader {
     const obstacle = dialect.obstacle(start.columns.map(({ name }) => name));
     if (obstacle) throw new CannotCopy(obstacle);
     if (record.state === "waiting" && (await replica.lock.hold(() => store.exists(localOf(record))))) {
-      throw new CannotCopy(`there is a table ${dialect.table(localOf(record))} already, which is not this replica's: drop or rename it`);
+      throw new CannotCopy(`there is a table ${dialect.table(localOf(record))} already, which is not this mirror's: drop or rename it`);
     }
     const local = dialect.stagingName(localOf(record), start.token);
     const shape = {

@@ -10,6 +10,9 @@ const UNIQUE_VIOLATION = "23505";
 /** New rows of a table in one statement. */
 const ROWS_PER_INSERT = 500;
 const PARAMETERS_MAX = 32_000;
+/** OIDs of types for which PGlite wants values of JavaScript, where the store has PostgreSQL's own text: boolean, bytea, json, jsonb. */
+const TEXTS = [16, 17, 114, 3802];
+const AS_TEXT = { serializers: Object.fromEntries(TEXTS.map((oid) => [oid, (/** @type {string} */ text) => text])) };
 
 /** @implements {Required<import("./store.js").Store>} */
 class PgliteStore {
@@ -23,7 +26,8 @@ class PgliteStore {
   }
 
   async claim() {
-    await this.#db.exec("SET search_path = pg_catalog, public; SET synchronous_commit = off");
+    // synchronous_commit stays on: PGlite has no process that would write the log later
+    await this.#db.exec("SET search_path = pg_catalog, public");
     await this.run(this.dialect.schemaStatements().map((sql) => ({ sql, params: [[]] })), true);
     for (const [table, name, type] of LATER_COLUMNS) {
       if ((await this.columns(["_walbridge", table])).includes(name)) continue;
@@ -64,7 +68,7 @@ class PgliteStore {
       return;
     }
     for (const one of params) {
-      const { affectedRows } = await this.#db.query(sql, one.map(asText));
+      const { affectedRows } = await this.#db.query(sql, one.map(asText), AS_TEXT);
       if (!counted || affectedRows === 1) continue;
       if (!token) throw inUse();
       throw new ApplyConflict(token, `a change met ${affectedRows} rows: ${sql}`);
@@ -79,7 +83,7 @@ class PgliteStore {
     for (let first = 0; first < rows.length; first += step) {
       const some = rows.slice(first, first + step);
       const marks = some.map((_, row) => `(${Array.from({ length: width }, (_, i) => `$${row * width + i + 1}`).join(", ")})`);
-      await this.#db.query(head + marks.join(", "), some.flat().map(asText));
+      await this.#db.query(head + marks.join(", "), some.flat().map(asText), AS_TEXT);
     }
   }
 

@@ -1,7 +1,9 @@
 /** A store in SQLite's own WebAssembly: in a worker on the browser's private file system, elsewhere in memory. */
 
+import { Fatal } from "../errors.js";
 import { meaningOf, narrowed, SqliteStore } from "./sqlite_store.js";
 
+const [CLAIM_TRIES, CLAIM_EVERY_MS] = [40, 250];
 /** A pool of files in the origin's private file system, which only a dedicated worker may open. */
 const POOL = { directory: ".walbridge", initialCapacity: 6 };
 
@@ -15,7 +17,7 @@ export async function sqliteWasmStore(sqlite3, name = ":memory:") {
   let db;
   if (name === ":memory:") db = new sqlite3.oo1.DB(":memory:", "c");
   else {
-    const pool = await sqlite3.installOpfsSAHPoolVfs({ ...POOL, directory: `${POOL.directory}-${name}` });
+    const pool = await openPool(sqlite3, name);
     db = new pool.OpfsSAHPoolDb(`/${name}`);
     db.exec("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = NORMAL");
   }
@@ -69,4 +71,16 @@ export async function sqliteWasmStore(sqlite3, name = ":memory:") {
       db.close();
     },
   });
+}
+
+/** A tab that was just closed may hold the files for a moment. @param {any} sqlite3 @param {string} name */
+async function openPool(sqlite3, name) {
+  for (let left = CLAIM_TRIES; ; left--) {
+    try {
+      return await sqlite3.installOpfsSAHPoolVfs({ ...POOL, directory: `${POOL.directory}-${name}`, forceReinitIfPreviouslyFailed: true });
+    } catch (error) {
+      if (left === 0) throw new Fatal(`the store ${name} cannot be opened: ${error}`, { code: "WB502", cause: error });
+      await new Promise((resolve) => setTimeout(resolve, CLAIM_EVERY_MS));
+    }
+  }
 }
