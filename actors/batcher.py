@@ -22,6 +22,7 @@ from actors.messages import (
     RowRun,
     SchemaChange,
     TooLarge,
+    TransactionRun,
     Truncated,
 )
 from actors.positions import NO_LSN, Lsn, Position
@@ -89,10 +90,10 @@ class Batcher:
                     self._hold(item.change(0))
                 case RowRun():
                     yield from self._add_rows(item)
+                case TransactionRun():
+                    yield from self._add_transactions(item)
                 case Committed():
-                    self._release(last=True)
-                    self._close_group()
-                    self._end_transaction(item.end_lsn)
+                    self._commit(item.end_lsn)
                 case RowChange() | Truncated():
                     self._hold(item)
                 case IdleMark():
@@ -132,6 +133,37 @@ class Batcher:
             else:
                 index = add(run, index, last)
             yield from self._cut_full()
+
+    def _add_transactions(self, run: TransactionRun) -> Iterator[Batch]:
+        """Encode transactions of one row together.
+
+        They are fed alone where nothing is gained or each end matters: with packing, cuts at ends, suspended tables, and if a
+        row is too large.
+        """
+        assert self._held is None, "transactions begin after the end of the one before"
+        limits, draft, index, count = self._limits, self._draft, 0, len(run.rows)
+        alone = self._packs or limits.at_ends
+        while index < count:
+            made: list[OutMessage] = []
+            if not alone and not self._suspensions.tables:
+                stop, room = min(count, index + limits.messages_max - len(draft.messages)), limits.bytes_max - draft.size_bytes
+                made, size = self._encoder.transactions(run, index, stop, room, limits.payload_max)
+            if made:
+                draft.add_messages(made, size)
+                draft.count_transactions(run, index, len(made))
+                index += len(made)
+                self._end_transaction(run.end_lsns[index - 1])
+            else:
+                self._hold(run.change(index))
+                self._commit(run.end_lsns[index])
+                index += 1
+            yield from self._cut_full()
+
+    def _commit(self, end_lsn: Lsn) -> None:
+        """End a transaction: the event held back is its last."""
+        self._release(last=True)
+        self._close_group()
+        self._end_transaction(end_lsn)
 
     def _add_some(self, run: RowRun, index: int, last: int) -> int:
         """Add messages of rows from `index` on, as many as the batch has room for; return where to continue."""

@@ -29,6 +29,7 @@ from actors.messages import (
     Table,
     TooLarge,
     Transaction,
+    TransactionRun,
     Truncated,
 )
 from actors.positions import GAP_RANK, NO_LSN, ROW_RANK, SCHEMA_RANK, Lsn, Position, format_lsn
@@ -178,7 +179,8 @@ class Decoder:
         """
         append, shapes, unannounced = items.append, self._shapes, self._unannounced
         txn, seq, first_seq = self._txn, self._seq, self._first_seq
-        index, (stop, decode_change) = start, _part(block, start)
+        # `noted` is the head of the last change if that has something to note: one like it may have, too
+        index, noted, (stop, decode_change) = start, b"", _part(block, start)
         try:
             while index < stop:
                 message = block[index]
@@ -186,22 +188,25 @@ class Decoder:
                 if tag in _CHANGES:
                     if txn is None:
                         raise MalformedMessage("pgoutput: a change outside of a transaction")
-                    oid = _u4(message, 26)[0]
                     if unannounced:
-                        self._announce(oid, seq, append)
+                        self._announce(_u4(message, 26)[0], seq, append)
                     if seq >= first_seq:
-                        shape = shapes[oid]
-                        if decode_change is _decode_change and message[25:31:5] in _ONE_TUPLE:
+                        shape = shapes[_u4(message, 26)[0]]
+                        head = bytes(message[25:RUN_HEAD_END])
+                        if decode_change is _decode_change and head != noted and head[:6:5] in _ONE_TUPLE:
                             rows: list[dict[str, object]] = []
-                            after = shape.decode_run(block, index, stop, message[25:RUN_HEAD_END], rows)
+                            index = shape.decode_run(block, index, stop, head, rows)
                             if rows:
                                 append(RowRun(shape.kinds[tag], txn, seq, rows))
                                 seq += len(rows)
-                                index = after
                                 continue
-                        append(decode_change(message, tag, shape, txn, seq))
+                        append(change := decode_change(message, tag, shape, txn, seq))
+                        noted = head if type(change) is RowChange else b""
                     seq += 1
                 elif tag == _BEGIN:
+                    if (after := self._alike(block, index, stop, append)) > index:
+                        index = after
+                        continue
                     txn = self._begin(message)
                     seq, first_seq = 0, self._first_seq
                 elif tag == _COMMIT:
@@ -223,6 +228,39 @@ class Decoder:
         if not self._is_told and txn is not None:
             self._tell_of(txn, seq)
         return index
+
+    def _alike(self, block: list[RawMessage], start: int, stop: int, append: Callable[[Item], None]) -> int:
+        """Decode transactions that look alike, if there are several from `start` on; return the index after them."""
+        if start + 5 >= stop or block[start + 2][25:26] != b"C" or self._expected is not None or self._unannounced:
+            return start
+        head = block[start + 1][25:RUN_HEAD_END]
+        shape = self._shapes.get(_u4(head, 1)[0])
+        if shape is None or head[:6:5] not in _ONE_TUPLE or block[start + 4][25:RUN_HEAD_END] != head:
+            return start
+        txns: list[Transaction] = []
+        rows: list[dict[str, object]] = []
+        end_lsns: list[Lsn] = []
+        skipped, decode_run, told, add = self._skip.lsn, shape.decode_run, self.told.append, self._log.add
+        for at in range(start, stop - 2, 3):
+            begin, commit = block[at], block[at + 2]
+            if begin[25:26] != b"B" or commit[25:26] != b"C":
+                break
+            commit_lsn, commit_time, xid = _begin(begin, 26)
+            again, end_lsn, _ = _commit(commit, 27)
+            if again != commit_lsn or commit_lsn <= skipped or decode_run(block, at + 1, at + 2, head, rows) == at + 1:
+                break
+            txn = Transaction(commit_lsn, xid, commit_time + _POSTGRES_EPOCH_US)
+            txns.append(txn)
+            end_lsns.append(end_lsn)
+            add(commit_lsn, xid)
+            told((commit_lsn, txn.commit_us / 1e6))
+        if txns:
+            self._last, self._next_seq, self._handed_on, self._is_told = txns[-1], 1, end_lsns[-1], True
+            self.transactions += len(txns)
+            self.largest_transaction = max(self.largest_transaction, 1)
+            self.last_commit_us = txns[-1].commit_us
+            append(TransactionRun(shape.kinds[head[0]], txns, rows, end_lsns))
+        return start + 3 * len(txns)
 
     def _begin(self, message: RawMessage) -> Transaction:
         commit_lsn, commit_time, xid = _begin(message, 26)

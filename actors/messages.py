@@ -107,6 +107,25 @@ class RowRun(NamedTuple):
         return RowChange(self.kind, self.txn, self.seq + index, self.rows[index], None, None)
 
 
+class TransactionRun(NamedTuple):
+    """Consecutive transactions that look alike: each consists of one row, and all rows are of one kind.
+
+    What is done once per transaction otherwise costs more than a row does.
+    """
+
+    kind: EventKind
+    txns: list[Transaction]
+    """At least two."""
+    rows: list[dict[str, object]]
+    """Of each transaction."""
+    end_lsns: list[Lsn]
+    """Of each transaction: everything below has been handed on with its row."""
+
+    def change(self, index: int) -> RowChange:
+        """Return the row of one transaction as a change."""
+        return RowChange(self.kind, self.txns[index], 0, self.rows[index], None, None)
+
+
 class RowChange(NamedTuple):
     """One row of one committed transaction."""
 
@@ -201,7 +220,7 @@ class IdleMark(NamedTuple):
     wal_end: Lsn
 
 
-Item = RowRun | RowChange | Truncated | SchemaChange | PublishedChange | Committed | IdleMark
+Item = RowRun | TransactionRun | RowChange | Truncated | SchemaChange | PublishedChange | Committed | IdleMark
 
 
 @dataclass(frozen=True, slots=True, eq=False)

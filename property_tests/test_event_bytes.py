@@ -16,7 +16,7 @@ from actors.contract.compression import Compressor
 from actors.contract.event_encoder import event_encoder
 from actors.contract.table_schema import Description
 from actors.decoder import Decoder
-from actors.messages import Batch, Item, RawMessage, RowRun
+from actors.messages import Batch, Committed, Item, RawMessage, RowRun, TransactionRun
 from actors.positions import NO_LSN, Position
 from actors.values.formats import Encoding
 from actors.values.text_values import converter_for
@@ -76,9 +76,9 @@ changes = st.one_of(
         lambda oid: st.lists(st.builds(Change, st.just("insert"), st.just(oid), rows_of(VALUES), st.none()), max_size=12)
     ),
 )
-transactions = st.lists(
-    st.lists(changes, min_size=1, max_size=5).map(lambda parts: [c for p in parts for c in p]), min_size=1, max_size=4
-)
+several = st.lists(changes, min_size=1, max_size=5).map(lambda parts: [[c for p in parts for c in p]])
+alike = changes.map(lambda of_several: [[change] for change in of_several])
+transactions = st.lists(st.one_of(several, alike), min_size=1, max_size=4).map(lambda parts: [t for p in parts for t in p])
 
 
 def messages_of(script: list[list[Change]]) -> list[RawMessage]:
@@ -198,11 +198,16 @@ def batches_of(blocks: list[list[Item]], limits: Limits, encoding: Encoding, *, 
 
 def one_by_one(items: list[Item]) -> list[Item]:
     """The same changes, none of them in a run."""
-    return [
-        part
-        for item in items
-        for part in ([item.change(i) for i in range(len(item.rows))] if isinstance(item, RowRun) else [item])
-    ]
+    found: list[Item] = []
+    for item in items:
+        if isinstance(item, RowRun):
+            found += [item.change(i) for i in range(len(item.rows))]
+        elif isinstance(item, TransactionRun):
+            for i, (txn, end_lsn) in enumerate(zip(item.txns, item.end_lsns, strict=True)):
+                found += [item.change(i), Committed(end_lsn, txn.commit_us)]
+        else:
+            found.append(item)
+    return found
 
 
 encodings: st.SearchStrategy[Encoding] = st.sampled_from(["msgpack", "json"])

@@ -11,6 +11,7 @@ from actors.messages import (
     RowChange,
     RowRun,
     SchemaChange,
+    TransactionRun,
     Truncated,
 )
 from actors.positions import NO_LSN, Lsn, Position
@@ -70,6 +71,13 @@ class BatchDraft:
             self._oldest_us = run.txn.commit_us
         self._counts[run.kind] = self._counts.get(run.kind, 0) + count
         self._newest = run.change(newest)
+
+    def count_transactions(self, run: TransactionRun, first: int, count: int) -> None:
+        """Count the events of `count` transactions from `first` on."""
+        if not self._oldest_us:
+            self._oldest_us = run.txns[first].commit_us
+        self._counts[run.kind] = self._counts.get(run.kind, 0) + count
+        self._newest = run.change(first + count - 1)
 
     def add_messages(self, messages: list[OutMessage], size: int) -> None:
         """Add messages of events that are counted on their own."""

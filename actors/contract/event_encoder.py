@@ -18,7 +18,18 @@ import orjson
 from actors.contract.compression import Compressor
 from actors.contract.message_ids import gap_id, message_id
 from actors.contract.subjects import BRIDGE_TOKEN, CDC_GAP, CDC_PUBLISHED, cdc_event, cdc_schema
-from actors.messages import EventKind, Gap, Notes, PublishedChange, RowChange, RowRun, SchemaChange, Transaction, Truncated
+from actors.messages import (
+    EventKind,
+    Gap,
+    Notes,
+    PublishedChange,
+    RowChange,
+    RowRun,
+    SchemaChange,
+    Transaction,
+    TransactionRun,
+    Truncated,
+)
 from actors.values.row_blocks import array_head, map_head
 from actors.wire.jetstream import OutMessage
 
@@ -52,8 +63,8 @@ class EventEncoder(ABC):
     """Encodes events for one stream. Its only state is the bytes that recent events share; for one task.
 
     `publish_prefix` precedes the subject on the wire, not in the body: the stream removes it (contract, section 2).
-    `compressors`, by table token, compress events as they are sent: `rows`, `single` and `packed` return messages as sent and
-    their size; `row` and `truncated` return one event that is not compressed yet.
+    `compressors`, by table token, compress events as they are sent: `rows`, `transactions`, `single` and `packed` return
+    messages as sent and their size; `row` and `truncated` return one event that is not compressed yet.
     """
 
     def __init__(self, publish_prefix: bytes = b"", compressors: Mapping[str, Compressor] | None = None) -> None:
@@ -63,7 +74,7 @@ class EventEncoder(ABC):
         self._txn: Transaction | None = None
         self._heads: dict[EventKind, bytes] = {}
         self._id_head = b""
-        self._txn_fields = b""
+        self._fields_of_txn = b""
 
     def rows(self, run: RowRun, first: int, stop: int, bytes_max: int, size_max: int) -> tuple[list[OutMessage], int]:
         """Encode `run.rows[first:stop]`, without their transaction's last event; return messages as sent and their total size.
@@ -82,11 +93,35 @@ class EventEncoder(ABC):
             total += size
             if total >= bytes_max:
                 break
-        compressor = self._compressors.get(run.kind.table.token)
-        if compressor is not None:
-            made = [compressed(message, compressor) for message in made]
-            total = sum(map(sent_size, made))
-        return made, total
+        return self._as_sent(run.kind, made, total)
+
+    def transactions(
+        self, run: TransactionRun, first: int, stop: int, bytes_max: int, size_max: int
+    ) -> tuple[list[OutMessage], int]:
+        """Encode the rows of transactions `first` to `stop`, each its transaction's last event, as `rows` does."""
+        kind = self._known(run.kind)
+        made: list[OutMessage] = []
+        total = 0
+        for txn, row in zip(run.txns[first:stop], run.rows[first:stop], strict=True):
+            msg_id = b"%x-0%b" % (txn.commit_lsn, kind.id_suffix)
+            head = self._head(kind.head + self._txn_fields(txn))
+            body = self._event(head, msg_id, 0, row, _ONLY_LAST)
+            size = len(msg_id) + len(body) + HEADER_BYTES
+            if size > size_max:
+                break
+            made.append(_out_message((kind.subject, msg_id, body, b"")))
+            total += size
+            if total >= bytes_max:
+                break
+        return self._as_sent(run.kind, made, total)
+
+    def _as_sent(self, kind: EventKind, messages: list[OutMessage], size: int) -> tuple[list[OutMessage], int]:
+        """Return messages of these bytes as sent, and their size."""
+        compressor = self._compressors.get(kind.table.token)
+        if compressor is None:
+            return messages, size
+        messages = [compressed(message, compressor) for message in messages]
+        return messages, sum(map(sent_size, messages))
 
     def packable(self, run: RowRun, first: int, stop: int, bytes_max: int, size_max: int) -> Packable:
         """Encode as many of `run.rows[first:stop]` for one message as fit into `bytes_max`, each into `size_max`.
@@ -227,7 +262,7 @@ class EventEncoder(ABC):
             self._begin(txn)
         head = self._heads.get(kind)
         if head is None:
-            head = self._heads[kind] = self._head(known.head + self._txn_fields)
+            head = self._heads[kind] = self._head(known.head + self._fields_of_txn)
         return known, head
 
     def _events(self, run: RowRun, first: int, stop: int) -> Iterator[tuple[bytes, bytes]]:
@@ -261,7 +296,10 @@ class EventEncoder(ABC):
         self._txn = txn
         self._heads = {}
         self._id_head = b"%x-" % txn.commit_lsn
-        self._txn_fields = self._fields({"lsn": txn.commit_lsn, "xid": txn.xid, "commit_ts": txn.commit_us})
+        self._fields_of_txn = self._txn_fields(txn)
+
+    def _txn_fields(self, txn: Transaction) -> bytes:
+        return self._fields({"lsn": txn.commit_lsn, "xid": txn.xid, "commit_ts": txn.commit_us})
 
 
 def _extras(old: dict[str, object] | None, notes: Notes, omitted: tuple[str, ...], last: bool) -> dict[str, object]:

@@ -27,7 +27,7 @@ from actors.decoder import Decoder
 from actors.doctor.checking import Found, NotChecked
 from actors.doctor.connections import APPLICATION_NAME, open_postgres
 from actors.errors import ConfigError, SinkUnavailable, WalbridgeError
-from actors.messages import Item, RowChange, RowRun
+from actors.messages import Item, RowChange, RowRun, TransactionRun
 from actors.positions import ROW_RANK, Lsn, Position
 from actors.settings.config import Config
 from actors.startup.streams import passing_config
@@ -146,6 +146,6 @@ async def _next_event(config: Config, catalog: PgConnection, source: Replication
             if decoder.wanted is not None:
                 decoder.define(decoder.wanted, await describe_relation(catalog, decoder.wanted))
         for item in items:
-            change = item.change(0) if isinstance(item, RowRun) else item
+            change = item.change(0) if isinstance(item, RowRun | TransactionRun) else item
             if isinstance(change, RowChange):
                 return encoder.row(change, last=True)
