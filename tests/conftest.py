@@ -30,7 +30,7 @@ from tests.compose_stack import ComposeStack
 from tests.mirrors import MirrorProcess
 from tests.node_replicas import NodeReplica
 from tests.postgres_releases import DEBIAN_15, ON_THE_MACHINE, RELEASES, npm_bin_dir, tests_cache
-from tests.servers import ROOT, Bridge, Database
+from tests.servers import HANG_S, ROOT, Bridge, Database
 
 NATS_RELEASES = {"2.12": "2.12.8", "2.10": "2.10.26"}
 PASSWORD = "walbridge-test"
@@ -338,3 +338,23 @@ def make_mirror(
         mirror.kill()
     for replica in databases:
         replica.drop()
+
+
+NODE_PACKAGES = ("@nats-io/transport-node@3", "@nats-io/jetstream@3", "@msgpack/msgpack@3")
+
+
+@pytest.fixture(scope="session")
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the JavaScript example finds its packages; skips where there is no Node.js, or no registry."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("no Node.js here")
+    folder = tmp_path_factory.mktemp("node")
+    (folder / "package.json").write_text('{"type": "module"}')
+    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", *NODE_PACKAGES]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=HANG_S)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm install does not end: no registry can be reached")
+    if done.returncode != 0:
+        pytest.skip(f"npm install: {done.stderr.strip().splitlines()[-1:]}")
+    return folder

@@ -14,6 +14,7 @@ import pytest
 from nats.aio.client import Client
 
 from actors.embedded.nats import NatsServer
+from tests.command_line import run_here
 from tests.conftest import MakeBridge, MakeNats
 from tests.servers import ROOT, Bridge, Database, wait_for_events, with_nats
 from tests.snapshots import take
@@ -154,6 +155,18 @@ def test_a_stream_that_somebody_reads_goes_only_by_force(used: Bridge, database:
     assert refused.returncode == 2
     assert "stream CDC has 1 consumer; add --force" in refused.stderr
     assert database.execute(SLOTS) == [("cdc_slot",)], "not even the slot"
+    assert cleanup(used, "--yes", "--force").returncode == 0
+    assert streams(nats.url) == {}
+
+
+def test_what_a_paused_bridge_will_go_on_with_goes_only_by_force(used: Bridge, database: Database, nats: NatsServer) -> None:
+    used.start()
+    assert run_here("pause", "--port", str(used.port)).returncode == 0
+    refused = cleanup(used, "--yes")
+    assert refused.returncode == 2
+    assert "the bridge of slot cdc_slot is paused" in refused.stderr
+    assert database.execute(SLOTS) == [("cdc_slot",)]
+    used.stop()
     assert cleanup(used, "--yes", "--force").returncode == 0
     assert streams(nats.url) == {}
 

@@ -592,6 +592,9 @@ def test_a_table_and_its_reader_have_a_view_each(page: Page, server: Server, tel
     assert page.locator("#consumer-tables a").all_inner_texts() == ["table_0001"]
     telemetry.consumers = (reader("m", 12, **{**note, "mismatched_keys": 3}),)
     page.wait_for_selector("#consumer-verdict.bad")
+    telemetry.consumers = (reader("m2", 13, **note),)  # after an interruption
+    page.wait_for_selector("#consumer-verdict.ok")
+    assert "m2" in page.inner_text("#consumer-facts")
     telemetry.consumers = ()
     page.wait_for_selector("#consumer-missing")
     page.go_back()

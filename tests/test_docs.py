@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Set
@@ -221,26 +219,6 @@ def test_the_consumer_example_prints_every_change(
         assert printed(output, 5)[4] == f"{places[-1] + 1} INSERT users {{'id': 3, 'name': 'Edsger', 'age': 72}}"
     with example(tmp_path, nats.url, str(places[-1])) as output:
         assert printed(output, 2)[0] == everything[-1]
-
-
-PACKAGES = ("@nats-io/transport-node@3", "@nats-io/jetstream@3", "@msgpack/msgpack@3")
-
-
-@pytest.fixture(scope="session")
-def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the JavaScript example finds its packages; skips where there is no Node.js, or no registry."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("no Node.js here")
-    folder = tmp_path_factory.mktemp("node")
-    (folder / "package.json").write_text('{"type": "module"}')
-    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", *PACKAGES]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=HANG_S)
-    except subprocess.TimeoutExpired:
-        pytest.skip("npm install does not end: no registry can be reached")
-    if done.returncode != 0:
-        pytest.skip(f"npm install: {done.stderr.strip().splitlines()[-1:]}")
-    return folder
 
 
 def test_the_rule_for_places_finds_what_was_deleted(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:

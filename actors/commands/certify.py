@@ -29,8 +29,8 @@ def certify(
     zstd: Annotated[bool, option(OTHER, "compress bodies")] = False,
     patience: Annotated[
         float,
-        option(OTHER, "after so long without the right tables a consumer has failed [30]", "SECONDS", validator=Number(gt=0)),
-    ] = 30.0,
+        option(OTHER, "after so long without the right tables a consumer has failed [60]", "SECONDS", validator=Number(gt=0)),
+    ] = 60.0,
     without: Annotated[str, option(OTHER, f"leave out acts, of {', '.join(ACTS)}", "ACTS")] = "",
     shrink: Annotated[bool, option(OTHER, "look for the smallest history that breaks it [yes]", negative="--no-shrink")] = True,
     output: Annotated[Path | None, option(OTHER, "write that history to a file", "FILE")] = None,

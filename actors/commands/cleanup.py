@@ -206,6 +206,8 @@ async def _plan_nats(js: JetStream, config: Config, system_id: str, plan: Plan) 
         )  # fmt: skip
     if own is not None and own.system_id != system_id:
         plan.objections.append(f"stream {stream} was written from another PostgreSQL (system id {own.system_id})")
+    if own is not None and own.paused_at:
+        plan.objections.append(f"the bridge of slot {slot} is paused, and walbridge resume would go on from there")
     await _plan_stream(js, stream, plan)
     if not records:
         for name in SHARED_STREAMS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -27,6 +28,7 @@ from actors.settings.config import (
     SnapshotConfig,
     SourceConfig,
 )
+from actors.telemetry.figures import lag_s as lag_of
 from property_tests.simulation.nats.server import NatsServer
 from property_tests.simulation.network import Network
 from property_tests.simulation.plan import Flags, Plan
@@ -278,6 +280,14 @@ class World:
                 return f"table {table.name} is not live in the replica: {seen.states.get(table.name)}"
         return "; ".join(differences(self.replica, seen, postgres.database))
 
+    def untrue(self) -> list[str]:
+        """What the bridge shows and is not so, while everything is stored and nothing moves."""
+        telemetry = self.bridge.telemetry
+        if telemetry is None:
+            return []
+        lag_s, waits = lag_of(telemetry, time.time()), telemetry.backlog.is_waiting
+        return [f"the bridge shows a lag of {lag_s:g} s, and everything is stored"] if lag_s or waits else []
+
     async def settle(self) -> None:
         """Peace: everything must become equal in time."""
         for writer_number in range(2):
@@ -292,6 +302,8 @@ class World:
                 quiet = 0 if words else quiet + 1
         if deadline.cancelled_caught:
             self.wrong.append(f"not settled after {LIVE_WITHIN_S:g} s of peace: {words}")
+        else:
+            self.wrong += self.untrue()
         self.wrong += self.witness.verdict()
 
 

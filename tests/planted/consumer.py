@@ -20,7 +20,9 @@ held = {"place": None, "tables": {TABLE: []}}
 
 
 async def messages_after(place, js, stream, subjects):
-    config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=place + 1, filter_subjects=subjects)
+    config = ConsumerConfig(
+        deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=place + 1, filter_subjects=subjects, idle_heartbeat=0.5
+    )  # fmt: skip
     async for message in (await js.subscribe("", stream=stream, ordered_consumer=True, config=config)).messages:
         seq = message.metadata.sequence.stream
         if seq > place:

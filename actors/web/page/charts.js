@@ -14,10 +14,13 @@ function svgElement(tag, attributes = {}) {
   return made;
 }
 
-// Up to four round steps from 0 to at least `top`; powers of two for bytes
-export function ticksTo(top, bytes) {
+const LONG_STEPS = [15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200, 86400];
+
+// Up to four round steps from 0 to at least `top`; powers of two for bytes, minutes and hours for seconds
+export function ticksTo(top, bytes, seconds) {
   const base = bytes ? 2 ** Math.floor(Math.log2(top / 4)) : 10 ** Math.floor(Math.log10(top / 4));
-  const step = (bytes ? [1, 2, 4] : [1, 2, 2.5, 5, 10]).map((n) => n * base).find((s) => s * 4 >= top) ?? base * 10;
+  let step = (bytes ? [1, 2, 4] : [1, 2, 2.5, 5, 10]).map((n) => n * base).find((s) => s * 4 >= top) ?? base * 10;
+  if (seconds && top > 60 && top <= 345600) step = LONG_STEPS.find((s) => s * 4 >= top);
   const found = [];
   for (let value = 0; value < top + step * 0.999; value += step) found.push(value);
   return found;
@@ -34,8 +37,8 @@ export function logTicks(low, top, bytes) {
 
 export class Chart {
   // series: {name, color, value(point) -> number or null}; stacked series are drawn on top of each other
-  constructor(host, { title, series, format, stacked = false, bytes = false, least = 1, board }) {
-    Object.assign(this, { title, series, format, stacked, bytes, least, board, width: 0 });
+  constructor(host, { title, series, format, stacked = false, bytes = false, seconds = false, least = 1, board }) {
+    Object.assign(this, { title, series, format, stacked, bytes, seconds, least, board, width: 0 });
     this.figure = document.createElement("figure");
     this.figure.className = "chart card";
     const caption = document.createElement("figcaption");
@@ -142,7 +145,7 @@ export class Chart {
   scale(rows, top) {
     const inner = BOTTOM - MARGIN.top;
     if (!this.board.isLog) {
-      const ticks = ticksTo(top, this.bytes), end = ticks[ticks.length - 1];
+      const ticks = ticksTo(top, this.bytes, this.seconds), end = ticks[ticks.length - 1];
       return { ticks, y: (value) => BOTTOM - (value / end) * inner };
     }
     const found = rows.flat().filter((value) => value > 0);

@@ -15,7 +15,7 @@ new Chart($("consumer-chart"), {
   series: [{ name: "unread", color: "lag", value: (p) => p[1] }],
 });
 
-let name = "";
+let name = "", replica = "";
 
 function verdictOf({ verified_at, mismatched_keys }, now) {
   if (mismatched_keys) return ["bad", `Different: ${whole.format(mismatched_keys)} keys differed when walbridge verify ran last.`];
@@ -24,8 +24,11 @@ function verdictOf({ verified_at, mismatched_keys }, now) {
 }
 
 function update() {
-  const { status, now } = state, one = state.consumers.get(name);
+  const { status, now } = state, all = [...state.consumers.values()];
   if (!status) return;
+  // a mirror makes another consumer after an interruption: its replica is the same
+  const one = state.consumers.get(name) ?? all.find((other) => replica && other.note.replica === replica);
+  replica = one?.note.replica || replica;
   put($("consumer-title"), one ? kindOf(one) : name);
   $("consumer-missing").hidden = Boolean(one);
   $("consumer-section").hidden = !one;
@@ -49,8 +52,8 @@ function update() {
   const shown = tables.slice(0, TABLES_MAX);
   rebuild($("consumer-tables"), shown, () => shown.map((token) => make("li", {}, make("a", { href: linkTo("table", token) }, labelOf(token)))));
   put($("consumer-tables-count"), whole.format(tables.length));
-  const replica = note.replica && `mirror ${note.replica}`;
-  $("consumer-log-section").hidden = !listJournal($("consumer-log"), (entry) => entry.consumer === name || (replica && entry.text.startsWith(replica)), 20);
+  const mirror = note.replica && `mirror ${note.replica}`;
+  $("consumer-log-section").hidden = !listJournal($("consumer-log"), (entry) => entry.consumer === name || (mirror && entry.text.startsWith(mirror)), 20);
 }
 
 export const consumer = {
@@ -58,6 +61,7 @@ export const consumer = {
   title: () => $("consumer-title").textContent || name,
   show(part) {
     name = part;
+    replica = "";
   },
   update,
 };

@@ -22,7 +22,7 @@ for (const [id, label] of [
 }
 
 function showTiles(status) {
-  put(tiles.rate.value, count(status.events_per_second));
+  put(tiles.rate.value, status.events_per_second < 1e6 ? count(status.events_per_second) : short(status.events_per_second));
   put(tiles.lag.value, status.lag_seconds ? duration(status.lag_seconds) : "0 s");
   tiles.lag.tile.classList.toggle("alert", status.lag_seconds > 30);
   put(tiles.p50.value, milliseconds(status.latency_ms.p50));

@@ -15,7 +15,7 @@ for (const chart of [
     title: "From commit to stored", format: milliseconds, least: 5,
     series: [{ name: "p50", color: "p50", value: (p) => p[5] }, { name: "p99", color: "p99", value: (p) => p[6] }],
   },
-  { title: "Lag: age of the oldest unstored change", format: duration, series: [{ name: "lag", color: "lag", value: (p) => p[8] }] },
+  { title: "Lag: age of the oldest unstored change", format: duration, seconds: true, series: [{ name: "lag", color: "lag", value: (p) => p[8] }] },
   {
     title: "WAL held in PostgreSQL", format: bytes, bytes: true, least: 1048576,
     series: [{ name: "held", color: "wal", value: (p) => p[9] }],
