@@ -192,7 +192,7 @@ def test_names_that_count_nowhere_are_told_once_with_the_one_that_was_meant(
 
 def test_every_command_that_reads_settings_takes_an_env_file() -> None:
     of_produce = (f"produce {name}" for name in ("bulk", "stream", "mixed", "crud", "check"))
-    without_settings = {"demo", "help", "init", "produce"}
+    without_settings = {"certify", "demo", "help", "init", "produce"}
     names = {name for name in app if not name.startswith("-")} - without_settings
     for name in (*names, *of_produce):
         assert "--env-file" in run_here(*name.split(), "--help").stdout, name
