@@ -697,7 +697,7 @@ def test_beyond_loopback_the_page_itself_may_post_and_another_may_not(telemetry:
         opened = {"Host": "bridge.example:9090", "Authorization": "Bearer correct-horse"}
         for origin in ("http://evil.example", "http://bridge.example", "http://bridge.example:9091", "null"):
             assert server.ask("POST", "/snapshot/x", Origin=origin, **opened)[0] == 403, origin
-        assert server.ask("POST", "/snapshot/x", Origin="http://bridge.example:9090", **opened)[0] == 202
+        assert server.ask("POST", "/snapshot/table_0001", Origin="http://bridge.example:9090", **opened)[0] == 202
 
 
 # -- whom it talks to
