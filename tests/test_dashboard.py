@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -126,6 +127,15 @@ def first_frame(server: Server) -> dict[str, Any]:
 
 
 # -- what a person sees
+
+
+def test_the_streams_figures_are_of_one_look_with_its_age(page: Page, server: Server, telemetry: Telemetry) -> None:
+    telemetry.stored_seq = 20_697  # what has been acknowledged since the look would look like loss beside the look's count
+    telemetry.stream = replace(telemetry.stream, messages=18_637, first_seq=1, last_seq=18_637, looked_at=time.time() - 9)
+    show(page, server)
+    words = page.inner_text("#stream")
+    assert re.search(r"Messages\s+18,637\s+Last sequence\s+18,637\s", words), words
+    assert re.search(r"Looked at\s+(9\.\d|\d\d) s ago", words), words
 
 
 def test_the_page_tells_how_it_goes(page: Page, server: Server, telemetry: Telemetry) -> None:
