@@ -39,4 +39,4 @@ def _text(value: Any) -> str:
         return "\\x" + value.hex()
     if isinstance(value, dict | list):
         return orjson.dumps(value).decode()
-    raise SnapshotFailed("bad_request", f"{value!r} is no value of a key")
+    raise SnapshotFailed("bad_request", f"{value!r} is not a value of a key")
