@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import time
+import traceback
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -60,7 +61,11 @@ def _run_many(seeds: range, weights: dict[str, int], wrong_max: int, processes: 
 def _run_one(weights: dict[str, int], seed: int) -> tuple[Outcome, float]:
     """In a process of the pool: the outcome without its evidence, and the seconds of CPU."""
     began = time.process_time()
-    outcome = run(plan_of(seed, weights))
+    try:
+        outcome = run(plan_of(seed, weights))
+    except BaseException as exc:
+        # what is no Exception would end this process, and the pool would wait for its outcome for ever
+        raise RuntimeError(f"seed {seed}: the simulation itself failed: {''.join(traceback.format_exception(exc))}") from None
     return replace(outcome, evidence=Evidence()), time.process_time() - began
 
 

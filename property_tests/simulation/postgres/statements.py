@@ -256,6 +256,7 @@ _ANSWERS: Sequence[tuple[str, Answer]] = (
     ("ROLLBACK", _rollback),
     ("coalesce(sum(greatest(reltuples, 0)), 0)::bigint, coalesce(sum(relpages)", _fixed("0", "0", "f")),
     ("current_setting('synchronous_standby_names') <> ''", _fixed("f", "t")),
+    ("SELECT sum(pg_table_size(t.relid))", _fixed("8192")),
     ("SELECT repeat('x', 1000000)", _fixed("x")),
     ("SET lock_timeout", _nothing),
     ("SELECT current_user", _fixed("walbridge")),
