@@ -182,7 +182,7 @@ class Supervisor:
                     if self._pause.is_on:
                         await self._stay_paused()
                         if self._stop.is_set():
-                            log.info("stopped while paused; the next start stays paused")
+                            self._log_stopped_paused()
                             return 0
                     self._halt = trio.Event()
                     if self._stop.is_set():
@@ -265,6 +265,10 @@ class Supervisor:
                     history_diverged=self._history_diverged,
                 )  # fmt: skip
                 self._history_diverged = False
+                # another bridge of the slot may have been paused since the record was looked at
+                self._pause.adopt(session.store.record.paused_at)
+                if self._pause.is_on:
+                    return
                 others = await read_other_bridges(js, publishing.stream)
                 self._problems.show("other bridges", same_tables_elsewhere(session.store.record, others))
                 live = await self._start_stream(session.plan, statuses)
@@ -293,6 +297,12 @@ class Supervisor:
             since = self._pause.since.value
             await session.store.update(paused_at=since)
             self._pause.written(since)
+
+    def _log_stopped_paused(self) -> None:
+        if self._pause.is_recorded:
+            log.info("stopped while paused; the next start stays paused")
+        else:
+            log.warning("stopped while paused, which could not be recorded in NATS: the next start streams")
 
     async def _start_stream(self, plan: StartPlan, statuses: trio.Nursery) -> LiveStream:
         source = self._config.source

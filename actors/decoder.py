@@ -234,6 +234,8 @@ class Decoder:
         if start + 5 >= stop or block[start + 2][25:26] != b"C" or self._expected is not None or self._unannounced:
             return start
         head = block[start + 1][25:RUN_HEAD_END]
+        if len(head) < RUN_HEAD_END - CHANGE_AT:  # a keepalive within the transaction
+            return start
         shape = self._shapes.get(_u4(head, 1)[0])
         if shape is None or head[:6:5] not in _ONE_TUPLE or block[start + 4][25:RUN_HEAD_END] != head:
             return start

@@ -28,19 +28,20 @@ Examples:
 
 COMMANDS = {
     "init:init": "Write an env file and a script that prepares PostgreSQL, for servers of your own, and say what comes next.",
-    "doctor:doctor": "Check PostgreSQL, NATS and the path between before going live, or beside a running bridge, with a fix for"
-    " each finding. Exit 0 fine, 1 warnings, 2 cannot work.",
-    "status:status": "What a running bridge is doing: state, rates, positions, WAL held, snapshots, problems. Exit 0 while it"
-    " streams.",
+    "doctor:doctor": "Check PostgreSQL, NATS and the path between them before going live, or beside a running bridge, with a"
+    " fix for each finding. Exit 0 fine, 1 warnings, 2 cannot work.",
+    "status:status": "Show what a running bridge is doing: state, rates, positions, WAL held, snapshots, problems. Exit 0"
+    " while it streams.",
     "health:health": "Exit 0 while the bridge is streaming, 1 with the reason when it is not: for HEALTHCHECK and probes.",
     "pause:pause": "Have a running bridge store what it has read and release its slot, until it is resumed: for work on"
     " PostgreSQL or NATS. A restart stays paused.",
     "resume:resume": "End the pause of a bridge.",
-    "snapshot:snapshot": "Ask the bridge that publishes a table for all of it, whatever the bridge's stream. Exit 0 when the"
+    "snapshot:snapshot": "Request a snapshot of a table from the bridge that publishes it, whatever its stream. Exit 0 when the"
     " snapshot is complete.",
-    "tail:tail": "Show changes as lines, from now on or from a sequence, a time or an LSN: all, one table's, or one row's.",
-    "replay:replay": "Set a durable consumer back to a sequence, a time or an LSN: its program gets changes again."
-    " Shows first what comes again, then asks.",
+    "tail:tail": "Show changes as lines, from now on or from a sequence, a time or an LSN: of all tables, one"
+    " table or one row.",
+    "replay:replay": "Set a durable consumer back to a sequence, a time or an LSN, so that its program gets changes again."
+    " Shows first which messages those are, then asks.",
     "mirror:mirror": "Keep SQLite or PostgreSQL tables equal to the source, until stopped.",
     "verify:verify": "Prove that a replica equals its source at one LSN: exit 0, or 1 with what differs.",
     "certify:certify": "Try a consumer of your own on a hostile history: kills, duplicates, gaps, new shapes. Exit 0 exact, 1"
@@ -50,7 +51,7 @@ COMMANDS = {
     " and users.",
     "cleanup:cleanup": "Remove what a bridge leaves behind: slot, streams, entries in buckets. Shows first what that frees,"
     " then asks.",
-    "demo:demo": "Servers, bridge, load and a live replica in this terminal: nothing to install or configure. Keys do real"
+    "demo:demo": "Run servers, bridge, load and a live replica in this terminal: nothing to install or configure. Keys do real"
     " harm.",
     "produce:produce": "Write to the sample tables users, orders and test_types: load for trials, demonstrations and tests.",
     "help:help": "Explain an error by its code (WB107), an alert or a command, or list the environment variables (env).",

@@ -55,7 +55,7 @@ class Pause:
         if not self.is_on:
             return ""
         since = datetime.fromtimestamp(self.since.value, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        kept = "" if self.is_recorded else "; not recorded in NATS yet, so that a restart would stream"
+        kept = "" if self.is_recorded else "; not recorded in NATS yet, so a restart would stream again"
         return f"paused since {since} UTC: walbridge resume ends that{kept}"
 
     def _set(self, since: float, *, is_recorded: bool) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import trio
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from actors.clients.nats.bisection import Found, first_reached
@@ -104,3 +105,10 @@ def test_a_table_is_chosen_by_the_name_that_is_shown(schema: str, table: str, ot
     if list(published.values()).count(name) == 1 and name not in published:  # `a.b` is shown for two tables, if both exist
         assert choose_tables([name], tuple(published)) == (token,)
     assert choose_tables([token], tuple(published)) == (token,)
+
+
+@given(st.text() | st.from_regex(r"[0-9/:+\-T]{1,30}[smhdZ]?", fullmatch=True), st.datetimes(timezones=st.just(UTC)))
+@example("999999d", datetime(2026, 1, 1, tzinfo=UTC))
+def test_any_text_is_a_place_or_refused(text: str, now: datetime) -> None:
+    with suppress(ValueError):
+        assert parse_beginning(text, now).kind in ("now", "first", "seq", "time", "lsn")

@@ -162,9 +162,10 @@ def test_a_stream_that_somebody_reads_goes_only_by_force(used: Bridge, database:
 def test_what_a_paused_bridge_will_go_on_with_goes_only_by_force(used: Bridge, database: Database, nats: NatsServer) -> None:
     used.start()
     assert run_here("pause", "--port", str(used.port)).returncode == 0
-    refused = cleanup(used, "--yes")
-    assert refused.returncode == 2
-    assert "the bridge of slot cdc_slot is paused" in refused.stderr
+    for flags in ([], ["--slot-only"]):
+        refused = cleanup(used, "--yes", *flags)
+        assert refused.returncode == 2
+        assert "the bridge of slot cdc_slot is paused" in refused.stderr
     assert database.execute(SLOTS) == [("cdc_slot",)]
     used.stop()
     assert cleanup(used, "--yes", "--force").returncode == 0

@@ -94,7 +94,7 @@ def read_answer(payload: bytes) -> Answer:
         body = orjson.loads(payload)
         place = body.get("place")
         if place is not None and type(place) is not int:
-            raise MalformedAnswer(f"the answer's place is no integer: {place!r}")
+            raise MalformedAnswer(f"the answer's place is not an integer: {place!r}")
         return Answer(place, {str(name): _held(rows) for name, rows in body["tables"].items() if rows is not None})
     except (LookupError, TypeError, AttributeError, ValueError) as exc:
         raise MalformedAnswer(f"the answer is not an object with tables: {payload[:200]!r} ({exc!r})") from exc

@@ -23,15 +23,15 @@ from actors.telemetry.log import set_up_logging
 
 def certify(
     *command: Annotated[str, option(OTHER, "the consumer's command, after --", "COMMAND")],
-    seed: Annotated[int, option(OTHER, "another seed is another history [1]", "N", validator=Number(gte=0))] = 1,
+    seed: Annotated[int, option(OTHER, "decides the history: the same seed repeats it [1]", "N", validator=Number(gte=0))] = 1,
     rounds: Annotated[int, option(OTHER, "acts of the history [100]", "N", validator=Number(gte=1))] = 100,
-    tables: Annotated[str, option(OTHER, "what the consumer keeps: users, orders or both [users]", "TABLES")] = "users",
+    tables: Annotated[str, option(OTHER, "tables that the consumer keeps: users, orders or both [users]", "TABLES")] = "users",
     zstd: Annotated[bool, option(OTHER, "compress bodies")] = False,
     patience: Annotated[
         float,
-        option(OTHER, "after so long without the right tables a consumer has failed [60]", "SECONDS", validator=Number(gt=0)),
+        option(OTHER, "time within which the consumer's tables must be right [60]", "SECONDS", validator=Number(gt=0)),
     ] = 60.0,
-    without: Annotated[str, option(OTHER, f"leave out acts, of {', '.join(ACTS)}", "ACTS")] = "",
+    without: Annotated[str, option(OTHER, f"acts to leave out, some of {', '.join(ACTS)}", "ACTS")] = "",
     shrink: Annotated[bool, option(OTHER, "look for the smallest history that breaks it [yes]", negative="--no-shrink")] = True,
     output: Annotated[Path | None, option(OTHER, "write that history to a file", "FILE")] = None,
 ) -> int:

@@ -66,6 +66,9 @@ def cleanup(
     return run_cleanup(resolve(flags, os.environ, env_file), slot_only=slot_only, yes=yes, force=force, as_json=json)
 
 
+PAUSED = "the bridge of slot {slot} is paused, and walbridge resume would go on from there"
+
+
 class Removal(NamedTuple):
     """One thing to remove."""
 
@@ -170,10 +173,23 @@ async def _planned(config: Config, slot_only: bool) -> Plan:
     if slot_only:
         if plan.removals:
             plan.left.append("everything in NATS; the next start of the bridge reports lost changes, see WB108")
+            await _object_to_pause(config, plan)
         return plan
     async with open_nats(config.nats, set()) as nats:
         await _plan_nats(JetStream(nats), config, system_id or "", plan)
     return plan
+
+
+async def _object_to_pause(config: Config, plan: Plan) -> None:
+    """Ask NATS whether the slot waits for a paused bridge; without an answer it may."""
+    slot = config.source.slot
+    try:
+        async with open_nats(config.nats, set()) as nats:
+            own = (await _records(JetStream(nats))).get(config.publish.stream)
+            if own is not None and own.slot == slot and own.paused_at:
+                plan.objections.append(PAUSED.format(slot=slot))
+    except* WalbridgeError as group:
+        plan.objections.append(f"NATS does not say whether the bridge of slot {slot} is paused ({most_telling(group)})")
 
 
 async def _plan_slot(connection: PgConnection, slot: str, plan: Plan) -> None:
@@ -207,7 +223,7 @@ async def _plan_nats(js: JetStream, config: Config, system_id: str, plan: Plan) 
     if own is not None and own.system_id != system_id:
         plan.objections.append(f"stream {stream} was written from another PostgreSQL (system id {own.system_id})")
     if own is not None and own.paused_at:
-        plan.objections.append(f"the bridge of slot {slot} is paused, and walbridge resume would go on from there")
+        plan.objections.append(PAUSED.format(slot=slot))
     await _plan_stream(js, stream, plan)
     if not records:
         for name in SHARED_STREAMS:

@@ -64,7 +64,7 @@ def init(
     nats: Annotated[str | None, option(PUBLISHING, f"address [{NATS}]", "URL")] = None,
     nats_user: Annotated[str | None, option(PUBLISHING, "user of the bridge; empty for none []", "NAME")] = None,
     dir: Annotated[Path, option(OTHER, "where to write the files [.]", "DIR")] = Path(),
-    force: Annotated[bool, option(OTHER, "overwrite files that are there")] = False,
+    force: Annotated[bool, option(OTHER, "overwrite existing files")] = False,
 ) -> int:
     """Write an env file and a script for psql, and say what comes next."""
     paths = [dir / ENV_FILE, dir / SQL_FILE]
@@ -72,7 +72,7 @@ def init(
         raise ConfigError("WB002", f"--keep-wal: {keep_wal!r} is not a size; give e.g. {KEEP_WAL}")
     for path in paths:
         if path.exists() and not force:
-            raise ConfigError("WB009", f"{str(path)!r} is there already; --force overwrites it, --dir writes elsewhere")
+            raise ConfigError("WB009", f"{str(path)!r} exists already; --force overwrites it, --dir writes elsewhere")
     ask = _ask if sys.stdin.isatty() else _take_default
     postgres = postgres or ask("PostgreSQL, with the database", POSTGRES)
     tables = tables or ask("Tables to publish, e.g. users,sales.orders", "")
@@ -119,7 +119,7 @@ def _next_steps(paths: list[Path], postgres: str, nats_user: str, flags: Flags) 
              f"walbridge export nats-permissions --env-file {env_file}{given}"),
         )  # fmt: skip
     steps += [
-        ("check both servers and the path between", f"walbridge doctor --env-file {env_file}{given}"),
+        ("check both servers and the path between them", f"walbridge doctor --env-file {env_file}{given}"),
         ("start the bridge", f"walbridge run --env-file {env_file}{given}"),
         ("see the changes, in another terminal", f"walbridge tail --env-file {env_file}{_given(flags, 'stream')}"),
     ]

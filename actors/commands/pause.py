@@ -59,4 +59,4 @@ def paused_words(status: Mapping[str, Any]) -> str:
         lines.append(f"  after the pause: snapshots of {', '.join(again)}")
     if not status["paused"]["recorded"]:
         lines.append("  NATS does not have the pause yet: until it has, a restart would stream")
-    return "\n".join([*lines, "  to go on: walbridge resume"])
+    return "\n".join([*lines, "  to continue: walbridge resume"])

@@ -67,7 +67,7 @@ def replay(
 ) -> int:
     """Set a consumer back."""
     if not _NAME.fullmatch(consumer):
-        raise ConfigError("WB002", f"--consumer: {consumer!r} is no consumer's name; see: nats consumer ls")
+        raise ConfigError("WB002", f"--consumer: {consumer!r} is not a consumer's name; see: nats consumer ls")
     try:
         beginning = parse_beginning(to, datetime.now(UTC))
         if beginning.kind == "now":
@@ -129,7 +129,7 @@ def why_out_of_reach(beginning: Beginning, seq: int, reach: Reach) -> str:
     if last < first:
         return "the stream is empty"
     if seq < first or (seq == first and first > 1 and beginning.kind in ("time", "lsn")):
-        return f"the stream's oldest message is {first}, and what came before is removed; --to first begins there"
+        return f"the stream's oldest message is {first}; older ones were removed; --to first begins there"
     if seq > last:
         return f"the stream ends before that, at message {last}"
     if seq > delivered:
@@ -147,7 +147,7 @@ async def _show(js: JetStream, wanted: Replay, seq: int, reach: Reach, info: Map
     again = counted(reach.delivered_seq - seq + 1, "message")
     filters = info["config"].get("filter_subjects") or [one for one in (info["config"].get("filter_subject"),) if one]
     only = f", of which it gets those on {listed(list(map(str, filters)))}" if filters else ""
-    print(f"  again    {again} of the stream{printable(only)}; then it continues with what is new")
+    print(f"  again    {again} of the stream{printable(only)}; then it continues with new messages")
     sys.stdout.flush()
 
 
@@ -171,7 +171,7 @@ async def _no_durable(js: JetStream, wanted: Replay, *, is_there: bool) -> Confi
     if is_there:
         return ConfigError(
             "WB525", f"consumer {wanted.consumer} of stream {wanted.stream} is not durable",
-            means="it ends with its reader, who keeps the place itself",
+            means="it ends with its reader, which keeps the place itself",
             fix="have the reader begin elsewhere; for a mirror: walbridge mirror --again",
         )  # fmt: skip
     names = [str(one.get("name")) for one in await js.consumers(wanted.stream) if (one.get("config") or {}).get("durable_name")]
@@ -184,6 +184,6 @@ def _by_hand(wanted: Replay, seq: int, said: str) -> ConfigError:
     stream, name = wanted.stream, wanted.consumer
     return ConfigError(
         "WB526", f"NATS cannot set back consumer {name}", said=said,
-        means="only a consumer that begins at the place can give its messages again",
+        means="only a consumer that begins at that place can deliver these messages again",
         fix=f"nats consumer copy {stream} {name} {name}-again --deliver={seq}   # then let the program read {name}-again",
     )  # fmt: skip

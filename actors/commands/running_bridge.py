@@ -18,7 +18,7 @@ from actors.settings.setting import HTTP
 from actors.settings.sources import Sources
 
 TIMEOUT_S = 5.0
-Url = Annotated[str, option(HTTP, "of a bridge elsewhere, instead of --port [http://127.0.0.1:9090]", "URL")]
+Url = Annotated[str, option(HTTP, "address of a bridge elsewhere, instead of --port [http://127.0.0.1:9090]", "URL")]
 
 
 class NoAnswer(Exception):

@@ -54,8 +54,8 @@ def snapshot(
     /,
     *,
     rounds: Annotated[bool, option(OTHER, "in rounds of small transactions, for large tables")] = False,
-    cancel: Annotated[str, option(OTHER, "end the snapshot of this id instead", "ID")] = "",
-    wait: Annotated[bool, option(OTHER, "until the snapshot is complete [yes]", negative="--no-wait")] = True,
+    cancel: Annotated[str, option(OTHER, "end the snapshot with this id instead", "ID")] = "",
+    wait: Annotated[bool, option(OTHER, "wait until the snapshot is complete [yes]", negative="--no-wait")] = True,
     json: Annotated[bool, option(OTHER, "the outcome as JSON")] = False,
     env_file: EnvFile = None,
 ) -> int:
@@ -63,7 +63,7 @@ def snapshot(
     if len(as_token(table)) > TOKEN_MAX:
         raise ConfigError("WB002", f"no table of PostgreSQL has so long a name: {table[:64]}...")
     if cancel and not SNAPSHOT_ID.fullmatch(cancel):
-        raise ConfigError("WB002", f"--cancel: {cancel[:64]!r} is no snapshot's id; give e.g. snap-1764115200-ab12")
+        raise ConfigError("WB002", f"--cancel: {cancel[:64]!r} is not a snapshot's id; give e.g. snap-1764115200-ab12")
     client = resolve_client(flags, os.environ, env_file)
     suffix = cancel_suffix(cancel) if cancel else RANGES if rounds else ""
     return ask_for_snapshot(client.nats, table, client.stream, suffix, wait=wait and not cancel, as_json=json)
@@ -90,7 +90,7 @@ def ask_for_snapshot(
             f" {outcome['snapshot_id']}"
         )
     else:
-        print(f"asked for the end of a snapshot of {name}" if suffix not in ("", RANGES) else f"asked for {name}")
+        print(f"requested the end of a snapshot of {name}" if suffix not in ("", RANGES) else f"asked for {name}")
     return 1 if "error_type" in outcome else 0
 
 
@@ -173,7 +173,7 @@ async def _why_no_answer(js: JetStream, stream: str) -> str:
     if record is not None and record.paused_at:
         return "the bridge is paused: the request is kept until somebody resumes it: walbridge resume"
     if await js.stream_info(stream) is None:
-        return f"the request is kept until a bridge of stream {stream} runs; there was none yet (another one: --stream NAME)"
+        return f"the request is kept until a bridge of stream {stream} runs; none has run yet (another stream: --stream NAME)"
     return f"no answer yet: other snapshots may run first, or no bridge of stream {stream} runs; the request is kept"
 
 

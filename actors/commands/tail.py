@@ -42,8 +42,8 @@ def tail(
             name="--from",
         ),
     ] = "now",
-    count: Annotated[int | None, option(OTHER, "end after so many changes", "N", validator=Number(gte=1))] = None,
-    wait: Annotated[bool, option(OTHER, "for what comes after the end [yes]", negative="--no-wait")] = True,
+    count: Annotated[int | None, option(OTHER, "end after this many changes", "N", validator=Number(gte=1))] = None,
+    wait: Annotated[bool, option(OTHER, "wait for changes after the stream's end [yes]", negative="--no-wait")] = True,
     json: Annotated[bool, option(OTHER, "one JSON object per change")] = False,
     env_file: EnvFile = None,
 ) -> int:

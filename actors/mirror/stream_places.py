@@ -35,9 +35,9 @@ def parse_beginning(text: str, now: datetime) -> Beginning:
         return Beginning("now" if text == "now" else "first")
     if re.fullmatch(r"[0-9]{1,18}", text) and int(text):
         return Beginning("seq", seq=int(text))
-    if ago := re.fullmatch(r"([0-9]{1,6})([smhd])", text):
-        return Beginning("time", time=now - timedelta(**{_AGES[ago[2]]: int(ago[1])}))
     try:
+        if ago := re.fullmatch(r"([0-9]{1,6})([smhd])", text):
+            return Beginning("time", time=now - timedelta(**{_AGES[ago[2]]: int(ago[1])}))
         if "/" in text:
             return Beginning("lsn", lsn=parse_lsn(text))
         if re.match(r"\d{4}-\d\d-\d\d", text):

@@ -160,7 +160,7 @@ class ChunkStore:
                 "WB220",
                 f"another bridge has stored {message.subject}",
                 said=exc.said,
-                means="it has gone on with this snapshot",
+                means="it has continued this snapshot",
             ) from exc
 
 

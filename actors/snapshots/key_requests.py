@@ -44,5 +44,5 @@ def _text(value: Any) -> str:
         try:
             return orjson.dumps(value).decode()
         except TypeError as exc:  # bytes or a date within it, or too many lists within lists
-            raise SnapshotFailed("bad_request", f"a value of a key is no JSON: {exc}") from exc
-    raise SnapshotFailed("bad_request", f"a {type(value).__name__} is no value of a key")
+            raise SnapshotFailed("bad_request", f"a value of a key is not JSON: {exc}") from exc
+    raise SnapshotFailed("bad_request", f"a {type(value).__name__} is not a value of a key")

@@ -134,7 +134,7 @@ async def read_row_key(connection: PgConnection, table: PublishedTable) -> RowKe
     if not set(names) <= set(table.columns):
         raise no_key("not all columns of the table's key are published")
     if any(row[6] != "t" for row in rows):
-        raise no_key("the table's key is DEFERRABLE: for a moment two rows may have the same")
+        raise no_key("the table's key is DEFERRABLE: two rows may have the same key for a moment")
     operators = [[str(part).rpartition(" ") for part in row[2:5]] for row in rows]
     schemas = {found[0] for row in operators for found in row[:2]}
     usual = all([found[2] for found in row] == [">", "<=", "="] for row in operators)

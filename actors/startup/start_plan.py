@@ -138,13 +138,14 @@ async def find_start(
             reason=start.gap.reason, from_lsn=format_lsn(start.gap.from_lsn), to_lsn=format_lsn(start.gap.to_lsn),
         )  # fmt: skip
     is_first, no_record = record is None and start.gap is None, BridgeRecord(slot, "", "", 0)
-    record = BridgeRecord(
-        slot, config.source.publication, source.system_id, source.timeline, source.switch_points, start.skip, start.last_seq,
-        start.proven_lsn, record.schemas if record else {}, tuple(tokens), record.suspended if record else {}, start.gap,
-        source.database, record.published if record else "",
-        held_at_start(start, record, source.timeline) if config.publish.confirm_hold_s else (),
-        commit_us_of(tail, record, start.skip) if start.gap is None else 0,
-        (record or no_record).noting(start.gap, start.last_seq + 1, time.time()),
+    record = replace(
+        record or no_record,  # what is not decided here stays: schemas, suspended tables, large tables, a pause
+        publication=config.source.publication, system_id=source.system_id, timeline=source.timeline,
+        switch_points=source.switch_points, position=start.skip, last_seq=start.last_seq, confirmed_lsn=start.proven_lsn,
+        tables=tuple(tokens), pending_gap=start.gap, database=source.database,
+        held=held_at_start(start, record, source.timeline) if config.publish.confirm_hold_s else (),
+        commit_us=commit_us_of(tail, record, start.skip) if start.gap is None else 0,
+        gaps=(record or no_record).noting(start.gap, start.last_seq + 1, time.time()),
     )  # fmt: skip
     store = RecordStore(js, stream, record, revision)
     if is_first:

@@ -140,7 +140,7 @@ class _Follower:
         if reading.beginning.kind != "first" and first < source.first_seq:
             reading.tell(f"the stream's oldest message is {source.first_seq}: nothing before it can be shown")
         elif reading.beginning.kind not in ("now", "first") and first > source.last_seq:
-            reading.tell(f"the stream ends before that, at message {source.last_seq}: what comes from now on is shown")
+            reading.tell(f"the stream ends before that, at message {source.last_seq}: only new changes are shown")
         self._seq = max(0, min(max(first, source.first_seq), source.last_seq + 1) - 1)
         self._created = source.created
         self.has_begun = True
@@ -170,7 +170,7 @@ class _Follower:
     def _tell_of_missing(self, reason: str) -> None:
         if reason != self._told:
             self._told = reason
-            self._reading.tell(f"changes may be missing: {reason}; going on after message {self._seq}")
+            self._reading.tell(f"changes may be missing: {reason}; continuing after message {self._seq}")
 
     async def _read_all(self, source: SourceStream, consumer: OrderedConsumer) -> None:
         reading = self._reading

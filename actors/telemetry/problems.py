@@ -48,10 +48,10 @@ def gap_problem(gap: NotedGap, stream: str) -> Problem:
         "WB152",
         f"changes from {format_lsn(gap.from_lsn)} to {format_lsn(gap.to_lsn)} were lost permanently",
         said=gap.reason,
-        means=f"changes{where} are missing in stream {stream}; message {gap.seq} tells its readers. Mirrors copy the tables "
-        "again by themselves, other readers need a snapshot",
+        means=f"changes{where} are missing in stream {stream}; message {gap.seq} reports it to readers. Mirrors copy the "
+        "tables again by themselves, other readers need a snapshot",
         fix="".join(f"walbridge snapshot {name}\n" for name in first).rstrip("\n") + more + f"\ncurl -X POST http://127.0.0.1:9090/{path}"
-        "   # once every reader has copied its tables: then this goes away",
+        "   # once every reader has copied its tables; this warning then disappears",
         since_unix_s=gap.unix_s,
         acknowledge=path,
     )  # fmt: skip

@@ -126,6 +126,13 @@ def test_silence_is_told_only_between_transactions() -> None:
     assert [item for item in items if isinstance(item, IdleMark)] == [IdleMark(Lsn(500)), IdleMark(Lsn(1100))]
 
 
+def test_a_keepalive_within_a_transaction_is_no_row_of_transactions_that_look_alike() -> None:
+    within = [begin(1000), pg.keepalive(900), commit(1000), begin(2000), commit(2000), pg.keepalive(2100)]
+    assert [type(item) for item in decoded(decoder(), *within)] == [Committed, Committed, IdleMark]
+    rows = [relation(), *transaction(1000, 1), pg.keepalive(1100), *transaction(2000, 2), pg.keepalive(2100)]
+    assert [type(item) for item in decoded(decoder(), *rows)][1:] == [RowRun, Committed, IdleMark, RowRun, Committed, IdleMark]
+
+
 def test_of_a_large_message_what_no_message_can_carry_is_not_decoded() -> None:
     small, large, row = b"a" * 200_000, b"b" * 2_000_000, pg.xlog(pg.insert(OID, [b"2", b"c"]))
     many = [pg.xlog(pg.insert(OID, [b"1", text])) for text in (small, large)]

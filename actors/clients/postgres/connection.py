@@ -363,7 +363,7 @@ async def _password(command: tuple[str, ...], address: str) -> str:
     except CommandFailed as exc:
         raise SourceRefused(
             "WB139", f"no password for PostgreSQL at {address}: POSTGRES_BRIDGE_PASSWORD_COMMAND {command[0]} {exc.what}",
-            said=exc.said, means="a connection was not tried",
+            said=exc.said, means="no connection was tried",
             fix="run the command as the bridge's user: it must print the password, and nothing else, and exit with 0",
         ) from None  # fmt: skip
 
