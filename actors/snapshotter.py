@@ -10,7 +10,7 @@ from functools import partial
 import trio
 
 from actors.clients.nats.connection import SinkRefused
-from actors.clients.nats.jetstream import JetStream, JetStreamError
+from actors.clients.nats.jetstream import JetStream, JetStreamError, StoredMessage
 from actors.clients.nats.snapshot_answers import newest_answer
 from actors.clients.postgres.connection import PgConnection, PostgresError
 from actors.clients.postgres.publications import PublishedTable
@@ -21,6 +21,7 @@ from actors.contract.subjects import (
     CDC,
     INIT,
     INIT_STARTS,
+    RANGES,
     PartKind,
     init_error,
     init_meta,
@@ -90,6 +91,9 @@ class Job:
     progress: SnapshotProgress
     give_back_seat: Callable[[], None]
     cancelling: Cancelling = field(default_factory=Cancelling)
+    cancels: list[Asked] = field(default_factory=list)
+    """The requests that have cancelled it."""
+    cancelled_id: str = ""
 
     @property
     def token(self) -> str:
@@ -202,15 +206,48 @@ class Snapshotter:
             if part is None or part.kind != "cancel":
                 continue
             self._requests.leave(asked)
-            jobs = [job for job in self._jobs.values() if job.token == asked.token and job.progress.snapshot_id == part.id]
+            busy = {*self._jobs}
+            open_parts = [whole for whole in (asked.token, asked.token + RANGES) if await self._open_id(whole) == part.id]
+            jobs = [
+                job
+                for job in self._jobs.values()
+                if job.token == asked.token
+                and (job.progress.snapshot_id or (part.id if job.answered_as in open_parts else "")) == part.id
+            ]
             for job in jobs:
                 log.info("a snapshot is cancelled", table=job.answered_as, snapshot_id=part.id)
+                job.cancels.append(asked)
+                job.cancelled_id = part.id
                 job.cancelling.is_asked.set()
-            others = await read_other_bridges(self._js, self._stream) if not jobs and not asked.stream else {}
+            if jobs:
+                continue  # the request is answered by the error
+            idle = [answered_as for answered_as in open_parts if answered_as not in busy]
+            if idle and not await self._cancel_idle(idle, part.id):
+                continue
+            others = await read_other_bridges(self._js, self._stream) if not idle and not asked.stream else {}
             publishing = [self._stream] if asked.token in self._publication.tables else []
             publishing += [stream for stream, record in others.items() if asked.token in record.tables]
-            if jobs or verdict_on(asked, self._stream, publishing) != "another bridge's":
+            if idle or verdict_on(asked, self._stream, publishing) != "another bridge's":
                 await self._requests.answered(asked)
+
+    async def _cancel_idle(self, answered_as: Sequence[str], snapshot_id: str) -> bool:
+        """End a snapshot that has begun and that no job takes now, and leave what would take it up again.
+
+        Returns whether that is stored. A request that is younger than the snapshot's start stays.
+        """
+        for one in answered_as:
+            start = await newest_answer(self._js, init_start(one), self._stream)
+            token, failure = split_suffix(one)[0], Cancelling.failure()
+            published = self._publication.tables.get(token)
+            name = token if published is None else published.name
+            log.info("a snapshot is cancelled", table=one, snapshot_id=snapshot_id)
+            message = error_message(
+                self._setup.encoder, one, name, failure.kind, str(failure), stream=self._stream, snapshot_id=snapshot_id
+            )
+            if not await self._publish(message):
+                return False
+            await self._leave_before(start, [asked for asked in self._requests.waiting if asked.answered_as == one])
+        return True
 
     async def _answer_the_rest(self, waiting: Sequence[Asked], published: Collection[str]) -> list[Asked]:
         """Answer, or leave to others, what no snapshot of this bridge can serve; return the requests that one can."""
@@ -274,11 +311,16 @@ class Snapshotter:
             token, suffix = split_suffix(answered_as)
             part = part_of(suffix)
             # who has named rows asks again
-            if token in self._publication.tables and part is not None and part.kind in ("whole", "ranges"):
-                begun = await self._last_id(init_start(answered_as))
-                if begun and begun not in [await self._last_id(of(answered_as)) for of in (init_meta, init_error)]:
-                    found.append(Asked(token, self._stream, suffix))
+            is_ours = token in self._publication.tables and part is not None and part.kind in ("whole", "ranges")
+            if is_ours and await self._open_id(answered_as):
+                found.append(Asked(token, self._stream, suffix))
         return found
+
+    async def _open_id(self, answered_as: str) -> str:
+        """The id of the newest snapshot if it has neither meta nor error, else nothing."""
+        begun = await self._last_id(init_start(answered_as))
+        ended = [await self._last_id(of(answered_as)) for of in (init_meta, init_error)] if begun else []
+        return "" if begun in ended else begun
 
     async def _last_id(self, subject: str) -> str:
         message = await newest_answer(self._js, subject, self._stream)
@@ -294,6 +336,8 @@ class Snapshotter:
                 await self._serve_in_rounds(job)
             else:
                 await self._serve(job)
+            if job.cancels and await self._open_id(job.answered_as) != job.cancelled_id:
+                await self._requests.answered(*job.cancels)
         finally:
             del self._jobs[job.answered_as]
             job.give_back_seat()
@@ -355,8 +399,11 @@ class Snapshotter:
                 for_nothing = 0 if taker.course is not None and taker.course.chunks else for_nothing + 1
                 failure = SnapshotFailed("table_changed", "the table was altered between two rounds; another snapshot begins")
                 if for_nothing == ATTEMPTS_MAX:
-                    failure = SnapshotFailed("table_changed", "the table was altered repeatedly; request the snapshot again")
+                    failure = SnapshotFailed("keeps_changing", "the table was altered repeatedly; request the snapshot again")
                     break
+                again = Asked(job.token, self._stream, job.served[0].suffix)
+                job.served = list(dict.fromkeys([*job.served, again]))
+                await self._requests.keep(again)  # before the error: another one begins even if the bridge ends now
                 await self._publish_error(job, failure)
                 job.progress = self._board.running(job.answered_as)
                 course = None
@@ -409,8 +456,10 @@ class Snapshotter:
 
     async def _leave_older(self, job: Job, course: Course) -> None:
         """Leave the requests that are older than a running snapshot's start, which is their answer."""
-        start = await self._js.get_message(INIT, seq=course.start_seq)
-        for asked in job.served:
+        await self._leave_before(await self._js.get_message(INIT, seq=course.start_seq), job.served)
+
+    async def _leave_before(self, start: StoredMessage | None, requests: Sequence[Asked]) -> None:
+        for asked in requests:
             if start is None or await self._requests.stored_at(asked) < start.time:
                 self._requests.leave(asked)
                 await self._requests.answered(asked)
@@ -434,7 +483,7 @@ class Snapshotter:
     async def _publish_error(self, job: Job, failure: SnapshotFailed) -> None:
         progress = job.progress
         fix = fix_of(failure, job.published.qualified, job.published.token)
-        self._board.failed(progress, f"{failure.kind}: {failure}", fix)
+        self._board.failed(progress, f"{failure.kind}: {failure.shown}", fix)
         log.error(
             "snapshot failed", table=job.answered_as, kind=failure.kind, reason=str(failure), snapshot_id=progress.snapshot_id
         )
@@ -445,11 +494,14 @@ class Snapshotter:
             )
         )  # fmt: skip
 
-    async def _publish(self, message: Message) -> None:
+    async def _publish(self, message: Message) -> bool:
+        """Return whether it is stored."""
         try:
             await self._js.publish(message.subject, message.body)
         except (JetStreamError, SinkRefused) as exc:
             log.warning("cannot publish the error to consumers", subject=message.subject, reason=str(exc))
+            return False
+        return True
 
 
 def _kind(asked: Asked) -> PartKind:

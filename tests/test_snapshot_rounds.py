@@ -399,6 +399,28 @@ def test_rows_are_named_by_their_keys(database: Database, nats: NatsServer, make
         assert refused.error_type in ("bad_request", "postgres_error")
 
 
+def test_a_row_that_no_message_can_carry_is_found_before_any_is_read(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    database.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, v text); ALTER TABLE items ALTER v SET STORAGE EXTERNAL; INSERT INTO items"
+        " SELECT g, repeat('x', 900000) FROM generate_series(1, 12) g; INSERT INTO items VALUES (777, repeat('x', 3000000));"
+        "CREATE PUBLICATION cdc_pub FOR TABLE items"
+    )
+    bridge = make_bridge(database, nats)
+    for part, body in (("items+ranges", None), ("items+me-1", {"keys": [[1], [777]]})):
+        refused = take_rounds(nats.url, part, body)
+        assert refused.start is None
+        assert refused.error is not None
+        assert refused.error.error_type == "row_too_large"
+        assert "id=777" in refused.error.error_message
+    large = take_rounds(nats.url, "items+me-2", {"keys": [[n] for n in range(1, 13)]})
+    assert sorted(row["id"] for row in large.rows) == [*range(1, 13)], "more than is held at once"
+    assert len(large.places) == 1
+    assert "777" not in str(bridge.status()["snapshots"]), "who sees the bridge's state sees no row"
+    assert "id=777" in bridge.log()
+
+
 def test_small_tables_do_not_wait_for_large_ones(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     tables = ["large1", "large2", "large3"]
     for name in tables:

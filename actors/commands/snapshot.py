@@ -134,7 +134,10 @@ async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dic
         await trio.sleep(LOOK_EVERY_S)
         for of in (init_meta, init_error):
             found = await _last(js, of(token), stream, since_seq)
-            if found:
+            if found and found.get("error_type") == "table_changed" and split_suffix(token)[1] == RANGES:
+                since_seq = found["_seq"]  # in rounds another one begins by itself
+                print(f"{table_name(token)}: {found['error_message']}", file=sys.stderr)
+            elif found:
                 return found
         if not reported and trio.current_time() - started > WAITING_AFTER_S:
             reported = True

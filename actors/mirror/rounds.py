@@ -59,6 +59,9 @@ from actors.wire.nats import decode_headers, encode_pub
 log = get_logger("mirror")
 
 ASK_AGAIN_S = 30.0
+SILENT_S = 1800.0
+"""Silence after which a snapshot that has begun is asked for again. A bridge that comes back continues it by itself, and would
+take another one for a request that is younger than its start."""
 UNANSWERED_MAX = 3
 """Requests without an answer after which the bridge counts as one that knows no rounds."""
 LOOK_S = 2.0
@@ -66,6 +69,12 @@ EVENTS_S = 0.1
 ROWS_MAX = 5_000
 """Changes per local transaction."""
 KEYS_MAX = 1_000
+BODY_BYTES_MAX = 256 * 1024
+"""Of a request that names rows: below any limit of a message."""
+PASSING = ("postgres_unavailable", "no_watermark", "table_changed", "start_lost", "nats_error")
+"""Errors after which the same rows are asked for once more, since the copy is complete but for them."""
+UNREADABLE = ("row_too_large", "unreadable_value")
+"""Errors of one row among those that were asked for."""
 ASKED_MAX = 10
 """How often incomplete rows are asked for: values that are omitted again and again stay unknown."""
 
@@ -154,6 +163,8 @@ class _RoundsReader:
         self._events: OrderedConsumer | None = None
         self._waiting: list[Delivered] = []
         self._boundaries = Boundaries(source, [cdc_of_table(token), CDC_NOTICES])
+        self._unreadable: set[tuple[Any, ...]] = set()
+        """Keys of rows that no message can carry."""
 
     async def run(self) -> Gathered:
         """Read until the copy is complete."""
@@ -166,7 +177,7 @@ class _RoundsReader:
                 now = trio.current_time()
                 if messages:
                     heard_at = now
-                elif now - heard_at >= ASK_AGAIN_S:
+                elif now - heard_at >= (ASK_AGAIN_S if self._start is None else SILENT_S):
                     unanswered, heard_at = unanswered + 1, now
                     if self._start is None and unanswered == UNANSWERED_MAX:
                         raise RoundsRefused("nobody answers")
@@ -395,36 +406,88 @@ class _RoundsReader:
         return Gathered(whole, place.created, place.init_seq, statements.shape, place.rows_done)
 
     async def _fill(self, start: RangesStart, keys: Sequence[Sequence[Any]]) -> None:
-        """Ask for rows by their keys, and make just those right, at the place of the answer."""
-        replica, statements, place = self._replica, self._statements, self._place
-        assert statements is not None, "set with the start"
-        assert place is not None, "set with the start"
-        log.info("asking for rows that lack values", table=self._token, rows=len(keys))
-        names = statements.missing_shape.names
+        """Ask for rows by their keys, and make just those right, each at the place of its answer.
+
+        A row that no message can carry keeps its unknown columns.
+        """
+        waiting = [[key for key in keys if tuple(key) not in self._unreadable]]
+        await self._leave_unknown([key for key in keys if tuple(key) in self._unreadable])
+        while waiting:
+            some = waiting.pop(0)
+            if not some:
+                continue
+            body = self._body(start, some)
+            chunks = None
+            if len(body) <= BODY_BYTES_MAX or len(some) == 1:
+                log.info("asking for rows that lack values", table=self._token, rows=len(some))
+                chunks = await self._answer(start, body)
+            if chunks is not None:
+                await self._replace(start, some, chunks)
+            elif len(some) > 1:
+                middle = len(some) // 2
+                waiting[:0] = [some[:middle], some[middle:]]
+            else:
+                log.warning("a row's values stay unknown: no message can carry it", table=self._token)
+                self._unreadable.update(map(tuple, some))
+                await self._leave_unknown(some)
+
+    def _body(self, start: RangesStart, keys: Sequence[Sequence[Any]]) -> bytes:
+        assert self._statements is not None, "set with the start"
+        names = self._statements.missing_shape.names
         order = [names.index(name) for name in start.key]
         pack: Any = msgpack.packb
         body: bytes = pack({"keys": [[key[i] for i in order] for key in keys]}, unicode_errors="surrogateescape")
+        return body
+
+    async def _answer(self, start: RangesStart, body: bytes) -> list[RangesChunk] | None:
+        """The rows that a request names; None if one of them cannot be sent."""
+        place, own = self._place, self._source.name
+        assert place is not None, "set with the start"
         async with self._answers(body) as (consumer, ask):
+            answer: RangesStart | None = None
             chunks: list[RangesChunk] = []
             heard_at = trio.current_time()
             while True:
                 messages = await consumer.receive(LOOK_S)
-                check_published(replica, self._token)
-                if not messages and trio.current_time() - heard_at >= ASK_AGAIN_S:
+                check_published(self._replica, self._token)
+                if messages:
+                    heard_at = trio.current_time()
+                elif trio.current_time() - heard_at >= ASK_AGAIN_S:
                     heard_at = trio.current_time()
                     await ask()
                 for record in [await self._decode(message) for message in messages]:
-                    if isinstance(record, RangesStart):
-                        chunks = []
+                    if isinstance(record, RangesStart) and record.stream == own:
+                        answer, chunks = record, []
                         if (record.schema_id, record.version) != (start.schema_id, start.version):
                             raise SnapshotUnusable("it is published differently", init_seq=place.init_seq)
+                    elif isinstance(record, SnapshotError) and record.stream == own:
+                        if record.snapshot_id and answer is not None and record.snapshot_id != answer.snapshot_id:
+                            continue  # an attempt that is over
+                        if record.error_type in UNREADABLE:
+                            return None
+                        if record.error_type not in PASSING:
+                            raise SnapshotRefused(f"{record.error_type}: {record.error_message}")
+                        log.warning(
+                            "rows that lack values were not sent; asking again", table=self._token, kind=record.error_type,
+                            reason=record.error_message, next_try_s=ASK_AGAIN_S,
+                        )  # fmt: skip
+                    elif answer is None or getattr(record, "snapshot_id", "") != answer.snapshot_id:
+                        pass  # somebody else's
                     elif isinstance(record, RangesChunk):
                         chunks.append(record)
-                    elif isinstance(record, SnapshotError) and record.stream == self._source.name:
-                        raise SnapshotRefused(f"{record.error_type}: {record.error_message}")
-                    elif isinstance(record, SnapshotMeta) and record.stream == self._source.name and chunks:
-                        await self._replace(start, keys, chunks)
-                        return
+                    elif isinstance(record, SnapshotMeta) and record.stream == own:
+                        if record.batch_count != len(chunks):
+                            answer = None
+                        elif record.stream_seq >= place.stream_seq:
+                            return chunks
+                        else:  # events that are applied already would be undone
+                            await self._source.check_holds(place.stream_seq, place.created)
+                            answer = None
+
+    async def _leave_unknown(self, keys: Sequence[Sequence[Any]]) -> None:
+        assert self._statements is not None, "set with the start"
+        if keys:
+            await self._replica.run([self._statements.not_missing(keys)])
 
     async def _replace(self, start: RangesStart, keys: Sequence[Sequence[Any]], chunks: Sequence[RangesChunk]) -> None:
         replica, statements = self._replica, self._statements

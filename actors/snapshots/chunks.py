@@ -89,8 +89,10 @@ class RowTooLarge(ValueError):
     """A single row is too large for a message."""
 
     def __init__(self, size_bytes: int, bytes_max: int, row: str = "") -> None:
-        which = f", {row}," if row else ""
-        super().__init__(f"a row of {size_bytes:,} bytes{which} is too large for a message (limit {bytes_max:,} bytes)")
+        said = f"a row of {size_bytes:,} bytes{{}} is too large for a message (limit {bytes_max:,} bytes)"
+        super().__init__(said.replace("{}", f", {row}," if row else ""))
+        self.without_row = said.replace("{}", "")
+        """The same without the row's key."""
 
 
 _RAW_BYTES = 80

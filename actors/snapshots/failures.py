@@ -16,9 +16,10 @@ _LARGER_BYTES = 64 << 20
 class SnapshotFailed(Exception):
     """The failure of one snapshot, with `kind` and words for init.error."""
 
-    def __init__(self, kind: str, words: str) -> None:
+    def __init__(self, kind: str, words: str, shown: str | None = None) -> None:
+        """`shown`: the words without values of rows, for those who may see the bridge's state and not its data."""
         super().__init__(words)
-        self.kind = kind
+        self.kind, self.shown = kind, words if shown is None else shown
 
 
 class NoWatermark(Exception):
@@ -62,11 +63,12 @@ def failure_of(exc: Exception) -> SnapshotFailed:
         return exc
     if isinstance(exc, PostgresError):
         kind = "permission_denied" if exc.sqlstate == "42501" else "postgres_error"
-        return SnapshotFailed(kind, exc.said + (f"; {exc.hint}" if exc.hint else ""))
+        has_values = exc.sqlstate.startswith(("22", "23"))
+        shown = f"PostgreSQL could not read a value ({exc.sqlstate})" if has_values else None
+        return SnapshotFailed(kind, exc.said + (f"; {exc.hint}" if exc.hint else ""), shown)
     if isinstance(exc, RowTooLarge):
-        return SnapshotFailed(
-            "row_too_large", f"{exc}; raise max_payload of nats-server and max_msg_size of stream INIT, or --zstd"
-        )
+        fix = "raise max_payload of nats-server and max_msg_size of stream INIT, or --zstd"
+        return SnapshotFailed("row_too_large", f"{exc}; {fix}", f"{exc.without_row}; {fix}")
     if isinstance(exc, UnicodeDecodeError):
-        return SnapshotFailed("unreadable_value", f"a text is not UTF-8: {exc}")
+        return SnapshotFailed("unreadable_value", f"a text is not UTF-8: {exc}", "a text is not UTF-8")
     return SnapshotFailed("nats_error", str(exc))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -121,7 +121,8 @@ class Lane:
     async def read(self, span: RowRange) -> AsyncGenerator[Cut]:
         """Yield the rows of a range in the key's order, a chunk's worth at a time, until it ends or the round does.
 
-        Raises PostgresError and SourceUnavailable.
+        Holds what a chunk has room for and one block, however much wider rows become. Raises PostgresError and
+        SourceUnavailable.
         """
         names = [column.name for column in self.table.relation.columns]
         places = [names.index(name) for name in self.key.columns]
@@ -131,30 +132,49 @@ class Lane:
             f"{condition} ORDER BY {self.key.listed}"
         )
         while True:
-            wanted, found = self._rows_wanted(), 0
+            wanted, found, size_bytes, room = self._rows_wanted(), 0, 0, self.room()
             pieces: list[KeyedPiece] = []
-            with trio.move_on_at(self.clock.hard) as late:
-                fetch = f"FETCH FORWARD {wanted} FROM walbridge_rows"
-                async with aclosing(self.connection.blocks(fetch, self.table.block_rows)) as results:
-                    async for result in results:
-                        if self.events_underway():
-                            await trio.sleep(STEP_ASIDE_S)
-                        piece = self.blocks.piece(result)
-                        found += piece.rows
-                        pieces.append(KeyedPiece(piece, keys_in(result, places, self.connection)))
-            if late.cancelled_caught:
-                self.is_cut_off = True
-                await self.connection.abandon()
-            cut = Cut(pieces, not self.is_cut_off and found < wanted)
-            if found:
-                self._row_bytes = max(1.0, cut.size_bytes / found)
-            if pieces or cut.is_last:
-                yield cut
-            if cut.is_last:
+            fetch = f"FETCH FORWARD {wanted} FROM walbridge_rows"
+            async with aclosing(self.connection.blocks(fetch, self.table.block_rows)) as results:
+                while (result := await self._next(results)) is not None:
+                    if pieces and size_bytes >= room:  # rows are wider than those before: do not wait for all of them
+                        yield self._cut(pieces, is_last=False)
+                        pieces, size_bytes = [], 0
+                        if self.is_over:
+                            await self._leave()
+                            return
+                    keyed = KeyedPiece(self.blocks.piece(result), keys_in(result, places, self.connection))
+                    found += keyed.piece.rows
+                    size_bytes += keyed.size_bytes
+                    pieces.append(keyed)
+            is_last = not self.is_cut_off and found < wanted
+            if pieces or is_last:
+                yield self._cut(pieces, is_last=is_last)
+            if is_last:
                 await self.connection.query("CLOSE walbridge_rows")
                 return
             if self.is_over:
                 return
+
+    async def _next(self, results: AsyncIterator[pq.abc.PGresult]) -> pq.abc.PGresult | None:
+        """The next block of a query; None at its end, or when the round is over."""
+        with trio.move_on_at(self.clock.hard):
+            if self.events_underway():
+                await trio.sleep(STEP_ASIDE_S)
+            return await anext(results, None)
+        await self._leave()
+        return None
+
+    async def _leave(self) -> None:
+        """Stop what the server still does."""
+        self.is_cut_off = True
+        await self.connection.abandon()
+
+    def _cut(self, pieces: list[KeyedPiece], *, is_last: bool) -> Cut:
+        cut = Cut(pieces, is_last)
+        if cut.rows:
+            self._row_bytes = max(1.0, cut.size_bytes / cut.rows)
+        return cut
 
     def _rows_wanted(self) -> int:
         """How many rows make a chunk, by those that came before."""

@@ -22,11 +22,12 @@ from actors.positions import format_lsn
 from actors.snapshots.course import ChunkStore, Course, check_start, finish
 from actors.snapshots.failures import NoWatermark, SnapshotFailed, TableChanged
 from actors.snapshots.lanes import Clock, Cut, KeyedPiece, Lane, keys_in
+from actors.snapshots.large_rows import refuse_large_rows
 from actors.snapshots.progress import SnapshotBoard
 from actors.snapshots.rounds import OpenRound, open_round
-from actors.snapshots.row_key import RANGE_BYTES_MIN, RANGES_PER_LANE, cut_by_size, where
+from actors.snapshots.row_key import BY_INDEX, RANGE_BYTES_MIN, RANGES_PER_LANE, cut_by_size, where
 from actors.snapshots.seats import Seats
-from actors.snapshots.setup import Cancelling, Pace, SnapshotSetup
+from actors.snapshots.setup import GATHER_BYTES_MAX, Cancelling, Pace, SnapshotSetup
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import SnapshotProgress
 from actors.wire.sql_names import quoted
@@ -114,6 +115,10 @@ class RangesTaker:
     ) -> None:
         async with open_round(self._setup, self._js, published, lanes=lanes, after=after) as opened:
             if course is None:
+                # once, in the order of the pages: the rounds' own settings would read the whole index for it
+                await opened.table.connection.query("SET LOCAL enable_seqscan = on")
+                await self._refuse_large_rows(token, opened)
+                await opened.table.connection.query(BY_INDEX)
                 course = await self._begin(token, opened, "ranges")
                 await self._begun()
             else:
@@ -128,6 +133,12 @@ class RangesTaker:
         # rows that a filter leaves out take time as well: a round that brought nothing gets more
         moved = (course.rows, len(course.left)) != before
         self._round_s = float(self._setup.config.snapshots.round_s) if moved else min(ROUND_MAX_S, 2 * self._round_s)
+
+    async def _refuse_large_rows(self, token: str, opened: OpenRound, source: str = "") -> None:
+        is_compressed = self._setup.compressor(split_suffix(token)[0]) is not None
+        payload_max = self._setup.stream.init_payload_max
+        key = opened.key.columns
+        await refuse_large_rows(opened.table, payload_max, is_compressed=is_compressed, source=source, key=key)
 
     async def _begin(self, token: str, opened: OpenRound, mode: Literal["ranges", "keys"]) -> Course:
         """Store the start."""
@@ -232,19 +243,29 @@ class RangesTaker:
             places = [names.index(name) for name in key.columns]
             rows = f"(SELECT {table.columns} FROM {table.published.own}{where(table.published.row_filter)}) AS named"
             blocks = self._setup.blocks_of(table, "map")
-            pieces: list[KeyedPiece] = []
             if "bytea" in key.types:
                 keys = [key.with_bytes(one) for one in keys]
             statement = f"SELECT {columns} FROM {rows} {key.joined(list(dict.fromkeys(keys)), 'named')}" if keys else ""
+            pieces: list[KeyedPiece] = []
+            course: Course | None = None
+
+            async def send(*, is_last: bool) -> Course:
+                nonlocal course
+                if course is None:
+                    course = await self._begin(token, opened, "keys")
+                sent = await self._store_of(course, opened).store(0, Cut([*pieces], is_last), opened.place)
+                self._board.sent(self._progress, chunks=course.chunks, rows=course.rows, new_bytes=sent)
+                pieces.clear()
+                return course
+
             if statement:
-                pieces = [
-                    KeyedPiece(blocks.piece(result), keys_in(result, places, table.connection))
-                    async for result in table.connection.blocks(statement, table.block_rows)
-                ]
-            course = await self._begin(token, opened, "keys")
-            store = self._store_of(course, opened)
-            sent = await store.store(0, Cut(pieces, True), opened.place)
-            self._board.sent(self._progress, chunks=course.chunks, rows=course.rows, new_bytes=sent)
+                await self._refuse_large_rows(token, opened, f"({statement}) AS named_rows")
+                async with aclosing(table.connection.blocks(statement, table.block_rows)) as results:
+                    async for result in results:
+                        if sum(keyed.size_bytes for keyed in pieces) >= GATHER_BYTES_MAX:
+                            await send(is_last=False)
+                        pieces.append(KeyedPiece(blocks.piece(result), keys_in(result, places, table.connection)))
+            course = await send(is_last=True)
         await finish(self._js, course, self._setup.encoder)
         await self._begun()  # only now: if the bridge is killed before, the request is there still
         return course

@@ -19,6 +19,8 @@ log = get_logger("snapshotter")
 WAITING_MAX = 10_000
 """Distinct tables, as many as the stream keeps. Further requests are found when the stream is read again."""
 READ_AGAIN_S = 30.0
+BODIES_BYTES_MAX = 16 * 1024 * 1024
+"""Of all requests that name rows and wait. Who asks for more meanwhile asks again half a minute later."""
 
 
 class Asked(NamedTuple):
@@ -71,6 +73,7 @@ class SnapshotRequests:
         self._js, self._stream, self._kept = js, stream, kept
         self._waiting: dict[Asked, None] = {}
         self._bodies: dict[Asked, bytes] = {}
+        self._bodies_bytes = 0
         self._news = trio.Event()
 
     @property
@@ -92,9 +95,12 @@ class SnapshotRequests:
         """Add a request; an equal one changes nothing, but its body counts."""
         room = len(self._waiting) < WAITING_MAX or (asked.token in self.known and not asked.suffix)
         if 0 < len(asked.token) <= TOKEN_MAX and (room or asked in self._waiting):
-            self._waiting.setdefault(asked)
             if body and part_of(asked.suffix) == Part("keys", asked.suffix[1:]):
-                self._bodies[asked] = body
+                total = self._bodies_bytes + len(body) - len(self._bodies.get(asked, b""))
+                if total > BODIES_BYTES_MAX:
+                    return
+                self._bodies[asked], self._bodies_bytes = body, total
+            self._waiting.setdefault(asked)
             self.nudge()
 
     async def body_of(self, asked: Asked) -> bytes:
@@ -129,7 +135,17 @@ class SnapshotRequests:
         """Remove requests that are being served or that another bridge answers; a later request is a new one."""
         for one in asked:
             self._waiting.pop(one, None)
-            self._bodies.pop(one, None)
+            self._bodies_bytes -= len(self._bodies.pop(one, b""))
+
+    async def keep(self, asked: Asked) -> None:
+        """Have a request in the stream that is to be served even if the bridge ends now. Raises SinkUnavailable."""
+        if not self._kept:
+            return
+        try:
+            await self._js.publish(asked.subject, b"")
+        except (JetStreamError, SinkRefused) as exc:
+            if not isinstance(exc, JetStreamError) or await self.stored_at(asked) == "":  # else it is there already
+                log.warning("cannot keep a request; it is lost if the bridge ends now", table=asked.token, said=exc.said)
 
     async def answered(self, *asked: Asked) -> None:
         """Delete requests whose answer is in the stream. Raises SinkUnavailable."""

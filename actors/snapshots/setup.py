@@ -101,4 +101,9 @@ class Cancelling:
     def check(self) -> None:
         """Raise SnapshotFailed if it was."""
         if self.is_asked.is_set():
-            raise SnapshotFailed("cancelled", "somebody has cancelled this snapshot")
+            raise self.failure()
+
+    @staticmethod
+    def failure() -> SnapshotFailed:
+        """The failure of a snapshot that was cancelled."""
+        return SnapshotFailed("cancelled", "somebody has cancelled this snapshot")

@@ -30,9 +30,6 @@ from actors.telemetry.telemetry import SnapshotProgress
 
 log = get_logger("snapshotter")
 
-COMPRESSION_RATIO_MAX = 64
-"""Rows that would have to be compressed by more than this are not even tried."""
-
 
 class SnapshotTaker:
     """Takes one snapshot in one transaction, on PostgreSQL connections of its own."""
@@ -73,9 +70,7 @@ class SnapshotTaker:
             # only now: a bridge killed in between finds the request again, or a start without an end
             await self._requests.answered(*served)
             log.info("snapshot begins", table=token, snapshot_id=head.snapshot_id, snapshot_lsn=format_lsn(lsn))
-            if table.has_toast:
-                # a row that is too large may still fit compressed
-                await refuse_large_rows(table, payload_max * (1 if compressor is None else COMPRESSION_RATIO_MAX))
+            await refuse_large_rows(table, payload_max, is_compressed=compressor is not None)
             await self._send_rows(table, messages, compressor, progress)
         if await js.get_message(INIT, seq=starts[0]) is None:
             raise start_lost(await js.stream_info(INIT), progress.bytes)

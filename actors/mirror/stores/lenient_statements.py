@@ -64,11 +64,15 @@ class LenientStatements:
 
     def forget(self, keys: Sequence[Params]) -> list[Statement]:
         """Remove the rows of these keys, which were read from the table of missing ones, from both tables."""
+        return [self._delete(self.shape.local, keys), self.not_missing(keys)]
+
+    def not_missing(self, keys: Sequence[Params]) -> Statement:
+        """Remove these keys from the table of missing ones alone: what their rows lack stays unknown."""
+        return self._delete(self.missing, keys)
+
+    def _delete(self, local: tuple[str, str], keys: Sequence[Params]) -> Statement:
         where = " AND ".join(f"{quoted(name)} = {self._dialect.parameter(i)}" for i, name in enumerate(self.shape.pk, 1))
-        return [
-            Statement(f"DELETE FROM {self._dialect.table(local)} WHERE {where}", list(keys), token=self.shape.token)
-            for local in (self.shape.local, self.missing)
-        ]
+        return Statement(f"DELETE FROM {self._dialect.table(local)} WHERE {where}", list(keys), token=self.shape.token)
 
     def _note_missing(self, row: Row) -> Statement:
         sql, params = self._missing.insert({name: row[name] for name in self.shape.pk})
