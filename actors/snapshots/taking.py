@@ -98,7 +98,6 @@ class SnapshotTaker:
                 await window.send(message.subject, message.body, message.headers)
             size_bytes = sum(len(message.body) for message in made)
             self._pace.sent(size_bytes)
-            await self._pace.wait()
             self._board.sent(progress, chunks=cutter.chunks, rows=cutter.rows, new_bytes=size_bytes)
 
         async with aclosing(table.blocks()) as results:
@@ -109,5 +108,6 @@ class SnapshotTaker:
                 made = cutter.add(blocks.piece(result))
                 if made:
                     await send(made)
+                    await self._pace.wait()  # not after the last chunk: a small table waits for no other's bytes
         await send(cutter.finish())
         await window.drain()
