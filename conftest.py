@@ -57,6 +57,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 @contextmanager
 def _same_logging() -> Iterator[None]:
     """Loggers are the process's: what a test does to them must not hide the records that a later test waits for."""
+    logging.getLogger("walbridge")  # until somebody asks for it, it is only a place in the tree
     loggers = [logging.root, *(one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger))]
     before = [(one, one.level, one.propagate, one.disabled, one.handlers[:]) for one in loggers]
     try:
