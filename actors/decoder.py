@@ -429,6 +429,7 @@ async def decode_blocks(
     `news` are taken out and handed on in their place.
     Owns both channel ends; ends when `blocks` ends. Raises MalformedMessage and what `describe` raises.
     """
+    decoded_before = telemetry.transactions  # in the runs before this one
     with blocks, items_out:
         async for block in blocks:
             began = time.perf_counter()
@@ -442,9 +443,10 @@ async def decode_blocks(
                     defined(decoder.define(decoder.wanted, await describe(decoder.wanted)))
             if news:
                 decoder.tell(news, items)
-            telemetry.transactions = decoder.transactions
-            telemetry.largest_transaction_events = decoder.largest_transaction
-            telemetry.last_commit_at = decoder.last_commit_us / 1e6
+            telemetry.transactions = decoded_before + decoder.transactions
+            telemetry.largest_transaction_events = max(telemetry.largest_transaction_events, decoder.largest_transaction)
+            if decoder.last_commit_us:
+                telemetry.last_commit_at = decoder.last_commit_us / 1e6
             decoder.passed(block.wal_end)
             telemetry.decoded_lsn = block.wal_end
             telemetry.last_processing_time_us = round((time.perf_counter() - began) * 1e6 / len(block.messages))

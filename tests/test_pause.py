@@ -49,6 +49,7 @@ def test_what_was_read_is_stored_and_confirmed_before_the_slot_is_released_and_a
             assert done.returncode == 0, done.stderr
             assert done.stdout.startswith("paused: slot cdc_slot is released at ")
             assert "WAL held: " in done.stdout
+            assert f"to continue: walbridge resume --url http://127.0.0.1:{bridge.port}" in done.stdout
             status = bridge.status()
             assert database.execute(SLOT, [status["positions"]["durable"]]) == [(False, True)]
             assert status["positions"]["durable"] == status["positions"]["confirmed"]
@@ -72,7 +73,8 @@ def test_what_was_read_is_stored_and_confirmed_before_the_slot_is_released_and_a
         assert database.execute("SELECT active FROM pg_replication_slots WHERE slot_name = 'cdc_slot'") == [(False,)]
         done = told("resume", bridge)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("resumed. Streaming.")
+        assert done.stdout.startswith("slot cdc_slot: resumed. Streaming.")
+        assert "slot cdc_slot: it was not paused. Streaming." in told("resume", bridge).stdout
         assert told("resume", bridge).returncode == 0
         wait_until_drained(bridge, database)
         assert_exact(read_stream(nats.url), oracle.expected())

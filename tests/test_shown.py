@@ -37,6 +37,8 @@ def test_an_idle_database_is_green_after_a_restart_and_an_outage(
     assert [stage["stage"] for stage in status["stages"] if stage["stuck"]] == []
     assert (status["lag_seconds"], status["verdict"]["level"]) == (0, "warn" if problems(status) else "ok")
     assert "has not moved" not in status["verdict"]["text"]
+    database.execute("INSERT INTO t VALUES (2)")
+    wait_until_drained(bridge, database)
     nats.kill()
     wait_for(lambda: bridge.status()["state"] == "waiting_nats" and errors(bridge.metrics()) > 2)
     status = bridge.status()
@@ -44,7 +46,11 @@ def test_an_idle_database_is_green_after_a_restart_and_an_outage(
     assert "unstored" not in status["verdict"]["text"]
     nats.start()
     bridge.wait_ready()
-    assert bridge.status()["nats_reconnect_count"] == 1, "one outage, however many attempts"
+    status = bridge.status()
+    assert status["nats_reconnect_count"] == 1, "one outage, however many attempts"
+    assert (status["transactions"], status["last_commit_at"] > 0) == (1, True), "an outage begins no new count"
+    assert "PostgreSQL has sent nothing" not in status["verdict"]["text"]
+    wait_for(lambda: "No changes now; the last was committed" in bridge.status()["verdict"]["text"])
     assert bridge.stop() == 0
     assert "confirmed_lsn=0/0" not in bridge.log()
 

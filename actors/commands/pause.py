@@ -19,15 +19,20 @@ LOOK_EVERY_S = 0.2
 @takes_settings(port="of the running bridge")
 def pause(flags: Flags, *, url: Url = "", env_file: EnvFile = None) -> int:
     """Pause a bridge."""
-    return tell(find_bridge(flags, url, env_file, with_token=True), "pause", is_paused, paused_words)
+    bridge = find_bridge(flags, url, env_file, with_token=True)
+    return tell(bridge, "pause", is_paused, lambda _, status: paused_words(status, bridge.url))
 
 
 def tell(
-    bridge: RunningBridge, path: str, is_done: Callable[[Mapping[str, Any]], bool], words: Callable[[Mapping[str, Any]], str]
-) -> int:
-    """POST to a bridge and wait until its status says that it is done; print words of the status. 0, or 1 with the reason."""
+    bridge: RunningBridge, path: str, is_done: Callable[[Mapping[str, Any]], bool],
+    words: Callable[[Mapping[str, Any], Mapping[str, Any]], str],
+) -> int:  # fmt: skip
+    """POST to a bridge and wait until its status says that it is done; print words of the answer and the status.
+
+    0, or 1 with the reason.
+    """
     try:
-        bridge.post(path)
+        answer = bridge.post(path)
         deadline = time.monotonic() + WAIT_S
         while not is_done(status := bridge.status()):
             if time.monotonic() > deadline:
@@ -37,7 +42,7 @@ def tell(
     except NoAnswer as exc:
         print(f"walbridge: {exc}", file=sys.stderr)
         return 1
-    print(printable(words(status)))
+    print(printable(words(answer, status)))
     return 0
 
 
@@ -46,8 +51,8 @@ def is_paused(status: Mapping[str, Any]) -> bool:
     return status["state"] == "paused" or not status["paused"]
 
 
-def paused_words(status: Mapping[str, Any]) -> str:
-    """Say what the pause means now, and what ends it."""
+def paused_words(status: Mapping[str, Any], url: str) -> str:
+    """Say what the pause means now, and what ends it: the command for the bridge at this address."""
     if not status["paused"]:
         return "resumed meanwhile by somebody else"
     lines = [
@@ -59,4 +64,4 @@ def paused_words(status: Mapping[str, Any]) -> str:
         lines.append(f"  after the pause: snapshots of {', '.join(again)}")
     if not status["paused"]["recorded"]:
         lines.append("  NATS does not have the pause yet: until it has, a restart would stream")
-    return "\n".join([*lines, "  to continue: walbridge resume"])
+    return "\n".join([*lines, f"  to continue: walbridge resume --url {url}"])

@@ -20,5 +20,8 @@ def _is_streaming(status: Mapping[str, Any]) -> bool:
     return status["state"] == "streaming" or status["paused"] is not None
 
 
-def _words(status: Mapping[str, Any]) -> str:
-    return "paused again by somebody else" if status["paused"] else f"resumed. {status['verdict']['text']}"
+def _words(answer: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    if status["paused"]:
+        return "paused again by somebody else"
+    done = "resumed" if answer["status"] == "resuming" else "it was not paused"
+    return f"slot {status['slot']}: {done}. {status['verdict']['text']}"

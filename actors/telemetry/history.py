@@ -230,7 +230,8 @@ class History:
             stage.stuck = not found and stage.behind and stood_s > STUCK_AFTER_S + held_s
             found |= stage.stuck
         received.stuck = t.state == "waiting_postgres" or (
-            t.state == "streaming" and now_unix_s - received.moved_at > SILENT_AFTER_S
+            # an outage of NATS was no silence of PostgreSQL
+            t.state == "streaming" and now_unix_s - max(received.moved_at, t.run_began_at) > SILENT_AFTER_S
         )
         if t.state == "waiting_nats":
             for stage in self.stages:

@@ -185,7 +185,7 @@ class Telemetry:
     |---|---|
     | state, faults, connections, tables, `publish_mode` | the supervisor |
     | `problems` | the supervisor (what preflight found, by its words), the wal_monitor (key `wal`) and the stream_monitor |
-    | `channels`; the start of `sent_*`, `stored_*`, `backlog` and the positions | the pipeline, once per run: `begin_run` |
+    | `channels`, `run_began_at`; the start of `sent_*`, `stored_*`, `backlog`, positions | the pipeline, per run: `begin_run` |
     | `received_*`, `wal_*`, `last_received_at` | the replication_reader |
     | `decoded_lsn`, `transactions`, `last_commit_at` and the like | the decoder |
     | `events_omitting_columns` | the batcher |
@@ -250,6 +250,7 @@ class Telemetry:
     wal_bytes_received: int = 0
     received_lsn: Lsn = NO_LSN
     last_received_at: float = 0.0
+    run_began_at: float = 0.0
     # decoder
     decoded_lsn: Lsn = NO_LSN
     transactions: int = 0
@@ -306,8 +307,8 @@ class Telemetry:
 
     def begin_run(self, channels: dict[str, Channel[Any]], begin: RunBegin) -> None:
         """Reset the figures of a run; unstored batches of the previous run come again."""
-        self.channels = channels
-        self.backlog.begin(begin.skip_lsn, begin.wal_end, time.time())
+        self.channels, self.run_began_at = channels, time.time()
+        self.backlog.begin(begin.skip_lsn, begin.wal_end, self.run_began_at)
         self.sent_seq = self.stored_seq = begin.last_seq
         self.sent_bytes = self.stored_bytes = 0
         self.received_lsn = self.decoded_lsn = self.published_lsn = self.durable_lsn = self.confirmed_lsn = begin.confirmed_lsn
