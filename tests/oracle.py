@@ -109,6 +109,8 @@ def assert_exact(events: Sequence[StoredEvent], expected: Sequence[Expected]) ->
     rows = [event for event in events if event.body["operation"] != "SCHEMA"]
     gaps = [event.body for event in rows if event.body["operation"] == "GAP"]
     assert not gaps, f"gap events: {gaps}"
+    published = [event.body for event in rows if event.body["operation"] == "PUBLISHED"]
+    assert not published, f"publication events: {published}"
     stored = [place(event.body) for event in rows]
     wanted = [(e.lsn, e.seq, e.operation, e.token) for e in expected]
     if stored != wanted:
