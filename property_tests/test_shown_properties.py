@@ -93,7 +93,7 @@ class World:
     gaps: list[NotedGap] = field(default_factory=list)
     """That nobody has acknowledged."""
     stood: float = 0.0
-    """Since when something waits to be confirmed; 0 if nothing does."""
+    """Since when something waits to be stored or confirmed, if only that other databases' WAL is passed; 0 if nothing does."""
 
     def __post_init__(self) -> None:
         self.start()
@@ -109,7 +109,7 @@ class World:
         self.telemetry = Telemetry(started_at=self.now)
         self.history = History(self.telemetry)
         self.metrics = Metrics(self.telemetry, CONFIG)
-        self.outages, self.known, self.last_told_commit_at = [0, 0], 0, 0.0
+        self.outages, self.known, self.last_told_commit_at, self.told_at = [0, 0], 0, 0.0, 0.0
         self.down.clear()
         self.looked_end, self.looked_at = 0, 0.0
         if self.away:
@@ -145,6 +145,8 @@ class World:
         self.written = [mark for mark in self.written if mark[0] > self.sent]
         t.received_lsn = t.decoded_lsn = t.published_lsn = Lsn(self.sent)
         t.last_received_at = self.now
+        if self.durable < self.sent and not self.stood:
+            self.stood = self.now
 
     # -- what happens
 
@@ -188,7 +190,7 @@ class World:
 
     def confirm(self) -> None:
         if not self.away:
-            self.confirmed, self.stood = self.durable, 0.0
+            self.confirmed, self.stood = self.durable, self.now if self.durable < self.sent else 0.0
             self.telemetry.confirmed_lsn = Lsn(self.confirmed)
             self.restart = max(self.restart, self.confirmed - MB)
 
