@@ -8,9 +8,13 @@ import sys
 
 import pytest
 
+from actors.embedded.nats import NatsServer
+from tests.conftest import MakeBridge
+from tests.evidence import judge
 from tests.faults.scenarios import SCENARIOS
 from tests.faults.tally import BEGIN, END, HEAD, Tally, put_into
-from tests.servers import CLEAN, ROOT
+from tests.faults.witness import OwnSession, Witness
+from tests.servers import CLEAN, ROOT, Database, wait_for_events
 
 PARTS = ("network,rivals,random", "power-cut-held,full-nats", "failover-lagging,cluster")
 
@@ -24,6 +28,22 @@ def test_faults_on_real_servers_lose_and_double_nothing(names: str) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     if "not run: no small disk" in done.stdout:
         pytest.skip("full-nats was not run: no small disk can be mounted here")
+
+
+def test_what_the_witness_had_not_seen_when_the_stream_was_cut_is_not_taken_for_seen(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    witness = Witness(OwnSession(database), nats.url)
+    with witness.held_still():
+        make_bridge(database, nats)
+        for i in range(3):
+            database.execute(f"INSERT INTO t VALUES ({i})")
+        wait_for_events(nats.url, 3)
+        with witness.cut_short():
+            pass  # the copy held everything
+    evidence = witness.finish()
+    assert (judge(evidence).faults, len(evidence.expected)) == ((), 3)
 
 
 def test_the_table_in_the_documents_has_every_scenario_in_its_words() -> None:

@@ -69,6 +69,12 @@ class Witness:
         threading.Thread(target=self._run, daemon=True).start()
 
     @contextmanager
+    def held_still(self) -> Iterator[None]:
+        """It does not look meanwhile."""
+        with self._lock:
+            yield
+
+    @contextmanager
     def caught_up(self) -> Iterator[None]:
         """Hold the witness still after it has seen the whole stream: what is removed meanwhile was seen."""
         with self._lock:
@@ -91,7 +97,7 @@ class Witness:
             evidence.holes = [hole for hole in evidence.holes if hole.before <= last]
             evidence.samples = [sample for sample in evidence.samples if sample.last_seq <= last]
             self._seen = {one: seq for one, seq in self._seen.items() if seq <= last}
-            self._last_seq = last
+            self._last_seq = min(self._last_seq, last)  # the copy may hold messages that nobody has read yet
 
     @contextmanager
     def made_anew(self) -> Iterator[None]:
