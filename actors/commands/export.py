@@ -235,7 +235,8 @@ def parse_tables(text: str) -> tuple[tuple[str, str], ...]:
 def _names_only(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without secrets. What it does not name is as in the files of `compose/`."""
     servers = {"DATABASE_URL", "PG_HOST", "PG_PORT", "NATS_URL", "NATS_HOST", "NATS_PORT"}
-    kept = {"POSTGRES_BRIDGE_USER", "PG_DB", "NATS_BRIDGE_USER", "NATS_REPLICAS", "BRIDGE_PORT"} | servers
+    names = {"BRIDGE_SLOT", "BRIDGE_PUB", "BRIDGE_STREAM", "BRIDGE_PORT"}
+    kept = {"POSTGRES_BRIDGE_USER", "PG_DB", "NATS_BRIDGE_USER", "NATS_REPLICAS"} | names | servers
     found = {name: value for name, value in environ.items() if name in kept and value}
     if "DATABASE_URL" not in found:
         found = {"POSTGRES_BRIDGE_USER": DEFAULT.role, "PG_DB": DEFAULT.database, "PG_HOST": "postgres", **found}

@@ -53,10 +53,14 @@ class Setting:
         return self.words.replace("`", "")
 
     def help(self, words: str = "") -> str:
-        """The words of a command's flag, or `words` in their place, with the default and the variable in brackets."""
+        """The words of a command's flag, or `words` in their place, with the default in brackets.
+
+        The variable too, unless it is the flag's own name: BRIDGE_SLOT of --slot.
+        """
         said = words or self.plain_words
         default = "" if self.is_switch else self.default
-        notes = ", ".join(filter(None, (default, f"env {self.variable}" if self.variable else "")))
+        variable = f"env {self.variable}" if self.variable not in ("", f"BRIDGE_{self.name.upper()}") else ""
+        notes = ", ".join(filter(None, (default, variable)))
         return said if said.endswith("]") or not notes else f"{said} [{notes}]"
 
 
