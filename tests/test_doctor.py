@@ -117,6 +117,10 @@ def test_beside_a_running_bridge_it_stores_and_removes_nothing(
     assert "the bridge of this slot runs" in of(rows, "HTTP port")["what"]
     assert "read by process" in of(rows, "slot")["what"]
     assert of(doctor(users.dsn, server.url, "--slot", "s2", env=at_its_port), "HTTP port")["code"] == "WB005"
+    elsewhere = doctor(users.server.dsn("postgres"), server.url, env=at_its_port)
+    assert of(elsewhere, "slot")["code"] == "WB114"
+    assert f"of database {users.name} listens there" in of(elsewhere, "HTTP port")["said"]
+    assert of(elsewhere, "resume")["level"] == "unknown", "the record is of another database's bridge"
     assert bridge.get("/ready")[0] == 200
     bridge.stop()
 

@@ -58,6 +58,8 @@ class PostgresSide:
         self._config, self._source, self._accept_gap = config, source, accept_gap
         self._model = PublicationModel(source.publication)
         self._problems: Sequence[Problem] | None = None
+        self.has_slot = False
+        """The slot is there and of this database, or the bridge can make it."""
 
     @property
     def tables(self) -> list[PublishedTable]:
@@ -182,8 +184,10 @@ class PostgresSide:
         slot = self._source.slot
         state, health = await slot_state(connection, slot), await slot_health(connection, slot)
         if self._source.temporary and state is not None and state.temporary:  # the start would wait until it is gone
+            self.has_slot = True
             return Found(f"{slot} is temporary, of a bridge that runs, in process {state.active_pid}")
         found = _found(await CHECKS["slot"](connection, self._source))
+        self.has_slot = True
         if state is None or health is None:
             return Found(found.words, [("warn", problem) for problem in await writers_before_slot(connection, slot)])
         if state.wal_status == "lost":
