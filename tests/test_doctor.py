@@ -362,7 +362,10 @@ def test_the_bridge_ends_with_what_the_doctor_has_said(users: Database, nats: Na
         assert failed["fix"].splitlines()[0] in ended.stderr
 
     users.execute("DROP PUBLICATION cdc_pub")
+    users.execute("CREATE PUBLICATION app_pub FOR TABLE users; CREATE PUBLICATION cdc_pvb FOR TABLE users")
     agree("WB106")
+    offered = of(doctor(users.dsn, nats.url), "publication")["fix"].splitlines()[-1]
+    assert offered == "or read one that is there (app_pub, cdc_pvb): --pub cdc_pvb"
     users.execute("CREATE PUBLICATION cdc_pub FOR TABLE users")
     edit_stream(nats.url, "CDC", no_ack=True)
     agree("WB236")

@@ -17,7 +17,7 @@ from actors.certify.trial import Setting
 from actors.errors import ConfigError
 from actors.process import most_telling
 from actors.settings.flags import option
-from actors.settings.setting import OTHER
+from actors.settings.setting import OTHER, no_choice
 from actors.telemetry.log import set_up_logging
 
 
@@ -44,8 +44,11 @@ def certify(
     if not names or not set(names) <= SHAPES.keys():
         raise ConfigError("WB002", f"--tables: {tables!r} is not users, orders, or users,orders")
     left_out = tuple(kind.strip() for kind in without.split(",") if kind.strip())
-    if not set(left_out) < ACTS.keys():
-        raise ConfigError("WB002", f"--without: {without!r} is not some of {', '.join(ACTS)}")
+    for kind in left_out:
+        if kind not in ACTS:
+            raise ConfigError("WB002", f"--without: {kind!r} {no_choice(kind, ACTS)}")
+    if ACTS.keys() <= set(left_out):
+        raise ConfigError("WB002", "--without: no act is left")
     set_up_logging("ERROR", "logfmt", ())
     setting = Setting(tuple(command), names, seed, zstd, left_out, patience)
 

@@ -33,7 +33,7 @@ from actors.settings.config import Config
 from actors.settings.env_file import read_env_file
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
-from actors.settings.setting import OTHER, SOURCE
+from actors.settings.setting import OTHER, SOURCE, no_choice
 from actors.wire.sql_names import quoted
 
 Kind = Literal["alerts", "grafana", "alloy", "compose", "kubernetes", "systemd", "nats-permissions", "sql-role"]
@@ -146,7 +146,7 @@ def write(kind: str, folder: Path | None, setup: Setup) -> int:
     Raises ConfigError when a file is there with other contents, or cannot be written.
     """
     if kind not in KINDS:
-        raise ConfigError("WB002", f"export {kind}: is not one of {', '.join(KINDS)}")
+        raise ConfigError("WB002", f"export {kind}: {no_choice(kind, KINDS)}")
     made = render(cast(Kind, kind), setup)
     if folder is None:
         if len(made) > 1:

@@ -19,13 +19,13 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from actors.commands.export import make_setup, parse_tables, render
 from actors.errors import ConfigError
 from actors.settings.config import SETTINGS
-from actors.settings.env_file import read_env_file
+from actors.settings.env_file import INIT_WRITES, read_env_file
 from actors.settings.flags import Flags, option, takes_settings
 from actors.settings.resolve import resolve
 from actors.settings.setting import OTHER, PUBLISHING, SOURCE
 from actors.startup.wal_level import NEEDS_CHANGE
 
-ENV_FILE, SQL_FILE = "walbridge.env", "walbridge.sql"
+ENV_FILE, SQL_FILE = INIT_WRITES, "walbridge.sql"
 _NAMES = ("slot", "pub", "stream", "port")
 POSTGRES, NATS, ROLE, KEEP_WAL = "postgresql://127.0.0.1:5432/postgres", "nats://127.0.0.1:4222", "walbridge", "100GB"
 

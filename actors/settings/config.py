@@ -22,6 +22,7 @@ from actors.settings.setting import (
     Setting,
     choice,
     matching,
+    no_choice,
     number,
     setting,
     settings_of,
@@ -44,7 +45,7 @@ def _exporter(text: str) -> Exporter:
 def _level(text: str) -> str:
     level = text.upper()
     if level not in ("DEBUG", "INFO", "WARNING", "WARN", "ERROR"):
-        raise ValueError("is not one of DEBUG, INFO, WARNING, ERROR")
+        raise ValueError(no_choice(level, ("DEBUG", "INFO", "WARNING", "ERROR")))
     return "WARNING" if level == "WARN" else level
 
 

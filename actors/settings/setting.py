@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -104,13 +105,19 @@ def number(low: int, high: int, kind: str, example: str) -> Callable[[str], int]
     return read
 
 
+def no_choice(text: str, choices: Collection[str]) -> str:
+    """Words after a text that is none of the choices: what they are, and which one may have been meant."""
+    close = difflib.get_close_matches(text, choices, n=1)
+    return f"is not one of {', '.join(choices)}" + (f"; did you mean {close[0]}?" if close else "")
+
+
 def choice(*choices: T) -> Callable[[str], T]:
     """Give a reader of one of these words."""
     known = {str(word): word for word in choices}
 
     def read(text: str) -> T:
         if text not in known:
-            raise ValueError(f"is not one of {', '.join(known)}")
+            raise ValueError(no_choice(text, known))
         return known[text]
 
     return read
