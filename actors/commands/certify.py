@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import trio
 from cyclopts.validators import Number
 
 from actors.certify.acts import ACTS, SHAPES
+from actors.certify.port import SUBJECT
 from actors.certify.run import certify as run_certify
 from actors.certify.run import history_of, lines_of
 from actors.certify.trial import Setting
@@ -60,6 +62,12 @@ def certify(
         if result.is_exact:
             print(f"exact: {result.rounds} rounds of seed {seed}, {result.snapshots} snapshots")
             return 0
+        if not result.verdict.answered:
+            raise ConfigError(
+                "WB528", f"the consumer, {shlex.join(command)}, has never told its tables: {result.verdict.wrong}",
+                said=result.printed, means="nothing could be compared",
+                fix=f"have it connect to the address in NATS_URL, and answer requests on {SUBJECT}: docs/certify.md",
+            )  # fmt: skip
         print("\n".join(lines_of(result)))
         if output is not None:
             await trio.Path(output).write_bytes(history_of(result, setting))
