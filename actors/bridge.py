@@ -198,7 +198,9 @@ class Supervisor:
                         continue
                     await self._note(fault)
                     if await self._stopped_while_waiting(fault):
-                        log.warning("stopped while waiting; the slot keeps all changes", waiting_for=str(fault))
+                        # a slot that nobody has seen may not be there yet
+                        kept = "; the slot keeps all changes" if confirmed_lsn(self._telemetry) else ""
+                        log.warning(f"stopped while waiting{kept}", waiting_for=str(fault))
                         return 1
             finally:
                 with trio.move_on_after(2) as closing:

@@ -17,6 +17,7 @@ from actors.clients.nats import connection
 from actors.clients.postgres.connection import PgConnection
 from actors.commands.export import DEFAULT, render
 from actors.doctor import checking, path_checks
+from actors.doctor.postgres_checks import is_too_short
 from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
 from actors.startup.streams import cdc_config, init_config
@@ -195,7 +196,11 @@ def test_a_server_that_is_not_set_up_for_it(make_postgres: MakePostgres, nats: N
     assert of(rows, "wal_level")["code"] == "WB111"
     assert of(rows, "publication")["fix"].startswith('CREATE PUBLICATION "cdc_pub" FOR TABLE "public"."t";')
     assert of(rows, "identities")["what"] == "could not be checked: publication cdc_pub does not exist"
-    assert [row["code"] for row in rows if row["check"] == "WAL limit"] == ["WB127", "WB127"]
+    (limit,) = [row for row in rows if row["check"] == "WAL limit"]
+    assert limit["code"] == "WB127"
+    assert "idle_replication_slot_timeout" in limit["what"], "no word of a rate that was counted for seconds"
+    assert [is_too_short(2 * 3600, counted_s) for counted_s in (60, 3599, 3600, 86_400)] == [False, False, True, True]
+    assert not is_too_short(3 * 86_400, 86_400)
     assert of(rows, "other slots")["what"] == "1 other slot that nobody reads"
     database.close()
 

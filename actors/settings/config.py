@@ -424,7 +424,7 @@ EMBEDDED = Setting(
     flag="--embedded", value="[DIR]", group=SOURCE,
     words="start PostgreSQL and NATS from the `embedded` extra, data kept in this folder",
     details="start PostgreSQL and NATS from the `embedded` extra. A folder may follow; without one the data is in the user's "
-    "data folder",
+    "data folder (`~/.local/share/walbridge`, or `$XDG_DATA_HOME/walbridge`), for root in `/var/lib/walbridge`",
 )  # fmt: skip
 ENV_FILE = Setting(
     flag="--env-file", value="FILE", words="NAME=value lines; the environment beats them", details="file of `NAME=value` lines"
