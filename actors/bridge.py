@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 
@@ -267,12 +267,15 @@ class Supervisor:
                     history_diverged=self._history_diverged,
                 )  # fmt: skip
                 self._history_diverged = False
-                # another bridge of the slot may have been paused since the record was looked at
-                self._pause.adopt(session.store.record.paused_at)
-                if self._pause.is_on:
-                    return
-                others = await read_other_bridges(js, publishing.stream)
-                self._problems.show("other bridges", same_tables_elsewhere(session.store.record, others))
+                with ExitStack() as unread:
+                    unread.callback(session.plan.close)
+                    # another bridge of the slot may have been paused since the record was looked at
+                    self._pause.adopt(session.store.record.paused_at)
+                    if self._pause.is_on:
+                        return
+                    others = await read_other_bridges(js, publishing.stream)
+                    self._problems.show("other bridges", same_tables_elsewhere(session.store.record, others))
+                    unread.pop_all()  # from here on the stream owns the plan's connection
                 live = await self._start_stream(session.plan, statuses)
                 # Only the slot's reader writes the record: a bridge that waits for the slot must not disturb its reader.
                 self._note_gap(session.start.gap)
