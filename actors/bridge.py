@@ -441,7 +441,7 @@ class Supervisor:
 
     def _show_gaps(self) -> None:
         gaps = self._store.record.gaps if self._store is not None else ()
-        self._telemetry.gap_problems = tuple(gap_problem(gap, self._config.publish.stream) for gap in gaps)
+        self._telemetry.gap_problems = tuple(gap_problem(gap, self._config.publish.stream, self._config.http) for gap in gaps)
 
     def _show_streaming(self, session: Session) -> None:
         telemetry, config = self._telemetry, self._config

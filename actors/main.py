@@ -11,6 +11,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
 
 from actors import __version__
+from actors.commands.as_typed import carried, remember
 from actors.commands.run import run
 from actors.errors import ConfigError, Fatal
 from actors.settings.env_file import unread_file
@@ -157,6 +158,7 @@ def cli(arguments: list[str] | None = None) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code. Everything that is wrong is reported on stderr."""
+    remember(arguments)
     try:
         result = app(_spelt_out(arguments), print_error=False, exit_on_error=False)
         sys.stdout.flush()
@@ -172,7 +174,7 @@ def main(arguments: list[str]) -> int:
         is_one_line = isinstance(exc, ConfigError) and exc.code < "WB100" and not exc.said
         is_named = any(word.startswith("--env-file") for word in arguments)
         unread = "" if is_one_line and exc.code != "WB004" else unread_file(is_named)
-        fixes = [words for words in (exc.fix, unread) if words]
+        fixes = [words for words in (carried(exc.fix), unread) if words]
         exc.fix = "\n".join(fixes)
         print(f"walbridge: {'; '.join((exc.what, *fixes))}" if is_one_line else exc.explain(), file=sys.stderr)
         return exc.exit_code

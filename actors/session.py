@@ -86,7 +86,7 @@ async def open_session(
     if config.snapshots.zstd_events and not compressors:
         log.warning(
             "--zstd-events compresses nothing: there are no dictionaries", folder=str(config.snapshots.dictionaries.absolute()),
-            fix="walbridge train --table TABLE makes one; --dictionaries says where they are",
+            fix="walbridge train --table TABLE   # makes one; --dictionaries says where they are",
         )  # fmt: skip
     encoder = event_encoder(config.publish.encoding, setup.publish_prefix, of_events)
     schemas = SchemaPublisher(catalog, js, encoder, setup.stream)

@@ -31,6 +31,7 @@ from actors.contract.subjects import (
     request,
     split_suffix,
 )
+from actors.contract.table_token import table_name
 from actors.errors import SourceUnavailable
 from actors.positions import Lsn, parse_lsn
 from actors.publication_model import PublicationModel
@@ -284,7 +285,7 @@ class Snapshotter:
         token = asked.token
         if self._unknown.may_answer(token, time.monotonic()):
             log.warning("a snapshot of an unknown table was requested", table=token)
-            words = f"no table {token} in publication {self._config.source.publication}"
+            words = f"no table {table_name(token)} in publication {self._config.source.publication}"
             encoder = self._setup.encoder
             await self._publish(
                 error_message(
@@ -472,7 +473,7 @@ class Snapshotter:
         published = (await self._look()).get(token)
         if published is None:
             publication = self._config.source.publication
-            raise SnapshotFailed("unknown_table", f"no table {token} in publication {publication} any more")
+            raise SnapshotFailed("unknown_table", f"no table {table_name(token)} in publication {publication} any more")
         return published
 
     async def _fail(self, job: Job, failure: SnapshotFailed) -> None:
@@ -482,7 +483,7 @@ class Snapshotter:
 
     async def _publish_error(self, job: Job, failure: SnapshotFailed) -> None:
         progress = job.progress
-        fix = fix_of(failure, job.published.qualified, job.published.token)
+        fix = fix_of(failure, job.published.qualified, job.published.token, self._stream)
         self._board.failed(progress, f"{failure.kind}: {failure.shown}", fix)
         log.error(
             "snapshot failed", table=job.answered_as, kind=failure.kind, reason=str(failure), snapshot_id=progress.snapshot_id

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from actors.commands.status import describe
 from actors.contract.bridge_record import NotedGap
 from actors.positions import Lsn, format_lsn
+from actors.settings.config import HttpConfig
 from actors.settings.resolve import resolve
 from actors.telemetry import backlog, figures, verdict
 from actors.telemetry.backlog import CATCHING_UP_S, LATE_S, UNREAD_MIN_BYTES, Backlog
@@ -123,7 +124,7 @@ class World:
         self.down.clear()
         t.postgres_connected = t.nats_connected = True
         t.begin_run({}, RunBegin(0, Lsn(self.durable - 1), Lsn(self.confirmed), Lsn(self.wal_end)))
-        t.gap_problems = tuple(gap_problem(gap, "CDC") for gap in self.gaps)  # from the record
+        t.gap_problems = tuple(gap_problem(gap, "CDC", HttpConfig()) for gap in self.gaps)  # from the record
         self.told, self.sent, self.told_at = 0, self.confirmed, 0.0
         self.written = [(self.wal_end, self.now)] if self.wal_end > self.sent else []
         self.receive(self.sent if self.commits else self.wal_end)

@@ -19,6 +19,7 @@ from actors.contract.reader_note import ReaderNote
 from actors.contract.table_token import table_token
 from actors.embedded.nats import NatsServer
 from actors.positions import Lsn
+from actors.settings.config import HttpConfig
 from actors.telemetry.history import History, percentile
 from actors.telemetry.problems import gap_problem
 from actors.telemetry.quantities import human_bytes
@@ -881,7 +882,7 @@ def test_the_verdict_is_as_bad_as_the_worst_thing() -> None:
     assert verdict(telemetry, history, time.time()).level == "ok"
     telemetry.problems["x"] = Problem("WB120", "no limit")
     assert verdict(telemetry, history, time.time()).level == "warn"
-    telemetry.gap_problems = (gap_problem(NotedGap(5, time.time(), "", Lsn(1), Lsn(2), ("users",), 1), "CDC"),)
+    telemetry.gap_problems = (gap_problem(NotedGap(5, time.time(), "", Lsn(1), Lsn(2), ("users",), 1), "CDC", HttpConfig()),)
     assert verdict(telemetry, history, time.time()).level == "bad"
     assert "Changes were lost permanently: 1 gap to acknowledge" in verdict(telemetry, history, time.time()).text
     telemetry.gap_problems = ()
@@ -922,7 +923,11 @@ def test_a_gap_is_a_card_with_range_tables_and_time_until_it_is_acknowledged(
     page: Page, server: Server, telemetry: Telemetry
 ) -> None:
     telemetry.gap_problems = (
-        gap_problem(NotedGap(5, time.time() - 7200, "slot was dropped", Lsn(0x100), Lsn(0x200), ("users", "s/o"), 2), "CDC"),
+        gap_problem(
+            NotedGap(5, time.time() - 7200, "slot was dropped", Lsn(0x100), Lsn(0x200), ("users", "s/o"), 2),
+            "CDC",
+            HttpConfig(),
+        ),
     )
     show(page, server)
     card = page.locator("#problems li")

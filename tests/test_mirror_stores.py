@@ -449,3 +449,36 @@ def test_a_replica_of_an_earlier_version_keeps_its_checkpoint(url: str) -> None:
 
     for step in (body, later, later):
         with_store(url, step)
+
+
+def test_a_replica_that_refuses_the_role_says_how_a_password_is_given(
+    database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(url: str) -> ConfigError:
+        with pytest.raises(ConfigError) as told:
+            trio.run(open_store, url)
+        assert told.value.code == "WB502"
+        return told.value
+
+    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "pgpass"))
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    server = database.server
+    where = f"127.0.0.1:{server.port}/{database.name}"
+    without = refused(f"postgresql://postgres@{where}")
+    assert without.what == "--to: the replica's PostgreSQL asks for a password, and none was given"
+    for way in ("export PGPASSWORD=", "~/.pgpass", "--to postgresql://USER:PASSWORD@HOST/DATABASE"):
+        assert way in without.fix
+    wrong = refused(f"postgresql://postgres:wrong-{server.password}@{where}")
+    assert "does not accept this role and password" in wrong.what
+    assert wrong.fix.startswith("a password in --to comes first")
+    assert "no such database" in refused(f"postgresql://postgres:{server.password}@127.0.0.1:{server.port}/no_such").what
+
+    async def opens() -> None:
+        await (await open_store(f"postgresql://postgres@{where}")).close()
+
+    (tmp_path / "pgpass").write_text(f"127.0.0.1:{server.port}:*:postgres:{server.password}\n")
+    (tmp_path / "pgpass").chmod(0o600)
+    trio.run(opens)
+    (tmp_path / "pgpass").unlink()
+    monkeypatch.setenv("PGPASSWORD", str(server.password))
+    trio.run(opens)

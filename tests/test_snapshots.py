@@ -15,6 +15,7 @@ import zstandard
 from psycopg.conninfo import make_conninfo
 
 from actors.embedded.nats import NatsServer
+from tests.command_line import run_here
 from tests.conftest import MakeBridge, MakeNats
 from tests.servers import HANG_S, Bridge, Database, decode_body, read_messages, rss_bytes, wait_for, wait_for_events, with_nats
 from tests.snapshots import ask, replica, snapshots, take, unpacked, wait_for_snapshots
@@ -401,6 +402,13 @@ def test_what_the_role_may_not_read_is_an_error_of_that_table(
         failed = take(nats.url, token)
         assert failed.error is not None
         assert failed.error["error_type"] == "permission_denied", "rows that a policy hides are not left out in silence"
+    told = run_here("snapshot", "secret", env={"NATS_URL": nats.url})
+    assert (told.returncode, told.stderr.splitlines()[0]) == (
+        1,
+        "error WB529: the snapshot of secret failed: permission_denied",
+    )
+    assert 'GRANT SELECT ON "public"."secret" TO' in told.stderr
+    assert "walbridge snapshot secret\n" in told.stderr
     assert take(nats.url, "users").meta is not None
     assert take(nats.url, "listed").rows == [{"id": 1, "v": "a"}], "what is published can be read"
 
@@ -471,14 +479,26 @@ def test_the_command_asks_and_follows(database: Database, nats: NatsServer, make
     assert done.stdout.startswith("users: 25,000 rows in 3 chunks, snap-")
     assert json.loads(command("users", "--json").stdout)["row_count"] == 25000
     failed = command("no such")
-    assert failed.returncode == 1
-    assert "unknown_table: no table no=20such" in failed.stderr
-    assert "tables: users" in failed.stderr
+    assert (failed.returncode, failed.stderr.splitlines()[0]) == (1, "error WB520: no table no such in publication cdc_pub")
+    assert "published are users" in failed.stderr
+    assert 'ALTER PUBLICATION "cdc_pub" ADD TABLE "public"."no such";' in failed.stderr
+    unanswered = command("no such")  # the bridge answers once a minute
+    assert (unanswered.returncode, "WB520" in unanswered.stderr) == (2, True), unanswered.stderr
+    near = command("userz", "--stream", "CDC")
+    assert "walbridge snapshot users --stream CDC   # if that was meant" in near.stderr
+    answer = command("usrs", "--json")
+    assert (answer.returncode, json.loads(answer.stdout)["code"]) == (1, "WB520")
+    astray = command("users", "--stream", "CDC2", "--no-wait")
+    assert (astray.returncode, "users is published into stream CDC, not into CDC2" in astray.stderr) == (2, True), astray.stderr
+    assert "walbridge snapshot users --stream CDC\n" in astray.stderr
+    nowhere = command("nothing", "--stream", "CDC2", "--no-wait")
+    assert (nowhere.returncode, "WB215" in nowhere.stderr) == (2, True), nowhere.stderr
     assert command("users", "--no-wait").stdout == "asked for users\n"
     database.execute(
         "CREATE SCHEMA sales; CREATE TABLE sales.orders (id int PRIMARY KEY); ALTER PUBLICATION cdc_pub ADD TABLE sales.orders"
     )
-    assert "unknown_table" in command("sales.nothing").stderr  # has the publication looked at
+    unknown = command("sales.nothing").stderr  # has the publication looked at
+    assert 'ALTER PUBLICATION "cdc_pub" ADD TABLE "sales"."nothing";' in unknown
     assert command("sales.orders").stdout.startswith("sales.orders: 0 rows in 0 chunks")
     bridge.stop()
     argv = [sys.executable, "-m", "actors.main", "snapshot", "sales.orders"]
@@ -486,3 +506,18 @@ def test_the_command_asks_and_follows(database: Database, nats: NatsServer, make
         assert waiting.stderr is not None
         assert "sales.orders: no answer yet: " in waiting.stderr.readline()
         waiting.kill()
+
+
+def test_who_may_not_ask_for_a_snapshot_is_told(make_nats: MakeNats) -> None:
+    denied = 'permissions: { publish: { deny: ["snapshot.request.>"] } }'
+    nats = make_nats(
+        extra_config=f"authorization {{ users: [ {{user: a, password: p}}, {{user: b, password: p, {denied}}} ] }}"
+    )
+    url = f"nats://a:p@127.0.0.1:{nats.port}"
+    for name, subjects in (("CDC", ["cdc.>"]), ("INIT", ["init.>"])):
+        with_nats(url, lambda client, name=name, subjects=subjects: client.jetstream().add_stream(name=name, subjects=subjects))
+    env = {"NATS_URL": f"nats://127.0.0.1:{nats.port}", "NATS_BRIDGE_PASSWORD": "p"}
+    may = run_here("snapshot", "users", "--no-wait", env=env | {"NATS_BRIDGE_USER": "a"})
+    assert (may.returncode, may.stdout) == (0, "asked for users\n"), may.stderr
+    may_not = run_here("snapshot", "users", "--no-wait", env=env | {"NATS_BRIDGE_USER": "b"})
+    assert (may_not.returncode, "WB204" in may_not.stderr, may_not.stdout) == (2, True, ""), may_not.stderr

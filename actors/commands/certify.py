@@ -43,8 +43,9 @@ def certify(
     if shutil.which(command[0]) is None:
         raise ConfigError("WB002", f"certify: no program {command[0]}", fix="give a path, or a program in PATH")
     names = tuple(dict.fromkeys(name.strip() for name in tables.split(",") if name.strip()))
-    if not names or not set(names) <= SHAPES.keys():
-        raise ConfigError("WB002", f"--tables: {tables!r} is not users, orders, or users,orders")
+    for name in names or ("",):
+        if name not in SHAPES:
+            raise ConfigError("WB002", f"--tables: {name!r} {no_choice(name, SHAPES)}")
     left_out = tuple(kind.strip() for kind in without.split(",") if kind.strip())
     for kind in left_out:
         if kind not in ACTS:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import orjson
 import trio
 
+from actors.commands.as_typed import carried
 from actors.doctor.forms import fix_script as fix_script_lines
 from actors.doctor.forms import nagios_line, prometheus_lines
 from actors.doctor.report import GROUPS, Group, Report
@@ -18,7 +20,7 @@ from actors.errors import ConfigError
 from actors.settings.config import SETTINGS
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
-from actors.settings.setting import OTHER
+from actors.settings.setting import OTHER, no_choice
 from actors.telemetry.log import set_up_logging
 
 Form = Literal["text", "json", "nagios", "prometheus"]
@@ -43,6 +45,7 @@ def doctor(
     config = resolve(flags, os.environ, env_file)
     set_up_logging("ERROR", config.log.format, config.secrets)  # the report has it all
     report = trio.run(lambda: examine(config, with_round_trip=round_trip, only=sides))
+    report.rows = [replace(row, fix=carried(row.fix)) for row in report.rows]
     print(_shown(report, "script" if fix_script else "json" if json else format))
     return report.exit_code
 
@@ -51,7 +54,7 @@ def _sides(only: str) -> tuple[Group, ...]:
     wanted = [word.strip().lower() for word in only.split(",") if word.strip()]
     unknown = next((word for word in wanted if word not in SIDES), None)
     if unknown is not None:
-        raise ConfigError("WB002", f"--only: {unknown!r} is none of {', '.join(SIDES)}")
+        raise ConfigError("WB002", f"--only: {unknown!r} {no_choice(unknown, SIDES)}")
     return tuple(SIDES[word] for word in wanted) or GROUPS
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from http.client import HTTPConnection, HTTPException
 
+from actors.commands.as_typed import carried
 from actors.settings.flags import EnvFile, Flags, takes_settings
 from actors.settings.sources import Sources
 
@@ -38,5 +39,5 @@ def check_health(host: str, port: int) -> int:
     if reply.status == 200:
         print("ready")
         return 0
-    print(f"not ready: {body.get('reason') or reply.reason}", file=sys.stderr)
+    print(f"not ready: {carried(str(body.get('reason') or reply.reason))}", file=sys.stderr)
     return 1

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from actors.commands.as_typed import carried
 from actors.commands.running_bridge import NoAnswer, RunningBridge, Url, find_bridge
 from actors.commands.status import printable, wal_words
 from actors.settings.flags import EnvFile, Flags, takes_settings
@@ -36,13 +37,15 @@ def tell(
         deadline = time.monotonic() + WAIT_S
         while not is_done(status := bridge.status()):
             if time.monotonic() > deadline:
-                print(f"walbridge: not yet after {WAIT_S:g} s: {printable(status['verdict']['text'])}", file=sys.stderr)
+                print(
+                    f"walbridge: not yet after {WAIT_S:g} s: {carried(printable(status['verdict']['text']))}", file=sys.stderr
+                )
                 return 1
             time.sleep(LOOK_EVERY_S)
     except NoAnswer as exc:
         print(f"walbridge: {exc}", file=sys.stderr)
         return 1
-    print(printable(words(answer, status)))
+    print(carried(printable(words(answer, status))))
     return 0
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
+import shlex
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import trio
@@ -14,6 +17,7 @@ from cyclopts import Parameter
 from actors.clients.nats.connection import SinkRefused, open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.snapshot_answers import newest_answer
+from actors.commands.as_typed import carried
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.decoding import decode_message
 from actors.contract.event_encoder import read_any_document
@@ -29,17 +33,21 @@ from actors.contract.subjects import (
     init_meta,
     init_start,
     request,
+    snapshot_command,
     split_suffix,
 )
-from actors.contract.table_token import TOKEN_MAX, as_token, find_token, table_name
-from actors.errors import ConfigError, MalformedMessage, SinkUnavailable
+from actors.contract.table_token import TOKEN_MAX, as_token, find_token, split_token, table_name
+from actors.errors import ConfigError, Fatal, MalformedMessage, SinkUnavailable
+from actors.mirror.source_stream import no_such_stream, streams_of_bridges
 from actors.process import most_telling
 from actors.settings.config import NatsConfig
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve_client
 from actors.settings.setting import OTHER
-from actors.telemetry.quantities import counted
+from actors.snapshots.failures import SnapshotFailed, fix_of
+from actors.telemetry.quantities import counted, listed
 from actors.wire.nats import encode_pub
+from actors.wire.sql_names import quoted
 
 LOOK_EVERY_S = 0.2
 WAITING_AFTER_S = 2.0
@@ -72,18 +80,17 @@ def snapshot(
 def ask_for_snapshot(
     config: NatsConfig, table: str, stream: str, suffix: str = "", *, wait: bool, as_json: bool
 ) -> int:  # fmt: skip
-    """0 when the snapshot is complete (without `wait`: requested), 1 when it failed. Raises ConfigError without NATS.
+    """0 when the snapshot is complete (without `wait`: requested), 1 when it failed: without `as_json` a Fatal.
 
-    `suffix` is that of the request.
+    `suffix` is that of the request. Raises ConfigError without NATS, without the right to ask, and for a table or a stream
+    that, as far as the bridges' records can be read, no bridge has.
     """
-    token, outcome = trio.run(_ask, config, table, stream, suffix, wait)
+    token, outcome, failure = trio.run(_ask, config, table, stream, suffix, wait)
     name = table_name(token)
     if as_json:
-        print(json.dumps(outcome))
-    elif "error_type" in outcome:
-        print(f"walbridge: {outcome['error_type']}: {outcome['error_message']}", file=sys.stderr)
-        if outcome.get("available_tables"):
-            print(f"  tables: {', '.join(outcome['available_tables'])}", file=sys.stderr)
+        print(json.dumps(outcome | ({"code": failure.code} if failure else {})))
+    elif failure is not None:
+        raise failure
     elif "row_count" in outcome:
         print(
             f"{name}: {counted(outcome['row_count'], 'row')} in {counted(outcome['batch_count'], 'chunk')},"
@@ -94,20 +101,74 @@ def ask_for_snapshot(
     return 1 if "error_type" in outcome else 0
 
 
-async def _ask(config: NatsConfig, table: str, stream: str, suffix: str, wait: bool) -> tuple[str, dict[str, Any]]:
+async def _failure(js: JetStream, token: str, outcome: Mapping[str, Any], stream: str) -> Fatal:
+    """Return the error for a bridge's answer that there is no snapshot."""
+    kind, said = str(outcome["error_type"]), str(outcome["error_message"])
+    why = await _why_not(js, token, stream, said) if kind == "unknown_table" else None
+    if why is not None:
+        return Fatal(why.code, why.what, said=why.said, fix=why.fix)
+    fix = fix_of(SnapshotFailed(kind, said), ".".join(map(quoted, split_token(token))), token, stream)
+    return Fatal("WB529", f"the snapshot of {table_name(token)} failed: {kind}", said=said, fix=fix)
+
+
+async def _why_not(js: JetStream, token: str, stream: str, what: str = "") -> ConfigError | None:
+    """Return the error for a table that, by the bridges' records, the bridge of `stream` does not publish; None if it may.
+
+    `what` is what the bridge itself has said of it.
+    """
+    own = await _record(js, stream)
+    if own is not None and token in own.tables:
+        return None
+    others = [(other, await _record(js, other)) for other in await streams_of_bridges(js) if other != stream]
+    elsewhere = [other for other, record in others if record is not None and token in record.tables]
+    name = table_name(token)
+    if elsewhere:
+        return ConfigError(
+            "WB520", f"{name} is published into stream {listed(elsewhere)}, not into {stream}",
+            fix=f"walbridge snapshot {shlex.quote(name)} --stream {elsewhere[0]}",
+        )  # fmt: skip
+    if own is None:
+        return None if await _may_be_there(js, stream) else await no_such_stream(js, stream)
+    there = [table_name(one) for one in own.tables]
+    close = difflib.get_close_matches(name, there, n=1)
+    schema, dot, rest = name.partition(".")  # of an unknown table: a dot in its name is less likely than a schema
+    table = f"{quoted(schema if dot else 'public')}.{quoted(rest or schema)}"
+    add = f"ALTER PUBLICATION {quoted(own.publication)} ADD TABLE {table};   -- if it is to be published"
+    return ConfigError(
+        "WB520", what or f"the bridge of stream {stream} does not publish {name}, and has not answered",
+        said=f"published are {listed(there)}" if there else "",
+        fix="\n".join((*(f"{snapshot_command(one, stream)}   # if that was meant" for one in close), add)),
+    )  # fmt: skip
+
+
+async def _may_be_there(js: JetStream, stream: str) -> bool:
+    """Whether a stream exists; true also for a user who may not know."""
+    try:
+        return await js.stream_info(stream) is not None
+    except SinkRefused:
+        return True
+
+
+async def _ask(
+    config: NatsConfig, table: str, stream: str, suffix: str, wait: bool
+) -> tuple[str, dict[str, Any], Fatal | None]:
     try:
         async with open_nats(config, set()) as nats:
             js = JetStream(nats)
             token = await _token_of(js, table, stream)
+            if await _record(js, stream) is None and (why_not := await _why_not(js, token, stream)) is not None:
+                raise why_not
             info = await js.stream_info(INIT)
             since_seq = int(info["state"]["last_seq"]) if info is not None else 0
             await nats.send(encode_pub(request(token + suffix, stream).encode(), b"", b""))
             if not wait:
-                return token, {"table": token}
-            return token, await _follow(js, token + suffix, stream, since_seq)
-    except* SinkUnavailable as group:
+                await js.stream_info(INIT)  # NATS has read the request then, or refused it
+                return token, {"table": token}, None
+            outcome = await _follow(js, token + suffix, stream, since_seq)
+            return token, outcome, await _failure(js, token, outcome, stream) if "error_type" in outcome else None
+    except* (SinkUnavailable, ConfigError) as group:
         cause = most_telling(group)
-        assert isinstance(cause, SinkUnavailable)
+        assert isinstance(cause, SinkUnavailable | ConfigError)
         raise ConfigError(cause.code, cause.what, said=cause.said, means=cause.means, fix=cause.fix) from None
     raise AssertionError("the body returns or raises")
 
@@ -142,8 +203,11 @@ async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dic
         if not reported and trio.current_time() - started > WAITING_AFTER_S:
             reported = True
             has_begun = await _last(js, init_start(token), stream, since_seq)
-            print(f"{table_name(token)}: {'the snapshot has begun' if has_begun else await _why_no_answer(js, stream)}; "
-                  "Ctrl-C ends only the wait", file=sys.stderr)  # fmt: skip
+            why_not = None if has_begun else await _why_not(js, split_suffix(token)[0], stream)
+            if why_not is not None:
+                raise why_not
+            words = "the snapshot has begun" if has_begun else carried(await _why_no_answer(js, stream))
+            print(f"{table_name(token)}: {words}; Ctrl-C ends only the wait", file=sys.stderr)
         if split_suffix(token)[1] and trio.current_time() - progress_at > PROGRESS_EVERY_S:
             progress_at = trio.current_time()
             start = await _last(js, init_start(token), stream, since_seq)
@@ -172,7 +236,7 @@ async def _why_no_answer(js: JetStream, stream: str) -> str:
     record = await _record(js, stream)
     if record is not None and record.paused_at:
         return "the bridge is paused: the request is kept until somebody resumes it: walbridge resume"
-    if await js.stream_info(stream) is None:
+    if not await _may_be_there(js, stream):
         return f"the request is kept until a bridge of stream {stream} runs; none has run yet (another stream: --stream NAME)"
     return f"no answer yet: other snapshots may run first, or no bridge of stream {stream} runs; the request is kept"
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
+from actors.commands.as_typed import carried
 from actors.commands.running_bridge import NoAnswer, RunningBridge, Url, find_bridge
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.setting import OTHER
@@ -45,9 +46,9 @@ def show_status(bridge: RunningBridge, *, as_json: bool, watch: bool) -> int:
             if as_json:
                 text = json.dumps(status, indent=None if watch else 2)
             elif watch and not screen:
-                text = status["verdict"]["text"]
+                text = carried(status["verdict"]["text"])
             else:
-                text = "\n".join(describe(status, time.time(), colour=colour))
+                text = carried("\n".join(describe(status, time.time(), colour=colour)))
         except NoAnswer as exc:
             code, text = 1, ""
             print(f"walbridge: {exc}", file=sys.stderr)

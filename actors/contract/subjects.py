@@ -6,6 +6,7 @@ No other module spells such a name. `parse` reads what the functions here write.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -120,6 +121,11 @@ def request(token: str, stream: str = "") -> str:
     No token and no stream's name has an `@`.
     """
     return f"snapshot.request.{token}@{stream}" if stream else f"snapshot.request.{token}"
+
+
+def snapshot_command(table: str, stream: str) -> str:
+    """The command that asks the bridge of `stream` for a snapshot of a table, by its name or token."""
+    return f"walbridge snapshot {shlex.quote(table)}" + (f" --stream {stream}" if stream != CDC else "")
 
 
 # -- parts of a table: a suffix behind the token, of characters that no token has. In requests, and in what answers them.

@@ -30,7 +30,8 @@ EnvFile = Annotated[Path | None, option(ENV_FILE.group, ENV_FILE.help(), ENV_FIL
 def takes_settings(*names: str, **words: str) -> Callable[[Callable[Concatenate[Flags, P], int]], Callable[..., int]]:
     """Give a command the flags of these settings. Its first parameter gets those that were given.
 
-    `words` are names too, with the words that the command has for them instead of the setting's own.
+    `words` are names too, with the words that the command has for them instead of the setting's own. The names stand in the
+    command's attribute `settings`.
     """
     settings = [SETTINGS[name] for name in (*names, *words)]
 
@@ -47,6 +48,7 @@ def takes_settings(*names: str, **words: str) -> Callable[[Callable[Concatenate[
         parameters = sorted([*flags, *own], key=lambda parameter: parameter.kind)
         run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.settings = frozenset(setting.name for setting in settings)  # type: ignore[attr-defined]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return run
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from actors.clients.postgres.connection import PostgresError
+from actors.contract.subjects import snapshot_command
 from actors.snapshots.chunks import RowTooLarge
 from actors.startup.stream_sizes import as_flag
 
@@ -47,9 +48,9 @@ def start_lost(init: Mapping[str, Any] | None, sent_bytes: int) -> SnapshotFaile
     return SnapshotFailed("start_lost", f"stream INIT has lost the start of this snapshot: {why}")
 
 
-def fix_of(failure: SnapshotFailed, qualified: str, token: str) -> str:
-    """Return what to do about a failed snapshot of a table, which SQL calls `qualified`."""
-    again = f"walbridge snapshot {token}"
+def fix_of(failure: SnapshotFailed, qualified: str, token: str, stream: str) -> str:
+    """Return what to do about a failed snapshot of a table, which SQL calls `qualified`, for the bridge of `stream`."""
+    again = snapshot_command(token, stream)
     if failure.kind == "permission_denied":
         return f"GRANT SELECT ON {qualified} TO ...;   -- the bridge's role\n{again}"
     if failure.kind == "row_too_large":

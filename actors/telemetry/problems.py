@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actors.contract.bridge_record import NotedGap
+from actors.contract.subjects import snapshot_command
 from actors.contract.table_token import split_token
 from actors.positions import format_lsn
+from actors.settings.config import HttpConfig
 from actors.telemetry.log import get_logger
 from actors.telemetry.quantities import counted, listed
 from actors.telemetry.telemetry import Problem, Telemetry
@@ -37,12 +39,13 @@ def _joined(code: str, tables: dict[str, Problem]) -> Problem:
     )  # fmt: skip
 
 
-def gap_problem(gap: NotedGap, stream: str) -> Problem:
-    """What to say of a gap event that nobody has acknowledged."""
+def gap_problem(gap: NotedGap, stream: str, http: HttpConfig) -> Problem:
+    """What to say of a gap event that nobody has acknowledged. `http` is where the bridge takes the acknowledgement."""
     names = [".".join(split_token(token)) for token in gap.tables]
     first = [name.removeprefix("public.") for name in names[:3]]
     more = f"   # and {gap.table_count - len(first)} more" if gap.table_count > len(first) else ""
     path = f"gaps/{gap.seq}/acknowledge"
+    token = ' -H "Authorization: Bearer $BRIDGE_HTTP_TOKEN"' if http.token else ""
     where = f" of {counted(gap.table_count, 'table')} ({listed(names)})" if names else ""
     return Problem(
         "WB152",
@@ -50,7 +53,7 @@ def gap_problem(gap: NotedGap, stream: str) -> Problem:
         said=gap.reason,
         means=f"changes{where} are missing in stream {stream}; message {gap.seq} reports it to readers. Mirrors copy the "
         "tables again by themselves, other readers need a snapshot",
-        fix="".join(f"walbridge snapshot {name}\n" for name in first).rstrip("\n") + more + f"\ncurl -X POST http://127.0.0.1:9090/{path}"
+        fix="\n".join(snapshot_command(name, stream) for name in first) + more + f"\ncurl -X POST{token} http://127.0.0.1:{http.port}/{path}"
         "   # once every reader has copied its tables; this warning then disappears",
         since_unix_s=gap.unix_s,
         acknowledge=path,

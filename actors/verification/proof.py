@@ -77,7 +77,7 @@ async def verify(request: Request) -> Result:
         record = BridgeRecord.decode(entry.data, stream)
         tables = await load_tables(store)
         if not tables and not request.tables:
-            raise ConfigError("WB511", "the replica has no tables", fix="walbridge mirror --to ... creates them")
+            raise ConfigError("WB511", "the replica has no tables", fix="walbridge mirror --to URL   # creates them")
         chosen = choose_tables(request.tables, record.tables, known=tables)
         keeps_all = await keeps_everything(store)
         async with open_source(request.config.postgres, record.publication) as source:

@@ -127,7 +127,7 @@ def make_app(
         entries = telemetry.journal.after(int(since))
         return jsonify({"last": telemetry.journal.last_number, "entries": [entry._asdict() for entry in entries]}), 200
 
-    add_row_routes(app, lookup)
+    add_row_routes(app, lookup, lambda: telemetry.tables)
 
     add_act_routes(
         app, config, telemetry, stop=stop, pause=pause, request_snapshot=request_snapshot, acknowledge_gap=acknowledge_gap,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable, Collection
 from typing import Any
 
 import orjson
@@ -17,8 +19,8 @@ PRIVATE = frozenset({"messages", "schema"})
 """The endpoints for which `guard` wants the token."""
 
 
-def add_row_routes(app: QuartTrio, lookup: Lookup) -> None:
-    """Add the routes to the bridge's application."""
+def add_row_routes(app: QuartTrio, lookup: Lookup, tables: Callable[[], Collection[str]]) -> None:
+    """Add the routes to the bridge's application. `tables` returns the tokens of those that are published."""
 
     @app.get("/messages")
     async def messages() -> Response | tuple[Response, int]:
@@ -30,7 +32,7 @@ def add_row_routes(app: QuartTrio, lookup: Lookup) -> None:
             )  # fmt: skip
             found = await lookup.messages(question)
             if question.token and not found["messages"] and await lookup.schema(question.token) is None:
-                return jsonify({"error": f"the stream has no table {table_name(question.token)}"}), 404
+                return jsonify({"error": _no_table(question.token, tables())}), 404
             return _private(found)
         except ValueError as exc:
             return jsonify({"error": str(exc)}), 400
@@ -45,6 +47,13 @@ def add_row_routes(app: QuartTrio, lookup: Lookup) -> None:
         except SinkUnavailable as exc:
             return jsonify({"error": str(exc)}), 503
         return _private(found) if found is not None else (jsonify({"error": "no schema of this table is stored"}), 404)
+
+
+def _no_table(token: str, tables: Collection[str]) -> str:
+    """Words on a table that the stream does not have, with the one that may have been meant."""
+    name = table_name(token)
+    close = difflib.get_close_matches(name, [table_name(one) for one in tables], n=1)
+    return f"the stream has no table {name}" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def _private(document: dict[str, Any]) -> Response:

@@ -51,6 +51,8 @@ USER = {"POSTGRES_BRIDGE_USER": "bridge"}
         (["status", "--prot", "1"], {}, ["--prot: unknown option", "did you mean --port?"]),
         (["status", "--nonsense"], {}, ["--nonsense: unknown option", "walbridge status --help"]),
         (["verify", "--to", "x", "--limit", "-1"], {}, ["--limit", "-1"]),
+        (["doctor", "--only", "postgrs"], {}, ["--only: 'postgrs'", "did you mean postgres?"]),
+        (["certify", "--tables", "userz", "--", "true"], {}, ["--tables: 'userz'", "did you mean users?"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line_naming_setting_value_and_fix_and_exit_2(
@@ -165,7 +167,7 @@ def test_version_and_health_load_neither_libpq_nor_the_http_server(arguments: li
 
 def test_help_loads_no_command_but_the_bridge_s() -> None:
     loaded = {name for name in modules_loaded_by("--help") if name.startswith("actors.commands.")}
-    assert loaded == {"actors.commands.run"}
+    assert loaded == {"actors.commands.run", "actors.commands.as_typed"}
 
 
 def modules_loaded_by(*arguments: str) -> set[str]:

@@ -70,12 +70,7 @@ class PostgresStore:
         except SourceRefused as exc:
             if exc.code == "WB119":
                 raise ConfigError(exc.code, f"--to: {exc.what}", means=exc.means, fix=exc.fix) from exc
-            raise ConfigError(
-                "WB502",
-                "--to: the replica's PostgreSQL does not let the mirror in",
-                said=exc.said,
-                fix="give --to a database that exists, and a role that may log in and create tables in it",
-            ) from exc
+            raise _not_let_in(exc.said) from exc
         except SourceUnavailable as exc:
             raise _unavailable(exc) from exc
         store = cls(connection)
@@ -314,6 +309,30 @@ class _Command(NamedTuple):
     sql: str
     params: Params
     statement: Statement | None
+
+
+_WAYS = (
+    "export PGPASSWORD=...   # or a line in ~/.pgpass, mode 0600: HOST:PORT:DATABASE:USER:PASSWORD\n"
+    "or in the URL, where other users of this machine can see it: --to postgresql://USER:PASSWORD@HOST/DATABASE"
+)
+_REFUSALS = (
+    ("no password supplied", "the replica's PostgreSQL asks for a password, and none was given", _WAYS),
+    ("28P01", "the replica's PostgreSQL does not accept this role and password",
+     f"a password in --to comes first, then PGPASSWORD, then ~/.pgpass\n{_WAYS}"),
+    ("3D000", "the replica's PostgreSQL has no such database", "createdb DATABASE   # or give --to one that exists"),
+)  # fmt: skip
+"""What the server or libpq says -> what it means, and what to type."""
+
+
+def _not_let_in(said: str) -> ConfigError:
+    what, fix = next(
+        ((what, fix) for words, what, fix in _REFUSALS if words in said),
+        (
+            "the replica's PostgreSQL does not let the mirror in",
+            "give --to a database that exists, and a role that may log in and create tables in it",
+        ),
+    )
+    return ConfigError("WB502", f"--to: {what}", said=said, fix=fix)
 
 
 def _unavailable(exc: BaseException) -> ReplicaUnavailable:
