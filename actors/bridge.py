@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 
@@ -200,7 +200,9 @@ class Supervisor:
                         continue
                     await self._note(fault)
                     if await self._stopped_while_waiting(fault):
-                        log.warning("stopped while waiting; the slot keeps all changes", waiting_for=str(fault))
+                        # a slot that nobody has seen may not be there yet
+                        kept = "; the slot keeps all changes" if confirmed_lsn(self._telemetry) else ""
+                        log.warning(f"stopped while waiting{kept}", waiting_for=str(fault))
                         return 1
             finally:
                 with trio.move_on_after(2) as closing:
@@ -267,12 +269,15 @@ class Supervisor:
                     history_diverged=self._history_diverged,
                 )  # fmt: skip
                 self._history_diverged = False
-                # another bridge of the slot may have been paused since the record was looked at
-                self._pause.adopt(session.store.record.paused_at)
-                if self._pause.is_on:
-                    return
-                others = await read_other_bridges(js, publishing.stream)
-                self._problems.show("other bridges", same_tables_elsewhere(session.store.record, others))
+                with ExitStack() as unread:
+                    unread.callback(session.plan.close)
+                    # another bridge of the slot may have been paused since the record was looked at
+                    self._pause.adopt(session.store.record.paused_at)
+                    if self._pause.is_on:
+                        return
+                    others = await read_other_bridges(js, publishing.stream)
+                    self._problems.show("other bridges", same_tables_elsewhere(session.store.record, others))
+                    unread.pop_all()  # from here on the stream owns the plan's connection
                 live = await self._start_stream(session.plan, statuses)
                 # Only the slot's reader writes the record: a bridge that waits for the slot must not disturb its reader.
                 self._note_gap(session.start.gap)

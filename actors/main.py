@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter,
 from actors import __version__
 from actors.commands.run import run
 from actors.errors import ConfigError, Fatal
+from actors.settings.env_file import unread_file
 
 EPILOGUE = """\
 Environment: walbridge help env     An error by its code: walbridge help WB107
@@ -168,10 +169,12 @@ def main(arguments: list[str]) -> int:
         return 1
     except Fatal as exc:
         # what is wrong with the command line or the environment fits one line; what a server has to say does not
-        if isinstance(exc, ConfigError) and exc.code < "WB100" and not exc.said:
-            print(f"walbridge: {exc.what}{'; ' + exc.fix if exc.fix else ''}", file=sys.stderr)
-        else:
-            print(exc.explain(), file=sys.stderr)
+        is_one_line = isinstance(exc, ConfigError) and exc.code < "WB100" and not exc.said
+        is_named = any(word.startswith("--env-file") for word in arguments)
+        unread = "" if is_one_line and exc.code != "WB004" else unread_file(is_named)
+        fixes = [words for words in (exc.fix, unread) if words]
+        exc.fix = "\n".join(fixes)
+        print(f"walbridge: {'; '.join((exc.what, *fixes))}" if is_one_line else exc.explain(), file=sys.stderr)
         return exc.exit_code
     except KeyboardInterrupt:
         return 1

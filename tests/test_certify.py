@@ -118,6 +118,16 @@ def test_a_consumer_that_ends_is_not_exact() -> None:
     assert "cannot begin" in result.printed
 
 
+def test_a_consumer_that_never_answers_is_told_what_it_must_do(capsys: pytest.CaptureFixture[str]) -> None:
+    ends = ("-c", "import sys; sys.exit('no such host')")
+    for program, words in ((ends, ("exit code 1", "no such host")), (("-c", "while True: pass"), ("it has not answered",))):
+        assert main(["certify", "--patience", "3", "--", sys.executable, *program]) == 2
+        out, err = capsys.readouterr()
+        for said in ("WB528", sys.executable, "walbridge.certify: docs/certify.md", *words):
+            assert said in err, err
+        assert "smallest history" not in out
+
+
 def test_the_same_seed_makes_the_same_acts() -> None:
     assert plan(5, 50) == plan(5, 50) != plan(6, 50)
     assert {act.kind for act in plan(5, 500)} == set(ACTS)

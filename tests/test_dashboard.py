@@ -969,3 +969,26 @@ def test_a_gap_is_a_card_with_range_tables_and_time_until_it_is_acknowledged(
     card.get_by_role("button", name="Acknowledge").click()
     page.wait_for_selector("#toast.shown")
     until(page, "document.querySelector('#problems-section').hidden")
+
+
+def test_pause_and_resume_are_what_the_buttons_say(
+    page: Page, database: Database, nats: NatsServer, make_bridge: MakeBridge, seen: Seen
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    bridge = make_bridge(database, nats, env={"BRIDGE_HTTP_TOKEN": "correct-horse"})
+    page.goto(f"http://127.0.0.1:{bridge.port}/")
+    page.wait_for_selector("#live.on")
+    page.get_by_role("button", name="Pause", exact=True).click()
+    page.fill("#token-input", "correct-horse")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#verdict-text').innerText.startsWith('Paused for ')")
+    status = bridge.status()
+    assert (status["state"], status["slot_active"], status["paused"]["recorded"]) == ("paused", False, True)
+    database.execute("INSERT INTO users VALUES (1)")
+    page.reload()
+    page.wait_for_selector("#live.on")
+    page.get_by_role("button", name="Resume", exact=True).click()
+    until(page, "document.querySelector('#verdict-text').innerText.startsWith('Streaming')")
+    wait_for(lambda: bridge.status()["cdc_events_published"] == 1)
+    assert page.get_by_role("button", name="Pause", exact=True).is_enabled()
+    seen.said = [line for line in seen.said if "401" not in line]

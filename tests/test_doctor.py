@@ -17,6 +17,7 @@ from actors.clients.nats import connection
 from actors.clients.postgres.connection import PgConnection
 from actors.commands.export import DEFAULT, render
 from actors.doctor import checking, path_checks
+from actors.doctor.postgres_checks import is_too_short
 from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
 from actors.startup.streams import cdc_config, init_config
@@ -117,6 +118,10 @@ def test_beside_a_running_bridge_it_stores_and_removes_nothing(
     assert "the bridge of this slot runs" in of(rows, "HTTP port")["what"]
     assert "read by process" in of(rows, "slot")["what"]
     assert of(doctor(users.dsn, server.url, "--slot", "s2", env=at_its_port), "HTTP port")["code"] == "WB005"
+    elsewhere = doctor(users.server.dsn("postgres"), server.url, env=at_its_port)
+    assert of(elsewhere, "slot")["code"] == "WB114"
+    assert f"of database {users.name} listens there" in of(elsewhere, "HTTP port")["said"]
+    assert of(elsewhere, "resume")["level"] == "unknown", "the record is of another database's bridge"
     assert bridge.get("/ready")[0] == 200
     bridge.stop()
 
@@ -191,7 +196,11 @@ def test_a_server_that_is_not_set_up_for_it(make_postgres: MakePostgres, nats: N
     assert of(rows, "wal_level")["code"] == "WB111"
     assert of(rows, "publication")["fix"].startswith('CREATE PUBLICATION "cdc_pub" FOR TABLE "public"."t";')
     assert of(rows, "identities")["what"] == "could not be checked: publication cdc_pub does not exist"
-    assert [row["code"] for row in rows if row["check"] == "WAL limit"] == ["WB127", "WB127"]
+    (limit,) = [row for row in rows if row["check"] == "WAL limit"]
+    assert limit["code"] == "WB127"
+    assert "idle_replication_slot_timeout" in limit["what"], "no word of a rate that was counted for seconds"
+    assert [is_too_short(2 * 3600, counted_s) for counted_s in (60, 3599, 3600, 86_400)] == [False, False, True, True]
+    assert not is_too_short(3 * 86_400, 86_400)
     assert of(rows, "other slots")["what"] == "1 other slot that nobody reads"
     database.close()
 
@@ -358,7 +367,10 @@ def test_the_bridge_ends_with_what_the_doctor_has_said(users: Database, nats: Na
         assert failed["fix"].splitlines()[0] in ended.stderr
 
     users.execute("DROP PUBLICATION cdc_pub")
+    users.execute("CREATE PUBLICATION app_pub FOR TABLE users; CREATE PUBLICATION cdc_pvb FOR TABLE users")
     agree("WB106")
+    offered = of(doctor(users.dsn, nats.url), "publication")["fix"].splitlines()[-1]
+    assert offered == "or read one that is there (app_pub, cdc_pvb): --pub cdc_pvb"
     users.execute("CREATE PUBLICATION cdc_pub FOR TABLE users")
     edit_stream(nats.url, "CDC", no_ack=True)
     agree("WB236")

@@ -41,7 +41,14 @@ def test_its_words_lead_to_a_bridge_that_is_ready(make_postgres: MakePostgres, n
     for name in ("walbridge.env", "walbridge.sql"):
         assert (folder / name).stat().st_mode & 0o777 == 0o600
     assert "PASSWORD=" not in (folder / "walbridge.sql").read_text().replace("POSTGRES_BRIDGE_PASSWORD", "")
+    written = read_env_file(folder / "walbridge.env")
+    assert (written["BRIDGE_SLOT"], written["BRIDGE_PUB"], written.keys() & {"BRIDGE_STREAM", "BRIDGE_PORT"}) == (
+        "s_1",
+        "Its own",
+        set(),
+    )
     script, doctor, run, tail = steps(done.stdout)
+    assert run == f"walbridge run --env-file '{folder / 'walbridge.env'}'", "the file has all that was given"
     program = tmp_path / "walbridge"
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m actors.main "$@"\n')
     program.chmod(0o755)
@@ -81,11 +88,14 @@ def test_it_asks_on_a_terminal_and_overwrites_nothing(tmp_path: Path) -> None:
         command, cwd=ROOT, env=CLEAN, stdin=secondary, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     os.close(secondary)
-    os.write(primary, b"postgresql://db.example.org/app?sslmode=require\nusers\n\nwriter\n")
+    os.write(primary, b"db.example.org\npostgresql://db.example.org/app?sslmode=require\n\nusers\nhttp://x\n\nwriter\n")
     out, asked = process.communicate(timeout=HANG_S)
     os.close(primary)
     assert process.returncode == 0, asked
-    assert "NATS [nats://127.0.0.1:4222]: " in asked
+    assert asked.count("PostgreSQL, with the database [") == 2, "an answer that cannot be used is asked for again"
+    assert "is not an address with a database" in asked
+    assert asked.count("Tables to publish") == asked.count("NATS [nats://127.0.0.1:4222]: ") == 2
+    assert "if writer is there already, write its own password into" in out
     assert "walbridge export nats-permissions" in out
     written = read_env_file(tmp_path / "walbridge.env")
     assert written["DATABASE_URL"] == "postgresql://r@db.example.org/app?sslmode=require"

@@ -85,6 +85,20 @@ def test_what_cannot_be_is_told_with_what_to_do_and_changes_nothing(events: list
     assert (done.returncode, "WB525: stream CDC has no consumer shipping" in done.stderr) == (2, True), done.stderr
     assert read(nats, 10, deliver_policy=DeliverPolicy.ALL)[-1] == 10
     assert "give one of these: shipping" in replay(nats, "3", "--yes", consumer="other").stderr
+    for stream, words in (
+        ("CDC2", "give one of these with --stream: CDC"),
+        ("INIT2", "no stream INIT2"),
+        ("REQ", "--stream: CDC"),
+    ):
+        assert words in replay(nats, "3", "--yes", "--stream", stream).stderr
+
+    async def make_another(client: Client) -> None:
+        await client.jetstream().add_stream(name="EVEN", subjects=["even.>"])
+
+    with_nats(nats.url, make_another)
+    elsewhere = replay(nats, "3", "--yes", "--stream", "EVEN").stderr
+    assert "stream EVEN has no consumer shipping, but stream CDC has one" in elsewhere
+    assert "add --stream CDC" in elsewhere
     for to, words in (
         ("15", "it has come to message 10 only"), ("99", "the stream ends before that, at message 20"),
         ("F/0", "the stream ends before that, at message 20"), ("2099-01-01", "the stream ends before that"),

@@ -65,7 +65,8 @@ async def _certify(
         verdict, printed = await run_trial(setting, server, part)
         snapshots += verdict.asked
         if verdict.wrong:
-            tell(f"round {done + verdict.at}: {verdict.wrong}")
+            if verdict.answered:
+                tell(f"round {done + verdict.at}: {verdict.wrong}")
             found = tuple(part[: verdict.at])
             if shrinks and len(found) > 1:
                 tell("looking for the smallest history that breaks it")

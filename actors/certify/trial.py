@@ -51,6 +51,8 @@ class Verdict:
     """All that has happened."""
     asked: int = 0
     """Snapshots that the consumer has asked for."""
+    answered: bool = False
+    """Whether the consumer has ever told its tables; if not, nothing is known of its rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Trial:
         stage.wanted.append({"step": "start"})
         try:
             await self._act(None)
-            for number, act in enumerate(acts, 1):
+            for number, act in enumerate(acts if not self.verdict.wrong else (), 1):
                 self.verdict.at = number
                 perform(act, stage)
                 await self._act(act)
@@ -191,6 +193,7 @@ class Trial:
                 deadline = trio.current_time() + self._setting.patience_s
             answer = await ask(self._connection)
             if answer is not None:
+                self.verdict.answered = True
                 words = self._difference(answer)
                 if not words:
                     return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ import trio
 from cyclopts.validators import Number
 
 from actors.certify.acts import ACTS, SHAPES
+from actors.certify.port import SUBJECT
 from actors.certify.run import certify as run_certify
 from actors.certify.run import history_of, lines_of
 from actors.certify.trial import Setting
 from actors.errors import ConfigError
 from actors.process import most_telling
 from actors.settings.flags import option
-from actors.settings.setting import OTHER
+from actors.settings.setting import OTHER, no_choice
 from actors.telemetry.log import set_up_logging
 
 
@@ -44,8 +46,11 @@ def certify(
     if not names or not set(names) <= SHAPES.keys():
         raise ConfigError("WB002", f"--tables: {tables!r} is not users, orders, or users,orders")
     left_out = tuple(kind.strip() for kind in without.split(",") if kind.strip())
-    if not set(left_out) < ACTS.keys():
-        raise ConfigError("WB002", f"--without: {without!r} is not some of {', '.join(ACTS)}")
+    for kind in left_out:
+        if kind not in ACTS:
+            raise ConfigError("WB002", f"--without: {kind!r} {no_choice(kind, ACTS)}")
+    if ACTS.keys() <= set(left_out):
+        raise ConfigError("WB002", "--without: no act is left")
     set_up_logging("ERROR", "logfmt", ())
     setting = Setting(tuple(command), names, seed, zstd, left_out, patience)
 
@@ -57,6 +62,12 @@ def certify(
         if result.is_exact:
             print(f"exact: {result.rounds} rounds of seed {seed}, {result.snapshots} snapshots")
             return 0
+        if not result.verdict.answered:
+            raise ConfigError(
+                "WB528", f"the consumer, {shlex.join(command)}, has never told its tables: {result.verdict.wrong}",
+                said=result.printed, means="nothing could be compared",
+                fix=f"have it connect to the address in NATS_URL, and answer requests on {SUBJECT}: docs/certify.md",
+            )  # fmt: skip
         print("\n".join(lines_of(result)))
         if output is not None:
             await trio.Path(output).write_bytes(history_of(result, setting))

@@ -66,9 +66,6 @@ def cleanup(
     return run_cleanup(resolve(flags, os.environ, env_file), slot_only=slot_only, yes=yes, force=force, as_json=json)
 
 
-PAUSED = "the bridge of slot {slot} is paused, and walbridge resume would go on from there"
-
-
 class Removal(NamedTuple):
     """One thing to remove."""
 
@@ -185,11 +182,14 @@ async def _object_to_pause(config: Config, plan: Plan) -> None:
     slot = config.source.slot
     try:
         async with open_nats(config.nats, set()) as nats:
-            own = (await _records(JetStream(nats))).get(config.publish.stream)
-            if own is not None and own.slot == slot and own.paused_at:
-                plan.objections.append(PAUSED.format(slot=slot))
+            _object_if_paused((await _records(JetStream(nats))).get(config.publish.stream), slot, plan)
     except* WalbridgeError as group:
         plan.objections.append(f"NATS does not say whether the bridge of slot {slot} is paused ({most_telling(group)})")
+
+
+def _object_if_paused(own: BridgeRecord | None, slot: str, plan: Plan) -> None:
+    if own is not None and own.slot == slot and own.paused_at:
+        plan.objections.append(f"the bridge of slot {slot} is paused, and walbridge resume would go on from there")
 
 
 async def _plan_slot(connection: PgConnection, slot: str, plan: Plan) -> None:
@@ -222,8 +222,7 @@ async def _plan_nats(js: JetStream, config: Config, system_id: str, plan: Plan) 
         )  # fmt: skip
     if own is not None and own.system_id != system_id:
         plan.objections.append(f"stream {stream} was written from another PostgreSQL (system id {own.system_id})")
-    if own is not None and own.paused_at:
-        plan.objections.append(PAUSED.format(slot=slot))
+    _object_if_paused(own, slot, plan)
     await _plan_stream(js, stream, plan)
     if not records:
         for name in SHARED_STREAMS:

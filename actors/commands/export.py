@@ -33,7 +33,7 @@ from actors.settings.config import Config
 from actors.settings.env_file import read_env_file
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
-from actors.settings.setting import OTHER, SOURCE
+from actors.settings.setting import OTHER, SOURCE, no_choice
 from actors.wire.sql_names import quoted
 
 Kind = Literal["alerts", "grafana", "alloy", "compose", "kubernetes", "systemd", "nats-permissions", "sql-role"]
@@ -146,7 +146,7 @@ def write(kind: str, folder: Path | None, setup: Setup) -> int:
     Raises ConfigError when a file is there with other contents, or cannot be written.
     """
     if kind not in KINDS:
-        raise ConfigError("WB002", f"export {kind}: is not one of {', '.join(KINDS)}")
+        raise ConfigError("WB002", f"export {kind}: {no_choice(kind, KINDS)}")
     made = render(cast(Kind, kind), setup)
     if folder is None:
         if len(made) > 1:
@@ -235,7 +235,8 @@ def parse_tables(text: str) -> tuple[tuple[str, str], ...]:
 def _names_only(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without secrets. What it does not name is as in the files of `compose/`."""
     servers = {"DATABASE_URL", "PG_HOST", "PG_PORT", "NATS_URL", "NATS_HOST", "NATS_PORT"}
-    kept = {"POSTGRES_BRIDGE_USER", "PG_DB", "NATS_BRIDGE_USER", "NATS_REPLICAS", "BRIDGE_PORT"} | servers
+    names = {"BRIDGE_SLOT", "BRIDGE_PUB", "BRIDGE_STREAM", "BRIDGE_PORT"}
+    kept = {"POSTGRES_BRIDGE_USER", "PG_DB", "NATS_BRIDGE_USER", "NATS_REPLICAS"} | names | servers
     found = {name: value for name, value in environ.items() if name in kept and value}
     if "DATABASE_URL" not in found:
         found = {"POSTGRES_BRIDGE_USER": DEFAULT.role, "PG_DB": DEFAULT.database, "PG_HOST": "postgres", **found}

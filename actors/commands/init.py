@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from actors.commands.export import make_setup, render
+from actors.commands.export import make_setup, parse_tables, render
 from actors.errors import ConfigError
-from actors.settings.env_file import read_env_file
+from actors.settings.config import SETTINGS
+from actors.settings.env_file import INIT_WRITES, read_env_file
 from actors.settings.flags import Flags, option, takes_settings
 from actors.settings.resolve import resolve
 from actors.settings.setting import OTHER, PUBLISHING, SOURCE
 from actors.startup.wal_level import NEEDS_CHANGE
 
-ENV_FILE, SQL_FILE = "walbridge.env", "walbridge.sql"
+ENV_FILE, SQL_FILE = INIT_WRITES, "walbridge.sql"
+_NAMES = ("slot", "pub", "stream", "port")
 POSTGRES, NATS, ROLE, KEEP_WAL = "postgresql://127.0.0.1:5432/postgres", "nats://127.0.0.1:4222", "walbridge", "100GB"
 
 _SERVER = """\
@@ -53,7 +55,7 @@ _RESTART = """
 """
 
 
-@takes_settings(slot="replication slot", pub="publication", stream="CDC stream")
+@takes_settings("port", slot="replication slot", pub="publication", stream="CDC stream")
 def init(
     flags: Flags,
     *,
@@ -66,33 +68,40 @@ def init(
     dir: Annotated[Path, option(OTHER, "where to write the files [.]", "DIR")] = Path(),
     force: Annotated[bool, option(OTHER, "overwrite existing files")] = False,
 ) -> int:
-    """Write an env file and a script for psql, and say what comes next."""
+    """Write an env file and a script for psql, and say what comes next.
+
+    What is wrong is said at once: of the flags before anything is asked, of an answer before the next question.
+    """
     paths = [dir / ENV_FILE, dir / SQL_FILE]
     if not re.fullmatch(r"[0-9]{1,9} ?(MB|GB|TB)", keep_wal):
         raise ConfigError("WB002", f"--keep-wal: {keep_wal!r} is not a size; give e.g. {KEEP_WAL}")
     for path in paths:
         if path.exists() and not force:
             raise ConfigError("WB009", f"{str(path)!r} exists already; --force overwrites it, --dir writes elsewhere")
-    ask = _ask if sys.stdin.isatty() else _take_default
-    postgres = postgres or ask("PostgreSQL, with the database", POSTGRES)
-    tables = tables or ask("Tables to publish, e.g. users,sales.orders", "")
-    if not tables:
-        raise ConfigError("WB002", "--tables: say which tables are published, e.g. --tables users,sales.orders")
-    role = role or ask("The bridge's role in PostgreSQL, made by the script", ROLE)
-    nats = nats or ask("NATS", NATS)
-    nats_user = ask("The bridge's user in NATS, empty for none", "") if nats_user is None else nats_user
+    resolve(flags, {"POSTGRES_BRIDGE_USER": ROLE})
+    postgres, tables, role, nats, nats_user = (
+        _given_or_asked(given, *question) for given, question in zip((postgres, tables, role, nats, nats_user), (
+            (_check_postgres, "PostgreSQL, with the database", POSTGRES),
+            (_check_tables, "Tables to publish, e.g. users,sales.orders", ""),
+            (_quoted, "The bridge's role in PostgreSQL, made by the script", ROLE),
+            (_check_nats, "NATS", NATS),
+            (_quoted, "The bridge's user in NATS, empty for none", ""),
+        ), strict=True)
+    )  # fmt: skip
 
+    own = {setting.variable: str(flags[name]) for name in _NAMES if (setting := SETTINGS[name]) and flags.get(name)}
     env = {"DATABASE_URL": _with_user(postgres, role), "POSTGRES_BRIDGE_PASSWORD": secrets.token_urlsafe(24), "NATS_URL": nats}
     if nats_user:
         env |= {"NATS_BRIDGE_USER": nats_user, "NATS_BRIDGE_PASSWORD": secrets.token_urlsafe(24)}
-    resolve(flags, env)  # what is wrong with the addresses is said before anything is written
-    (sql,) = render("sql-role", make_setup(flags, env, None, tables)).values()
+    env |= own
+    resolve({}, env)
+    (sql,) = render("sql-role", make_setup({}, env, None, tables)).values()
     _write(paths[0], "".join(f"{name}={_quoted(value)}\n" for name, value in env.items()))
     assert read_env_file(paths[0]) == env
     head, stop, rest = sql.partition("\\set ON_ERROR_STOP on\n")
     _write(paths[1], head + stop + _server_script(keep_wal) + rest + _RESTART)
 
-    for line in _next_steps(paths, postgres, nats_user, flags):
+    for line in _next_steps(paths, postgres, nats_user):
         print(line)
     return 0
 
@@ -101,44 +110,60 @@ def _server_script(keep_wal: str) -> str:
     return _SERVER.replace("@needs_change@", NEEDS_CHANGE).replace("@keep_wal@", f"'{keep_wal}'")
 
 
-def _given(flags: Flags, *names: str) -> str:
-    """Flags that were given, as the end of a command that takes them too."""
-    return "".join(f" --{name} {shlex.quote(str(flags[name]))}" for name in names if flags.get(name))
-
-
-def _next_steps(paths: list[Path], postgres: str, nats_user: str, flags: Flags) -> list[str]:
+def _next_steps(paths: list[Path], postgres: str, nats_user: str) -> list[str]:
     env_file, sql_file = (shlex.quote(str(path)) for path in paths)
-    given = _given(flags, "slot", "pub", "stream")
     steps = [
         ("let an administrator of PostgreSQL run the script in the database; it may be run again",
          f"env $(grep ^POSTGRES_BRIDGE_PASSWORD= {env_file}) psql -U postgres -d {shlex.quote(postgres)} -f {sql_file}"),
     ]  # fmt: skip
     if nats_user:
         steps.append(
-            ("give the bridge its rights in NATS: put these into nats-server's configuration, with its password",
-             f"walbridge export nats-permissions --env-file {env_file}{given}"),
+            (f"give the bridge its rights in NATS: put these into nats-server's configuration, with NATS_BRIDGE_PASSWORD, "
+             f"which is new; if {nats_user} is there already, write its own password into {env_file} instead",
+             f"walbridge export nats-permissions --env-file {env_file}"),
         )  # fmt: skip
     steps += [
-        ("check both servers and the path between them", f"walbridge doctor --env-file {env_file}{given}"),
-        ("start the bridge", f"walbridge run --env-file {env_file}{given}"),
-        ("see the changes, in another terminal", f"walbridge tail --env-file {env_file}{_given(flags, 'stream')}"),
+        ("check both servers and the path between them", f"walbridge doctor --env-file {env_file}"),
+        ("start the bridge", f"walbridge run --env-file {env_file}"),
+        ("see the changes, in another terminal", f"walbridge tail --env-file {env_file}"),
     ]
-    lines = [f"Written: {env_file} (has passwords; only you may read it) and {sql_file}", "Next:"]
+    lines = [f"Written: {env_file} (has new passwords; only you may read it) and {sql_file}", "Next:"]
     for number, (words, command) in enumerate(steps, 1):
         lines += [f"  {number}. {words}", f"     {command}"]
     return lines
 
 
-Ask = Callable[[str, str], str]
+def _given_or_asked(given: str | None, check: Callable[[str], object], words: str, default: str) -> str:
+    """What was given, or the answer of a person, who is asked until it can be used. Raises ConfigError without one."""
+    if given is not None or not sys.stdin.isatty():
+        check(found := default if given is None else given)
+        return found
+    while True:
+        print(f"{words}{f' [{default}]' if default else ''}: ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        answer = line.strip() or default
+        try:
+            check(answer)
+        except ConfigError as exc:
+            if not line:  # nobody is there any more
+                raise
+            print(f"  {exc.what}", file=sys.stderr)
+        else:
+            return answer
 
 
-def _ask(words: str, default: str) -> str:
-    print(f"{words}{f' [{default}]' if default else ''}: ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip() or default
+def _check_postgres(url: str) -> None:
+    _with_user(url, ROLE)
 
 
-def _take_default(_: str, default: str) -> str:
-    return default
+def _check_tables(text: str) -> None:
+    if not text:
+        raise ConfigError("WB002", "--tables: say which tables are published, e.g. --tables users,sales.orders")
+    parse_tables(text)
+
+
+def _check_nats(url: str) -> None:
+    resolve({}, {"POSTGRES_BRIDGE_USER": ROLE, "NATS_URL": url})
 
 
 def _with_user(url: str, role: str) -> str:

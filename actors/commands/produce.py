@@ -22,6 +22,7 @@ from actors.sample.progress import Work
 from actors.sample.rows import COLUMNS, SampleRows
 from actors.settings.config import ENV_FILE, PostgresConfig
 from actors.settings.resolve import resolve
+from actors.settings.setting import no_choice
 from actors.wire.sql_names import quoted
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -296,7 +297,7 @@ def _fix(exc: psycopg.Error, words: Mapping[str, Any]) -> str:
 
 def _known(table: str) -> str:
     if table not in COLUMNS:
-        raise ConfigError("WB002", f"--table: {table!r} is not one of {', '.join(COLUMNS)}")
+        raise ConfigError("WB002", f"--table: {table!r} {no_choice(table, COLUMNS)}")
     return table
 
 

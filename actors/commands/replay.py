@@ -15,7 +15,7 @@ from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.commands.status import printable
 from actors.errors import ConfigError, SinkUnavailable
-from actors.mirror.source_stream import SourceStream, bridge_position
+from actors.mirror.source_stream import SourceStream, bridge_position, no_such_stream, streams_of_bridges
 from actors.mirror.stream_places import Beginning, first_seq_from, parse_beginning
 from actors.positions import format_lsn
 from actors.process import most_telling
@@ -94,7 +94,7 @@ async def _run(config: NatsConfig, wanted: Replay) -> int:
 async def _set_back(js: JetStream, wanted: Replay) -> int:
     source = SourceStream(js, wanted.stream)
     if not await source.look():
-        raise ConfigError("WB215", f"there is no stream {wanted.stream} in this account of NATS", fix="give --stream NAME")
+        raise await no_such_stream(js, wanted.stream)
     info = await js.consumer(wanted.stream, wanted.consumer)
     if info is None or not info["config"].get("durable_name"):
         raise await _no_durable(js, wanted, is_there=info is not None)
@@ -174,6 +174,12 @@ async def _no_durable(js: JetStream, wanted: Replay, *, is_there: bool) -> Confi
             means="it ends with its reader, which keeps the place itself",
             fix="have the reader begin elsewhere; for a mirror: walbridge mirror --again",
         )  # fmt: skip
+    for other in await streams_of_bridges(js):
+        if other != wanted.stream and await js.consumer(other, wanted.consumer) is not None:
+            return ConfigError(
+                "WB525", f"stream {wanted.stream} has no consumer {wanted.consumer}, but stream {other} has one",
+                fix=f"add --stream {other}",
+            )  # fmt: skip
     names = [str(one.get("name")) for one in await js.consumers(wanted.stream) if (one.get("config") or {}).get("durable_name")]
     there = f"give one of these: {listed(sorted(names))}" if names else "it has no durable consumers; mirrors need none"
     return ConfigError("WB525", f"stream {wanted.stream} has no consumer {wanted.consumer}", fix=there)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from actors.errors import ConfigError
+from actors.settings.env_file import unread_file
 from actors.settings.flags import Flags, option
 from actors.settings.setting import HTTP
 from actors.settings.sources import Sources
@@ -30,6 +31,8 @@ class RunningBridge(NamedTuple):
 
     url: str
     token: str = ""
+    hint: str = ""
+    """Where else its port may be written."""
 
     def status(self) -> dict[str, Any]:
         """Return /status. Raises NoAnswer."""
@@ -59,7 +62,7 @@ class RunningBridge(NamedTuple):
             raise NoAnswer(f"what answers at {self.url} is not a bridge") from exc
         except (OSError, ValueError) as exc:
             reason = getattr(exc, "reason", None) or exc
-            raise NoAnswer(f"no bridge answers at {self.url} ({reason})") from exc
+            raise NoAnswer(f"no bridge answers at {self.url} ({reason})" + (f"; {self.hint}" if self.hint else "")) from exc
 
 
 def find_bridge(flags: Flags, url: str, env_file: Path | None, *, with_token: bool = False) -> RunningBridge:
@@ -71,7 +74,8 @@ def find_bridge(flags: Flags, url: str, env_file: Path | None, *, with_token: bo
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError("WB002", f"--url: {url!r} is not an address; give e.g. http://127.0.0.1:9090")
-    return RunningBridge(address, sources.read("bridge_http_token") if with_token else "")
+    hint = unread_file(bool(env_file or url or flags["port"]))
+    return RunningBridge(address, sources.read("bridge_http_token") if with_token else "", hint)
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> str:

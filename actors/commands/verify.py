@@ -102,7 +102,7 @@ def show(result: Result) -> None:
             holes = f"{deleted:,} {'message was' if deleted == 1 else 'messages were'} deleted in the middle of the stream"
             print(f"{holes} (WB224): a replica may lack them")
         print("causes: a value that was too large for a message, a change that causes no event, another writer to the replica")
-        print(f"fix: start the mirror once with --again {shlex.quote(','.join(different))}")
+        print(f"fix: stop the mirror, then start it once with --again {shlex.quote(','.join(different))}")
 
 
 def _tell(words: str) -> None:

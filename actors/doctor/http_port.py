@@ -10,14 +10,16 @@ from functools import partial
 from typing import Any
 
 import trio
+from psycopg.conninfo import conninfo_to_dict
 
 from actors.doctor.checking import Found
-from actors.settings.config import HttpConfig
+from actors.settings.config import Config, HttpConfig
 from actors.web.serving import cannot_listen
 
 
-async def check_port(http_config: HttpConfig, slot: str) -> Found:
+async def check_port(config: Config) -> Found:
     """See whether the bridge may listen where it is told to, or listens there already. Raises ConfigError."""
+    http_config, slot = config.http, config.source.slot
     try:
         family = socket.AF_INET6 if ":" in http_config.bind else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -29,8 +31,11 @@ async def check_port(http_config: HttpConfig, slot: str) -> Found:
         status = await trio.to_thread.run_sync(partial(_status, http_config), abandon_on_cancel=True)
         if status is None:
             raise cannot_listen(http_config, exc) from None
-        if status.get("slot") != slot:
-            raise cannot_listen(http_config, exc, f"the bridge of slot {status.get('slot')} listens there") from None
+        database = str(status.get("source") or "").rpartition("/")[2]
+        words = conninfo_to_dict(config.postgres.conninfo)
+        if status["slot"] != slot or database not in ("", words.get("dbname") or words.get("user")):
+            of = f" of database {database}" if database else ""
+            raise cannot_listen(http_config, exc, f"the bridge of slot {status['slot']}{of} listens there") from None
         verdict = (status.get("verdict") or {}).get("text", "")
         return Found(f"the bridge of this slot runs on {http_config.port}: {verdict}")
     return Found(f"{http_config.bind}:{http_config.port} is free")

@@ -53,6 +53,8 @@ class PathSide:
         config = self._config
         if not self._nats.is_known:
             raise NotChecked("it is unknown which streams exist")
+        if not self._postgres.has_slot:
+            raise NotChecked(f"slot {config.source.slot} cannot be this bridge's")
         tables = {table.token: table.relation_oid for table in self._postgres.tables}
         start = await foresee_start(config, sides.postgres, JetStream(sides.nats), tables)
         if start is None:

@@ -29,6 +29,8 @@ from actors.wire.sql_names import quoted
 DAY_S = 86_400
 LASTS_S = 2 * DAY_S
 """For so long the WAL that PostgreSQL keeps should last: a weekend."""
+COUNTED_MIN_S = 3600
+"""A rate that PostgreSQL has counted for less says nothing of the days to come: it is of the first load of tables."""
 EXPIRES_SOON_S = 30 * DAY_S
 CONNECTIONS = 8
 """How many a bridge has at the most, while it takes a snapshot."""
@@ -58,6 +60,8 @@ class PostgresSide:
         self._config, self._source, self._accept_gap = config, source, accept_gap
         self._model = PublicationModel(source.publication)
         self._problems: Sequence[Problem] | None = None
+        self.has_slot = False
+        """The slot is there and of this database, or the bridge can make it."""
 
     @property
     def tables(self) -> list[PublishedTable]:
@@ -182,8 +186,10 @@ class PostgresSide:
         slot = self._source.slot
         state, health = await slot_state(connection, slot), await slot_health(connection, slot)
         if self._source.temporary and state is not None and state.temporary:  # the start would wait until it is gone
+            self.has_slot = True
             return Found(f"{slot} is temporary, of a bridge that runs, in process {state.active_pid}")
         found = _found(await CHECKS["slot"](connection, self._source))
+        self.has_slot = True
         if state is None or health is None:
             return Found(found.words, [("warn", problem) for problem in await writers_before_slot(connection, slot)])
         if state.wal_status == "lost":
@@ -196,18 +202,20 @@ class PostgresSide:
         if found.problems:
             return found
         timeout = "current_setting('idle_replication_slot_timeout')" if connection.server_version >= 180000 else "'0'"
-        ((keep_text, keep, idle, rate, folder),) = await connection.query(
+        ((keep_text, keep, idle, rate, since, folder),) = await connection.query(
             "SELECT current_setting('max_slot_wal_keep_size'), pg_size_bytes(current_setting('max_slot_wal_keep_size')),"
             f" extract(epoch FROM {timeout}::interval)::bigint,"
             " (SELECT wal_bytes / greatest(extract(epoch FROM now() - stats_reset), 60) FROM pg_stat_wal)::bigint,"
+            " (SELECT extract(epoch FROM now() - stats_reset) FROM pg_stat_wal)::bigint,"
             " CASE WHEN pg_has_role('pg_read_all_settings', 'USAGE') THEN current_setting('data_directory') END"
         )
         limit, per_s, idle_s = int(keep or 0), int(rate or 0), int(idle or 0)
         lasts = limit / per_s if per_s else float("inf")
         free = free_bytes(self._config, folder or "")
-        at_rate = f" at the average rate of {human_bytes(per_s * 3600)} per hour"
+        counted_s = int(since or 0)
+        at_rate = f" at the average rate of {human_bytes(per_s * 3600)} per hour, counted for {span(counted_s)}"
         short = stops = full = None
-        if lasts < LASTS_S:
+        if is_too_short(lasts, counted_s):
             short = Problem(
                 "WB127", f"max_slot_wal_keep_size = {keep_text} lasts for {span(lasts)}{at_rate}",
                 means="a bridge, or NATS, that is away for longer loses the slot, and with it changes",
@@ -268,3 +276,8 @@ def free_bytes(config: PostgresConfig, data_directory: str) -> int | None:
                 disk = os.statvfs(Path(data_directory) / "pg_wal")
                 return disk.f_bavail * disk.f_frsize
     return None
+
+
+def is_too_short(lasts_s: float, counted_s: int) -> bool:
+    """Whether WAL that lasts for `lasts_s`, at a rate that was counted for `counted_s`, is too little for a weekend."""
+    return lasts_s < LASTS_S and counted_s >= COUNTED_MIN_S

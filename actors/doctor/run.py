@@ -63,7 +63,7 @@ async def _check_path(
         await make_checks(report, "Path", path, partial(open_both, config))
     else:
         leave(report, "Path", list(path), "it needs both servers")
-    await check_alone(report, "Path", "HTTP port", partial(check_port, config.http, config.source.slot))
+    await check_alone(report, "Path", "HTTP port", partial(check_port, config))
 
 
 def setup_of(config: Config) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream, StoredMessage, where_it_exists
 from actors.clients.nats.ordered_consumer import Delivered
 from actors.contract.bridge_record import BridgeRecord
@@ -21,8 +22,8 @@ from actors.contract.stream_view import (
     StreamView,
     why_out_of_date,
 )
-from actors.contract.subjects import BRIDGES, DICTIONARIES
-from actors.errors import Fatal, MalformedMessage, SinkUnavailable
+from actors.contract.subjects import BRIDGE_RECORDS, BRIDGES, DICTIONARIES
+from actors.errors import ConfigError, Fatal, MalformedMessage, SinkUnavailable
 from actors.positions import Position
 from actors.telemetry.log import get_logger
 from actors.wire.jetstream import MSG_ID_HEADER, OWN_MSG_ID_HEADER
@@ -214,3 +215,18 @@ def bridge_position(headers: Mapping[str, str]) -> Position | None:
         return position_of_id(id_in(headers) or "")
     except ValueError:
         return None
+
+
+async def streams_of_bridges(js: JetStream) -> list[str]:
+    """The streams of the bridges in this account, in order; none for a user who may not know."""
+    try:
+        return sorted(await js.keys_of(BRIDGES, BRIDGE_RECORDS))
+    except SinkRefused:
+        return []
+
+
+async def no_such_stream(js: JetStream, name: str) -> ConfigError:
+    """The error for a stream that does not exist, with the names of those that bridges have made."""
+    others = [one for one in await streams_of_bridges(js) if one != name]
+    fix = f"give one of these with --stream: {', '.join(others)}" if others else "start the bridge: walbridge run"
+    return ConfigError("WB215", f"there is no stream {name} in this account of NATS", fix=fix)

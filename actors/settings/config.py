@@ -22,6 +22,7 @@ from actors.settings.setting import (
     Setting,
     choice,
     matching,
+    no_choice,
     number,
     setting,
     settings_of,
@@ -44,7 +45,7 @@ def _exporter(text: str) -> Exporter:
 def _level(text: str) -> str:
     level = text.upper()
     if level not in ("DEBUG", "INFO", "WARNING", "WARN", "ERROR"):
-        raise ValueError("is not one of DEBUG, INFO, WARNING, ERROR")
+        raise ValueError(no_choice(level, ("DEBUG", "INFO", "WARNING", "ERROR")))
     return "WARNING" if level == "WARN" else level
 
 
@@ -93,11 +94,12 @@ class SourceConfig:
     """What to read."""
 
     slot: str = setting(
-        "cdc_slot", flag="--slot", value="NAME", group=SOURCE, words="replication slot, created if missing",
+        "cdc_slot", flag="--slot", value="NAME", variable="BRIDGE_SLOT", group=SOURCE,
+        words="replication slot, created if missing",
         read=matching(r"[a-z0-9_]{1,63}", "is not a slot name; give lower-case letters, digits and _, e.g. cdc_slot"),
     )  # fmt: skip
     publication: str = setting(
-        "cdc_pub", flag="--pub", value="NAME", group=SOURCE, words="publication, must exist",
+        "cdc_pub", flag="--pub", value="NAME", variable="BRIDGE_PUB", group=SOURCE, words="publication, must exist",
         read=matching(r"(?s).{1,63}", "is not a publication name; give 1-63 characters, e.g. cdc_pub"),
     )  # fmt: skip
     temporary: bool = setting(
@@ -112,7 +114,8 @@ class PublishConfig:
     """What to write, and how."""
 
     stream: str = setting(
-        "CDC", flag="--stream", value="NAME", group=PUBLISHING, words="CDC stream; a second bridge gets its own",
+        "CDC", flag="--stream", value="NAME", variable="BRIDGE_STREAM", group=PUBLISHING,
+        words="CDC stream; a second bridge gets its own",
         details="the stream; a second bridge gets its own",
         read=matching(
             r"(?!(INIT|REQUESTS|KV_.*)$)[A-Za-z0-9_-]{1,64}",
@@ -120,30 +123,32 @@ class PublishConfig:
         ),
     )  # fmt: skip
     mode: PublishMode = setting(
-        "auto", flag="--publish", value="auto|fast|durable|plain", group=PUBLISHING, words="how changes reach JetStream",
+        "auto", flag="--publish", value="auto|fast|durable|plain", variable="BRIDGE_PUBLISH", group=PUBLISHING,
+        words="how changes reach JetStream",
         read=choice("auto", "fast", "durable", "plain"),
         details="`fast`: batches, nats-server 2.14 and later. `durable`: a transaction of up to 1,000 messages is stored whole "
         "or not at all, nats-server 2.12.1 and later. `plain`: one acknowledgement per message. `auto`: fast where the stream "
         "allows it. [Which one](docs/reliability.md#ways-to-publish)",
     )  # fmt: skip
     confirm_hold_s: int = setting(
-        0, flag="--confirm-hold", value="SECONDS", group=PUBLISHING,
+        0, flag="--confirm-hold", value="SECONDS", variable="BRIDGE_CONFIRM_HOLD", group=PUBLISHING,
         words="seconds from an acknowledgement to its confirmation to PostgreSQL",
         details="seconds between JetStream's acknowledgement and the confirmation to PostgreSQL, which keeps the WAL as long: "
         "with twice the `sync_interval` of nats-server, [a power cut of NATS loses nothing](docs/reliability.md#confirming)",
         read=number(0, 86_400, "a number of seconds", "240"),
     )  # fmt: skip
     pack: int = setting(
-        1, flag="--pack", value="N", group=PUBLISHING, words="up to N events of a transaction per message",
+        1, flag="--pack", value="N", variable="BRIDGE_PACK", group=PUBLISHING,
+        words="up to N events of a transaction per message",
         details="up to N consecutive events of one transaction and subject per message, 1 to 1000",
         read=number(1, 1000, "a number of events", "100"),
     )  # fmt: skip
     json: bool = setting(
-        False, flag="--json", group=PUBLISHING, words="JSON instead of MessagePack",
+        False, flag="--json", variable="BRIDGE_JSON", group=PUBLISHING, words="JSON instead of MessagePack",
         details="JSON instead of MessagePack, for events, schemas and snapshots",
     )  # fmt: skip
     arrays: Arrays = setting(
-        "literal", flag="--arrays", value="literal|list", group=PUBLISHING,
+        "literal", flag="--arrays", value="literal|list", variable="BRIDGE_ARRAYS", group=PUBLISHING,
         words="literal: PostgreSQL's text; list: nested lists",
         details="`literal`: PostgreSQL's text. `list`: nested lists", read=choice("literal", "list"),
     )  # fmt: skip
@@ -159,37 +164,42 @@ class SnapshotConfig:
     """How whole tables are sent, and what is compressed."""
 
     format: SnapshotFormat = setting(
-        "map", flag="--snapshot-format", value="map|array", group=SNAPSHOTS,
+        "map", flag="--snapshot-format", value="map|array", variable="BRIDGE_SNAPSHOT_FORMAT", group=SNAPSHOTS,
         words="map: one map per row; array: arrays in the columns' order",
         details="`map`: one map per row. `array`: arrays in the columns' order, announced first",
         read=choice("map", "array"),
     )  # fmt: skip
     zstd: bool = setting(
-        False, flag="--zstd", group=SNAPSHOTS, words="compress chunks of snapshots",
+        False, flag="--zstd", variable="BRIDGE_ZSTD", group=SNAPSHOTS, words="compress chunks of snapshots",
         details="compress chunks of snapshots, with the table's dictionary where there is one",
     )  # fmt: skip
     zstd_events: bool = setting(
-        False, flag="--zstd-events", group=SNAPSHOTS, words="compress events of tables that have a dictionary",
+        False, flag="--zstd-events", variable="BRIDGE_ZSTD_EVENTS", group=SNAPSHOTS,
+        words="compress events of tables that have a dictionary",
         details="compress events of tables that have a dictionary: [what it saves](docs/performance.md)",
     )  # fmt: skip
     dictionaries: Path = setting(
-        Path("dictionaries"), flag="--dictionaries", value="DIR", group=SNAPSHOTS, words="folder of {table}.zstd.dict files",
+        Path("dictionaries"), flag="--dictionaries", value="DIR", variable="BRIDGE_DICTIONARIES", group=SNAPSHOTS,
+        words="folder of {table}.zstd.dict files",
         details="folder of `{table}.zstd.dict` files, made by `walbridge train`", read=Path,
     )  # fmt: skip
     parallel: int = setting(
-        2, flag="--snapshot-parallel", value="N", group=SNAPSHOTS, words="tables, and connections per table, at once",
+        2, flag="--snapshot-parallel", value="N", variable="BRIDGE_SNAPSHOT_PARALLEL", group=SNAPSHOTS,
+        words="tables, and connections per table, at once",
         details="snapshots at once, and connections that read one table [in rounds](docs/consumers.md#in-rounds); one more is "
         "kept for small tables",
         read=number(1, 64, "a number of connections", "4"),
     )  # fmt: skip
     round_s: int = setting(
-        20, flag="--snapshot-round-s", value="SECONDS", group=SNAPSHOTS, words="longest transaction of a snapshot in rounds",
+        20, flag="--snapshot-round-s", value="SECONDS", variable="BRIDGE_SNAPSHOT_ROUND_S", group=SNAPSHOTS,
+        words="longest transaction of a snapshot in rounds",
         details="seconds that a transaction of a snapshot [in rounds](docs/consumers.md#in-rounds) stays open and holds back "
         "VACUUM",
         read=number(1, 86_400, "a number of seconds", "20"),
     )  # fmt: skip
     rate_mb_s: int = setting(
-        0, flag="--snapshot-rate-mb-s", value="N", group=SNAPSHOTS, words="megabytes per second of all snapshots; 0: no limit",
+        0, flag="--snapshot-rate-mb-s", value="N", variable="BRIDGE_SNAPSHOT_RATE_MB_S", group=SNAPSHOTS,
+        words="megabytes per second of all snapshots; 0: no limit",
         details="megabytes that all snapshots together send per second, as sent; 0 for no limit",
         read=number(0, 100_000, "a number of megabytes", "50"),
     )  # fmt: skip
@@ -204,7 +214,7 @@ class HttpConfig:
         read=number(1, 65535, "a port", "9091"),
     )  # fmt: skip
     bind: str = setting(
-        "127.0.0.1", flag="--bind", value="ADDRESS", group=HTTP, words="HTTP address",
+        "127.0.0.1", flag="--bind", value="ADDRESS", variable="BRIDGE_BIND", group=HTTP, words="HTTP address",
         read=matching(r"[0-9A-Za-z.:_-]+", "is not an address; give e.g. 0.0.0.0"),
     )  # fmt: skip
     token: str = setting(
@@ -414,7 +424,7 @@ EMBEDDED = Setting(
     flag="--embedded", value="[DIR]", group=SOURCE,
     words="start PostgreSQL and NATS from the `embedded` extra, data kept in this folder",
     details="start PostgreSQL and NATS from the `embedded` extra. A folder may follow; without one the data is in the user's "
-    "data folder",
+    "data folder (`~/.local/share/walbridge`, or `$XDG_DATA_HOME/walbridge`), for root in `/var/lib/walbridge`",
 )  # fmt: skip
 ENV_FILE = Setting(
     flag="--env-file", value="FILE", words="NAME=value lines; the environment beats them", details="file of `NAME=value` lines"

@@ -25,6 +25,7 @@ LIBPQ = {
 """libpq's names of what has a name of ours."""
 _OURS = re.compile(r"PG|POSTGRES|DATABASE|NATS|BRIDGE|LOG_|WALBRIDGE")
 """A name that begins like this is meant for us; a file for a container may well hold others."""
+INIT_WRITES = "walbridge.env"
 _told: set[str] = set()
 
 
@@ -49,6 +50,13 @@ def read_env_file(path: Path) -> dict[str, str]:
         found[name.strip()] = _unquoted(value.strip(), f"{path}:{number}")
     tell(f"--env-file: {path}: {words}" for words in misspelt(found))
     return found
+
+
+def unread_file(is_named: bool) -> str:
+    """Words on the env file that `walbridge init` wrote here, if nobody has named one; what is missing may be in it."""
+    if is_named or not Path(INIT_WRITES).is_file():
+        return ""
+    return f"{INIT_WRITES} lies here and was not read: add --env-file {INIT_WRITES}"
 
 
 def _unquoted(value: str, where: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -53,10 +54,14 @@ class Setting:
         return self.words.replace("`", "")
 
     def help(self, words: str = "") -> str:
-        """The words of a command's flag, or `words` in their place, with the default and the variable in brackets."""
+        """The words of a command's flag, or `words` in their place, with the default in brackets.
+
+        The variable too, unless it is the flag's own name: BRIDGE_SLOT of --slot.
+        """
         said = words or self.plain_words
         default = "" if self.is_switch else self.default
-        notes = ", ".join(filter(None, (default, f"env {self.variable}" if self.variable else "")))
+        variable = f"env {self.variable}" if self.variable not in ("", f"BRIDGE_{self.name.upper()}") else ""
+        notes = ", ".join(filter(None, (default, variable)))
         return said if said.endswith("]") or not notes else f"{said} [{notes}]"
 
 
@@ -100,13 +105,19 @@ def number(low: int, high: int, kind: str, example: str) -> Callable[[str], int]
     return read
 
 
+def no_choice(text: str, choices: Collection[str]) -> str:
+    """Words after a text that is none of the choices: what they are, and which one may have been meant."""
+    close = difflib.get_close_matches(text, choices, n=1)
+    return f"is not one of {', '.join(choices)}" + (f"; did you mean {close[0]}?" if close else "")
+
+
 def choice(*choices: T) -> Callable[[str], T]:
     """Give a reader of one of these words."""
     known = {str(word): word for word in choices}
 
     def read(text: str) -> T:
         if text not in known:
-            raise ValueError(f"is not one of {', '.join(known)}")
+            raise ValueError(no_choice(text, known))
         return known[text]
 
     return read

@@ -130,15 +130,19 @@ def _foreign(tail: StreamTail, found: str) -> ConfigError:
     )
 
 
-def check_owner(record: BridgeRecord | None, stream: str, slot: str) -> None:
-    """Raise ConfigError when the stream belongs to another slot."""
-    if record is not None and record.slot != slot:
-        raise ConfigError(
-            "WB242",
-            f"stream {stream} belongs to slot {record.slot}, not to {slot}",
-            means="two bridges that write one stream would fence each other again and again",
-            fix=f"give this bridge a stream of its own: --stream NAME; or run it with --slot {record.slot}",
-        )
+def check_owner(record: BridgeRecord | None, stream: str, slot: str, database: str) -> None:
+    """Raise ConfigError when the stream belongs to another slot. `database` is where the slot would be."""
+    if record is None or record.slot == slot:
+        return
+    is_elsewhere = bool(record.database) and record.database != database
+    whose = f"{record.slot} of database {record.database}" if is_elsewhere else record.slot
+    raise ConfigError(
+        "WB242",
+        f"stream {stream} belongs to slot {whose}, not to {slot}",
+        means="two bridges that write one stream would fence each other again and again",
+        fix="give this bridge a stream of its own: --stream NAME"
+        + ("" if is_elsewhere else f"; or run it with --slot {record.slot}"),
+    )
 
 
 def find_loss(

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import difflib
+import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
@@ -112,7 +114,10 @@ async def _check_publication(connection: PgConnection, source: SourceConfig) -> 
     facts = await publication_facts(connection, source.publication)
     if facts is None:
         missing = publication_missing(source.publication, "", await _tables_with_key(connection))
-        raise ConfigError(missing.code, missing.what, means=missing.means, fix=missing.fix)
+        there = [name or "" for (name,) in await connection.query("SELECT pubname FROM pg_publication ORDER BY 1 LIMIT 20")]
+        likely = difflib.get_close_matches(source.publication, there, n=1) or there[:1]
+        instead = [f"or read one that is there ({', '.join(there)}): --pub {shlex.quote(name)}" for name in likely]
+        raise ConfigError(missing.code, missing.what, means=missing.means, fix="\n".join((missing.fix, *instead)))
     published = {"inserts": facts.inserts, "updates": facts.updates, "deletes": facts.deletes, "truncates": facts.truncates}
     return Looked(f"{source.publication}: {', '.join(name for name, is_on in published.items() if is_on) or 'no operation'}")
 

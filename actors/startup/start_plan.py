@@ -92,7 +92,7 @@ async def find_start(
     another slot.
     """
     slot, stream, temporary = config.source.slot, config.publish.stream, config.source.temporary
-    record, revision, history, tail = await _read_sink(js, stream, setup.last_seq, slot)
+    record, revision, history, tail = await _read_sink(js, stream, setup.last_seq, slot, connection.database)
     position, unheld = tail_position(tail, record), unheld_at_end(tail, record)
     tokens = sorted(tables)
     # A table that was taken out of the publication may have been published when its changes were lost. A run may have begun
@@ -169,7 +169,7 @@ async def foresee_start(config: Config, connection: PgConnection, js: JetStream,
         # a bridge may be at work: what the slot has confirmed by now is in the record that is read next, and what the stream
         # holds then is in the WAL that ends after that
         before = await _read_source(connection, replication, slot)
-        record, _, history, tail = await _read_sink(js, config.publish.stream, None, slot)
+        record, _, history, tail = await _read_sink(js, config.publish.stream, None, slot, connection.database)
         source = replace(await _read_source(connection, replication, slot), confirmed_lsn=before.confirmed_lsn)
     finally:
         replication.close()
@@ -238,14 +238,14 @@ async def take_over(plan: StartPlan, js: JetStream, encoder: EventEncoder) -> St
 
 
 async def _read_sink(
-    js: JetStream, stream: str, last_seq: int | None, slot: str
+    js: JetStream, stream: str, last_seq: int | None, slot: str, database: str
 ) -> tuple[BridgeRecord | None, int, Sequence[BridgeRecord], StreamTail]:
     """Read the record, its revision and older versions, and the tail, at `last_seq` or wherever it is after that.
 
     Raises ConfigError when the stream is another slot's.
     """
     record, revision, history = await _read_record(js, stream)
-    check_owner(record, stream, slot)
+    check_owner(record, stream, slot, database)
     if record is not None:
         history = [*record.of_held(), *history]
     if last_seq is None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import trio
 
-from actors.clients.nats.connection import SinkRefused, open_nats
+from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.ordered_consumer import Delivered, OrderedConsumer, open_consumer
 from actors.contract.message_ids import id_in
@@ -16,17 +16,13 @@ from actors.contract.reader_note import ReaderNote
 from actors.contract.records import Body, Event
 from actors.contract.stream_view import UNKNOWN_MESSAGE, LastMessage, Place
 from actors.contract.subjects import (
-    BRIDGE_RECORDS,
-    BRIDGES,
     CDC_ALL,
     CDC_NOTICES,
-    bucket_key,
-    bucket_stream,
     cdc_of_table,
     parse,
 )
 from actors.errors import ConfigError, Transient
-from actors.mirror.source_stream import OutOfDate, SourceStream
+from actors.mirror.source_stream import OutOfDate, SourceStream, no_such_stream
 from actors.mirror.stream_places import Beginning, first_seq_from
 from actors.mirror.table_choice import choose_tables
 from actors.process import most_telling
@@ -132,7 +128,7 @@ class _Follower:
         is_new = False
         while not await source.look():
             if not reading.waits:
-                raise await _no_stream(source)
+                raise await no_such_stream(source.js, source.name)
             is_new = True
             await trio.sleep(WAIT_S)
         self._filters = await _filters(source, reading.tables)
@@ -214,14 +210,3 @@ async def _filters(source: SourceStream, tables: Sequence[str]) -> list[str]:
         subjects = map(parse, await source.js.subjects_of(source.name, CDC_ALL))
         tokens = choose_tables(tables, published, known={found.token for found in subjects if found is not None})
     return [*map(cdc_of_table, tokens), CDC_NOTICES]
-
-
-async def _no_stream(source: SourceStream) -> ConfigError:
-    """The error for a stream that does not exist, with the names of those that bridges have made."""
-    try:
-        keys = await source.js.subjects_of(bucket_stream(BRIDGES), bucket_key(BRIDGES, BRIDGE_RECORDS))
-    except SinkRefused:
-        keys = []
-    streams = [found.token for key in keys if (found := parse(key)) is not None and found.token != source.name]
-    others = f"give one of these with --stream: {', '.join(sorted(streams))}" if streams else "start the bridge: walbridge run"
-    return ConfigError("WB215", f"there is no stream {source.name} in this account of NATS", fix=others)

@@ -349,7 +349,7 @@ class Telemetry:
 
     def note_pause(self) -> None:
         """Note that nobody reads the slot, as an operator wants it: an outage, if there was one, is over."""
-        self.state, self.fault = "paused", None
+        self.state, self.fault, self.slot.active = "paused", None, False
         self.outage.clear()
 
     def show_wait(self, problem: Problem) -> None:

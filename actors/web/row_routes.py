@@ -8,7 +8,7 @@ import orjson
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 
-from actors.contract.table_token import TOKEN_MAX, as_token
+from actors.contract.table_token import TOKEN_MAX, as_token, table_name
 from actors.errors import SinkUnavailable
 from actors.web.page import SAFE
 from actors.web.questions import Lookup, read_question
@@ -28,7 +28,10 @@ def add_row_routes(app: QuartTrio, lookup: Lookup) -> None:
                 given.get("table", ""), given.getlist("key"), given.get("from", ""), given.get("before", ""),
                 given.get("limit", ""),
             )  # fmt: skip
-            return _private(await lookup.messages(question))
+            found = await lookup.messages(question)
+            if question.token and not found["messages"] and await lookup.schema(question.token) is None:
+                return jsonify({"error": f"the stream has no table {table_name(question.token)}"}), 404
+            return _private(found)
         except ValueError as exc:
             return jsonify({"error": str(exc)}), 400
         except SinkUnavailable as exc:

@@ -916,6 +916,32 @@ def unreadable() -> History:
     return w.draft.done()
 
 
+def another_id() -> History:
+    w = Writing(
+        "A message has a bridge's id, and a body of another event: the event of that id is missing, or somebody forges messages.",
+        "message.unreadable",
+        name="body-of-another-event",
+    )
+    w.begin()
+    w.remember()
+    lsn = w.source.lsn + 0x100
+    steps: list[Any] = []
+    with w.source.transaction(steps.append) as t:
+        t.insert("users", id=3, name="of another event")
+    steps[0]["headers"] = {"Nats-Msg-Id": f"{lsn + 0x100:x}-0-users-insert"}
+    w.add(*steps)
+    w.add(
+        {
+            "step": "expect",
+            "why": "it stops before it, and keeps its rows",
+            "tables": {"users": w.kept},
+            "asked": [],
+            "stopped": True,
+        }
+    )
+    return w.draft.done()
+
+
 def own_ids() -> History:
     w = Writing(
         "Where JetStream would drop a message as a duplicate, the bridge sends its id in `Walbridge-Msg-Id`.",
@@ -1109,7 +1135,7 @@ WRITERS: tuple[Callable[[], History], ...] = (
     column_renamed, column_type, column_moved, column_dropped, same_shape, other_table, shape_in_transaction, gap_of_a_table,
     gap_to_lower_lsns, gap_cuts_off, suspended, published_differently, published_the_same, unpublished, snapshot_failed,
     snapshot_begun_again, chunk_missing, other_bridge, snapshot_too_old, empty_table, stored_snapshot, history_lost,
-    history_at_the_edge, removed, removed_before, made_anew, cut_short, resumes, foreign, unreadable, own_ids, json_numbers, compressed,
+    history_at_the_edge, removed, removed_before, made_anew, cut_short, resumes, foreign, unreadable, another_id, own_ids, json_numbers, compressed,
     two_frames, late_dictionary, other_tables, two_tables, every_table,
 )  # fmt: skip
 

@@ -9,8 +9,9 @@ RULES = {
     "message.one-frame": "A compressed body is exactly one frame; refuse anything after it.",
     "message.dictionary": "Without its dictionary a message cannot be read: wait for it, and skip nothing.",
     "message.own-id": "Where there is no `Nats-Msg-Id`, the header `Walbridge-Msg-Id` has the id.",
-    "message.foreign": "A message without a bridge's id, or whose body has another id, is foreign: skip it.",
-    "message.unreadable": "A message with a bridge's id that cannot be read ends the consumer: nothing after it would be certain.",
+    "message.foreign": "A message without a bridge's id is foreign: skip it.",
+    "message.unreadable": "A message with a bridge's id that cannot be read, or whose body has another id, ends the consumer: nothing "
+    "after it would be certain.",
     "values.bigint": "A bigint is exact: in JSON, beyond ±(2^53-1), it is a string that `raw` or `old_raw` names.",
     "values.types": "Values of every type are exact, from events as from snapshots, whether `raw` names them or not.",
     "transaction.whole": "Readers of the copy see complete transactions: nothing of a transaction before all of it has arrived.",

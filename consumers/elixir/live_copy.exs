@@ -557,14 +557,23 @@ defmodule Copy do
     end
   end
 
-  # a message whose id is not that of its last event does not come from a bridge
+  # a message with another id, or without one, does not come from a bridge
   defp bodies(message) do
+    if bridges_id?(id(message.headers)), do: bodies_of_bridge(message), else: []
+  end
+
+  defp bridges_id?(nil), do: false
+  defp bridges_id?(id), do: Regex.match?(~r/^[0-9a-f]{1,16}-[0-9]+-.+-[a-z]+$/s, id)
+
+  # what cannot be read, or is another event than its id says, ends the program: nothing after it would be certain
+  defp bodies_of_bridge(message) do
     bodies = Body.all(message, &dictionary/1)
-    if List.last(bodies)["msg_id"] == id(message.headers) and id(message.headers) != nil, do: bodies, else: []
+    if List.last(bodies)["msg_id"] != id(message.headers), do: raise(ArgumentError, "it has another event than its id says")
+    bodies
   rescue
     error in [ArgumentError, MatchError, FunctionClauseError] ->
-      IO.puts(:stderr, "message #{message.seq} is not of a bridge: #{Exception.message(error)}")
-      []
+      IO.puts(:stderr, "message #{message.seq} cannot be read: #{Exception.message(error)}")
+      System.halt(1)
   end
 
   defp step(event, copy, table) do

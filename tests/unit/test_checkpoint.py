@@ -193,8 +193,16 @@ def test_a_foreign_tail_is_refused_and_names_the_stream_flag(tail):
 
 def test_a_stream_of_another_slot_is_refused_and_names_the_stream_flag():
     with pytest.raises(ConfigError) as caught:
-        check_owner(RECORD, "CDC", "another_slot")
+        check_owner(RECORD, "CDC", "another_slot", "shop")
     assert "--stream" in caught.value.fix
+    assert f"--slot {RECORD.slot}" in caught.value.fix
+
+
+def test_the_slot_of_another_database_is_not_offered():
+    with pytest.raises(ConfigError) as caught:
+        check_owner(replace(RECORD, database="crm"), "CDC", "another_slot", "shop")
+    assert "of database crm" in caught.value.what
+    assert "--slot" not in caught.value.fix
 
 
 def test_what_was_confirmed_on_another_timeline_proves_nothing_beyond_the_switch_point():

@@ -172,3 +172,26 @@ def modules_loaded_by(*arguments: str) -> set[str]:
     code = f"import sys; from actors.main import main; main({list(arguments)}); print(); print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout
     return set(shown.splitlines()[-1].split())
+
+
+def test_an_env_file_that_lies_here_and_was_not_named_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    hint = "walbridge.env lies here and was not read: add --env-file walbridge.env"
+    dead = f"nats://127.0.0.1:{free_port()}"
+    tried = (["run"], ["status"], ["tail"], ["replay", "--consumer", "x", "--to", "1"])
+    assert not any(hint in run_here(*words, env={"NATS_URL": dead}).stderr for words in tried)
+    (tmp_path / "walbridge.env").write_text(f"NATS_URL={dead}\n")
+    for words in tried:
+        assert hint in run_here(*words, env={"NATS_URL": dead}).stderr, words
+        named = run_here(*words, "--env-file", "walbridge.env")
+        assert named.returncode
+        assert hint not in named.stderr, words
+    assert hint not in run_here("run", "--prot", "1").stderr, "what is wrong with a word is not in a file"
+
+
+def test_a_file_of_variables_names_slot_stream_and_port(tmp_path: Path) -> None:
+    file = tmp_path / "a.env"
+    file.write_text("BRIDGE_SLOT=s2\nBRIDGE_STREAM=CDC2\nBRIDGE_PACK=100\nBRIDGE_ZSTD=yes\nPOSTGRES_BRIDGE_USER=u\n")
+    shown = run_here("--print-config", "--env-file", str(file)).stdout
+    for words in ("s2", "CDC2", "100", "env file BRIDGE_ZSTD"):
+        assert words in shown, shown

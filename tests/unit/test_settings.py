@@ -69,6 +69,7 @@ def test_a_secret_is_never_part_of_a_repr() -> None:
         (number(1, 9, "a digit", "3"), "10", "is not a digit; give 1-9, e.g. 3"),
         (number(1, 9, "a digit", "3"), "x", "is not a digit; give 1-9, e.g. 3"),
         (choice("a", "b"), "c", "is not one of a, b"),
+        (choice("fast", "plain"), "fats", "is not one of fast, plain; did you mean fast?"),
         (matching("[a-z]+", "is not a word"), "1", "is not a word"),
     ],
 )

@@ -26,5 +26,5 @@ def test_a_difference_is_not_blamed_on_a_writer_when_messages_were_deleted(
     show(Result(Lsn(1), [report], [], deleted))
     causes = "causes: a value that was too large for a message, a change that causes no event, another writer to the replica\n"
     assert capsys.readouterr().out.endswith(
-        f"(--limit shows more)\n{words}{causes}fix: start the mirror once with --again users\n"
+        f"(--limit shows more)\n{words}{causes}fix: stop the mirror, then start it once with --again users\n"
     )

@@ -260,7 +260,7 @@ async def _connect_any(config: NatsConfig, known: set[str]) -> tuple[NatsConnect
         "WB200",
         f"cannot connect to NATS at {', '.join(map(str, servers))}",
         said="; ".join(failures),
-        fix="start nats-server -js there, or set NATS_URL to where it is",
+        fix="start nats-server -js there, or set NATS_URL to where it is, e.g. in the file of --env-file",
     )
 
 

@@ -163,6 +163,11 @@ class PgConnection:
         return (self.pgconn.parameter_status(b"server_encoding") or b"UTF8").decode()
 
     @property
+    def database(self) -> str:
+        """The name of the database."""
+        return self.encoding.decode(self.pgconn.db)
+
+    @property
     def backend_pid(self) -> int:
         """The server's process id, unless a pooler in between has made up a number."""
         return self.pgconn.backend_pid

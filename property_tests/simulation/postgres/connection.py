@@ -33,7 +33,7 @@ class SimulatedConnection:
     def __init__(self, link: Link, config: PostgresConfig) -> None:
         assert isinstance(link.session, PgSession)
         self.link, self.session, self.config = link, link.session, config
-        self.address, self.encoding = ADDRESS, UTF8
+        self.address, self.encoding, self.database = ADDRESS, UTF8, "postgres"
         self.server_version, self.is_standby, self.server_encoding = VERSION, False, "UTF8"
         self.backend_pid = link.session.pid
         self.notices: list[Notice] = []
