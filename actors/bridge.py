@@ -24,6 +24,7 @@ from actors.errors import ConfigError, HistoryDiverged, SinkFenced, SinkUnavaila
 from actors.feedback import Feedback
 from actors.http_server import serve_http
 from actors.messages import Gap
+from actors.pace import Pace
 from actors.pause import Pause
 from actors.pipeline import DrainTimeout, run_pipeline
 from actors.positions import format_lsn
@@ -80,15 +81,16 @@ def run(config: Config, beside: Beside | None = None) -> int:
 
 async def _run(config: Config, beside: Beside | None) -> int:
     telemetry, stop = Telemetry(), trio.Event()
-    pause = Pause(telemetry)
+    pause, pace = Pause(telemetry), Pace(telemetry, config.snapshots.rate_mb_s)
     telemetry.journal.note("started", f"Walbridge {__version__} has started")
-    supervisor, link = Supervisor(config, telemetry, stop, pause), JetStreamLink(config.nats, config.publish.stream)
+    supervisor = Supervisor(config, telemetry, stop, pause, pace)
+    link = JetStreamLink(config.nats, config.publish.stream)
     try:
         async with trio.open_nursery() as outer:  # outlives the drain, so that health still answers
             await outer.start(stop_on_signal, stop, outer.cancel_scope)
             serve = partial(
                 serve_http, config, telemetry,
-                stop=stop, pause=pause, stream_info=link.stream_info, request_snapshot=link.request_snapshot,
+                stop=stop, pause=pause, pace=pace, stream_info=link.stream_info, request_snapshot=link.request_snapshot,
                 lookup=StreamLookup(link.jetstream, config.publish.stream),
                 acknowledge_gap=supervisor.acknowledge_gap, has_table=supervisor.has_table,
             )  # fmt: skip
@@ -152,8 +154,8 @@ class Supervisor:
     the bridge is paused there is neither pipeline nor stream, only the record is kept in line with the pause.
     """
 
-    def __init__(self, config: Config, telemetry: Telemetry, stop: trio.Event, pause: Pause) -> None:
-        self._config, self._telemetry, self._stop, self._pause = config, telemetry, stop, pause
+    def __init__(self, config: Config, telemetry: Telemetry, stop: trio.Event, pause: Pause, pace: Pace) -> None:
+        self._config, self._telemetry, self._stop, self._pause, self._pace = config, telemetry, stop, pause, pace
         self._halt = trio.Event()  # of this run of the pipeline, or of the wait for the next
         self._live: LiveStream | None = None
         self._opening: trio.CancelScope | None = None  # cancelled by a stop: there is nothing to drain yet
@@ -293,7 +295,7 @@ class Supervisor:
     async def _run_until_halted(self, session: Session, live: LiveStream) -> None:
         """Run the pipeline; if a pause has ended it, write that into the record before the slot is released."""
         try:
-            await run_pipeline(self._config, session, live, self._telemetry, self._halt, self._problems.show)
+            await run_pipeline(self._config, session, live, self._telemetry, self._halt, self._problems.show, self._pace)
         except DrainTimeout as exc:
             if self._stop.is_set() or not self._pause.is_on:
                 raise

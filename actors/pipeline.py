@@ -17,6 +17,7 @@ from actors.contract.event_encoder import event_encoder
 from actors.decoder import Decoder, decode_blocks
 from actors.errors import Fatal
 from actors.messages import Batch, Block, Item, SchemaChange, SentBatch
+from actors.pace import Pace
 from actors.publication_monitor import PublicationMonitor, ShowProblems
 from actors.publisher import Publisher, Window, durable_window, publish_batches
 from actors.replication_reader import read_blocks
@@ -47,11 +48,12 @@ class DrainTimeout(Fatal):
 
 async def run_pipeline(
     config: Config, session: Session, live: LiveStream, telemetry: Telemetry, stop: trio.Event,
-    show_problems: ShowProblems,
+    show_problems: ShowProblems, pace: Pace,
 ) -> None:  # fmt: skip
     """Run until `stop`, then drain: publish, acknowledge and confirm everything that was read.
 
-    `show_problems` takes what is wrong with the publication and the server, after each look at them.
+    `show_problems` takes what is wrong with the publication and the server, after each look at them;
+    `pace` is that of snapshots.
 
     Raises Transient errors for the supervisor, Fatal errors for the user, DrainTimeout when the drain takes 30 s.
     """
@@ -82,7 +84,7 @@ async def run_pipeline(
     snapshots = SnapshotSetup(
         config, setup, event_encoder(publish.encoding), session.transactions, session.compressors,
         partial(are_events_underway, channels, publisher, acks), session.publication.version_of,
-        lambda: ledger.durable.lsn,
+        lambda: ledger.durable.lsn, pace,
     )  # fmt: skip
     snapshotter = Snapshotter(snapshots, session.js, session.publication, session.suspensions, telemetry)
     monitor = PublicationMonitor(

@@ -60,6 +60,8 @@ class PublicationModel:
         self._facts: Mapping[str, TableFacts] = {}
         self._tokens: dict[int, str] = {}
         self._horizon = 0
+        self.is_first = False
+        """Nothing that KV holds is complete yet: what is there now is no news."""
 
     async def look(self, connection: PgConnection) -> None:
         """Read the catalog. Raises PostgresError and SourceUnavailable."""
@@ -74,25 +76,25 @@ class PublicationModel:
         self._facts, self._horizon = facts, horizon
         self._tokens = {found.relation_oid: token for token, found in facts.items()}
 
-    def begin(self, told: Mapping[str, KnownTable] | None, last_seq: int, *, upgraded: bool = False) -> None:
-        """Start a run. `told` is what KV `bridges` holds; None if no run has ever written it: what is there now is no news.
+    def begin(
+        self, told: Mapping[str, KnownTable], last_seq: int, *, is_first: bool, upgraded: bool = False
+    ) -> None:  # fmt: skip
+        """Start a run. `told` is what KV `bridges` holds; `is_first` if no run has ever written all of it: then a table that it
+        lacks is no news.
 
-        Nor is it after pg_upgrade, which makes the catalog anew: a table of the same OID is published as before.
+        Nor is anything after pg_upgrade, which makes the catalog anew: a table of the same OID is published as before.
 
         What was told in messages that the stream, which ends at `last_seq`, no longer has is told again.
         """
         self._underway = set()
-        self.told = dict(told or {})
-        if told is None:
-            self.known = {token: KnownTable.of(facts, self._horizon) for token, facts in self._facts.items()}
-        else:
-            self.known = {token: table for token, table in told.items() if table.told_seq <= last_seq}
-            for token, facts in self._facts.items() if upgraded else ():
-                known = self.known.get(token)
-                if known is not None and known.version and known.relation_oid == facts.relation_oid:
-                    self.known[token] = replace(
-                        KnownTable.of(facts, self._horizon), version=known.version, told_seq=known.told_seq
-                    )
+        self.told, self.is_first = dict(told), is_first
+        self.known = {token: table for token, table in told.items() if table.told_seq <= last_seq}
+        for token, facts in self._facts.items():
+            known = self.known.get(token)
+            if is_first and token not in told:
+                self.known[token] = KnownTable.of(facts, self._horizon)
+            elif upgraded and known is not None and known.version and known.relation_oid == facts.relation_oid:
+                self.known[token] = replace(KnownTable.of(facts, self._horizon), version=known.version, told_seq=known.told_seq)
         self.digest = digest_of(self.told)
 
     def compare(self) -> list[Difference]:
@@ -160,18 +162,20 @@ class PublicationModel:
         }  # fmt: skip
 
     def written(self, entries: Mapping[str, KnownTable]) -> None:
-        """Note that KV holds these entries."""
+        """Note that KV holds these entries, and with them all that it is to hold."""
         self.told |= entries
+        self.is_first = False
         self.digest = digest_of(self.told)
+        self._moves.value += 1
 
     def version_of(self, facts: TableFacts) -> tuple[str, int] | None:
         """Return the version of a table as a transaction sees it, and the version's horizon.
 
         None while the stream does not hold the event that tells of it: if a snapshot were of a version that is never told, its
-        readers would not hear of the next change either. See `settled`.
+        readers would not hear of the next change either. Nor would they before KV holds a version of all tables. See `settled`.
         """
         known = self.known.get(facts.token)
-        if known is None or not known.version or facts.token in self._underway or known.difference(facts):
+        if self.is_first or known is None or not known.version or facts.token in self._underway or known.difference(facts):
             return None
         return known.version, known.horizon
 
@@ -179,7 +183,7 @@ class PublicationModel:
         """Have the monitor look, and wait until the stream holds what it tells of the table."""
         before = self._moves.value
         self.wake.set()
-        await self._moves.wait_value(lambda moves: moves > before and token not in self._underway)
+        await self._moves.wait_value(lambda moves: moves > before and token not in self._underway and not self.is_first)
 
     def relation_seen(self, oid: int, token: str, schema_id: int) -> None:
         """Note a Relation message: a look is due if it does not describe what the last look found."""

@@ -13,6 +13,7 @@ from actors.clients.postgres.catalog import describe_relations
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.locks import locked_tables
 from actors.clients.postgres.publications import large_tables, publication_facts
+from actors.contract.bridge_record import UNFINISHED
 from actors.contract.publication import KnownTable
 from actors.contract.subjects import BRIDGES, published_key, published_keys
 from actors.contract.table_schema import describe_table
@@ -127,6 +128,8 @@ class PublicationMonitor:
         """Write to KV what readers have been told."""
         model, store = self._model, self._store
         entries = model.unwritten()
+        if model.is_first and entries and not store.record.published:
+            await store.update(published=UNFINISHED)  # else a start after some entries would take the other tables for new ones
         await write_entries(self._js, store.stream, entries)
         model.written(entries)
         if store.record.published != model.digest:

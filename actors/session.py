@@ -9,7 +9,7 @@ from actors.clients.nats.dictionaries import publish_dictionaries, read_dictiona
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.record_store import RecordStore
 from actors.clients.postgres.connection import PgConnection
-from actors.contract.bridge_record import BridgeRecord
+from actors.contract.bridge_record import UNFINISHED, BridgeRecord
 from actors.contract.compression import Compressor
 from actors.contract.event_encoder import EventEncoder, event_encoder
 from actors.contract.publication import KnownTable
@@ -108,7 +108,8 @@ async def open_session(
     )  # fmt: skip
     start, store = plan.start, plan.store
     try:
-        publication.begin(told if told or store.record.published else None, start.last_seq, upgraded=plan.upgraded)
+        is_first = store.record.published == UNFINISHED or not (told or store.record.published)
+        publication.begin(told, start.last_seq, is_first=is_first, upgraded=plan.upgraded)
         await schemas.publish_current(tables, {token: known.schema_id for token, known in publication.told.items()})
     except BaseException:
         plan.close()

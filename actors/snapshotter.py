@@ -44,7 +44,7 @@ from actors.snapshots.progress import SnapshotBoard
 from actors.snapshots.ranges_taking import RangesTaker, ShapeChanged
 from actors.snapshots.requests import Asked, SnapshotRequests, verdict_on
 from actors.snapshots.seats import SMALL_BYTES, Seats
-from actors.snapshots.setup import Cancelling, Pace, SnapshotSetup
+from actors.snapshots.setup import Cancelling, SnapshotSetup
 from actors.snapshots.table_reader import small_relations
 from actors.snapshots.taking import SnapshotTaker
 from actors.startup.other_bridges import read_other_bridges
@@ -118,7 +118,6 @@ class Snapshotter:
         self._publication = publication
         self._requests = SnapshotRequests(js, publication.tables, stream=self._stream, kept=setup.stream.requests_kept)
         self._board = SnapshotBoard(telemetry)
-        self._pace = Pace(setup.config.snapshots.rate_mb_s)
         self._seats = Seats(setup.config.snapshots.parallel, self._requests.nudge)
         self._unknown = UnknownTables()
         self._jobs: dict[str, Job] = {}
@@ -357,8 +356,9 @@ class Snapshotter:
                     await self._answer_keys(job)
                 else:
                     await self._suspensions.resume(job.token, partial(_wal_end, self._config.postgres))
-                    taker = SnapshotTaker(self._setup, self._js, self._requests, self._board, self._pace, job.cancelling)
-                    await taker.take(job.token, job.published, job.progress, job.served)
+                    taker = SnapshotTaker(self._setup, self._js, self._requests, self._board, job.cancelling)
+                    with self._board.reading(job.progress):
+                        await taker.take(job.token, job.published, job.progress, job.served)
             except NoWatermark as exc:
                 if str(exc):
                     failure = SnapshotFailed("no_watermark", str(exc))
@@ -442,7 +442,7 @@ class Snapshotter:
             await self._requests.answered(*job.served)
 
         return RangesTaker(
-            self._setup, self._js, self._board, self._pace, job.progress, job.cancelling, self._seats,
+            self._setup, self._js, self._board, job.progress, job.cancelling, self._seats,
             look=partial(self._look_again, job.token), settled=partial(self._settled, job.token), begun=begun,
         )  # fmt: skip
 

@@ -84,6 +84,8 @@ def test_news_have_places_of_their_own_whatever_restarts(
 # -- what is compared
 
 NAMES = ("a", "b")
+CALM = ("x", "y", "z")
+"""Tables that nobody changes."""
 
 
 class Act(NamedTuple):
@@ -98,7 +100,8 @@ ACTS = st.builds(
     Act,
     st.sampled_from([
         "drop", "create", "filter", "rename label", "new label", "field", "vacuum full", "statistics", "rewrite", "column made again",
-        "column takes a name", "look", "look", "look", "store", "store", "write", "restart", "power cut", "snapshot", "snapshot",
+        "column takes a name", "look", "look", "look", "store", "store", "write", "cut while writing", "restart", "power cut",
+        "snapshot", "snapshot",
     ]),
     st.sampled_from(NAMES), st.integers(0, 5),
 )  # fmt: skip
@@ -111,11 +114,14 @@ class World:
         self.facts: dict[str, TableFacts] = {}
         self.counter = 100
         self.stream: list[Difference] = []
-        self.kv: dict[str, KnownTable] | None = None
-        self.kv_history: list[tuple[int, dict[str, KnownTable] | None]] = []
+        self.kv: dict[str, KnownTable] = {}
+        self.is_complete = False
+        """Whether the record says that all entries were written once."""
+        self.kv_history: list[tuple[dict[str, KnownTable], bool]] = []
         self.underway: deque[Difference] = deque()
         self.readers: list[tuple[str, str, int]] = []
-        self.create("a")
+        for token in ("a", *CALM):
+            self.create(token)
         self.model = PublicationModel("p")
         self.restart()
 
@@ -171,21 +177,29 @@ class World:
     def write(self) -> None:
         entries = self.model.unwritten()
         self.model.written(entries)
-        self.kv = {**(self.kv or {}), **entries}
-        self.kv_history.append((len(self.stream), self.kv))
+        self._keep(entries, is_complete=True)
+
+    def write_a_part(self, count: int) -> None:
+        """The bridge ends amid its writing."""
+        self._keep(dict(list(self.model.unwritten().items())[:count]), is_complete=self.is_complete)
+        self.restart()
+
+    def _keep(self, entries: dict[str, KnownTable], *, is_complete: bool) -> None:
+        self.kv, self.is_complete = {**self.kv, **entries}, is_complete
+        self.kv_history.append((self.kv, is_complete))
 
     def restart(self) -> None:
         self.underway.clear()
         self.model = PublicationModel("p")
         self.model.seen(self.facts, self.next())
-        self.model.begin(self.kv, len(self.stream))
+        self.model.begin(self.kv, len(self.stream), is_first=not self.is_complete)
 
     def power_cut(self, lost: int) -> None:
         """NATS loses the ends of both streams, each as much as it likes."""
         del self.stream[max(0, len(self.stream) - lost) :]
         if self.kv_history and lost % 2:
             self.kv_history.pop()
-            self.kv = self.kv_history[-1][1] if self.kv_history else self.kv
+            self.kv, self.is_complete = self.kv_history[-1] if self.kv_history else ({}, False)
         self.readers = [reader for reader in self.readers if reader[2] <= len(self.stream)]
         self.restart()
 
@@ -202,6 +216,8 @@ class World:
                 self.store()
             case "write":
                 self.write()
+            case "cut while writing":
+                self.write_a_part(act.amount)
             case "restart":
                 self.restart()
             case "power cut":
@@ -217,12 +233,12 @@ class World:
 @given(st.lists(ACTS, max_size=40))
 def test_every_copy_of_another_version_is_told_so(acts: list[Act]) -> None:
     world = World()
-    world.write()
     for act in acts:
         world.do(act)
     world.look()
     while world.underway:
         world.store()
+    assert not [told for told in world.stream if told.token in CALM], "nobody has changed it"
     world.write()
     world.look()
     assert not world.underway, "what was told is not told again"

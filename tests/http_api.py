@@ -18,6 +18,7 @@ from actors.contract.table_token import table_token
 from actors.embedded.process import free_port
 from actors.errors import SinkUnavailable
 from actors.http_server import serve_http
+from actors.pace import Pace
 from actors.pause import Pause
 from actors.positions import Lsn
 from actors.settings.resolve import resolve
@@ -89,6 +90,7 @@ class Server:
                         self._telemetry,
                         stop=stop,
                         pause=self.pause,
+                        pace=Pace(self._telemetry, 0),
                         stream_info=self._stream_info,
                         request_snapshot=self._request_snapshot,
                         lookup=self.lookup,

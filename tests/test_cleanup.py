@@ -67,6 +67,22 @@ def test_everything_goes_and_what_it_frees_is_said(used: Bridge, database: Datab
     assert (again.returncode, again.stdout) == (0, "nothing to remove\n")
 
 
+def test_another_databases_slot_and_stream_stay(used: Bridge, database: Database, nats: NatsServer) -> None:
+    before = streams(nats.url)
+    env = {"DATABASE_URL": database.server.dsn("postgres"), "NATS_URL": nats.url}
+    ((slot,),) = database.execute(SLOTS)
+    done = run_here("cleanup", "--slot", slot, "--yes", "--force", env=env)
+    assert (done.returncode, f"slot {slot} belongs to database {database.name}, not to postgres" in done.stderr) == (2, True)
+    assert streams(nats.url) == before
+    assert database.execute(SLOTS) == [(slot,)]
+    database.execute("SELECT pg_drop_replication_slot(%s)", [slot])
+    done = run_here("cleanup", "--slot", slot, "--yes", env=env)
+    assert (done.returncode, f"written from database {database.name}, not from postgres" in done.stderr) == (2, True), (
+        done.stderr
+    )
+    assert streams(nats.url) == before
+
+
 def test_a_bridge_starts_afresh_after_it(used: Bridge, database: Database, nats: NatsServer) -> None:
     assert cleanup(used, "--yes").returncode == 0
     used.start()

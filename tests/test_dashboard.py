@@ -199,6 +199,35 @@ def test_snapshots_show_their_progress(page: Page, server: Server, telemetry: Te
     page.wait_for_selector("[aria-valuenow='90']")
 
 
+def test_a_snapshot_in_rounds_is_throttled_and_cancelled_from_the_page(
+    page: Page, server: Server, telemetry: Telemetry
+) -> None:
+    now = time.time()
+    telemetry.snapshots["table_0001+ranges"] = SnapshotProgress(
+        "table_0001+ranges", "running", "snap-1-ab12", 250, 1000, 3, 4096, now - 10, 0, rounds=4, transaction_since=now - 3
+    )
+    show(page, server)
+    page.wait_for_selector("#snapshots .running-line")
+    words = page.inner_text("#snapshots .running-line")
+    assert "round 4" in words
+    assert "holds back VACUUM for" in words
+    assert "left" in words
+    page.fill("#snapshot-rate", "7")
+    page.click("#snapshot-rate-submit")
+    wait_for(lambda: telemetry.snapshot_rate_mb_s == 7)
+    page.fill("#snapshot-rate", "")
+    page.click("#snapshot-rate-submit")
+    wait_for(lambda: telemetry.snapshot_rate_mb_s == 0)
+    page.click("#snapshots .running-line button")
+    wait_for(lambda: server.snapshots_asked == ["table_0001+cancel-snap-1-ab12"])
+    page.fill("#snapshot-table", "table_0002")
+    page.check("#snapshot-rounds")
+    page.click("#snapshot-submit")
+    wait_for(lambda: server.snapshots_asked[1:] == ["table_0002+ranges"])
+    telemetry.snapshots["table_0001+ranges"].transaction_since = 0.0
+    page.wait_for_selector("#snapshots >> text=holds back no VACUUM now")
+
+
 def test_a_thousand_tables_are_searched_sorted_and_shown_in_parts(page: Page, telemetry: Telemetry) -> None:
     streaming(telemetry, tables=1000)
     for i in range(1000):

@@ -23,6 +23,7 @@ from actors.main import COMMANDS
 from actors.mirror.metrics import MirrorMetrics
 from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.view import View
+from actors.pace import Pace
 from actors.pause import Pause
 from actors.settings.config import SETTINGS
 from actors.settings.resolve import resolve
@@ -123,6 +124,7 @@ def test_the_paths_are_the_applications_routes() -> None:
         Feed(config, telemetry, History(telemetry)),
         stop=trio.Event(),
         pause=Pause(telemetry),
+        pace=Pace(telemetry, 0),
         stream_info=_never,
         request_snapshot=_never,
         lookup=FakeLookup(),

@@ -120,6 +120,7 @@ def test_beside_a_running_bridge_it_stores_and_removes_nothing(
     assert of(doctor(users.dsn, server.url, "--slot", "s2", env=at_its_port), "HTTP port")["code"] == "WB005"
     elsewhere = doctor(users.server.dsn("postgres"), server.url, env=at_its_port)
     assert of(elsewhere, "slot")["code"] == "WB114"
+    assert of(elsewhere, "slot")["fix"].startswith("walbridge run --slot postgres_slot --stream POSTGRES")
     assert f"of database {users.name} listens there" in of(elsewhere, "HTTP port")["said"]
     assert of(elsewhere, "resume")["level"] == "unknown", "the record is of another database's bridge"
     assert bridge.get("/ready")[0] == 200
@@ -408,4 +409,4 @@ def test_only_the_chosen_sides_are_reported_in_the_form_that_was_chosen(users: D
     script = run_here("doctor", "--only", "postgres", "--fix-script", env=env)
     assert subprocess.run(["sh", "-n"], input=script.stdout, text=True, check=False).returncode == 0, script.stdout
     assert "ALTER SYSTEM SET max_slot_wal_keep_size" in script.stdout
-    assert "--only: 'pg' is none of postgres, nats, path" in run_here("doctor", "--only", "pg", env=env).stderr
+    assert "--only: 'pg' is not one of postgres, nats, path" in run_here("doctor", "--only", "pg", env=env).stderr

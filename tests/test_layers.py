@@ -25,7 +25,7 @@ LAYERS = (
     ("values",),
     ("contract", "settings"),
     ("telemetry",),
-    ("process", "pause"),
+    ("process", "pause", "pace"),
     ("clients", "web"),
     ("startup",),
     ("snapshots", "suspensions", "feedback", "publication_model", "batches", "confirm_hold"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
+from actors.contract.bridge_record import UNFINISHED
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge
 from tests.servers import Bridge, Database, StoredEvent, read_stream, wait_for, wait_for_events, with_nats
@@ -264,3 +265,34 @@ def test_what_was_changed_and_changed_back_between_two_looks_is_told(
         lambda: {token: change for token, (change, _) in told(nats.url).items()} == {"parts": "changed", "plain": "changed"}
     )
     assert told(nats.url)["parts"][1] != version
+
+
+def test_a_bridge_that_ends_while_it_writes_its_first_entries_tells_of_no_new_table(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    database.execute(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE a, b"
+    )
+    bridge = make_bridge(database, nats)
+    wait_for(lambda: record_of(nats.url)["published"] not in ("", UNFINISHED))
+
+    keys = [
+        (e.subject.removeprefix("$KV.bridges."), e.body["published"] if e.subject.endswith(".CDC") else "")
+        for e in read_stream(nats.url, "KV_bridges")
+    ]
+    first = min(keys.index(("CDC.a", "")), keys.index(("CDC.b", "")))
+    assert ("CDC", UNFINISHED) in keys[:first], keys
+    bridge.kill()
+
+    record = {**record_of(nats.url), "published": UNFINISHED}
+
+    async def as_if_cut(client: Client) -> None:
+        await client.jetstream().purge_stream("KV_bridges", subject="$KV.bridges.CDC.b")
+        await client.jetstream().publish("$KV.bridges.CDC", json.dumps(record).encode())
+
+    with_nats(nats.url, as_if_cut)
+    bridge.start()
+    wait_for(lambda: record_of(nats.url)["published"] not in ("", UNFINISHED))
+    database.execute("INSERT INTO b VALUES (1)")
+    wait_for_events(nats.url, 1)
+    assert told(nats.url) == {}

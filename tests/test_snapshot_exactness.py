@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -14,6 +11,7 @@ import pytest
 
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakePostgres
+from tests.row_writers import writers, young_rows
 from tests.servers import HANG_S, Bridge, Database, read_stream, wait_for, wait_for_events
 from tests.snapshots import ask, replica, snapshots, take, wait_for_snapshots
 
@@ -22,52 +20,6 @@ CREATE TABLE items (id int PRIMARY KEY, v int, filler text);
 INSERT INTO items SELECT g, 0, repeat('x', 20) FROM generate_series(1, 2000) g;
 CREATE PUBLICATION cdc_pub FOR TABLE items;
 """
-
-
-@contextmanager
-def writers(database: Database, count: int) -> Iterator[None]:
-    """Transactions of several rows on several connections, some rolled back, some open for a while, some with key changes."""
-    done = threading.Event()
-    failures: list[BaseException] = []
-
-    def write(number: int) -> None:
-        chance = random.Random(number)
-        fresh = number * 10_000_000
-        try:
-            with database.connect(autocommit=False) as connection:
-                while not done.is_set():
-                    for _ in range(chance.randint(1, 5)):
-                        pick = chance.random()
-                        fresh += 1
-                        if pick < 0.4:
-                            connection.execute("INSERT INTO items VALUES (%s, %s)", [fresh, number])
-                        elif pick < 0.7:
-                            connection.execute(
-                                "UPDATE items SET v = v + 1 WHERE id = (SELECT id FROM items OFFSET %s LIMIT 1)"
-                                " AND pg_try_advisory_xact_lock(id)", [chance.randint(0, 500)])  # fmt: skip
-                        elif pick < 0.85:
-                            connection.execute("DELETE FROM items WHERE id = %s", [fresh - chance.randint(1, 9)])
-                        else:
-                            connection.execute("UPDATE items SET id = %s WHERE id = %s", [-fresh, fresh - 1])
-                    if chance.random() < 0.1:
-                        time.sleep(0.03)  # open for a while
-                    if chance.random() < 0.1:
-                        connection.rollback()
-                    else:
-                        connection.commit()
-        except BaseException as exc:  # seen by the test
-            failures.append(exc)
-
-    threads = [threading.Thread(target=write, args=[n + 1], daemon=True) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join(HANG_S)
-    assert not failures, failures
 
 
 def settled(bridge: Bridge, database: Database, url: str) -> None:
@@ -90,7 +42,7 @@ def test_every_snapshot_under_load_joins_the_events_exactly(
         database.execute(ITEMS)
         bridge = make_bridge(database, nats)
         taken = 25
-        with writers(database, 6):
+        with writers(database, young_rows, open_s=[0.03] * 6):
             for number in range(1, taken + 1):
                 ask(nats.url, "items")
                 wait_for_snapshots(nats.url, "items", number)
@@ -107,7 +59,7 @@ def test_an_open_transaction_holds_up_neither_the_snapshot_nor_its_truth(
 ) -> None:
     database.execute(ITEMS)
     bridge = make_bridge(database, nats)
-    with database.connect(autocommit=False) as slow, writers(database, 2):
+    with database.connect(autocommit=False) as slow, writers(database, young_rows, open_s=[0.03] * 2):
         slow.execute("UPDATE items SET v = 100 WHERE id = 1")
         slow.execute("INSERT INTO items VALUES (-5, 5)")
         ask(nats.url, "items")
@@ -197,7 +149,7 @@ def test_no_free_slot_or_sender_for_the_watermark(
     with closing(database):
         database.execute(ITEMS)
         bridge = make_bridge(database, nats)
-        with writers(database, 3):
+        with writers(database, young_rows, open_s=[0.03] * 3):
             found = [take(nats.url, "items") for _ in range(5)]
         settled(bridge, database, nats.url)
         expected = table(database)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
-
-import psycopg
 
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeNats, MakePostgres
 from tests.rounds import Rounds, ask, copy_of, rounds, take_rounds, wait_for_rounds
+from tests.row_writers import moving_rows, writers
 from tests.servers import HANG_S, ROOT, Bridge, Database, read_messages, wait_for
 from tests.snapshots import snapshots, take, wait_for_snapshots
 
@@ -26,56 +22,6 @@ CREATE PUBLICATION cdc_pub FOR TABLE items;
 ANALYZE items;
 """
 SHORT = ("--snapshot-round-s", "1")
-
-
-@contextmanager
-def writers(database: Database, count: int, *, open_s: float = 0.03) -> Iterator[None]:
-    """Transactions of several rows on several connections; some change keys, some are rolled back, some stay open."""
-    done = threading.Event()
-    failures: list[BaseException] = []
-
-    def write(number: int) -> None:
-        chance = random.Random(number)
-        fresh = number * 10_000_000
-        while not done.is_set():
-            try:
-                with database.connect(autocommit=False) as connection:
-                    while not done.is_set():
-                        for _ in range(chance.randint(1, 5)):
-                            pick, fresh, some = chance.random(), fresh + 1, chance.randint(1, 20_000)
-                            if pick < 0.3:
-                                connection.execute("INSERT INTO items VALUES (%s, %s, 'new')", [fresh, number])
-                            elif pick < 0.6:
-                                connection.execute(
-                                    "UPDATE items SET v = v + 1 WHERE id = %s AND pg_try_advisory_xact_lock(id)", [some])  # fmt: skip
-                            elif pick < 0.75:
-                                connection.execute("DELETE FROM items WHERE id = %s AND pg_try_advisory_xact_lock(id)", [some])
-                            else:  # the row moves to another range
-                                connection.execute(
-                                    "UPDATE items SET id = %s WHERE id = %s AND pg_try_advisory_xact_lock(id)",
-                                    [fresh if pick < 0.9 else -fresh, some])  # fmt: skip
-                        if chance.random() < 0.1:
-                            time.sleep(open_s)
-                        if chance.random() < 0.1:
-                            connection.rollback()
-                        else:
-                            connection.commit()
-            except (psycopg.OperationalError, psycopg.errors.AdminShutdown):  # PostgreSQL was killed
-                time.sleep(0.05)
-            except BaseException as exc:  # seen by the test
-                failures.append(exc)
-                return
-
-    threads = [threading.Thread(target=write, args=[n + 1], daemon=True) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join(HANG_S)
-    assert not failures, failures
 
 
 def settle(database: Database, url: str) -> None:
@@ -110,7 +56,7 @@ def test_rounds_under_load_join_the_events_exactly(
     with closing(database):
         database.execute(ITEMS)
         bridge = make_bridge(database, nats, *SHORT, *JSON, "--snapshot-rate-mb-s", "2")
-        with writers(database, 4):
+        with writers(database, moving_rows, open_s=[0.03] * 4):
             taken = [take_rounds(nats.url, "items+ranges") for _ in range(2)]
         settle(database, nats.url)
         for snapshot in taken:
@@ -123,7 +69,7 @@ def test_rounds_under_load_join_the_events_exactly(
 def test_a_transaction_that_stays_open_stops_no_round(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:
     database.execute(ITEMS)
     bridge = make_bridge(database, nats, *SHORT, *JSON)
-    with database.connect(autocommit=False) as slow, writers(database, 2):
+    with database.connect(autocommit=False) as slow, writers(database, moving_rows, open_s=[0.03] * 2):
         slow.execute("UPDATE items SET v = 100 WHERE id = 1")
         slow.execute("INSERT INTO items VALUES (-5, 5)")
         snapshot = take_rounds(nats.url, "items+ranges")  # the exact way waits for `slow`, so the other one is taken
@@ -167,7 +113,7 @@ def test_a_snapshot_goes_on_after_kills_amid_rounds(
     with closing(database):
         database.execute(ITEMS)
         bridge = make_bridge(database, nats, *SHORT, *JSON, "--snapshot-rate-mb-s", "2", "--publish", "plain")
-        with writers(database, 3):
+        with writers(database, moving_rows, open_s=[0.03] * 3):
             ask(nats.url, "items+ranges")
             for number, kill in enumerate(KILLS):
                 wait_for(lambda n=number: sum(len(one.chunks) for one in rounds(nats.url, "items+ranges")) > n)
@@ -417,7 +363,7 @@ def test_a_row_that_no_message_can_carry_is_found_before_any_is_read(
     large = take_rounds(nats.url, "items+me-2", {"keys": [[n] for n in range(1, 13)]})
     assert sorted(row["id"] for row in large.rows) == [*range(1, 13)], "more than is held at once"
     assert len(large.places) == 1
-    assert "777" not in str(bridge.status()["snapshots"]), "who sees the bridge's state sees no row"
+    assert "id=777" not in str(bridge.status()["snapshots"]), "who sees the bridge's state sees no row"
     assert "id=777" in bridge.log()
 
 

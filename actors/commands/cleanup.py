@@ -167,13 +167,14 @@ async def _planned(config: Config, slot_only: bool) -> Plan:
     with closing(connection):
         await _plan_slot(connection, config.source.slot, plan)
         ((system_id,),) = await connection.query("SELECT system_identifier FROM pg_control_system()")
+        database = connection.database
     if slot_only:
         if plan.removals:
             plan.left.append("everything in NATS; the next start of the bridge reports lost changes, see WB108")
             await _object_to_pause(config, plan)
         return plan
     async with open_nats(config.nats, set()) as nats:
-        await _plan_nats(JetStream(nats), config, system_id or "", plan)
+        await _plan_nats(JetStream(nats), config, (system_id or "", database), plan)
     return plan
 
 
@@ -200,6 +201,11 @@ async def _plan_slot(connection: PgConnection, slot: str, plan: Plan) -> None:
         raise ConfigError(
             "WB008", f"slot {slot} is not a bridge's: its plugin is {state.plugin or 'none'}", fix="give --slot NAME"
         )
+    if state.database != connection.database:  # PostgreSQL would let us drop it
+        raise ConfigError(
+            "WB008", f"slot {slot} belongs to database {state.database}, not to {connection.database}",
+            fix="give --slot NAME; or that database: DATABASE_URL or PG_DB, perhaps in another --env-file",
+        )  # fmt: skip
     if state.active:
         raise ConfigError(
             "WB008",
@@ -211,7 +217,9 @@ async def _plan_slot(connection: PgConnection, slot: str, plan: Plan) -> None:
     plan.removals.append(Removal("slot", slot, f"frees {held} of WAL in PostgreSQL"))
 
 
-async def _plan_nats(js: JetStream, config: Config, system_id: str, plan: Plan) -> None:
+async def _plan_nats(js: JetStream, config: Config, source: tuple[str, str], plan: Plan) -> None:
+    """Plan what is in NATS. `source` is the system id and the database of PostgreSQL."""
+    system_id, database = source
     stream, slot = config.publish.stream, config.source.slot
     records = await _records(js)
     own = records.pop(stream, None)
@@ -222,6 +230,8 @@ async def _plan_nats(js: JetStream, config: Config, system_id: str, plan: Plan) 
         )  # fmt: skip
     if own is not None and own.system_id != system_id:
         plan.objections.append(f"stream {stream} was written from another PostgreSQL (system id {own.system_id})")
+    elif own is not None and own.database not in ("", database):
+        plan.objections.append(f"stream {stream} was written from database {own.database}, not from {database}")
     _object_if_paused(own, slot, plan)
     await _plan_stream(js, stream, plan)
     if not records:

@@ -13,6 +13,9 @@ from actors.errors import ConfigError
 from actors.messages import Gap
 from actors.positions import GAP_RANK, NO_LSN, START, Lsn, Position
 
+UNFINISHED = "unfinished"
+"""Some tables may have no entry only because the bridge ended while it wrote the first ones."""
+
 
 class Suspended(NamedTuple):
     """The range of a table's events that are left out: from `since` up to `until`, 0 until a snapshot resumes the table."""
@@ -81,7 +84,8 @@ class BridgeRecord:
     database: str = ""
     """PostgreSQL's database; empty in records of bridges that did not write it yet."""
     published: str = ""
-    """Hash of the entries that say how the tables are published; empty when there are none yet."""
+    """Hash of the entries that say how the tables are published; empty when there are none yet, UNFINISHED while the first
+    are being written."""
     held: tuple[Held, ...] = ()
     """With --confirm-hold, oldest first: the point confirmed last, and those that wait. After a power cut of NATS they prove
     what the stream holds, although this version of the record may be newer than its end."""

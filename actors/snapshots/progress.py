@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Literal
 
@@ -39,6 +40,17 @@ class SnapshotBoard:
         """Show that a snapshot's rows begin; the rows of an earlier attempt do not count."""
         progress.snapshot_id, progress.rows_expected = snapshot_id, rows_expected
         progress.rows = progress.chunks = progress.bytes = 0
+
+    @contextmanager
+    def reading(self, progress: SnapshotProgress) -> Iterator[None]:
+        """Show that a transaction of a snapshot is open, which holds back VACUUM."""
+        progress.rounds += 1
+        self._telemetry.snapshot_rounds += 1
+        progress.transaction_since = time.time()
+        try:
+            yield
+        finally:
+            progress.transaction_since = 0.0
 
     def sent(self, progress: SnapshotProgress, *, chunks: int, rows: int, new_bytes: int) -> None:
         """Show how many chunks and rows of a snapshot were sent, and count the new ones."""

@@ -22,12 +22,12 @@ from actors.positions import format_lsn
 from actors.snapshots.course import ChunkStore, Course, check_start, finish
 from actors.snapshots.failures import NoWatermark, SnapshotFailed, TableChanged
 from actors.snapshots.lanes import Clock, Cut, KeyedPiece, Lane, keys_in
-from actors.snapshots.large_rows import refuse_large_rows
+from actors.snapshots.large_rows import LargeRowSearch, refuse_large_rows
 from actors.snapshots.progress import SnapshotBoard
 from actors.snapshots.rounds import OpenRound, open_round
 from actors.snapshots.row_key import BY_INDEX, RANGE_BYTES_MIN, RANGES_PER_LANE, cut_by_size, where
 from actors.snapshots.seats import Seats
-from actors.snapshots.setup import GATHER_BYTES_MAX, Cancelling, Pace, SnapshotSetup
+from actors.snapshots.setup import GATHER_BYTES_MAX, Cancelling, SnapshotSetup
 from actors.telemetry.log import get_logger
 from actors.telemetry.telemetry import SnapshotProgress
 from actors.wire.sql_names import quoted
@@ -51,17 +51,18 @@ class RangesTaker:
     """Takes one snapshot in rounds, or answers for rows named by their keys. For one task."""
 
     def __init__(
-        self, setup: SnapshotSetup, js: JetStream, board: SnapshotBoard, pace: Pace, progress: SnapshotProgress,
+        self, setup: SnapshotSetup, js: JetStream, board: SnapshotBoard, progress: SnapshotProgress,
         cancelling: Cancelling, seats: Seats, *, look: Look, settled: Callable[[], Awaitable[None]],
         begun: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         """`settled` waits, for a while, until the stream has told how the table is published. `begun` is called once a start is
         stored, which answers the requests.
         """
-        self._setup, self._js, self._board, self._pace = setup, js, board, pace
+        self._setup, self._js, self._board, self._pace = setup, js, board, setup.pace
         self._progress, self._cancelling = progress, cancelling
         self._seats, self._look, self._settled, self._begun = seats, look, settled, begun
         self._round_s = float(setup.config.snapshots.round_s)
+        self._search: LargeRowSearch | None = None
         self.course: Course | None = None
         """The snapshot, once its start is stored."""
 
@@ -113,28 +114,44 @@ class RangesTaker:
     async def _open_and_read(
         self, token: str, published: PublishedTable, course: Course | None, after: int | None, lanes: int, begun_at: float
     ) -> None:
-        async with open_round(self._setup, self._js, published, lanes=lanes, after=after) as opened:
-            if course is None:
-                # once, in the order of the pages: the rounds' own settings would read the whole index for it
-                await opened.table.connection.query("SET LOCAL enable_seqscan = on")
-                await self._refuse_large_rows(token, opened)
-                await opened.table.connection.query(BY_INDEX)
-                course = await self._begin(token, opened, "ranges")
-                await self._begun()
-            else:
-                check_shape(course.start, opened)
-                await check_start(self._js, course)
-            store = self._store_of(course, opened)
-            await self._cut(course, store, opened)
-            before = course.rows, len(course.left)
-            waited_s = trio.current_time() - begun_at
-            clock = Clock.of(max(self._round_s - waited_s, self._round_s / 2))
-            await self._read(course, store, opened, clock)
+        with self._board.reading(self._progress):
+            async with open_round(self._setup, self._js, published, lanes=lanes, after=after) as opened:
+                if course is None and not await self._has_only_small_rows(token, opened, begun_at):
+                    return  # the next round searches on
+                await self._read_opened(token, opened, course, begun_at)
+
+    async def _read_opened(self, token: str, opened: OpenRound, course: Course | None, begun_at: float) -> None:
+        if course is None:
+            course = await self._begin(token, opened, "ranges")
+            await self._begun()
+        else:
+            check_shape(course.start, opened)
+            await check_start(self._js, course)
+        store = self._store_of(course, opened)
+        await self._cut(course, store, opened)
+        before = course.rows, len(course.left)
+        waited_s = trio.current_time() - begun_at
+        clock = Clock.of(max(self._round_s - waited_s, self._round_s / 2))
+        await self._read(course, store, opened, clock)
         # rows that a filter leaves out take time as well: a round that brought nothing gets more
         moved = (course.rows, len(course.left)) != before
         self._round_s = float(self._setup.config.snapshots.round_s) if moved else min(ROUND_MAX_S, 2 * self._round_s)
 
-    async def _refuse_large_rows(self, token: str, opened: OpenRound, source: str = "") -> None:
+    async def _has_only_small_rows(self, token: str, opened: OpenRound, begun_at: float) -> bool:
+        """Search for a row that no message can carry, for half a round; return whether all pages were searched."""
+        if self._search is None:
+            is_compressed = self._setup.compressor(split_suffix(token)[0]) is not None
+            self._search = LargeRowSearch(self._setup.stream.init_payload_max, is_compressed=is_compressed)
+        connection = opened.table.connection
+        # once, in the order of the pages: the rounds' own settings would read the whole index for it
+        await connection.query("SET LOCAL enable_seqscan = on; SET LOCAL enable_tidscan = on")
+        until = max(begun_at + self._round_s / 2, trio.current_time() + self._round_s / 4)
+        if not await self._search.search(opened.table, opened.key.columns, until):
+            return False
+        await connection.query(BY_INDEX)
+        return True
+
+    async def _refuse_large_rows(self, token: str, opened: OpenRound, source: str) -> None:
         is_compressed = self._setup.compressor(split_suffix(token)[0]) is not None
         payload_max = self._setup.stream.init_payload_max
         key = opened.key.columns

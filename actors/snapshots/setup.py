@@ -10,6 +10,7 @@ import trio
 from actors.contract.compression import Compressor
 from actors.contract.event_encoder import EventEncoder
 from actors.contract.snapshot_encoder import Message
+from actors.pace import Pace
 from actors.positions import Lsn
 from actors.settings.config import Config
 from actors.snapshots.failures import SnapshotFailed
@@ -24,7 +25,6 @@ GATHER_BYTES_MAX = 8 * 1024 * 1024
 """Bytes that a chunk may hold before compression."""
 STEP_ASIDE_S = 0.001
 """Pause between two blocks while events are under way, so that a snapshot does not add to their latency."""
-_MB = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class SnapshotSetup:
     version_of: VersionOf
     stored_lsn: Callable[[], Lsn]
     """Returns the LSN below which the stream has every event."""
+    pace: Pace
+    """That of all snapshots together."""
 
     def compressor(self, token: str) -> Compressor | None:
         """The compressor of a table's chunks; None without `--zstd`."""
@@ -67,29 +69,6 @@ def compressed(message: Message, compressor: Compressor | None) -> Message:
     if compressor is None:
         return message
     return message._replace(body=compressor.compress(message.body), headers=message.headers | compressor.headers)
-
-
-class Pace:
-    """Keeps all snapshots of a run together within `--snapshot-rate-mb-s`. No I/O but sleeping."""
-
-    def __init__(self, rate_mb_s: int) -> None:
-        self._rate = rate_mb_s * _MB
-        self._due = 0.0
-
-    def sent(self, size_bytes: int) -> None:
-        """Count what was sent."""
-        if self._rate:
-            self._due = max(self._due, trio.current_time()) + size_bytes / self._rate
-
-    @property
-    def debt_s(self) -> float:
-        """Seconds until more may be sent."""
-        return max(0.0, self._due - trio.current_time()) if self._rate else 0.0
-
-    async def wait(self) -> None:
-        """Wait until more may be sent."""
-        if self.debt_s:
-            await trio.sleep(self.debt_s)
 
 
 @dataclass(slots=True)

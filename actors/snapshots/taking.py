@@ -21,7 +21,7 @@ from actors.snapshots.failures import start_lost
 from actors.snapshots.large_rows import refuse_large_rows
 from actors.snapshots.progress import SnapshotBoard
 from actors.snapshots.requests import Asked, SnapshotRequests
-from actors.snapshots.setup import GATHER_BYTES_MAX, STEP_ASIDE_S, Cancelling, Pace, SnapshotSetup, compressed
+from actors.snapshots.setup import GATHER_BYTES_MAX, STEP_ASIDE_S, Cancelling, SnapshotSetup, compressed
 from actors.snapshots.stream_place import place_of
 from actors.snapshots.table_reader import OpenTable, open_table
 from actors.snapshots.watermark import wait_for_lsn
@@ -35,11 +35,11 @@ class SnapshotTaker:
     """Takes one snapshot in one transaction, on PostgreSQL connections of its own."""
 
     def __init__(
-        self, setup: SnapshotSetup, js: JetStream, requests: SnapshotRequests, board: SnapshotBoard, pace: Pace,
+        self, setup: SnapshotSetup, js: JetStream, requests: SnapshotRequests, board: SnapshotBoard,
         cancelling: Cancelling,
     ) -> None:  # fmt: skip
         self._setup, self._js, self._requests, self._board = setup, js, requests, board
-        self._pace, self._cancelling = pace, cancelling
+        self._pace, self._cancelling = setup.pace, cancelling
 
     async def take(self, token: str, published: PublishedTable, progress: SnapshotProgress, served: Sequence[Asked]) -> None:
         """Take a snapshot and publish it completely. It serves the requests `served`.

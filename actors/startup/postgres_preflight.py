@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from actors.clients.postgres.connection import PgConnection, SourceRefused
 from actors.clients.postgres.publications import publication_facts
 from actors.clients.postgres.replication import identify_system, publication_missing
-from actors.clients.postgres.slots import slot_state
+from actors.clients.postgres.slots import SlotState, slot_state
 from actors.errors import ConfigError, SourceUnavailable
 from actors.settings.config import SourceConfig
 from actors.startup.wal_level import QUERY, WalLevel
@@ -182,6 +183,17 @@ async def _check_encoding(connection: PgConnection, _source: SourceConfig) -> Lo
     return Looked(name, (Problem("WB123", what, means=means, fix=fix),))
 
 
+def _own_names(state: SlotState, database: str) -> str:
+    """What gives a bridge a slot of its own; beside another database's bridge it needs a stream of its own, too."""
+    if state.database in ("", database) or state.plugin != "pgoutput":
+        return "give the bridge a slot of its own: --slot NAME (it is created)"
+    word = re.sub("[^a-z0-9]+", "_", database.lower()).strip("_")[:32] or "second"
+    return (
+        f"walbridge run --slot {word}_slot --stream {word.upper()}   # names of its own, which are made\n"
+        f"or read {state.database}: DATABASE_URL or PG_DB, perhaps in another --env-file"
+    )
+
+
 async def _check_slot(connection: PgConnection, source: SourceConfig) -> Looked:
     slot, temporary = source.slot, source.temporary
     state = await slot_state(connection, slot)
@@ -214,9 +226,7 @@ async def _check_slot(connection: PgConnection, source: SourceConfig) -> Looked:
         (state.database != database, f"belongs to database {state.database}, not to {database}"),
     ):
         if wrong:
-            raise ConfigError(
-                "WB114", f"slot {slot} {found}", fix="give the bridge a slot of its own: --slot NAME (it is created)"
-            )
+            raise ConfigError("WB114", f"slot {slot} {found}", fix=_own_names(state, database or ""))
     return Looked(f"{slot}, read by process {state.active_pid}" if state.active else f"{slot}, read by nobody now")
 
 

@@ -223,16 +223,24 @@ class Metrics:
         yield ended
         yield counter("bridge_snapshot_rows", "Rows of snapshots sent.", t.snapshot_rows)
         yield counter("bridge_snapshot_bytes", "Bytes of snapshots sent.", t.snapshot_bytes)
+        yield counter("bridge_snapshot_rounds", "Transactions in which snapshots read rows.", t.snapshot_rounds)
+        rate_bytes = t.snapshot_rate_mb_s * 1_000_000
+        yield gauge("bridge_snapshot_rate_limit_bytes", "Bytes per second that snapshots may send; 0: no limit.", rate_bytes)
         yield gauge("bridge_snapshot_requests_waiting", "Tables with a waiting snapshot request.", t.snapshot_requests_waiting)
         rows = GaugeMetricFamily("bridge_snapshot_rows_done", "Rows of the running snapshot.", labels=["table"])
         expected = GaugeMetricFamily(
             "bridge_snapshot_rows_expected", "Rows it should have by PostgreSQL's statistics.", labels=["table"]
         )
+        held = GaugeMetricFamily(
+            "bridge_snapshot_transaction_seconds", "Age of its open transaction, which holds back VACUUM.", labels=["table"]
+        )
         for progress in t.snapshots.values():
             if progress.state == "running":
+                since = progress.transaction_since
+                held.add_metric([progress.table], round(time.time() - since, 3) if since else 0)
                 rows.add_metric([progress.table], progress.rows)
                 expected.add_metric([progress.table], progress.rows_expected)
-        yield from (rows, expected)
+        yield from (rows, expected, held)
 
     def _events(self, t: Telemetry) -> Iterator[Metric]:
         by_operation = dict.fromkeys(OPERATIONS, 0)

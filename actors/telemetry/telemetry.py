@@ -175,6 +175,10 @@ class SnapshotProgress:
     error: str = ""
     fix: str = ""
     """What to do after a failure."""
+    rounds: int = 0
+    """Transactions in which rows were read."""
+    transaction_since: float = 0.0
+    """Since when an open transaction of the snapshot holds back VACUUM; 0 while there is none."""
 
 
 @dataclass(slots=True)
@@ -196,7 +200,8 @@ class Telemetry:
     | `stored_*`, `durable_lsn`, `confirmed_lsn`, events, latencies | the acker |
     | `stored_batches` | the acker, once the otlp_exporter has set it up; that takes them out |
     | `backlog` | the decoder, the acker and the wal_monitor |
-    | `snapshot*` | `SnapshotBoard`, for the snapshotter |
+    | `snapshot_rate_mb_s` | `Pace`, for the HTTP server |
+    | other `snapshot*` | `SnapshotBoard`, for the snapshotter |
     | `stream`, `consumers` | the stream_monitor |
     | `journal` | the supervisor, `SnapshotBoard`, `Suspensions`, and the monitors of publication, stream and WAL |
     | `slot` | the wal_monitor |
@@ -289,12 +294,16 @@ class Telemetry:
     )
     stored_batches: deque[StoredBatch] | None = None
     """The last batches, for whoever takes them out; None while nobody does."""
-    # SnapshotBoard
+    # snapshots (SnapshotBoard)
+    snapshot_rate_mb_s: int = 0
+    """What all snapshots together may send; 0 without limit."""
     snapshots: dict[str, SnapshotProgress] = field(default_factory=dict)
     """By table token: waiting and running snapshots, and the last that ended."""
     snapshot_requests_waiting: int = 0
     snapshots_done: int = 0
     snapshots_failed: int = 0
+    snapshot_rounds: int = 0
+    """Transactions in which rows were read."""
     snapshot_rows: int = 0
     snapshot_bytes: int = 0
     looking: Looking = field(default_factory=Looking)

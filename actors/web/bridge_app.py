@@ -13,16 +13,18 @@ from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 
 from actors.errors import SinkUnavailable
+from actors.pace import Pace
 from actors.pause import Pause
 from actors.settings.config import Config
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
-from actors.web.act_routes import AcknowledgeGap, HasTable, RequestSnapshot, add_act_routes
+from actors.web.act_routes import AcknowledgeGap, add_act_routes
 from actors.web.feed import VIEWERS_MAX, Feed
 from actors.web.guard import guard
 from actors.web.page import SAFE, load_page
 from actors.web.questions import Lookup
 from actors.web.row_routes import PRIVATE, add_row_routes
+from actors.web.snapshot_routes import HasTable, RequestSnapshot, add_snapshot_routes
 from actors.web.status import status_document
 
 FRESH_S = 2.0
@@ -45,6 +47,8 @@ PATHS = (
     "POST /pause",
     "POST /resume",
     "POST /snapshot/users",
+    "POST /snapshot-cancel/snap-1764115200-ab12",
+    "POST /snapshot-rate/10",
     "POST /gaps/1/acknowledge",
     "POST /shutdown",
 )
@@ -57,6 +61,7 @@ def make_app(
     *,
     stop: trio.Event,
     pause: Pause,
+    pace: Pace,
     stream_info: StreamInfo,
     request_snapshot: RequestSnapshot,
     lookup: Lookup,
@@ -129,10 +134,8 @@ def make_app(
 
     add_row_routes(app, lookup, lambda: telemetry.tables)
 
-    add_act_routes(
-        app, config, telemetry, stop=stop, pause=pause, request_snapshot=request_snapshot, acknowledge_gap=acknowledge_gap,
-        has_table=has_table,
-    )  # fmt: skip
+    add_act_routes(app, config, telemetry, stop=stop, pause=pause, acknowledge_gap=acknowledge_gap)
+    add_snapshot_routes(app, config, telemetry, pause=pause, pace=pace, request_snapshot=request_snapshot, has_table=has_table)
 
     async def not_found(_: Exception | None) -> tuple[Response, int]:
         return jsonify({"error": "no such path", "paths": PATHS}), 404

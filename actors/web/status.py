@@ -79,6 +79,7 @@ def status_document(config: Config, telemetry: Telemetry, history: History) -> d
         "tables": max(len(history.tables), len(t.tables)),
         "gaps": t.gaps,
         "snapshots": [asdict(progress) for progress in t.snapshots.values()],
+        "snapshot_rate_mb_s": t.snapshot_rate_mb_s,
         "snapshot_requests_waiting": t.snapshot_requests_waiting,
         "suspended_tables": {token: asdict(problem) for token, problem in t.suspended_tables.items()},
         "problems": [asdict(problem) for problem in shown_problems(t)],

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.embedded.process import free_port
 from actors.errors import ConfigError
 from actors.http_server import serve_http
+from actors.pace import Pace
 from actors.pause import Pause
 from actors.positions import Lsn
 from actors.process import allow_many_files
@@ -198,6 +199,7 @@ def test_an_address_that_is_not_ours_is_named(bind: str, words: str, telemetry: 
                 telemetry,
                 stop=trio.Event(),
                 pause=Pause(telemetry),
+                pace=Pace(telemetry, 0),
                 stream_info=info,
                 request_snapshot=info,
                 acknowledge_gap=info,

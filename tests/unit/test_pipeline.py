@@ -16,6 +16,7 @@ from actors.contract.event_encoder import event_encoder
 from actors.contract.table_schema import Description
 from actors.errors import SinkFenced, SinkUnavailable, SourceUnavailable
 from actors.feedback import Feedback
+from actors.pace import Pace
 from actors.pipeline import DrainTimeout, run_pipeline
 from actors.positions import NO_LSN, ROW_RANK, START, Lsn, Position
 from actors.publication_model import PublicationModel
@@ -86,7 +87,7 @@ class Pipeline:
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PublicationMonitor, "run", no_looks)
-            await run_pipeline(CONFIG, session, live, self.telemetry, self.stop, lambda *_: None)
+            await run_pipeline(CONFIG, session, live, self.telemetry, self.stop, lambda *_: None, Pace(self.telemetry, 0))
 
     @asynccontextmanager
     async def running(self, skip: Position = START, *, reporting: bool = True) -> AsyncIterator[None]:

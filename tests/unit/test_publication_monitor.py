@@ -36,7 +36,7 @@ class Connection:
 @pytest.mark.parametrize("change", ["added", "changed", "removed"])
 def test_a_look_that_ends_before_it_has_told_is_made_again(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = PublicationModel("cdc_pub")
-    model.begin({} if change == "added" else {"users": KnownTable.of(facts("users", "before"), 5)}, 10)
+    model.begin({} if change == "added" else {"users": KnownTable.of(facts("users", "before"), 5)}, 10, is_first=False)
     now = {} if change == "removed" else {"users": facts("users", "after")}
 
     async def look(_connection: object) -> None:

@@ -12,6 +12,7 @@ import trio
 from actors.clients.nats.jetstream import JetStream, JetStreamError
 from actors.clients.postgres.connection import PostgresError
 from actors.contract.event_encoder import event_encoder
+from actors.pace import Pace
 from actors.positions import NO_LSN
 from actors.publication_model import PublicationModel
 from actors.settings.resolve import resolve
@@ -72,7 +73,15 @@ def ended(answered_as: str, snapshot_id: str = "snap-1-a", *, how: str = "meta")
 def snapshotter_of(js: Streams) -> Snapshotter:
     stream = StreamSetup("CDC", b"", "plain", 0, 1 << 20, 1 << 20, requests_kept=True)
     setup = SnapshotSetup(
-        CONFIG, stream, event_encoder("json"), TransactionLog(), {}, lambda: False, lambda _: ("v1", 0), lambda: NO_LSN
+        CONFIG,
+        stream,
+        event_encoder("json"),
+        TransactionLog(),
+        {},
+        lambda: False,
+        lambda _: ("v1", 0),
+        lambda: NO_LSN,
+        Pace(Telemetry(), 0),
     )
     publication = PublicationModel("pub")
     publication.tables = {"users": cast(Any, PUBLISHED)}

@@ -15,12 +15,13 @@ from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.publications import PublishedTable
 from actors.contract.event_encoder import event_encoder
 from actors.contract.subjects import INIT, init_start
+from actors.pace import Pace
 from actors.positions import NO_LSN, Lsn
 from actors.settings.resolve import resolve
 from actors.snapshots import taking
 from actors.snapshots.progress import SnapshotBoard
 from actors.snapshots.requests import SnapshotRequests
-from actors.snapshots.setup import Cancelling, Pace, SnapshotSetup
+from actors.snapshots.setup import Cancelling, SnapshotSetup
 from actors.snapshots.table_reader import OpenTable
 from actors.snapshots.taking import SnapshotTaker
 from actors.snapshots.transaction_log import TransactionLog
@@ -80,12 +81,14 @@ def start_of(
 
     monkeypatch.setattr(taking, "open_table", open_table)
     stream = StreamSetup("CDC", b"", "plain", 0, 1 << 20, 1 << 20, requests_kept=False)
-    setup = SnapshotSetup(CONFIG, stream, event_encoder("json"), log, {}, lambda: False, lambda _: ("v1", 0), lambda: NO_LSN)
+    setup = SnapshotSetup(
+        CONFIG, stream, event_encoder("json"), log, {}, lambda: False, lambda _: ("v1", 0), lambda: NO_LSN, Pace(Telemetry(), 0)
+    )
     client, board = cast(JetStream, js), SnapshotBoard(Telemetry())
     requests = SnapshotRequests(client, {"users"}, stream="CDC", kept=False)
 
     async def take() -> None:
-        taker = SnapshotTaker(setup, client, requests, board, Pace(0), Cancelling())
+        taker = SnapshotTaker(setup, client, requests, board, Cancelling())
         await taker.take("users", PUBLISHED, board.running("users"), [])
 
     trio.run(take)

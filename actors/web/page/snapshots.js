@@ -8,6 +8,25 @@ import { labelOf, state } from "./state.js";
 const ORDER = { running: 0, waiting: 1, failed: 2, done: 2 };
 const SHOWN_MAX = 25;
 
+// What a running snapshot has left and what it costs PostgreSQL, and the button that ends it
+function runningLine(one, now) {
+  const rate = one.rows / Math.max(now - one.started_at, 0.1), left = one.rows_expected - one.rows;
+  const words = [
+    left > 0 && rate >= 1 ? `about ${duration(left / rate)} left` : null,
+    one.rounds > 1 ? `round ${whole.format(one.rounds)}` : null,
+    one.transaction_since ? `holds back VACUUM for ${duration(Math.max(0, now - one.transaction_since))}` : "holds back no VACUUM now",
+  ].filter(Boolean).join(" · ");
+  const line = make("p", { className: "running-line" }, make("span", {}, words));
+  if (one.snapshot_id) {
+    const button = make("button", {
+      type: "button", className: "small", disabled: state.posts === "closed", onclick: () => cancelSnapshot(one.snapshot_id, labelOf(one.table)),
+    }, "Cancel");
+    button.setAttribute("aria-label", `Cancel the snapshot of ${labelOf(one.table)}`);
+    line.append(button);
+  }
+  return line;
+}
+
 function snapshotItem(one, now) {
   const took = one.state === "running" ? now - one.started_at : one.seconds;
   const expected = one.state === "running" && one.rows_expected ? ` of about ${whole.format(Math.max(one.rows, one.rows_expected))}` : "";
@@ -27,6 +46,7 @@ function snapshotItem(one, now) {
     }
     item.append(meter);
   }
+  if (one.state === "running") item.append(runningLine(one, now));
   if (one.error) item.append(make("p", { className: "error" }, one.error));
   if (one.fix) item.append(fixLine(one.fix));
   return item;
@@ -41,14 +61,26 @@ export function listSnapshots(host, status, now, token) {
 }
 
 export function showSnapshots(status, now) {
+  const rate = $("snapshot-rate");
+  if (document.activeElement !== rate) rate.value = status.snapshot_rate_mb_s || "";
+  $("snapshot-rate-submit").disabled = state.posts === "closed";
   $("snapshots-none").hidden = listSnapshots($("snapshots"), status, now) > 0;
 }
 
-export async function requestSnapshot(token, label) {
+export async function requestSnapshot(token, label, inRounds = false) {
   try {
-    if (await ask("POST", `snapshot/${token.split("/").map(encodeURIComponent).join("/")}`)) toast(`Snapshot of ${label} requested`);
+    const path = `snapshot/${token.split("/").map(encodeURIComponent).join("/")}${inRounds ? "?rounds=yes" : ""}`;
+    if (await ask("POST", path)) toast(`Snapshot of ${label} requested`);
   } catch (error) {
     toast(`Snapshot not requested: ${error.message}`);
+  }
+}
+
+async function cancelSnapshot(id, label) {
+  try {
+    if (await ask("POST", `snapshot-cancel/${encodeURIComponent(id)}`)) toast(`The snapshot of ${label} ends`);
+  } catch (error) {
+    toast(`Snapshot not cancelled: ${error.message}`);
   }
 }
 
@@ -66,7 +98,17 @@ $("snapshot-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const wanted = $("snapshot-table").value.trim();
   if (!wanted) return;
-  requestSnapshot(tokenOf(wanted), wanted);
+  requestSnapshot(tokenOf(wanted), wanted, $("snapshot-rounds").checked);
   $("snapshot-table").value = "";
+});
+$("snapshot-rate-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const rate = Number($("snapshot-rate").value || 0);
+  $("snapshot-rate").blur();
+  try {
+    if (await ask("POST", `snapshot-rate/${rate}`)) toast(rate ? `Snapshots may send ${rate} MB/s` : "The rate of snapshots has no limit");
+  } catch (error) {
+    toast(`Rate not changed: ${error.message}`);
+  }
 });
 $("snapshot-table").addEventListener("focus", offerTables);
