@@ -302,6 +302,18 @@ def test_verify_says_when_nobody_mirrors(
     assert "waiting for the mirror to answer; 2 s at most" in found.stderr
 
 
+def test_verify_refuses_another_database_than_the_streams(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    make_bridge(database, nats)
+    mirror = make_mirror()
+    mirror.wait_live(1)
+    refused = mirror.verify(database.server.dsn("postgres"), "--timeout", "1")
+    assert refused.returncode == 2
+    assert f"error WB510: stream CDC was written from database {database.name}, not from postgres\n" in refused.stderr
+
+
 def test_verify_says_why_the_first_copy_was_refused(
     database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
 ) -> None:

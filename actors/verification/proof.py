@@ -81,6 +81,7 @@ async def verify(request: Request) -> Result:
         chosen = choose_tables(request.tables, record.tables, known=tables)
         keeps_all = await keeps_everything(store)
         async with open_source(request.config.postgres, record.publication) as source:
+            await source.check_wrote(record, stream)
             result = await _Verification(request, store, source, chosen, keeps_all=keeps_all).run()
         return result if info is None else replace(result, deleted=StreamView.of(info).deleted_count)
     finally:

@@ -13,8 +13,11 @@ from actors.clients.postgres.catalog import describe_relation
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.locks import begin_locked
 from actors.clients.postgres.publications import PublishedTable, published_tables, with_row_filter
+from actors.clients.postgres.replication import identify_system
 from actors.clients.postgres.slot_waits import ON_THE_PRIMARY
 from actors.clients.postgres.slots import export_snapshot
+from actors.contract.bridge_record import BridgeRecord
+from actors.errors import ConfigError
 from actors.positions import Lsn
 from actors.settings.config import PostgresConfig
 from actors.values.canonical import Canonical, canonical_for
@@ -36,6 +39,24 @@ class Source:
         standby = connection.is_standby
         self.delayed_by = f"the primary delays while it is idle: {ON_THE_PRIMARY}" if standby else "open transactions delay"
         """What makes a snapshot take long, in words that follow "which"."""
+
+    async def check_wrote(self, record: BridgeRecord, stream: str) -> None:
+        """Raise ConfigError when the bridge of `stream` reads another database than this one."""
+        replication = await PgConnection.connect(self._config, replication=True, application_name="walbridge verify")
+        try:
+            here = await identify_system(replication)
+        finally:
+            replication.close()
+        if record.system_id not in ("", here.system_id):
+            what = f"stream {stream} was written from another PostgreSQL than {self._connection.address}"
+        elif record.database not in ("", here.database):
+            what = f"stream {stream} was written from database {record.database}, not from {here.database}"
+        else:
+            return
+        raise ConfigError(
+            "WB510", what, means="rows of two databases that have nothing to do with each other would be compared",
+            fix="give the settings of that bridge (DATABASE_URL or PG_DB, perhaps in another --env-file), or --stream NAME",
+        )  # fmt: skip
 
     async def look(self) -> None:
         """Read which tables are published now. Ends the transaction of an earlier snapshot."""
