@@ -165,16 +165,17 @@ async def _planned(config: Config, slot_only: bool) -> Plan:
     plan = Plan()
     connection = await PgConnection.connect(config.postgres, application_name="walbridge cleanup")
     with closing(connection):
-        await _plan_slot(connection, config.source.slot, plan)
-        ((system_id,),) = await connection.query("SELECT system_identifier FROM pg_control_system()")
-        database = connection.database
+        ((system_id, database),) = await connection.query(
+            "SELECT system_identifier, current_database() FROM pg_control_system()"
+        )
+        await _plan_slot(connection, config.source.slot, database or "", plan)
     if slot_only:
         if plan.removals:
             plan.left.append("everything in NATS; the next start of the bridge reports lost changes, see WB108")
             await _object_to_pause(config, plan)
         return plan
     async with open_nats(config.nats, set()) as nats:
-        await _plan_nats(JetStream(nats), config, (system_id or "", database), plan)
+        await _plan_nats(JetStream(nats), config, (system_id or "", database or ""), plan)
     return plan
 
 
@@ -193,7 +194,7 @@ def _object_if_paused(own: BridgeRecord | None, slot: str, plan: Plan) -> None:
         plan.objections.append(f"the bridge of slot {slot} is paused, and walbridge resume would go on from there")
 
 
-async def _plan_slot(connection: PgConnection, slot: str, plan: Plan) -> None:
+async def _plan_slot(connection: PgConnection, slot: str, database: str, plan: Plan) -> None:
     state = await slot_state(connection, slot)
     if state is None:
         return
@@ -201,9 +202,9 @@ async def _plan_slot(connection: PgConnection, slot: str, plan: Plan) -> None:
         raise ConfigError(
             "WB008", f"slot {slot} is not a bridge's: its plugin is {state.plugin or 'none'}", fix="give --slot NAME"
         )
-    if state.database != connection.database:  # PostgreSQL would let us drop it
+    if state.database != database:  # PostgreSQL would let us drop it
         raise ConfigError(
-            "WB008", f"slot {slot} belongs to database {state.database}, not to {connection.database}",
+            "WB008", f"slot {slot} belongs to database {state.database}, not to {database}",
             fix="give --slot NAME; or that database: DATABASE_URL or PG_DB, perhaps in another --env-file",
         )  # fmt: skip
     if state.active:
