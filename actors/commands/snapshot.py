@@ -6,7 +6,11 @@ import json
 import os
 import re
 import sys
-from typing import Annotated, Any
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
 import trio
 from cyclopts import Parameter
@@ -14,17 +18,17 @@ from cyclopts import Parameter
 from actors.clients.nats.connection import SinkRefused, open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.snapshot_answers import newest_answer
+from actors.commands.snapshot_list import last_chunk, lines_of, list_snapshots
+from actors.commands.snapshot_progress import ProgressBar
+from actors.commands.status import printable
 from actors.contract.bridge_record import BridgeRecord
-from actors.contract.decoding import decode_message
 from actors.contract.event_encoder import read_any_document
-from actors.contract.records import RangesChunk
 from actors.contract.subjects import (
     BRIDGES,
     INIT,
     RANGES,
     bucket_stream,
     cancel_suffix,
-    init_chunks,
     init_error,
     init_meta,
     init_start,
@@ -32,7 +36,7 @@ from actors.contract.subjects import (
     split_suffix,
 )
 from actors.contract.table_token import TOKEN_MAX, as_token, find_token, table_name
-from actors.errors import ConfigError, MalformedMessage, SinkUnavailable
+from actors.errors import ConfigError, SinkUnavailable
 from actors.process import most_telling
 from actors.settings.config import NatsConfig
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
@@ -41,18 +45,23 @@ from actors.settings.setting import OTHER
 from actors.telemetry.quantities import counted
 from actors.wire.nats import encode_pub
 
+T = TypeVar("T")
 LOOK_EVERY_S = 0.2
 WAITING_AFTER_S = 2.0
 PROGRESS_EVERY_S = 2.0
+BAR_EVERY_S = 0.5
 SNAPSHOT_ID = re.compile("snap-[0-9]+-[0-9a-f]+")
 
 
 @takes_settings("nats_context", stream="CDC stream of the bridge that is asked")
 def snapshot(
     flags: Flags,
-    table: Annotated[str, Parameter(help="users or sales.orders, or a token such as sales/orders")],
+    table: Annotated[str, Parameter(help="users or sales.orders, or a token such as sales/orders")] = "",
     /,
     *,
+    listed: Annotated[
+        bool, option(OTHER, "show which snapshots run and wait, and how the last ones ended", name="--list")
+    ] = False,
     rounds: Annotated[bool, option(OTHER, "in rounds of small transactions, for large tables")] = False,
     cancel: Annotated[str, option(OTHER, "end the snapshot with this id instead", "ID")] = "",
     wait: Annotated[bool, option(OTHER, "wait until the snapshot is complete [yes]", negative="--no-wait")] = True,
@@ -60,6 +69,11 @@ def snapshot(
     env_file: EnvFile = None,
 ) -> int:
     """Request a snapshot and follow it."""
+    if listed == bool(table):
+        raise ConfigError("WB002", "snapshot: give a table, or --list", fix="walbridge snapshot users")
+    if listed:
+        client = resolve_client(flags, os.environ, env_file)
+        return show_snapshots(client.nats, client.stream, as_json=json)
     if len(as_token(table)) > TOKEN_MAX:
         raise ConfigError("WB002", f"no table of PostgreSQL has so long a name: {table[:64]}...")
     if cancel and not SNAPSHOT_ID.fullmatch(cancel):
@@ -69,6 +83,16 @@ def snapshot(
     return ask_for_snapshot(client.nats, table, client.stream, suffix, wait=wait and not cancel, as_json=json)
 
 
+def show_snapshots(config: NatsConfig, stream: str, *, as_json: bool) -> int:
+    """List a bridge's snapshots. Raises ConfigError without NATS."""
+    found = trio.run(_with_jetstream, config, partial(list_snapshots, stream=stream))
+    if as_json:
+        print(json.dumps([asdict(one) for one in found]))
+    else:
+        print("\n".join(map(printable, lines_of(found, time.time()))))
+    return 0
+
+
 def ask_for_snapshot(
     config: NatsConfig, table: str, stream: str, suffix: str = "", *, wait: bool, as_json: bool
 ) -> int:  # fmt: skip
@@ -76,7 +100,8 @@ def ask_for_snapshot(
 
     `suffix` is that of the request.
     """
-    token, outcome = trio.run(_ask, config, table, stream, suffix, wait)
+    ask = partial(_ask, table=table, stream=stream, suffix=suffix, wait=wait)
+    token, outcome = trio.run(_with_jetstream, config, ask)
     name = table_name(token)
     if as_json:
         print(json.dumps(outcome))
@@ -94,22 +119,25 @@ def ask_for_snapshot(
     return 1 if "error_type" in outcome else 0
 
 
-async def _ask(config: NatsConfig, table: str, stream: str, suffix: str, wait: bool) -> tuple[str, dict[str, Any]]:
+async def _with_jetstream(config: NatsConfig, ask: Callable[[JetStream], Awaitable[T]]) -> T:
     try:
         async with open_nats(config, set()) as nats:
-            js = JetStream(nats)
-            token = await _token_of(js, table, stream)
-            info = await js.stream_info(INIT)
-            since_seq = int(info["state"]["last_seq"]) if info is not None else 0
-            await nats.send(encode_pub(request(token + suffix, stream).encode(), b"", b""))
-            if not wait:
-                return token, {"table": token}
-            return token, await _follow(js, token + suffix, stream, since_seq)
+            return await ask(JetStream(nats))
     except* SinkUnavailable as group:
         cause = most_telling(group)
         assert isinstance(cause, SinkUnavailable)
         raise ConfigError(cause.code, cause.what, said=cause.said, means=cause.means, fix=cause.fix) from None
     raise AssertionError("the body returns or raises")
+
+
+async def _ask(js: JetStream, table: str, stream: str, suffix: str, wait: bool) -> tuple[str, dict[str, Any]]:
+    token = await _token_of(js, table, stream)
+    info = await js.stream_info(INIT)
+    since_seq = int(info["state"]["last_seq"]) if info is not None else 0
+    await js.connection.send(encode_pub(request(token + suffix, stream).encode(), b"", b""))
+    if not wait:
+        return token, {"table": token}
+    return token, await _follow(js, token + suffix, stream, since_seq)
 
 
 async def _token_of(js: JetStream, table: str, stream: str) -> str:
@@ -129,43 +157,30 @@ async def _record(js: JetStream, stream: str) -> BridgeRecord | None:
 
 async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dict[str, Any]:
     started = progress_at = trio.current_time()
-    reported = False
+    reported, bar = False, ProgressBar(sys.stderr)
     while True:
         await trio.sleep(LOOK_EVERY_S)
         for of in (init_meta, init_error):
             found = await _last(js, of(token), stream, since_seq)
             if found and found.get("error_type") == "table_changed" and split_suffix(token)[1] == RANGES:
                 since_seq = found["_seq"]  # in rounds another one begins by itself
+                bar.end()
                 print(f"{table_name(token)}: {found['error_message']}", file=sys.stderr)
             elif found:
+                bar.end()
                 return found
         if not reported and trio.current_time() - started > WAITING_AFTER_S:
             reported = True
             has_begun = await _last(js, init_start(token), stream, since_seq)
             print(f"{table_name(token)}: {'the snapshot has begun' if has_begun else await _why_no_answer(js, stream)}; "
                   "Ctrl-C ends only the wait", file=sys.stderr)  # fmt: skip
-        if split_suffix(token)[1] and trio.current_time() - progress_at > PROGRESS_EVERY_S:
+        every_s = BAR_EVERY_S if bar.is_drawn_over else PROGRESS_EVERY_S
+        if split_suffix(token)[1] and trio.current_time() - progress_at > every_s:
             progress_at = trio.current_time()
             start = await _last(js, init_start(token), stream, since_seq)
-            words = await _progress(js, token, start, progress_at - started) if start else ""
-            if words:
-                print(words, file=sys.stderr)
-
-
-async def _progress(js: JetStream, token: str, start: dict[str, Any], seconds: float) -> str:
-    """How far a snapshot in rounds is, from its last chunk; empty if that cannot be read here."""
-    last = await js.get_message(INIT, last_by_subj=init_chunks(token, str(start.get("snapshot_id", ""))))
-    try:
-        chunk = None if last is None else decode_message(last.subject, last.headers, last.data)[0]
-    except MalformedMessage:  # compressed with a dictionary
-        return ""
-    if not isinstance(chunk, RangesChunk):
-        return ""
-    done, expected, rate = chunk.row_count, int(start.get("rows_expected", 0)), chunk.row_count / max(seconds, 0.1)
-    words = f"{start.get('table')}: {counted(done, 'row')}"
-    if expected > done:
-        words += f" of about {expected:,} ({100 * done // expected} %), {(expected - done) / max(rate, 1):.0f} s left"
-    return f"{words}, {rate:,.0f} rows/s, {start.get('snapshot_id')}"
+            chunk = await last_chunk(js, token, str(start.get("snapshot_id", ""))) if start else None
+            if chunk is not None:
+                bar.show(table_name(split_suffix(token)[0]), chunk, int(start.get("rows_expected", 0)), progress_at)
 
 
 async def _why_no_answer(js: JetStream, stream: str) -> str:
