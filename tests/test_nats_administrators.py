@@ -236,7 +236,8 @@ def test_what_a_stream_of_interest_threw_away_is_sent_again(
     assert [event_of(m)["data"]["id"] for m in messages] == [*range(2, written + 1), 100, 101]
     ids = [m.headers.get("Nats-Msg-Id") or m.headers["Walbridge-Msg-Id"] for m in messages]
     assert ids == [event_of(m)["msg_id"] for m in messages]
-    assert "WB225: JetStream took a message for a duplicate" in bridge.log()
+    # met as duplicates (WB225), unless the record shows beforehand that JetStream remembers ids of what it no longer has
+    assert any("Walbridge-Msg-Id" in m.headers for m in messages), bridge.log()
     if mode == "plain":
         return
     bridge.stop()

@@ -15,6 +15,7 @@ from actors.clients.postgres import replication
 from actors.clients.postgres.connection import PgConnection
 from actors.errors import WalbridgeError
 from actors.mirror import run as mirror
+from actors.pause import Pause
 from actors.process import most_telling
 from property_tests.simulation.network import Network, owner
 from property_tests.simulation.postgres.connection import SimulatedConnection, SimulatedStream, start
@@ -31,6 +32,8 @@ class Process:
         self.ended: BaseException | int | None = None
         """With what it has ended; None while it runs."""
         self.telemetry: Any = None
+        self.pause: Pause | None = None
+        """Of a bridge, for its operator."""
         self.runs = 0
         self._nursery, self._network, self._trace = nursery, network, trace
         self._scope = trio.CancelScope()
@@ -45,6 +48,7 @@ class Process:
         """Start it anew."""
         assert not self.is_running
         self.runs += 1
+        self.pause = None
         self.ended, self.stop, self._over, self._scope = None, trio.Event(), trio.Event(), trio.CancelScope()
         self._nursery.start_soon(self._run, main)
 
@@ -100,11 +104,12 @@ def in_memory(network: Network) -> Generator[None]:
 
 
 async def _serve_nobody(
-    _config: object, telemetry: object, *, stop: trio.Event, task_status: trio.TaskStatus[list[str]], **_: object
-) -> None:
-    """Instead of HTTP: what a stop or a question needs is handed to the process."""
+    _config: object, telemetry: object, *, stop: trio.Event, task_status: trio.TaskStatus[list[str]], pause: Pause | None = None,
+    **_: object,
+) -> None:  # fmt: skip
+    """Instead of HTTP: what a stop, a pause or a question needs is handed to the process."""
     process = current.get()
-    process.telemetry = telemetry
+    process.telemetry, process.pause = telemetry, pause
     task_status.started([])
     await process.stop.wait()
     stop.set()

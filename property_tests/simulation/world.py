@@ -76,6 +76,7 @@ class World:
         self.accepting = False
         self.away_until: dict[str, float] = {}
         """Processes that somebody keeps down."""
+        self.is_peace = False
         self.replica = folder / f"replica-{plan.seed}.db"
         self.copies: list[Copy] = []
         self.other_history_at = -1e9
@@ -171,6 +172,9 @@ class World:
         while True:
             await trio.sleep(0.5)
             now = trio.current_time()
+            pause = self.bridge.pause
+            if self.is_peace and pause is not None and pause.end():
+                self.trace("operator", "resumed the bridge")
             for process, start in ((self.bridge, self.start_bridge), (self.mirror, self.start_mirror)):
                 if process.is_running or self.away_until.get(process.name, 0) > now:
                     continue
@@ -235,6 +239,7 @@ class World:
     async def heal(self) -> None:
         """End all faults; what was changed stays changed."""
         self.trace("world", "peace")
+        self.is_peace = True
         mood = self.nats.jetstream.mood
         mood.refuse_until = mood.leaderless_until = mood.mute_until = mood.late_until = 0.0
         self.nats.jetstream.batch_max = 1000

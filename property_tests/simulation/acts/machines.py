@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import trio
 
@@ -42,6 +43,29 @@ async def restart_with_other_flags(world: World, dice: random.Random) -> None:
         if world.bridge.is_running:
             await world.bridge.kill()
     world.flags = flags_of(dice)._replace(hold=world.plan.flags.hold, json=world.plan.flags.json)
+
+
+async def pause_the_bridge(world: World, dice: random.Random) -> None:
+    """An operator pauses it, and resumes it later; or forgets to until there is peace."""
+    await _amid_work(world, dice)
+    process, number, pause = world.bridge, world.bridge.runs, world.bridge.pause
+    if not process.is_running or pause is None or not pause.begin(time.time()):
+        return
+    forgets, seconds = dice.random() < 0.2, dice.choice((0.0, 0.5, 3.0, 12.0))
+
+    async def later() -> None:
+        for _ in range(int(seconds / 0.25) + 1):
+            await trio.sleep(0.25)
+            is_paused = process.is_running and process.runs == number and process.telemetry.state == "paused"
+            slot = world.postgres.slots.get(SLOT)
+            if is_paused and slot is not None and slot.reader is not None and not world.rival.is_running:
+                await trio.sleep(2.0)  # a link that is cut may be noticed late
+                if slot.reader is not None and pause.is_on and process.runs == number and not world.rival.is_running:
+                    world.wrong.append("the bridge is paused, and its slot is still read")
+        if not forgets and process.is_running and process.runs == number:
+            pause.end()
+
+    world.start(later)
 
 
 async def kill_mirror(world: World, dice: random.Random) -> None:
@@ -202,7 +226,7 @@ async def restore_a_volume(world: World, dice: random.Random) -> None:
 
 
 MACHINES = (
-    Act(kill_bridge, 10), Act(restart_with_other_flags, 5), Act(kill_mirror, 6), Act(start_a_rival, 4), Act(restart_nats, 5),
+    Act(kill_bridge, 10), Act(restart_with_other_flags, 5), Act(pause_the_bridge, 4), Act(kill_mirror, 6), Act(start_a_rival, 4), Act(restart_nats, 5),
     Act(cut_power_of_nats, 9), Act(cut_power_of_both, 5), Act(crash_postgres, 5), Act(promote_a_standby, 3),
     Act(restore_a_volume, 2),
 )  # fmt: skip
