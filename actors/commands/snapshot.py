@@ -70,7 +70,7 @@ def snapshot(
 ) -> int:
     """Request a snapshot and follow it."""
     if listed == bool(table):
-        raise ConfigError("WB002", "snapshot: give a table, or --list", fix="walbridge snapshot users")
+        raise ConfigError("WB002", "TABLE: missing; name one, or give --list", fix="walbridge snapshot users")
     if listed:
         client = resolve_client(flags, os.environ, env_file)
         return show_snapshots(client.nats, client.stream, as_json=json)
