@@ -27,6 +27,7 @@ import psycopg
 
 from actors.contract.decoding import decode_message
 from actors.contract.records import RangesChunk
+from actors.contract.subjects import RANGES, snapshot_of_table
 from actors.embedded.bridge import Bridge
 from actors.embedded.nats import NatsServer
 from bench.servers import Servers, open_servers
@@ -169,7 +170,7 @@ def _wait_for_rows(server: NatsServer, rows: int, found: Killed) -> None:
             deadline = time.monotonic() + PATIENCE_S
             while time.monotonic() < deadline:
                 with suppress(nats.js.errors.NotFoundError, nats.errors.Error):
-                    last: Any = await client.jetstream().get_last_msg("INIT", f"init.snap.{TABLE}+ranges.>")
+                    last: Any = await client.jetstream().get_last_msg("INIT", snapshot_of_table(TABLE + RANGES)[1])
                     (chunk,) = decode_message(last.subject, last.headers or {}, last.data)
                     assert isinstance(chunk, RangesChunk)
                     found.places.add(chunk.snapshot_lsn)

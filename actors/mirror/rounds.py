@@ -292,6 +292,9 @@ class _RoundsReader:
             stream_seq=chunk.stream_seq, snapshot_lsn=chunk.snapshot_lsn,
         )  # fmt: skip
         rows = joined(statements.chunk(chunk.rows, is_touched=bool(place.touched)))
+        missing = replica.dialect.table(statements.missing)
+        if place.touched and await replica.query(f"SELECT 1 FROM {missing} LIMIT 1"):
+            rows += joined(statements.filled(chunk.rows))
         await replica.run([*rows, place.saved(replica.dialect)])
         self._place = place
         replica.counts.snapshot_rows += len(chunk.rows)
