@@ -47,6 +47,7 @@ from actors.snapshots.seats import SMALL_BYTES, Seats
 from actors.snapshots.setup import Cancelling, SnapshotSetup
 from actors.snapshots.table_reader import small_relations
 from actors.snapshots.taking import SnapshotTaker
+from actors.snapshots.unknown_tables import UNKNOWN_AT_ONCE, UnknownTables
 from actors.startup.other_bridges import read_other_bridges
 from actors.suspensions import Suspensions
 from actors.telemetry.log import get_logger
@@ -59,28 +60,8 @@ TOLD_WITHIN_S = 20.0
 """How long to wait for the stream to tell of a table's change."""
 WRITER_ENDS_S = 2.0
 """Pause before the next attempt while a transaction is open from before the table was published."""
-UNKNOWN_EVERY_S = 60.0
 FAILURES = (SnapshotFailed, PostgresError, RowTooLarge, UnicodeDecodeError, JetStreamError, SinkRefused)
 """Errors that end one snapshot; `failure_of` has words for them."""
-UNKNOWN_AT_ONCE = 100
-"""Unknown tables answered per minute; more are a mistake or malice."""
-
-
-class UnknownTables:
-    """Limits how often requests for unknown tables are answered. No I/O."""
-
-    def __init__(self) -> None:
-        self._answered: dict[str, float] = {}
-
-    def may_answer(self, token: str, now_s: float) -> bool:
-        """Return whether to answer a request, and count the answer: once per minute and table, 100 tables per minute."""
-        answered = self._answered
-        for old in [t for t, at in answered.items() if now_s - at >= UNKNOWN_EVERY_S]:
-            del answered[old]
-        if token in answered or len(answered) >= UNKNOWN_AT_ONCE:
-            return False
-        answered[token] = now_s
-        return True
 
 
 @dataclass(eq=False, slots=True)

@@ -39,7 +39,8 @@ ROWS = 120_000
 OPEN_S = (0.0, 0.03, 0.03, 0.3, 0.3, 2.0, 10.0, 10.0)
 """How long each of the eight writers leaves some of its transactions open."""
 KILLS_MAX = 5
-LIVE_S = 300.0
+LIVE_S = 900.0
+"""Each round waits for transactions that were open when it began: on a busy machine a copy takes minutes."""
 FILL = (
     "INSERT INTO items SELECT 't' || g % 3, g, 0, CASE WHEN g % 400 = 0 THEN repeat('x', 3000) ELSE repeat('s', 60) END"
     f" FROM generate_series({{first}}, {{first}} + {ROWS} - 1) g"

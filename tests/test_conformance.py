@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.certify.history import Step
-from consumers.conformance import by_hand
+from consumers.conformance import by_hand, rounds_by_hand
 from consumers.conformance.make import FOLDER, HEADING, README, read_all, rules_table
 from consumers.conformance.rules import RULES
 from tests import certified_mirror
@@ -64,7 +64,7 @@ def test_each_rule_has_a_history() -> None:
 
 def test_the_files_written_by_hand_are_as_written() -> None:
     """`python -m consumers.conformance.make --by-hand`."""
-    for history in by_hand.histories():
+    for history in (*by_hand.histories(), *rounds_by_hand.histories()):
         committed = HISTORIES[history.name]
         assert committed.encode() == (FOLDER / f"{history.name}.json").read_bytes()
         assert replace(committed, steps=()) == replace(history, steps=())

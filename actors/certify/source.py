@@ -182,6 +182,8 @@ class Source:
         self.lsn, self._xid = 0x1000000, 700
         self._next_oid = 16385
         self._versions = self._snapshots = self._gaps = 0
+        self.large: dict[str, int] = {}
+        """Rows of tables that are to be copied in rounds."""
         self.last_seq: dict[str, int] = {}
         """By stream."""
         self._dictionaries = dict(dictionaries or {})
@@ -238,6 +240,8 @@ class Source:
             "seq": 0, "rank": 2, "commit_us": 0, "confirmed_lsn": self.lsn + LSN_STEP, "schemas": {}, "suspended": {},
             "published": "", "held": [], "pending_gap": None,
         }  # fmt: skip
+        if self.large:
+            value["large"] = self.large
         return kv_step(subjects.BRIDGES, self.stream, orjson.dumps(value))
 
     @contextmanager

@@ -8,8 +8,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
-from typing import Annotated, Any
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
 import trio
 from cyclopts import Parameter
@@ -18,17 +21,17 @@ from actors.clients.nats.connection import SinkRefused, open_nats
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.snapshot_answers import newest_answer
 from actors.commands.as_typed import carried
+from actors.commands.snapshot_list import last_chunk, lines_of, list_snapshots
+from actors.commands.snapshot_progress import ProgressBar
+from actors.commands.status import printable
 from actors.contract.bridge_record import BridgeRecord
-from actors.contract.decoding import decode_message
 from actors.contract.event_encoder import read_any_document
-from actors.contract.records import RangesChunk
 from actors.contract.subjects import (
     BRIDGES,
     INIT,
     RANGES,
     bucket_stream,
     cancel_suffix,
-    init_chunks,
     init_error,
     init_meta,
     init_start,
@@ -37,7 +40,7 @@ from actors.contract.subjects import (
     split_suffix,
 )
 from actors.contract.table_token import TOKEN_MAX, as_token, find_token, split_token, table_name
-from actors.errors import ConfigError, Fatal, MalformedMessage, SinkUnavailable
+from actors.errors import ConfigError, Fatal, SinkUnavailable
 from actors.mirror.source_stream import no_such_stream, streams_of_bridges
 from actors.process import most_telling
 from actors.settings.config import NatsConfig
@@ -49,18 +52,23 @@ from actors.telemetry.quantities import counted, listed
 from actors.wire.nats import encode_pub
 from actors.wire.sql_names import quoted
 
+T = TypeVar("T")
 LOOK_EVERY_S = 0.2
 WAITING_AFTER_S = 2.0
 PROGRESS_EVERY_S = 2.0
+BAR_EVERY_S = 0.5
 SNAPSHOT_ID = re.compile("snap-[0-9]+-[0-9a-f]+")
 
 
 @takes_settings("nats_context", stream="CDC stream of the bridge that is asked")
 def snapshot(
     flags: Flags,
-    table: Annotated[str, Parameter(help="users or sales.orders, or a token such as sales/orders")],
+    table: Annotated[str, Parameter(help="users or sales.orders, or a token such as sales/orders")] = "",
     /,
     *,
+    listed: Annotated[
+        bool, option(OTHER, "show which snapshots run and wait, and how the last ones ended", name="--list")
+    ] = False,
     rounds: Annotated[bool, option(OTHER, "in rounds of small transactions, for large tables")] = False,
     cancel: Annotated[str, option(OTHER, "end the snapshot with this id instead", "ID")] = "",
     wait: Annotated[bool, option(OTHER, "wait until the snapshot is complete [yes]", negative="--no-wait")] = True,
@@ -68,6 +76,11 @@ def snapshot(
     env_file: EnvFile = None,
 ) -> int:
     """Request a snapshot and follow it."""
+    if listed == bool(table):
+        raise ConfigError("WB002", "TABLE: missing; name one, or give --list", fix="walbridge snapshot users")
+    if listed:
+        client = resolve_client(flags, os.environ, env_file)
+        return show_snapshots(client.nats, client.stream, as_json=json)
     if len(as_token(table)) > TOKEN_MAX:
         raise ConfigError("WB002", f"no table of PostgreSQL has so long a name: {table[:64]}...")
     if cancel and not SNAPSHOT_ID.fullmatch(cancel):
@@ -75,6 +88,16 @@ def snapshot(
     client = resolve_client(flags, os.environ, env_file)
     suffix = cancel_suffix(cancel) if cancel else RANGES if rounds else ""
     return ask_for_snapshot(client.nats, table, client.stream, suffix, wait=wait and not cancel, as_json=json)
+
+
+def show_snapshots(config: NatsConfig, stream: str, *, as_json: bool) -> int:
+    """List a bridge's snapshots. Raises ConfigError without NATS."""
+    found = trio.run(_with_jetstream, config, partial(list_snapshots, stream=stream))
+    if as_json:
+        print(json.dumps([asdict(one) for one in found]))
+    else:
+        print("\n".join(map(printable, lines_of(found, time.time()))))
+    return 0
 
 
 def ask_for_snapshot(
@@ -85,7 +108,8 @@ def ask_for_snapshot(
     `suffix` is that of the request. Raises ConfigError without NATS, without the right to ask, and for a table or a stream
     that, as far as the bridges' records can be read, no bridge has.
     """
-    token, outcome, failure = trio.run(_ask, config, table, stream, suffix, wait)
+    ask = partial(_ask, table=table, stream=stream, suffix=suffix, wait=wait)
+    token, outcome, failure = trio.run(_with_jetstream, config, ask)
     name = table_name(token)
     if as_json:
         print(json.dumps(outcome | ({"code": failure.code} if failure else {})))
@@ -149,28 +173,31 @@ async def _may_be_there(js: JetStream, stream: str) -> bool:
         return True
 
 
-async def _ask(
-    config: NatsConfig, table: str, stream: str, suffix: str, wait: bool
-) -> tuple[str, dict[str, Any], Fatal | None]:
+async def _with_jetstream(config: NatsConfig, ask: Callable[[JetStream], Awaitable[T]]) -> T:
     try:
         async with open_nats(config, set()) as nats:
-            js = JetStream(nats)
-            token = await _token_of(js, table, stream)
-            if await _record(js, stream) is None and (why_not := await _why_not(js, token, stream)) is not None:
-                raise why_not
-            info = await js.stream_info(INIT)
-            since_seq = int(info["state"]["last_seq"]) if info is not None else 0
-            await nats.send(encode_pub(request(token + suffix, stream).encode(), b"", b""))
-            if not wait:
-                await js.stream_info(INIT)  # NATS has read the request then, or refused it
-                return token, {"table": token}, None
-            outcome = await _follow(js, token + suffix, stream, since_seq)
-            return token, outcome, await _failure(js, token, outcome, stream) if "error_type" in outcome else None
+            return await ask(JetStream(nats))
     except* (SinkUnavailable, ConfigError) as group:
         cause = most_telling(group)
         assert isinstance(cause, SinkUnavailable | ConfigError)
         raise ConfigError(cause.code, cause.what, said=cause.said, means=cause.means, fix=cause.fix) from None
     raise AssertionError("the body returns or raises")
+
+
+async def _ask(
+    js: JetStream, table: str, stream: str, suffix: str, wait: bool
+) -> tuple[str, dict[str, Any], Fatal | None]:  # fmt: skip
+    token = await _token_of(js, table, stream)
+    if await _record(js, stream) is None and (why_not := await _why_not(js, token, stream)) is not None:
+        raise why_not
+    info = await js.stream_info(INIT)
+    since_seq = int(info["state"]["last_seq"]) if info is not None else 0
+    await js.connection.send(encode_pub(request(token + suffix, stream).encode(), b"", b""))
+    if not wait:
+        await js.stream_info(INIT)  # NATS has read the request then, or refused it
+        return token, {"table": token}, None
+    outcome = await _follow(js, token + suffix, stream, since_seq)
+    return token, outcome, await _failure(js, token, outcome, stream) if "error_type" in outcome else None
 
 
 async def _token_of(js: JetStream, table: str, stream: str) -> str:
@@ -190,15 +217,17 @@ async def _record(js: JetStream, stream: str) -> BridgeRecord | None:
 
 async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dict[str, Any]:
     started = progress_at = trio.current_time()
-    reported = False
+    reported, bar = False, ProgressBar(sys.stderr)
     while True:
         await trio.sleep(LOOK_EVERY_S)
         for of in (init_meta, init_error):
             found = await _last(js, of(token), stream, since_seq)
             if found and found.get("error_type") == "table_changed" and split_suffix(token)[1] == RANGES:
                 since_seq = found["_seq"]  # in rounds another one begins by itself
+                bar.end()
                 print(f"{table_name(token)}: {found['error_message']}", file=sys.stderr)
             elif found:
+                bar.end()
                 return found
         if not reported and trio.current_time() - started > WAITING_AFTER_S:
             reported = True
@@ -208,28 +237,13 @@ async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dic
                 raise why_not
             words = "the snapshot has begun" if has_begun else carried(await _why_no_answer(js, stream))
             print(f"{table_name(token)}: {words}; Ctrl-C ends only the wait", file=sys.stderr)
-        if split_suffix(token)[1] and trio.current_time() - progress_at > PROGRESS_EVERY_S:
+        every_s = BAR_EVERY_S if bar.is_drawn_over else PROGRESS_EVERY_S
+        if split_suffix(token)[1] and trio.current_time() - progress_at > every_s:
             progress_at = trio.current_time()
             start = await _last(js, init_start(token), stream, since_seq)
-            words = await _progress(js, token, start, progress_at - started) if start else ""
-            if words:
-                print(words, file=sys.stderr)
-
-
-async def _progress(js: JetStream, token: str, start: dict[str, Any], seconds: float) -> str:
-    """How far a snapshot in rounds is, from its last chunk; empty if that cannot be read here."""
-    last = await js.get_message(INIT, last_by_subj=init_chunks(token, str(start.get("snapshot_id", ""))))
-    try:
-        chunk = None if last is None else decode_message(last.subject, last.headers, last.data)[0]
-    except MalformedMessage:  # compressed with a dictionary
-        return ""
-    if not isinstance(chunk, RangesChunk):
-        return ""
-    done, expected, rate = chunk.row_count, int(start.get("rows_expected", 0)), chunk.row_count / max(seconds, 0.1)
-    words = f"{start.get('table')}: {counted(done, 'row')}"
-    if expected > done:
-        words += f" of about {expected:,} ({100 * done // expected} %), {(expected - done) / max(rate, 1):.0f} s left"
-    return f"{words}, {rate:,.0f} rows/s, {start.get('snapshot_id')}"
+            chunk = await last_chunk(js, token, str(start.get("snapshot_id", ""))) if start else None
+            if chunk is not None:
+                bar.show(table_name(split_suffix(token)[0]), chunk, int(start.get("rows_expected", 0)), progress_at)
 
 
 async def _why_no_answer(js: JetStream, stream: str) -> str:

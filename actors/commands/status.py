@@ -133,7 +133,9 @@ def _snapshots(snapshots: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for one in snapshots:
         if one["state"] == "running":
             share = f" ({min(99, 100 * one['rows'] // one['rows_expected'])} %)" if one["rows_expected"] else ""
-            yield f"{one['table']} running: {counted(one['rows'], 'row')}{share}"
+            since = one.get("transaction_since", 0)
+            held = f", holds back VACUUM for {max(0.0, time.time() - since):.0f} s" if since else ""
+            yield f"{one['table']} running: {counted(one['rows'], 'row')}{share}{held}"
         elif one["state"] == "failed":
             yield f"{one['table']} failed: {one['error']}" + "".join(f"\n{'':13}{line}" for line in one["fix"].splitlines())
     waiting = sum(one["state"] == "waiting" for one in snapshots)

@@ -23,9 +23,11 @@ from actors.settings.replica import names_of, secrets_of
 from actors.settings.resolve import resolve
 from actors.settings.setting import OTHER, REPLICA
 from actors.telemetry.log import set_up_logging
+from actors.telemetry.quantities import counted
 from actors.verification.hold_row import VerifyFailed
 from actors.verification.proof import Request, Result
 from actors.verification.proof import verify as prove
+from actors.verification.repair import Repaired, verify_and_repair
 
 
 @takes_settings("nats_context", stream="the bridge's stream")
@@ -38,21 +40,24 @@ def verify(
     timeout: Annotated[
         int, option(REPLICA, "seconds until the mirror must have reached the LSN [120]", "SECONDS", validator=Number(gte=1))
     ] = 120,
+    repair: Annotated[bool, option(REPLICA, "ask the bridge for the rows that differ, and make just these right")] = False,
     json: Annotated[bool, option(OTHER, "the report as JSON")] = False,
     env_file: EnvFile = None,
 ) -> int:
     """Prove that a replica equals its source at one LSN."""
-    return run_verify(to, tables, flags, env_file, keys_max=limit, timeout_s=float(timeout), as_json=json)
+    return run_verify(to, tables, flags, env_file, keys_max=limit, timeout_s=float(timeout), as_json=json, is_repair=repair)
 
 
 def run_verify(
-    to: str, tables: str, flags: Mapping[str, object], env_file: Path | None, *, keys_max: int, timeout_s: float, as_json: bool
-) -> int:
-    """Compare, print the report, and return the exit code. Raises Fatal when the tables cannot be compared."""
+    to: str, tables: str, flags: Mapping[str, object], env_file: Path | None, *, keys_max: int, timeout_s: float, as_json: bool,
+    is_repair: bool = False,
+) -> int:  # fmt: skip
+    """Compare, perhaps repair, print the report, and return the exit code. Raises Fatal when tables cannot be compared."""
     config = resolve(flags, os.environ, env_file)
     set_up_logging("WARNING", config.log.format, config.secrets + secrets_of(to))
     try:
-        result = trio.run(prove, Request(config, to, names_of(tables), keys_max, timeout_s, _tell))
+        request = Request(config, to, names_of(tables), keys_max, timeout_s, _tell)
+        result, repaired = trio.run(verify_and_repair, request) if is_repair else (trio.run(prove, request), Repaired())
     except BaseExceptionGroup as group:
         raise _final(most_telling(group)) from group
     except WalbridgeError as exc:
@@ -62,8 +67,14 @@ def run_verify(
     if as_json:
         compared = [asdict(r) | {"equal": r.is_equal} for r in reports]
         body = {"equal": equal, "lsn": format_lsn(result.lsn), "tables": compared, "not_mirrored": result.not_mirrored}
+        if is_repair:
+            body |= {"repaired": repaired.rows, "not_repaired": repaired.refused}
         print(orjson.dumps(body).decode())
     else:
+        for token, rows in sorted(repaired.rows.items()):
+            print(f"{table_name(token)}: {counted(rows, 'row')} made right")
+        for token, reason in sorted(repaired.refused.items()):
+            print(f"{table_name(token)}: not repaired: {reason}")
         show(result)
     return 0 if equal else 1
 
@@ -102,7 +113,8 @@ def show(result: Result) -> None:
             holes = f"{deleted:,} {'message was' if deleted == 1 else 'messages were'} deleted in the middle of the stream"
             print(f"{holes} (WB224): a replica may lack them")
         print("causes: a value that was too large for a message, a change that causes no event, another writer to the replica")
-        print(f"fix: stop the mirror, then start it once with --again {shlex.quote(','.join(different))}")
+        print("fix: run walbridge verify again with --repair, which makes just these rows right; or copy all rows again:")
+        print(f"     stop the mirror, then start it once with --again {shlex.quote(','.join(different))}")
 
 
 def _tell(words: str) -> None:

@@ -52,7 +52,7 @@ def publish_prefix(stream: str) -> str:
 INIT_ALL = "init.>"
 ARRAY_ALL = ("snapshot.init.>", "snapshot.data.>")
 """Patterns that INIT also takes with the array format."""
-INIT_STARTS = "init.start.*"
+INIT_STARTS, INIT_ERRORS = "init.start.*", "init.error.*"
 
 
 def init_start(token: str) -> str:

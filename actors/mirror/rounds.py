@@ -6,13 +6,12 @@ table is what the source was at the last chunk's place, as after a complete snap
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any
 
-import msgpack
 import trio
 
 from actors.clients.nats.ordered_consumer import Delivered, OrderedConsumer, open_consumer
@@ -39,13 +38,13 @@ from actors.contract.subjects import (
     cdc_of_table,
     init_error,
     init_start,
-    keys_suffix,
     request,
     snapshot_of_table,
 )
 from actors.errors import MalformedMessage
 from actors.mirror.boundaries import Boundaries
 from actors.mirror.gathered import Gathered, SnapshotRefused, SnapshotUnusable, check_published, make_staging, staging_shape
+from actors.mirror.named_rows import ASK_AGAIN_S, BODY_BYTES_MAX, KEYS_MAX, LOOK_S, ask_by_key, decode_answer, request_body
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
 from actors.mirror.stores.dialect import Dialect, Statement
@@ -54,27 +53,18 @@ from actors.mirror.stores.row_statements import UnknownColumn
 from actors.mirror.stores.store import ApplyConflict
 from actors.mirror.track import NEEDED_AS_BEFORE, Told
 from actors.telemetry.log import get_logger
-from actors.wire.nats import decode_headers, encode_pub
+from actors.wire.nats import encode_pub
 
 log = get_logger("mirror")
 
-ASK_AGAIN_S = 30.0
 SILENT_S = 1800.0
 """Silence after which a snapshot that has begun is asked for again. A bridge that comes back continues it by itself, and would
 take another one for a request that is younger than its start."""
 UNANSWERED_MAX = 3
 """Requests without an answer after which the bridge counts as one that knows no rounds."""
-LOOK_S = 2.0
 EVENTS_S = 0.1
 ROWS_MAX = 5_000
 """Changes per local transaction."""
-KEYS_MAX = 1_000
-BODY_BYTES_MAX = 256 * 1024
-"""Of a request that names rows: below any limit of a message."""
-PASSING = ("postgres_unavailable", "no_watermark", "table_changed", "start_lost", "nats_error")
-"""Errors after which the same rows are asked for once more, since the copy is complete but for them."""
-UNREADABLE = ("row_too_large", "unreadable_value")
-"""Errors of one row among those that were asked for."""
 ASKED_MAX = 10
 """How often incomplete rows are asked for: values that are omitted again and again stay unknown."""
 
@@ -183,7 +173,7 @@ class _RoundsReader:
                         raise RoundsRefused("nobody answers")
                     await self._ask()
                 for message in messages:
-                    record = await self._decode(message)
+                    record = await decode_answer(self._source, message)
                     if record is not None and (gathered := await self._take(message, record)) is not None:
                         return gathered
 
@@ -233,16 +223,6 @@ class _RoundsReader:
         await self._source.js.connection.send(encode_pub(request(self._part, self._source.name).encode(), b"", b"", None))
 
     # -- one message of INIT
-
-    async def _decode(self, message: Delivered) -> Record | None:
-        try:
-            body = await self._source.unpacked(message)
-            names = ("Snapshot-Id", "Chunk")
-            headers = {name: value for name, value in decode_headers(message.headers).items() if name in names}
-            return decode_message(message.subject, headers, body)[0]
-        except MalformedMessage as exc:
-            log.warning("skipping a message that cannot be read", subject=message.subject, seq=message.seq, reason=exc.what)
-            return None
 
     async def _take(self, message: Delivered, record: Record) -> Gathered | None:
         start, place = self._start, self._place
@@ -312,6 +292,9 @@ class _RoundsReader:
             stream_seq=chunk.stream_seq, snapshot_lsn=chunk.snapshot_lsn,
         )  # fmt: skip
         rows = joined(statements.chunk(chunk.rows, is_touched=bool(place.touched)))
+        missing = replica.dialect.table(statements.missing)
+        if place.touched and await replica.query(f"SELECT 1 FROM {missing} LIMIT 1"):
+            rows += joined(statements.filled(chunk.rows))
         await replica.run([*rows, place.saved(replica.dialect)])
         self._place = place
         replica.counts.snapshot_rows += len(chunk.rows)
@@ -435,54 +418,22 @@ class _RoundsReader:
         assert self._statements is not None, "set with the start"
         names = self._statements.missing_shape.names
         order = [names.index(name) for name in start.key]
-        pack: Any = msgpack.packb
-        body: bytes = pack({"keys": [[key[i] for i in order] for key in keys]}, unicode_errors="surrogateescape")
-        return body
+        return request_body([[key[i] for i in order] for key in keys])
 
     async def _answer(self, start: RangesStart, body: bytes) -> list[RangesChunk] | None:
         """The rows that a request names; None if one of them cannot be sent."""
-        place, own = self._place, self._source.name
+        place, source = self._place, self._source
         assert place is not None, "set with the start"
-        async with self._answers(body) as (consumer, ask):
-            answer: RangesStart | None = None
-            chunks: list[RangesChunk] = []
-            heard_at = trio.current_time()
-            while True:
-                messages = await consumer.receive(LOOK_S)
-                check_published(self._replica, self._token)
-                if messages:
-                    heard_at = trio.current_time()
-                elif trio.current_time() - heard_at >= ASK_AGAIN_S:
-                    heard_at = trio.current_time()
-                    await ask()
-                for record in [await self._decode(message) for message in messages]:
-                    if isinstance(record, RangesStart) and record.stream == own:
-                        answer, chunks = record, []
-                        if (record.schema_id, record.version) != (start.schema_id, start.version):
-                            raise SnapshotUnusable("it is published differently", init_seq=place.init_seq)
-                    elif isinstance(record, SnapshotError) and record.stream == own:
-                        if record.snapshot_id and answer is not None and record.snapshot_id != answer.snapshot_id:
-                            continue  # an attempt that is over
-                        if record.error_type in UNREADABLE:
-                            return None
-                        if record.error_type not in PASSING:
-                            raise SnapshotRefused(f"{record.error_type}: {record.error_message}")
-                        log.warning(
-                            "rows that lack values were not sent; asking again", table=self._token, kind=record.error_type,
-                            reason=record.error_message, next_try_s=ASK_AGAIN_S,
-                        )  # fmt: skip
-                    elif answer is None or getattr(record, "snapshot_id", "") != answer.snapshot_id:
-                        pass  # somebody else's
-                    elif isinstance(record, RangesChunk):
-                        chunks.append(record)
-                    elif isinstance(record, SnapshotMeta) and record.stream == own:
-                        if record.batch_count != len(chunks):
-                            answer = None
-                        elif record.stream_seq >= place.stream_seq:
-                            return chunks
-                        else:  # events that are applied already would be undone
-                            await self._source.check_holds(place.stream_seq, place.created)
-                            answer = None
+
+        def check(record: RangesStart) -> None:
+            if (record.schema_id, record.version) != (start.schema_id, start.version):
+                raise SnapshotUnusable("it is published differently", init_seq=place.init_seq)
+
+        return await ask_by_key(
+            source, self._token, body, check=check, since_seq=place.stream_seq,
+            too_old=partial(source.check_holds, place.stream_seq, place.created),
+            look=partial(check_published, self._replica, self._token),
+        )  # fmt: skip
 
     async def _leave_unknown(self, keys: Sequence[Sequence[Any]]) -> None:
         assert self._statements is not None, "set with the start"
@@ -499,17 +450,3 @@ class _RoundsReader:
         filled = joined(statements.chunk(rows, is_touched=True))
         await replica.run([*statements.forget(keys), *filled, place.saved(replica.dialect)])
         self._place = place
-
-    @asynccontextmanager
-    async def _answers(self, body: bytes) -> AsyncGenerator[tuple[OrderedConsumer, Any]]:
-        part = self._token + keys_suffix(f"mirror-{secrets.token_hex(6)}")
-        js = self._source.js
-        info = await js.stream_info(INIT)
-        last = int(info["state"]["last_seq"]) if info is not None else 0
-
-        async def ask() -> None:
-            await js.connection.send(encode_pub(request(part, self._source.name).encode(), b"", body, None))
-
-        async with open_consumer(js, INIT, [*snapshot_of_table(part)], last + 1) as consumer:
-            await ask()
-            yield consumer, ask

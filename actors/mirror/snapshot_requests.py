@@ -11,6 +11,7 @@ from actors.contract.records import SnapshotStart
 from actors.contract.subjects import INIT, init_error, init_start, request
 from actors.errors import MalformedMessage
 from actors.mirror.replica import Replica
+from actors.mirror.rounds import load_place
 from actors.mirror.source_stream import SourceStream
 from actors.mirror.state import STALE, WAITING
 from actors.mirror.table_choice import KeptTables
@@ -73,6 +74,8 @@ async def watch_requests(replica: Replica, source: SourceStream, kept: KeptTable
         first_seq = last_seq if first_seq < 0 else first_seq
         if last_seq == seen_seq:  # if INIT grows, a bridge takes a snapshot, and the others come after it
             waiting = [token for token in kept.tokens if replica.tables[token].state in (WAITING, STALE)]
+            # a copy in rounds has its answer, and a round may store nothing for a while
+            waiting = [token for token in waiting if await load_place(replica, token) is None]
             unanswered = [token for token in waiting if not await is_answered(replica, source, token, first_seq)]
             if unanswered:
                 log.warning(

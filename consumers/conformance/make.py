@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from actors.certify.history import History
-from consumers.conformance import by_hand, from_servers
+from consumers.conformance import by_hand, from_servers, rounds_by_hand
 from consumers.conformance.rules import RULES
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ def rules_table(committed: dict[str, History]) -> Iterator[str]:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--by-hand"]:
-        write(by_hand.histories())
+        write([*by_hand.histories(), *rounds_by_hand.histories()])
     elif sys.argv[1:] == ["--servers"]:
         write(from_servers.histories())
     else:

@@ -17,7 +17,7 @@ from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.ordered_consumer import Delivered
 from actors.contract.decoding import decode_message
 from actors.contract.records import RangesStart
-from actors.mirror import rounds
+from actors.mirror import named_rows, rounds
 from actors.mirror.replica import Replica
 from actors.mirror.rounds import RoundsPlace, _RoundsReader
 from actors.mirror.source_stream import SourceStream
@@ -93,8 +93,8 @@ def fill(
     async def open_consumer(*_: Any) -> AsyncGenerator[Any]:
         yield js
 
-    monkeypatch.setattr(rounds, "open_consumer", open_consumer)
-    monkeypatch.setattr(rounds, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(named_rows, "open_consumer", open_consumer)
+    monkeypatch.setattr(named_rows, "ASK_AGAIN_S", 0.01)
     found: list[Any] = []
 
     async def body(replica: Replica) -> None:
@@ -145,7 +145,7 @@ def test_an_answer_from_before_the_copys_place_is_refused(tmp_path: Path, monkey
     assert (rows, requests, place.stream_seq) == ([(1, "at 5")], [[1], [1]], 5)
 
 
-@pytest.mark.parametrize("kind", rounds.PASSING)
+@pytest.mark.parametrize("kind", named_rows.PASSING)
 def test_a_copy_that_is_complete_but_for_some_rows_outlives_what_passes(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from actors.mirror.mirror_counts import MirrorCounts
 from actors.mirror.replica import Replica
-from actors.mirror.snapshot_requests import find_usable_start, is_answered
+from actors.mirror.snapshot_requests import find_usable_start, is_answered, watch_requests
 from actors.mirror.state import STALE, TableRecord
 from actors.mirror.stores.dialect import SqliteDialect
 from actors.mirror.stores.store import Store
+from actors.mirror.table_choice import KeptTables
 from tests.unit.fake_stream import FakeJetStream, event, source_of
 
 COLUMNS = [{"name": "id", "type": "integer", "pk": True}]
@@ -23,6 +27,17 @@ class NoStore:
     """A replica's database that is never asked."""
 
     dialect = SqliteDialect()
+
+
+class StoreWithPlace(NoStore):
+    """A replica's database that has a copy in rounds, or none."""
+
+    def __init__(self, *, has_place: bool) -> None:
+        self._has_place = has_place
+
+    async def query(self, sql: str, params: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+        assert "_walbridge_rounds" in sql
+        return [("users", "s1", "", *[0] * 9)] if self._has_place else []
 
 
 def start(stream_seq: int, snapshot_id: str = "s1", **more: str) -> tuple[str, str, bytes]:
@@ -110,3 +125,19 @@ def test_that_a_request_without_a_name_is_ambiguous_answers_no_request_with_one(
     ambiguous = error("", stream="CDC", error_type="ambiguous")
     assert asked([ambiguous], since_seq=0) == (None, False)
     assert asked([start(5), ambiguous], since_seq=1) == (1, True)
+
+
+@pytest.mark.parametrize("has_place", [False, True])
+def test_a_copy_in_rounds_that_has_begun_waits_for_no_answer(has_place: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A round may wait for long for writing transactions, and stores nothing meanwhile."""
+    replica = Replica(cast(Store, StoreWithPlace(has_place=has_place)), "CDC", MirrorCounts())
+    replica.tables["users"] = TableRecord("users", "", "users", STALE)
+    source, kept = source_of(FakeJetStream({"INIT": [], "CDC": []})), cast(KeptTables, SimpleNamespace(tokens=("users",)))
+
+    async def watch() -> None:
+        with trio.move_on_after(60):
+            await watch_requests(replica, source, kept)
+
+    with caplog.at_level(logging.WARNING):
+        trio.run(watch, clock=MockClock(autojump_threshold=0))
+    assert ("no bridge has answered the request for a snapshot" in caplog.text) is not has_place

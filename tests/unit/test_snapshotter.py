@@ -17,7 +17,7 @@ from actors.snapshots.failures import SnapshotFailed, failure_of, start_lost
 from actors.snapshots.progress import REMEMBERED_MAX, SnapshotBoard
 from actors.snapshots.requests import Asked, SnapshotRequests, verdict_on
 from actors.snapshots.seats import Seats
-from actors.snapshotter import UNKNOWN_AT_ONCE, UNKNOWN_EVERY_S, UnknownTables
+from actors.snapshots.unknown_tables import UNKNOWN_AT_ONCE, UNKNOWN_EVERY_S, UnknownTables
 from actors.startup.other_bridges import same_tables_elsewhere
 from actors.telemetry.telemetry import Telemetry
 from actors.wire.nats import Msg

@@ -25,6 +25,8 @@ def test_a_difference_is_not_blamed_on_a_writer_when_messages_were_deleted(
     report.source_rows, report.replica_rows, report.mismatched_keys = 2, 1, 1
     show(Result(Lsn(1), [report], [], deleted))
     causes = "causes: a value that was too large for a message, a change that causes no event, another writer to the replica\n"
-    assert capsys.readouterr().out.endswith(
-        f"(--limit shows more)\n{words}{causes}fix: stop the mirror, then start it once with --again users\n"
+    fix = (
+        "fix: run walbridge verify again with --repair, which makes just these rows right; or copy all rows again:\n"
+        "     stop the mirror, then start it once with --again users\n"
     )
+    assert capsys.readouterr().out.endswith(f"(--limit shows more)\n{words}{causes}{fix}")

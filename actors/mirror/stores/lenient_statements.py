@@ -62,6 +62,11 @@ class LenientStatements:
         for row in rows:
             yield self._upsert(row, "UPDATE") if is_touched else self._statement(*self._rows.insert(row))
 
+    def filled(self, rows: Sequence[Row]) -> Iterator[Statement]:
+        """Remove a chunk's rows, which have all values, from the table of missing ones."""
+        for row in rows:
+            yield self._statement(*self._missing.delete(Identity(self.shape.pk, row, False)))
+
     def forget(self, keys: Sequence[Params]) -> list[Statement]:
         """Remove the rows of these keys, which were read from the table of missing ones, from both tables."""
         return [self._delete(self.shape.local, keys), self.not_missing(keys)]

@@ -165,11 +165,17 @@ async function play(history, kind) {
   }
 }
 
+/** What some histories need and this client does not offer yet. */
+const LACKS = ["rounds"];
+
 /** A test for each history in one kind of store, at most so many at a time: they mostly wait. */
 export function conformance(kind, concurrency) {
   clock.speed = SPEED;
   const histories = readdirSync(FOLDER).sort().map((file) => JSON.parse(readFileSync(new URL(file, FOLDER), "utf8")));
   describe(kind, { concurrency }, () => {
-    for (const history of histories) test(history.name, () => play(history, kind));
+    for (const history of histories) {
+      const lacked = history.needs.find((need) => LACKS.includes(need));
+      test(history.name, { skip: lacked && `this client does not offer: ${lacked}` }, () => play(history, kind));
+    }
   });
 }

@@ -1,0 +1,204 @@
+"""Histories of snapshots in rounds, written by hand: chunks and events in the order of the rule (docs/consumers.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from actors.certify.history import History, Step
+from actors.certify.source import LSN_STEP, Row
+from actors.contract import subjects
+from consumers.conformance.by_hand import ABSENT, USERS, Writing
+
+ASKER = "{id}"
+"""In a subject and in `asked`: the id in the consumer's last request that named rows by their keys."""
+
+
+class Round:
+    """What one transaction of the bridge sees, and the place of that in the stream."""
+
+    def __init__(self, w: Writing) -> None:
+        self.snapshot_lsn = w.source.lsn + LSN_STEP // 2
+        self.stream_seq = w.source.last_seq[w.source.stream]
+        self.rows = [dict(row) for row in w.source.tables["users"].rows.values()]
+
+    def where(self, condition: Callable[[int], bool]) -> list[Row]:
+        """The rows of some ids."""
+        return [row for row in self.rows if condition(row["id"])]
+
+
+class Rounds:
+    """A snapshot in rounds, or the answer to a request that names rows."""
+
+    def __init__(self, w: Writing, snapshot_id: str, *, mode: str = "ranges") -> None:
+        self._w, self._id, self._mode = w, snapshot_id, mode
+        self._token = "users" + (subjects.RANGES if mode == "ranges" else f"+{ASKER}")
+        self._chunks = self._rows = 0
+        self._last: Round | None = None
+
+    def start(self) -> None:
+        table = self._w.source.tables["users"]
+        self._store(subjects.init_start(self._token), {}, {
+            "stream": "CDC", "snapshot_id": self._id, "table": "users", "schema": "public", "mode": self._mode,
+            "timestamp": 1_795_244_733, "status": "starting", "format": "map", "compression_enabled": False, "schema_id": 1,
+            "relation_id": table.relation_id, "version": table.version, "key": list(table.pk), "rows_expected": 8,
+            "system_id": "7300000000000000001", "timeline": 1,
+            "columns": [{"name": column.name, "type": column.type, "pk": column.pk} for column in table.columns],
+        })  # fmt: skip
+
+    def chunk(self, seen: Round, rows: Sequence[Row]) -> None:
+        """Rows as of `seen`."""
+        self._rows += len(rows)
+        self._last = seen
+        subject = subjects.init_chunk(self._token, self._id, self._chunks)
+        self._store(subject, {"Snapshot-Id": self._id, "Chunk": str(self._chunks)}, {
+            "table": "users", "operation": "snapshot", "snapshot_id": self._id, "chunk": self._chunks,
+            "lsn": "0/0", "snapshot_lsn": seen.snapshot_lsn, "stream_seq": seen.stream_seq, "after": None, "through": None,
+            "left": [], "row_count": self._rows, "data": list(rows),
+        })  # fmt: skip
+        self._chunks += 1
+
+    def meta(self) -> None:
+        assert self._last is not None, "there is a chunk, if an empty one"
+        self._store(subjects.init_meta(self._token), {}, {
+            "stream": "CDC", "snapshot_id": self._id, "table": "users", "lsn": "0/0", "snapshot_lsn": self._last.snapshot_lsn,
+            "stream_seq": self._last.stream_seq, "timestamp": 1_795_244_733, "batch_count": self._chunks,
+            "row_count": self._rows, "compression_enabled": False,
+        })  # fmt: skip
+
+    def error(self, error_type: str, words: str) -> None:
+        self._store(subjects.init_error(self._token), {}, {
+            "stream": "CDC", "snapshot_id": self._id, "table": "users", "error_type": error_type, "error_message": words,
+            "timestamp": 1_795_244_733,
+        })  # fmt: skip
+
+    def _store(self, subject: str, headers: dict[str, str], body: dict[str, Any]) -> None:
+        step: Step = self._w.source.message(subjects.INIT, subject, headers, body)
+        self._w.add(step)
+
+
+def _begin(about: str, *rules: str, name: str) -> Writing:
+    w = Writing(about, *rules, name=name, needs=("rounds",))
+    w.source.large = {"users": 1}
+    w.source.create("users", *USERS)
+    w.add(*w.source.begin())
+    w.insert(8)
+    w.draft.start()
+    w.expect("no copy yet: it asks for a snapshot in rounds", users=ABSENT, asked=("users+ranges",))
+    return w
+
+
+def join() -> History:
+    w = _begin(
+        "Two rounds, between which rows change, move into the other range, come and go.", "rounds.join", "rounds.lenient",
+        "rounds.key-change", name="rounds-join",
+    )  # fmt: skip
+    rounds = Rounds(w, "snap-1-aa")
+    rounds.start()
+    first = Round(w)
+    with w.transaction() as t:
+        t.update("users", 1, name="changed after the first round")
+        t.update("users", 6, name="not there yet: skip")
+        t.delete("users", 7)  # not there either
+        t.update("users", 5, id=0, name="comes from the other range")
+    rounds.chunk(first, first.where(lambda key: key <= 2))
+    rounds.chunk(first, first.where(lambda key: 2 < key <= 4))
+    with w.transaction() as t:
+        t.update("users", 2, id=20, name="goes to the other range")
+        t.insert("users", id=30, name="new", note="in the other range")
+        t.delete("users", 3)
+    second = Round(w)
+    with w.transaction() as t:
+        t.update("users", 8, name="after the second round")
+        t.delete("users", 30)
+    w.expect("the copy waits for the next chunk", users=ABSENT)
+    rounds.chunk(second, second.where(lambda key: key > 4))
+    rounds.meta()
+    w.live("chunks and events are the table")
+    with w.transaction() as t:
+        t.update("users", 0, note="goes on")
+    w.live("the copy follows the stream")
+    return w.draft.done()
+
+
+def incomplete() -> History:
+    w = _begin(
+        "A row comes from the other range without its large value; it is asked for by its key.", "rounds.incomplete",
+        "rounds.by-key", name="rounds-incomplete",
+    )  # fmt: skip
+    rounds = Rounds(w, "snap-1-bb")
+    rounds.start()
+    first = Round(w)
+    rounds.chunk(first, first.where(lambda key: key <= 4))
+    with w.transaction() as t:
+        t.update("users", 6, id=-6, unchanged=("note",))
+        t.update("users", 7, id=-7, unchanged=("note",))
+        t.insert("users", id=-8, name="moved into the filter", note="large", unchanged=("note",))
+    second = Round(w)
+    rounds.chunk(second, second.where(lambda key: key > 4))
+    rounds.meta()
+    w.expect("it asks for the rows that lack values", users=ABSENT, asked=(f"users+{ASKER}",))
+    with w.transaction() as t:
+        t.delete("users", -7)
+        t.update("users", -6, name="changed before the answer", unchanged=("note",))
+    answer, place = Rounds(w, "snap-1-cc", mode="keys"), Round(w)
+    answer.start()
+    answer.chunk(place, place.where(lambda key: key in (-6, -7, -8)))
+    with w.transaction() as t:
+        t.update("users", -8, name="changed after the answer", unchanged=("note",))
+    answer.meta()
+    w.live("the answer has their values, and the row that it lacks does not exist")
+    return w.draft.done()
+
+
+def filled_by_a_chunk() -> History:
+    w = _begin("A row that lacks a value gets it from a later chunk.", "rounds.incomplete", "truncate", name="rounds-filled")
+    rounds = Rounds(w, "snap-1-dd")
+    rounds.start()
+    first = Round(w)
+    rounds.chunk(first, first.where(lambda key: key <= 4))
+    with w.transaction() as t:
+        t.truncate("users")
+        t.insert("users", id=100, name="after TRUNCATE", note="large", unchanged=("note",))
+    second = Round(w)
+    rounds.chunk(second, second.where(lambda key: key > 4))
+    rounds.meta()
+    w.live("there is nothing to ask for")
+    return w.draft.done()
+
+
+def ended() -> History:
+    w = _begin("A snapshot ends with an error between two rounds.", "rounds.error", name="rounds-ended")
+    rounds = Rounds(w, "snap-1-ee")
+    rounds.start()
+    first = Round(w)
+    rounds.chunk(first, first.where(lambda key: key <= 4))
+    rounds.error("gap", "changes were lost between two rounds")
+    w.expect("it asks again", users=ABSENT, asked=("users+ranges",))
+    with w.transaction() as t:
+        t.delete("users", 1)
+    again = Rounds(w, "snap-1-ff")
+    again.start()
+    whole = Round(w)
+    again.chunk(whole, whole.rows)
+    again.meta()
+    w.live("of the snapshot that ended nothing is left")
+    return w.draft.done()
+
+
+def no_key() -> History:
+    w = _begin("The bridge cannot read the table in rounds.", "rounds.no-key", name="rounds-no-key")
+    Rounds(w, "snap-1-ab").error("no_key", "the table has no key by which events name its rows")
+    w.expect("it asks for the complete table", users=ABSENT, asked=("users",))
+    w.add(*w.source.copy("users"))
+    w.live("the snapshot is the copy")
+    return w.draft.done()
+
+
+WRITERS: tuple[Callable[[], History], ...] = (join, incomplete, filled_by_a_chunk, ended, no_key)
+
+
+def histories() -> Iterator[History]:
+    """All of them."""
+    for write in WRITERS:
+        yield write()
