@@ -6,6 +6,8 @@ import struct
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from itertools import groupby
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from actors.channels import Receiver, Sender
@@ -72,7 +74,12 @@ class _Shape(NamedTuple):
     """By message tag."""
 
 
-_DecodeChange = Callable[[RawMessage, int, _Shape, Transaction, int], RowRun | RowChange]
+_Append = Callable[[Item], None]
+_Decode = Callable[[list[RawMessage], int, int, _Shape, Transaction, int, bytes, _Append], tuple[int, bytes]]
+"""(block, start, stop, shape, transaction, seq, noted, append) -> (index after the changes that it has appended, noted).
+
+`noted` is the head of the last change if that is no run of rows alone: one like it may be none, either.
+"""
 
 
 class Decoder:
@@ -179,8 +186,7 @@ class Decoder:
         """
         append, shapes, unannounced = items.append, self._shapes, self._unannounced
         txn, seq, first_seq = self._txn, self._seq, self._first_seq
-        # `noted` is the head of the last change if that has something to note: one like it may have, too
-        index, noted, (stop, decode_change) = start, b"", _part(block, start)
+        index, noted, (stop, decode) = start, b"", _part(block, start)
         try:
             while index < stop:
                 message = block[index]
@@ -192,16 +198,10 @@ class Decoder:
                         self._announce(_u4(message, 26)[0], seq, append)
                     if seq >= first_seq:
                         shape = shapes[_u4(message, 26)[0]]
-                        head = bytes(message[25:RUN_HEAD_END])
-                        if decode_change is _decode_change and head != noted and head[:6:5] in _ONE_TUPLE:
-                            rows: list[dict[str, object]] = []
-                            index = shape.decode_run(block, index, stop, head, rows)
-                            if rows:
-                                append(RowRun(shape.kinds[tag], txn, seq, rows))
-                                seq += len(rows)
-                                continue
-                        append(change := decode_change(message, tag, shape, txn, seq))
-                        noted = head if type(change) is RowChange else b""
+                        after, noted = decode(block, index, stop, shape, txn, seq, noted, append)
+                        seq += after - index
+                        index = after
+                        continue
                     seq += 1
                 elif tag == _BEGIN:
                     if (after := self._alike(block, index, stop, append)) > index:
@@ -349,20 +349,67 @@ class Decoder:
         return seq
 
 
-def _part(block: list[RawMessage], start: int) -> tuple[int, _DecodeChange]:
+def _part(block: list[RawMessage], start: int) -> tuple[int, _Decode]:
     """Return the end of the part of a block that is decoded alike, and how: a large message ends its block."""
     if len(block[-1]) <= LARGE_MESSAGE_BYTES:
-        return len(block), _decode_change
-    return (len(block) - 1, _decode_change) if start < len(block) - 1 else (len(block), _decode_large)
+        return len(block), _decode_run
+    return (len(block) - 1, _decode_run) if start < len(block) - 1 else (len(block), _decode_large)
 
 
-def _decode_large(message: RawMessage, tag: int, shape: _Shape, txn: Transaction, seq: int) -> RowRun | RowChange:
-    change = _decode_change(message, tag, shape._replace(decode=shape.decode_large), txn, seq)
+def _decode_run(
+    block: list[RawMessage], start: int, stop: int, shape: _Shape, txn: Transaction, seq: int, noted: bytes, append: _Append
+) -> tuple[int, bytes]:
+    message = block[start]
+    head = bytes(message[CHANGE_AT:RUN_HEAD_END])
+    if head != noted and head[:6:5] in _ONE_TUPLE:
+        rows: list[dict[str, object]] = []
+        after = shape.decode_run(block, start, stop, head, rows)
+        if rows:
+            append(RowRun(shape.kinds[head[0]], txn, seq, rows))
+            return after, b""
+    changes, index, plain = list[RowChange](), start, None
+    while index < stop and plain is None and message[CHANGE_AT:RUN_HEAD_END] == head:
+        change = _decode_change(message, head[0], shape, txn, seq + index - start)
+        if isinstance(change, RowRun):
+            plain = change
+        else:
+            changes.append(change)
+        index += 1
+        if index < stop:
+            message = block[index]
+    for _, group in groupby(changes, _notes_of):
+        append(_run_of(list(group)))
+    if plain is None:
+        return index, head
+    append(plain)
+    return index, b""
+
+
+_notes_of = attrgetter("notes")
+
+
+def _run_of(changes: list[RowChange]) -> RowRun | RowChange:
+    """Return changes with the same head and notes as a run."""
+    first = changes[0]
+    if len(changes) == 1:
+        return first
+    olds = [change.old for change in changes if change.old is not None]  # the same head: all have an old row, or none has
+    return RowRun(first.kind, first.txn, first.seq, [change.data for change in changes], olds or None, first.notes)
+
+
+def _decode_large(
+    block: list[RawMessage], index: int, _stop: int, shape: _Shape, txn: Transaction, seq: int, _noted: bytes, append: _Append
+) -> tuple[int, bytes]:
+    message = block[index]
+    change = _decode_change(message, message[_HEADER], shape._replace(decode=shape.decode_large), txn, seq)
     if isinstance(change, RowRun):
         change = change.change(0)
     rows = (change.data, change.old or {})
     too_large = tuple(dict.fromkeys(name for row in rows for name, value in row.items() if type(value) is TooLarge))
-    return change._replace(notes=(change.notes or Notes())._replace(too_large=too_large)) if too_large else change
+    if too_large:
+        change = change._replace(notes=(change.notes or Notes())._replace(too_large=too_large))
+    append(change)
+    return index + 1, b""
 
 
 def _decode_change(message: RawMessage, tag: int, shape: _Shape, txn: Transaction, seq: int) -> RowRun | RowChange:

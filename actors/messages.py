@@ -90,7 +90,7 @@ class EventKind:
 
 
 class RowRun(NamedTuple):
-    """Consecutive changes of one kind in one transaction that consist of a row alone, as most changes do.
+    """Consecutive changes of one kind in one transaction that look alike: all with an old row or none, and with equal notes.
 
     A run of many rows avoids a RowChange per row, which costs as much as decoding three columns.
     """
@@ -101,10 +101,15 @@ class RowRun(NamedTuple):
     """Of the first row; the others are numbered consecutively."""
     rows: list[dict[str, object]]
     """At least one."""
+    olds: list[dict[str, object]] | None = None
+    """The old row of each, if PostgreSQL sent old rows."""
+    notes: Notes | None = None
+    """What each row's reader must know."""
 
     def change(self, index: int) -> RowChange:
         """Return one row of the run as a change."""
-        return RowChange(self.kind, self.txn, self.seq + index, self.rows[index], None, None)
+        old = None if self.olds is None else self.olds[index]
+        return RowChange(self.kind, self.txn, self.seq + index, self.rows[index], old, self.notes)
 
 
 class TransactionRun(NamedTuple):

@@ -12,12 +12,14 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from bench import history
+from bench.goals import markdown
 from bench.report import as_json, print_report
 from bench.run import Part, Plan, run_benchmark
 
 app = App(name="python -m bench", version_flags=[], help_format="plaintext", result_action="return_value")
 Positive = Number(gte=1)
 USUAL: tuple[Part, ...] = ("bulk", "single", "latency", "snapshot", "mirror")
+GOALS: tuple[Part, ...] = (*USUAL, "kinds", "start")
 
 
 @app.default
@@ -34,21 +36,29 @@ def main(
         list[Part] | None,
         Parameter(
             negative="",
-            help="bulk, single, latency, snapshot, mirror, durable or zstd; several times for several "
-            "[all but durable and zstd]",
+            help="bulk, single, latency, snapshot, mirror, durable, zstd, kinds or start; several times for "
+            "several [the first five]",
         ),
     ] = None,
+    goals: Annotated[
+        bool,
+        Parameter(negative="", help="print a Markdown table with the goals; also runs kinds and start"),
+    ] = False,
     record: Annotated[
         bool, Parameter(negative="", help="also append machine, commit and ratios to bench/history.jsonl, for comparison later")
     ] = False,
     json: Annotated[Path | None, Parameter(help="also write every run, and what it ran on, to this file")] = None,
 ) -> int:
     """Measure the bridge beside pg_recvlogical on its own PostgreSQL and nats-server. Takes some minutes."""
-    plan = Plan(rows, single_rows, rate, seconds, snapshot_rows, mirror_rows, repeat, frozenset(only or USUAL))
+    plan = Plan(
+        rows, single_rows, rate, seconds, snapshot_rows, mirror_rows, repeat, frozenset(only or (GOALS if goals else USUAL))
+    )
     progress = Console(stderr=True)
     results = run_benchmark(plan, lambda line: progress.print(line, highlight=False, markup=False))
-    # a pipe has no width: choose one that wraps nothing
-    print_report(results, Console(width=None if sys.stdout.isatty() else 160))
+    if goals:
+        print(markdown(results))
+    else:  # a pipe has no width: choose one that wraps nothing
+        print_report(results, Console(width=None if sys.stdout.isatty() else 160))
     if json is not None:
         json.write_text(jsonlib.dumps(as_json(results), indent=2) + "\n", encoding="utf-8")
     if record:

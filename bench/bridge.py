@@ -60,17 +60,26 @@ def _sync_interval(sync: str) -> str | None:
     return None if sync == "default" else sync
 
 
-def drain(servers: Servers, backlog: Backlog, mode: Mode, *, sync: str = "default") -> DrainRun:
+def drain(
+    servers: Servers,
+    backlog: Backlog,
+    mode: Mode,
+    *,
+    sync: str = "default",
+    flags: tuple[str, ...] = (),
+    is_packed: bool = False,
+) -> DrainRun:
     """Run the bridge on a copy of the backlog's slot and an empty nats-server until everything is stored.
 
-    `sync` is the server's `sync_interval`.
+    `sync` is the server's `sync_interval`; `flags` are more flags of the bridge. If messages are packed, only the bridge
+    can say how many events are stored: its own count is taken.
     """
     with (
         servers.new_slot(copy_of=backlog.slot) as slot,
         servers.new_nats(sync_interval=_sync_interval(sync)) as nats,
-        _bridge(servers, nats, slot, mode) as bridge,
+        _bridge(servers, nats, slot, mode, flags) as bridge,
     ):
-        return asyncio.run(_drain(bridge, nats, backlog.rows))
+        return asyncio.run(_drain(bridge, nats, backlog.rows, is_packed=is_packed))
 
 
 Meanwhile = Callable[[Bridge], AbstractContextManager[None]]
@@ -90,9 +99,9 @@ def steady_load(
 
 
 @contextmanager
-def _bridge(servers: Servers, nats: NatsServer, slot: str, mode: Mode) -> Iterator[Bridge]:
+def _bridge(servers: Servers, nats: NatsServer, slot: str, mode: Mode, flags: tuple[str, ...] = ()) -> Iterator[Bridge]:
     """A bridge that is not started yet; an ordered stop at the end, which must succeed, or a kill after an error."""
-    bridge = Bridge(servers.postgres.dsn(), nats, servers.folder, "--publish", mode, slot=slot, pub=PUBLICATION)
+    bridge = Bridge(servers.postgres.dsn(), nats, servers.folder, "--publish", mode, *flags, slot=slot, pub=PUBLICATION)
     try:
         yield bridge
         if bridge.stop():
@@ -101,12 +110,12 @@ def _bridge(servers: Servers, nats: NatsServer, slot: str, mode: Mode) -> Iterat
         bridge.kill()
 
 
-async def _drain(bridge: Bridge, nats: NatsServer, rows: int) -> DrainRun:
+async def _drain(bridge: Bridge, nats: NatsServer, rows: int, *, is_packed: bool) -> DrainRun:
     async with open_stored(nats.url) as stored:
         started = time.time()
         bridge.start(ready=False)
         usage = UsageSampler(_pid(bridge))
-        await _wait_until_stored(bridge, stored, rows, usage)
+        await _wait_until_stored(bridge, stored, rows, usage, is_packed=is_packed)
         after = usage.sample()
         first, last = await stored.span()
         before = usage.last_before(first)
@@ -147,8 +156,15 @@ async def _steady_load(
     )
 
 
-async def _wait_until_stored(bridge: Bridge, stored: StoredRows, rows: int, usage: UsageSampler) -> None:
+async def _wait_until_stored(
+    bridge: Bridge, stored: StoredRows, rows: int, usage: UsageSampler, *, is_packed: bool = False
+) -> None:
     """Sample the process until every row is stored and what follows is done. Raises RuntimeError if that fails."""
+
+    async def count() -> int:
+        messages = await stored.count()
+        return int((await asyncio.to_thread(bridge.status))["cdc_events_published"]) if is_packed and messages else messages
+
     deadline = time.monotonic() + PATIENCE_S
     found, count_at = 0, 0.0
     while found < rows:
@@ -156,10 +172,10 @@ async def _wait_until_stored(bridge: Bridge, stored: StoredRows, rows: int, usag
             raise RuntimeError(f"{found} of {rows} stored, exit code {bridge.exit_code}: {bridge.log()[-4000:]}")
         usage.sample()
         if time.monotonic() >= count_at:
-            found, count_at = await stored.count(), time.monotonic() + COUNT_EVERY_S
+            found, count_at = await count(), time.monotonic() + COUNT_EVERY_S
         await asyncio.sleep(SAMPLE_EVERY_S)
     await asyncio.sleep(SETTLE_S)
-    found = await stored.count()
+    found = await count()
     if found != rows:
         raise RuntimeError(f"{found} events stored for {rows} rows")
 

@@ -13,9 +13,11 @@ from rich.table import Table
 from bench.bridge import LatencyRun, Mode
 from bench.compression import SIZES_BYTES, TableResult
 from bench.durable import SYNCS, DurableResults
+from bench.kinds import KindResults
 from bench.machine import cores
 from bench.mirror import Kind, LagRun
 from bench.run import ApplyResults, DrainResults, Results, medians
+from bench.start import StartRun
 from bench.workload import CONNECTIONS
 
 METHOD = f"""\
@@ -49,6 +51,12 @@ Ways to publish: backlogs and latency as above; each round runs every way in tur
   always, which writes to the disk before it acknowledges. fast and plain then sync each message, and get a tenth of the rows.
   alone           atomic batches of 1,000 messages of 268 bytes from a raw socket, four in flight, frames made beforehand.
   of fast, alone  divided by the rate of fast with the default sync, and by that of batches alone with the same sync."""
+KINDS_METHOD = """\
+Other changes: backlogs and readers as above, `fast`, MessagePack unless said; own tables, 1,000 rows per transaction.
+  Fewer rows where they are large. TPC-B: three UPDATEs and an INSERT per transaction. --pack: as the bridge counts its events.
+  1,000 tables: one row for each in every transaction; the bridge's first look at each table is part of it."""
+START_METHOD = """\
+Start: from exec to the timestamp of the first event, one row waiting, an empty nats-server; three seconds later 30 s idle."""
 ZSTD_METHOD = """\
 Each table has 40,000 made-up rows; 20,000 of them are sampled as `walbridge train` does. Each row gives an insert and an
   update, every second row a delete, in transactions of 1 to 9 changes, encoded as the bridge does; several events per message
@@ -76,6 +84,10 @@ def print_report(results: Results, console: Console) -> None:
     if results.durable is not None:
         for table in _durable_tables(results.durable, runs):
             console.print(table)
+    if results.kinds:
+        console.print(_kinds_table(results.kinds, runs))
+    if results.starts:
+        console.print(_start_table(results.starts, runs))
     if results.compression:
         console.print(_zstd_table(results.compression))
         console.print(_sizes_table(results.compression))
@@ -128,6 +140,8 @@ def as_json(results: Results) -> dict[str, Any]:
             kind: {"runs": [asdict(run) for run in runs], "median": asdict(medians(runs))}
             for kind, runs in results.lags.items()
         },
+        "kinds": {name: asdict(kind) | {"ratio": kind.ratio} for name, kind in results.kinds.items()},
+        "starts": [asdict(run) for run in results.starts],
         "durable": None if results.durable is None else _durable_as_json(results.durable),
         "beside_snapshots": [{"alone": asdict(a), "beside": asdict(b)} for a, b in results.beside_snapshots],
     }
@@ -136,6 +150,8 @@ def as_json(results: Results) -> dict[str, Any]:
 def _method(results: Results) -> list[str]:
     measured = METHOD.splitlines() if results.drains or results.latency else []
     measured += DURABLE_METHOD.splitlines() if results.durable is not None else []
+    measured += KINDS_METHOD.splitlines() if results.kinds else []
+    measured += START_METHOD.splitlines() if results.starts else []
     measured += MIRROR_METHOD.splitlines() if results.applies else []
     return measured + (ZSTD_METHOD.splitlines() if results.compression else [])
 
@@ -146,7 +162,7 @@ def _other_work(others: list[float]) -> str:
             f" just before the rounds: {noise}")  # fmt: skip
 
 
-LEFT = frozenset({"reader", "bridge", "table", "encoding", "to"})
+LEFT = frozenset({"reader", "bridge", "changes", "table", "encoding", "to"})
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -169,6 +185,25 @@ def _drain_table(drains: list[DrainResults], runs: int) -> Table:
             table.add_row("", "", f"bridge, {mode}", f"{run.events_per_s:,.0f}", f"{results.ratio(mode):.2f}",
                           f"{run.wall_s:.2f} s", f"{run.cpu_us_per_event:.1f}", f"{run.rss_before_mb:.0f} MB",
                           f"{run.rss_peak_mb:.0f} MB")  # fmt: skip
+    return table
+
+
+def _kinds_table(kinds: dict[str, KindResults], runs: int) -> Table:
+    table = _table(f"Draining backlogs of other changes, medians of {runs}", "changes", "events", "events/s", "of reader",
+                   "CPU us/event", "RSS peak")  # fmt: skip
+    for name, kind in kinds.items():
+        run = medians(kind.bridge)
+        table.add_row(name, f"{kind.events:,}", f"{run.events_per_s:,.0f}", f"{kind.ratio:.2f}",
+                      f"{run.cpu_us_per_event:.1f}", f"{run.rss_peak_mb:.0f} MB")  # fmt: skip
+    return table
+
+
+def _start_table(starts: list[StartRun], runs: int) -> Table:
+    table = _table(f"Start with one row waiting, then nothing to do, medians of {runs}", "first event", "CPU of the start",
+                   "idle CPU", "RSS idle")  # fmt: skip
+    run = medians(starts)
+    table.add_row(f"{run.first_event_s:.2f} s", f"{run.start_cpu_s:.2f} s", f"{run.idle_cpu_percent:.2f} %",
+                  f"{run.idle_rss_mb:.0f} MB")  # fmt: skip
     return table
 
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from bench.bridge import DrainRun, LatencyRun, Mode, drain, steady_load
 from bench.compression import TableResult, run_compression
 from bench.durable import DurableResults, run_durable
+from bench.kinds import LOADS, KindResults, run_kind
 from bench.machine import describe_machine
 from bench.mirror import KINDS, ApplyRun, Kind, LagRun, applied_backlog, mirror_lag
 from bench.recvlogical import ReaderRun, run_recvlogical
 from bench.servers import Servers, open_servers
 from bench.snapshots import FORMATS, CopyRun, SnapshotRun, copy_table, snapshot_table, snapshots_meanwhile, write_table
+from bench.start import StartRun, start_bridge
 from bench.usage import busy_cores
 from bench.workload import Backlog, backlog, create_schema
 
@@ -23,13 +25,14 @@ if TYPE_CHECKING:
 
     Run = TypeVar("Run", bound=DataclassInstance)
 
-Part = Literal["bulk", "single", "latency", "snapshot", "mirror", "durable", "zstd"]
+Part = Literal["bulk", "single", "latency", "snapshot", "mirror", "durable", "zstd", "kinds", "start"]
 Say = Callable[[str], None]
 MODES: tuple[Mode, ...] = ("fast", "plain")
 BULK_ROWS_PER_TRANSACTION = 1_000
 EVENTS_BESIDE_PER_S = 1_000
 MIRROR_ROWS_PER_TRANSACTION = 100
 MIRROR_EVENTS_PER_S = 2_000
+IDLE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class Results:
     lags: dict[Kind, list[LagRun]] = field(default_factory=dict)
     durable: DurableResults | None = None
     compression: list[TableResult] = field(default_factory=list)
+    kinds: dict[str, KindResults] = field(default_factory=dict)
+    starts: list[StartRun] = field(default_factory=list)
     others_cores: list[float] = field(default_factory=list)
     """How many cores the rest of the machine was using just before each round."""
 
@@ -128,6 +133,14 @@ def run_benchmark(plan: Plan, say: Say) -> Results:
                 servers, plan.rows // 3, plan.single_rows // 3, plan.per_second, plan.seconds, plan.repeat, say,
                 lambda: results.others_cores.append(busy_cores()),
             )  # fmt: skip
+        if "kinds" in plan.parts:
+            _run_kinds(servers, results, say)
+        if "start" in plan.parts:
+            say(f"starting the bridge, then {IDLE_S:.0f} s with nothing to do")
+            for number in range(1, plan.repeat + 1):
+                results.others_cores.append(busy_cores())
+                results.starts.append(start_bridge(servers, IDLE_S))
+                say(f"  {number}/{plan.repeat} first event after {results.starts[-1].first_event_s:.2f} s")
         if "zstd" in plan.parts:
             say("compressing events and chunks of three tables")
             results.others_cores.append(busy_cores())
@@ -147,6 +160,16 @@ def _run_drains(servers: Servers, written: Backlog, everything: Results, say: Sa
             results.bridge[mode].append(run)
             say(f"  {number}/{repeat} bridge, {mode:<6} {run.events_per_s:>9,.0f} events/s, "
                 f"{run.cpu_us_per_event:.1f} us of CPU an event")  # fmt: skip
+
+
+def _run_kinds(servers: Servers, results: Results, say: Say) -> None:
+    say("draining backlogs of other kinds of changes")
+    for name, load in LOADS.items():
+        results.others_cores.append(busy_cores())
+        done = results.kinds[name] = run_kind(servers, load, results.plan.rows, results.plan.repeat)
+        run = medians(done.bridge)
+        say(f"  {name:<25} {run.events_per_s:>9,.0f} events/s, {done.ratio:.2f} of pg_recvlogical, "
+            f"{run.cpu_us_per_event:.1f} us of CPU an event")  # fmt: skip
 
 
 def _run_latency(servers: Servers, results: Results, say: Say) -> None:

@@ -13,7 +13,8 @@ from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
-STREAM, ROWS = "CDC", "cdc.*.insert"
+STREAM, EVENTS, ROWS = "CDC", "cdc.>", "cdc.*.insert"
+OPERATIONS = ("insert", "update", "delete")
 ANSWER_S = 30.0
 
 
@@ -24,20 +25,28 @@ class StoredRows:
         self._client, self._js = client, client.jetstream(timeout=ANSWER_S)
 
     async def count(self) -> int:
-        """How many there are now; 0 also before the bridge has made the stream."""
+        """How many messages there are now; 0 also before the bridge has made the stream."""
         try:
-            info = await self._js.stream_info(STREAM, subjects_filter=ROWS)
+            info = await self._js.stream_info(STREAM, subjects_filter=EVENTS)
         except NotFoundError:
             return 0
-        return sum((info.state.subjects or {}).values())
+        subjects = (info.state.subjects or {}).items()
+        return sum(count for subject, count in subjects if subject.rpartition(".")[2] in OPERATIONS)
 
     async def span(self) -> tuple[float, float]:
         """When the first and the last one were stored, in seconds since 1970."""
-        first = await self._js.get_msg(STREAM, seq=1, subject=ROWS, next=True)
-        last = await self._js.get_last_msg(STREAM, ROWS)
-        assert isinstance(first.time, datetime.datetime)
-        assert isinstance(last.time, datetime.datetime)
-        return first.time.timestamp(), last.time.timestamp()
+        firsts, lasts = list[float](), list[float]()
+        for operation in OPERATIONS:
+            try:
+                first = await self._js.get_msg(STREAM, seq=1, subject=f"cdc.*.{operation}", next=True)
+                last = await self._js.get_last_msg(STREAM, f"cdc.*.{operation}")
+            except NotFoundError:
+                continue
+            assert isinstance(first.time, datetime.datetime)
+            assert isinstance(last.time, datetime.datetime)
+            firsts.append(first.time.timestamp())
+            lasts.append(last.time.timestamp())
+        return min(firsts), max(lasts)
 
     async def commits(self) -> Sequence[tuple[float, float]]:
         """(when it was committed, when it was stored) of every one, in stream order, in seconds since 1970.

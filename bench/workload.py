@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import LiteralString
 
 from bench.servers import Servers
 
@@ -67,14 +68,24 @@ def create_schema(servers: Servers) -> None:
 def backlog(servers: Servers, rows: int, rows_per_transaction: int) -> Iterator[Backlog]:
     """Write a backlog behind a new slot, which is dropped at the end."""
     empty_table(servers)
+    fill = ("CALL fill(%s, %s)", (rows, rows_per_transaction))
+    with written_behind_slot(servers, *fill, events=rows, each=rows_per_transaction) as written:
+        yield written
+
+
+@contextmanager
+def written_behind_slot(
+    servers: Servers, call: LiteralString, arguments: Sequence[object], *, events: int, each: int
+) -> Iterator[Backlog]:
+    """Call what writes `events` row changes, `each` per transaction, behind a new slot, which is dropped at the end."""
     with servers.new_slot() as slot:
         with servers.connect() as connection:
             connection.execute("SET synchronous_commit = off")
-            connection.execute("CALL fill(%s, %s)", [rows, rows_per_transaction])
+            connection.execute(call, arguments)
             row = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
             connection.execute("CHECKPOINT")  # write and flush now, not while it is being read
         assert row is not None
-        yield Backlog(slot, rows, rows_per_transaction, row[0])
+        yield Backlog(slot, events, each, row[0])
 
 
 def empty_table(servers: Servers) -> None:

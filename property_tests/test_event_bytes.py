@@ -35,6 +35,8 @@ VALUES: list[list[bytes | str | None]] = [
     [b'{"a": [1, null]}', b"null", b'{"a": 12345678901234567890}', None],
 ]
 TOAST: list[list[bytes | str | None]] = [*VALUES[:1], [*VALUES[1], "u"], *VALUES[2:4], [*VALUES[4], "u"]]
+ALIKE: list[list[bytes | str | None]] = [*VALUES[:2], [b"1.5"], *VALUES[3:4], [None]]
+"""Rows of these have nothing to note, so that neighbours are runs."""
 
 
 def rows_of(values: Sequence[Sequence[bytes | str | None]]) -> st.SearchStrategy[tuple[bytes | str | None, ...]]:
@@ -60,8 +62,12 @@ class Change(NamedTuple):
         return pg.update(self.oid, self.new, self.old, kind)
 
 
+def old_of(oid: int, values: list[list[bytes | str | None]]) -> st.SearchStrategy[tuple[bytes | str | None, ...]]:
+    return rows_of(values) if IDENTITIES[oid] == "f" else rows_of(values[:1]).map(lambda key: (*key, None, None, None, None))
+
+
 def change_of(oid: int) -> st.SearchStrategy[Change]:
-    old = rows_of(VALUES) if IDENTITIES[oid] == "f" else rows_of(VALUES[:1]).map(lambda key: (*key, None, None, None, None))
+    old = old_of(oid, VALUES)
     return st.one_of(
         st.builds(Change, st.just("insert"), st.just(oid), rows_of(VALUES), st.none()),
         st.builds(Change, st.just("update"), st.just(oid), rows_of(TOAST), st.one_of(st.none(), old)),
@@ -74,6 +80,11 @@ changes = st.one_of(
     st.sampled_from(list(TABLES)).flatmap(change_of).flatmap(lambda change: st.integers(1, 12).map(lambda n: [change] * n)),
     st.sampled_from(list(TABLES)).flatmap(
         lambda oid: st.lists(st.builds(Change, st.just("insert"), st.just(oid), rows_of(VALUES), st.none()), max_size=12)
+    ),
+    st.sampled_from(list(TABLES)).flatmap(
+        lambda oid: st.lists(
+            st.builds(Change, st.just("update"), st.just(oid), rows_of(ALIKE), old_of(oid, ALIKE)), min_size=3, max_size=12
+        )
     ),
 )
 several = st.lists(changes, min_size=1, max_size=5).map(lambda parts: [[c for p in parts for c in p]])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count, repeat
 from typing import Any, NamedTuple
 
 import msgpack
@@ -240,9 +241,10 @@ class EventEncoder(ABC):
 
     @abstractmethod
     def _run(
-        self, head: bytes, id_head: bytes, id_suffix: bytes, first_seq: int, rows: Iterable[Mapping[str, object]]
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the id of each event and what `_event` returns for it without extras."""
+        self, head: bytes, id_head: bytes, id_suffix: bytes, first_seq: int, rows: Iterable[Mapping[str, object]],
+        extras: int, ends: Iterable[bytes],
+    ) -> Iterator[tuple[bytes, bytes]]:  # fmt: skip
+        """Yield the id of each event and what `_event` returns for it; `ends` are its so many extras, encoded."""
 
     @abstractmethod
     def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]) -> bytes:
@@ -269,7 +271,13 @@ class EventEncoder(ABC):
         """Yield the ids and bodies of `run.rows[first:stop]`."""
         known, head = self._shared(run.kind, run.txn)
         rows = run.rows if stop - first == len(run.rows) else run.rows[first:stop]
-        return self._run(head, self._id_head, known.id_suffix, run.seq + first, rows)
+        noted = {} if run.notes is None else _extras(None, run.notes, (), last=False)
+        end = self._fields(noted) if noted else b""
+        ends: Iterable[bytes] = repeat(end)
+        if run.olds is not None:
+            ends = (self._fields({"old": old}) + end for old in run.olds[first:stop])
+        extras = len(noted) + (run.olds is not None)
+        return self._run(head, self._id_head, known.id_suffix, run.seq + first, rows, extras, ends)
 
     def _known(self, kind: EventKind) -> _KindBytes:
         return self._kinds.get(kind) or self._remember(kind)
@@ -371,17 +379,18 @@ class MsgpackEvents(EventEncoder):
         return fields + b"\xa6msg_id"
 
     def _run(
-        self, head: bytes, id_head: bytes, id_suffix: bytes, first_seq: int, rows: Iterable[Mapping[str, object]]
-    ) -> Iterator[tuple[bytes, bytes]]:
+        self, head: bytes, id_head: bytes, id_suffix: bytes, first_seq: int, rows: Iterable[Mapping[str, object]],
+        extras: int, ends: Iterable[bytes],
+    ) -> Iterator[tuple[bytes, bytes]]:  # fmt: skip
         encode, pack, join = self._encode, self._pack, b"".join
-        head = _MAP_HEAD[0] + head
-        for seq, row in enumerate(rows, first_seq):
+        head = _MAP_HEAD[extras] + head
+        for seq, row, end in zip(count(first_seq), rows, ends):
             msg_id = b"%b%d%b" % (id_head, seq, id_suffix)
             try:
                 data = encode(row)
             except UnicodeEncodeError:
                 data = pack(row)
-            yield msg_id, join((head, _STR_HEAD[len(msg_id)], msg_id, b"\xa3seq", encode(seq), b"\xa4data", data))
+            yield msg_id, join((head, _STR_HEAD[len(msg_id)], msg_id, b"\xa3seq", encode(seq), b"\xa4data", data, end))
 
     def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]) -> bytes:
         more = b"" if not extras else _LAST if extras == _ONLY_LAST else self._fields(extras)
@@ -422,11 +431,12 @@ class JsonEvents(EventEncoder):
         return b"{" + fields[1:] + b',"msg_id":"'
 
     def _run(
-        self, head: bytes, id_head: bytes, id_suffix: bytes, first_seq: int, rows: Iterable[Mapping[str, object]]
-    ) -> Iterator[tuple[bytes, bytes]]:
-        for seq, row in enumerate(rows, first_seq):
+        self, head: bytes, id_head: bytes, id_suffix: bytes, first_seq: int, rows: Iterable[Mapping[str, object]],
+        extras: int, ends: Iterable[bytes],
+    ) -> Iterator[tuple[bytes, bytes]]:  # fmt: skip
+        for seq, row, end in zip(count(first_seq), rows, ends):
             msg_id = b"%b%d%b" % (id_head, seq, id_suffix)
-            yield msg_id, b'%b%b","seq":%d,"data":%b}' % (head, msg_id, seq, orjson.dumps(row))
+            yield msg_id, b'%b%b","seq":%d,"data":%b%b}' % (head, msg_id, seq, orjson.dumps(row), end)
 
     def _event(self, head: bytes, msg_id: bytes, seq: int, data: Mapping[str, object], extras: Mapping[str, object]) -> bytes:
         # a message id needs no escapes: hex, digits, dashes and a table's token

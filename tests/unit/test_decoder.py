@@ -71,6 +71,27 @@ def test_seq_goes_on_over_operations_and_counts_each_truncated_table() -> None:
     assert (deleted.kind.operation, deleted.seq) == ("delete", 4)
 
 
+def test_changes_with_old_rows_or_notes_are_runs_of_those_that_look_alike() -> None:
+    updates = [pg.update(OID, [b"%d" % n, b"x"], [b"%d" % (n + 10), None]) for n in range(2)]
+    toasted = [pg.update(OID, [b"%d" % n, "u"]) for n in range(3)]
+    plain = pg.update(OID, [b"9", b"y"])
+    payloads = [*updates, *toasted, plain, toasted[0]]
+    _, renamed, unchanged, alone, last, _ = decoded(decoder(), relation(), begin(), *map(pg.xlog, payloads), commit())
+    assert isinstance(renamed, RowRun)
+    assert (renamed.seq, renamed.rows, renamed.olds) == (
+        0,
+        [{"id": 0, "name": "x"}, {"id": 1, "name": "x"}],
+        [{"id": 10}, {"id": 11}],
+    )
+    assert isinstance(unchanged, RowRun)
+    assert unchanged.notes is not None
+    assert (unchanged.seq, unchanged.rows, unchanged.notes.unchanged) == (2, [{"id": n} for n in range(3)], ("name",))
+    assert isinstance(alone, RowRun)
+    assert (alone.seq, alone.rows, alone.notes) == (5, [{"id": 9, "name": "y"}], None)
+    assert isinstance(last, RowChange)
+    assert (last.seq, last.data) == (6, {"id": 0})
+
+
 def test_an_unchanged_toast_value_is_told_and_not_made_up() -> None:
     _, change, _ = decoded(decoder(), relation(), begin(), pg.xlog(pg.update(OID, [b"1", "u"])), commit())
     assert isinstance(change, RowChange)
