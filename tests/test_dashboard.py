@@ -558,6 +558,7 @@ def test_a_change_is_shown_and_followed_from_commit_to_its_readers(page: Page, s
     page.wait_for_selector("details.message")
     assert page.locator("details.message summary").first.inner_text().split()[-4:] == ["UPDATE", "users", "id=12", "name=Ada"]
     page.locator("details.message summary").first.click()
+    page.wait_for_selector(".way li")  # a toggle is told of after the click
     way = page.locator(".way li")
     assert [" ".join(text.split()) for text in way.all_inner_texts()] == [
         *way.all_inner_texts()[:2],
