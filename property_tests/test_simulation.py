@@ -47,6 +47,11 @@ def test_a_seed_is_one_run() -> None:
     assert len(set(digests[0])) == len(seeds)
 
 
+def test_a_copy_does_not_wait_for_an_lsn_of_a_history_that_a_gap_has_ended() -> None:
+    """The server was restored from an older copy while the mirror waited for its live tables to come to a snapshot's LSN."""
+    assert not run(plan_of(15, {"restore_a_volume": 1})).wrong
+
+
 # -- the judge finds what is wrong with a run that was right
 
 

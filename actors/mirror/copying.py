@@ -68,7 +68,7 @@ class Copier:
                 # neither limit holds during pauses: a table that cannot be copied must not delay others
                 async with self._gathering:
                     gathered = await gather(replica, self._source, token)
-                await self._follower.wait_for(gathered.start.snapshot_lsn)
+                await self._follower.wait_for(gathered.start.snapshot_lsn, gathered.start.stream_seq)
                 async with self._joining:
                     await join(replica, self._source, self._follower, gathered)
             except SnapshotUnusable as exc:

@@ -83,12 +83,18 @@ class Follower:
         checkpoint = self._replica.checkpoint
         return checkpoint is not None and max(checkpoint.cursor.position.lsn, self.proven_lsn) >= lsn
 
-    async def wait_for(self, lsn: int) -> None:
-        """Wait until the live tables contain every transaction below `lsn`, or until no table is live."""
+    async def wait_for(self, lsn: int, after_seq: int) -> None:
+        """Wait until the live tables contain every transaction below `lsn`, or until no table is live.
+
+        `lsn` is of the history that the stream tells at `after_seq`. Behind a later gap LSNs may be lower, and perhaps none
+        ever comes as far: then there is nothing to wait for.
+        """
         replica = self._replica
         self.joiners += 1
         try:
-            await replica.moved.wait_value(lambda _: replica.checkpoint is None or self.has_reached(lsn))
+            await replica.moved.wait_value(
+                lambda _: replica.checkpoint is None or self.has_reached(lsn) or self._gap_seq > after_seq
+            )
         finally:
             self.joiners -= 1
 

@@ -56,7 +56,7 @@ export class Copier {
       try {
         // neither limit holds during pauses: a table that cannot be copied must not delay others
         const gathered = await this.#gathering.hold(() => gather(replica, source, token, signal));
-        await follower.waitFor(gathered.start.snapshotLsn);
+        await follower.waitFor(gathered.start.snapshotLsn, gathered.start.streamSeq);
         await this.#joining.hold(() => join(replica, source, follower, gathered));
       } catch (error) {
         if (error instanceof SnapshotUnusable) {

@@ -57,11 +57,17 @@ export class Follower {
     return checkpoint !== null && Math.max(checkpoint.cursor.position[0], this.provenLsn) >= lsn;
   }
 
-  /** Wait until it is so, or until no table is live. @param {number} lsn */
-  async waitFor(lsn) {
+  /**
+   * Wait until it is so, or until no table is live. `lsn` is of the history that the stream tells at `afterSeq`: behind a later gap
+   * LSNs may be lower, and perhaps none ever comes as far, so then there is nothing to wait for.
+   * @param {number} lsn @param {number} afterSeq
+   */
+  async waitFor(lsn, afterSeq) {
     this.joiners += 1;
     try {
-      await this.replica.moved.until(this.signal, () => this.replica.checkpoint === null || this.hasReached(lsn));
+      await this.replica.moved.until(
+        this.signal, () => this.replica.checkpoint === null || this.hasReached(lsn) || this.#gapSeq > afterSeq,
+      );
     } finally {
       this.joiners -= 1;
     }
