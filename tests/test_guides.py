@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from actors.embedded.nats import NatsServer
+from actors.embedded.process import free_port
 from actors.settings.resolve import resolve
 from tests.command_line import run_here
 from tests.conftest import MakeBridge
@@ -84,7 +85,7 @@ def test_a_providers_statements_make_a_role_that_the_doctor_finds_fit(
     settings = re.sub(r"postgresql://\S+", local, settings).replace("/etc/walbridge", str(tmp_path))
     file = tmp_path / "walbridge.env"
     file.write_text(settings.replace("nats://nats.example.org:4222", nats.url))
-    done = run_here(*doctor.replace("walbridge.env", str(file)).split()[1:])
+    done = run_here(*doctor.replace("walbridge.env", str(file)).split()[1:], env={"BRIDGE_PORT": str(free_port())})
     assert done.returncode in (0, 1), done.stdout + done.stderr
     assert "FAIL" not in done.stdout, done.stdout
     assert "WB112" not in done.stdout
