@@ -112,6 +112,7 @@ def test_a_change_is_followed_to_the_mirror_and_the_journal_has_what_verify_foun
         wait_for(is_told, lambda: str(told))
         assert told["replica"] == "sqlite copy.db"
         assert told["mismatched_keys"] == 0
+    wait_for(lambda: '"verified"' in bridge.get("/journal")[1])  # the look after the one that status shows
     journal = json.loads(bridge.get("/journal")[1])
     said = [(entry["kind"], entry["level"], entry["text"]) for entry in journal["entries"]]
     kinds = [kind for kind, _, _ in said]
