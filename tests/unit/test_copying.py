@@ -42,7 +42,7 @@ def test_all_tables_are_gathered_while_the_live_tables_are_behind(monkeypatch: p
         await trio.sleep(1)
         gathering -= 1
         gathered.append(token)
-        return SimpleNamespace(token=token, start=SimpleNamespace(snapshot_lsn=100))
+        return SimpleNamespace(token=token, start=SimpleNamespace(snapshot_lsn=100, stream_seq=7))
 
     async def join(_: object, __: object, ___: object, copied: Any) -> None:
         nonlocal joining
@@ -54,8 +54,8 @@ def test_all_tables_are_gathered_while_the_live_tables_are_behind(monkeypatch: p
         joined.append(copied.token)
         replica.tables[copied.token] = replace(replica.tables[copied.token], state=LIVE)
 
-    async def wait_for(lsn: int) -> None:
-        assert lsn == 100
+    async def wait_for(lsn: int, after_seq: int) -> None:
+        assert (lsn, after_seq) == (100, 7)
         await reached.wait()
 
     monkeypatch.setattr(copying, "gather", gather)
@@ -88,11 +88,11 @@ def test_who_waits_for_live_tables_goes_on_when_there_are_none_any_more(tmp_path
         async with replica.still():
             await replica.go_live(live, shape, [], Checkpoint("CDC", "now", Cursor(5, Position(Lsn(80), 0, 1))))
         follower = Follower(replica, source_of(FakeJetStream({"CDC": []})), Holds(replica), everything=True)
-        await follower.wait_for(80)
+        await follower.wait_for(80, 5)
         await replica.note_conflict("b", "changed by hand", keyed=None)  # the last live table: the checkpoint stays
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(follower.wait_for, 1000)
+                nursery.start_soon(follower.wait_for, 1000, 5)
                 await trio.testing.wait_all_tasks_blocked()
                 assert follower.joiners == 1
                 await replica.forget("the stream was created again")
