@@ -7,19 +7,18 @@ import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import trio
 
-from actors.clients.nats.connection import open_nats
 from actors.clients.nats.jetstream import JetStream, JetStreamError
+from actors.commands.over_jetstream import over_jetstream
 from actors.commands.status import printable
-from actors.errors import ConfigError, SinkUnavailable
+from actors.errors import ConfigError
 from actors.mirror.source_stream import SourceStream, bridge_position, no_such_stream, streams_of_bridges
 from actors.mirror.stream_places import Beginning, first_seq_from, parse_beginning
 from actors.positions import format_lsn
-from actors.process import most_telling
-from actors.settings.config import NatsConfig
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve_client
 from actors.settings.setting import OTHER
@@ -76,22 +75,12 @@ def replay(
         raise ConfigError("WB002", f"--to: {to!r} {exc}") from None
     client = resolve_client(flags, os.environ, env_file)
     set_up_logging("ERROR", client.log.format, client.secrets)
-    return trio.run(_run, client.nats, Replay(client.stream, consumer, to, beginning, yes))
-
-
-async def _run(config: NatsConfig, wanted: Replay) -> int:
-    """0 when the consumer is set back, 1 when somebody thought better of it. Raises ConfigError."""
-    try:
-        async with open_nats(config, set()) as nats:
-            return await _set_back(JetStream(nats), wanted)
-    except* (SinkUnavailable, ConfigError) as group:
-        cause = most_telling(group)
-        assert isinstance(cause, SinkUnavailable | ConfigError)
-        raise ConfigError(cause.code, cause.what, said=cause.said, means=cause.means, fix=cause.fix) from None
-    raise AssertionError("the body returns or raises")
+    wanted = Replay(client.stream, consumer, to, beginning, yes)
+    return trio.run(over_jetstream, client.nats, partial(_set_back, wanted=wanted))
 
 
 async def _set_back(js: JetStream, wanted: Replay) -> int:
+    """0 when the consumer is set back, 1 when somebody thought better of it. Raises ConfigError and SinkUnavailable."""
     source = SourceStream(js, wanted.stream)
     if not await source.look():
         raise await no_such_stream(js, wanted.stream)

@@ -9,18 +9,19 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import trio
 from cyclopts import Parameter
 
-from actors.clients.nats.connection import SinkRefused, open_nats
+from actors.clients.nats.connection import SinkRefused
 from actors.clients.nats.jetstream import JetStream
 from actors.clients.nats.snapshot_answers import newest_answer
 from actors.commands.as_typed import carried
+from actors.commands.over_jetstream import over_jetstream
 from actors.commands.snapshot_list import last_chunk, lines_of, list_snapshots
 from actors.commands.snapshot_progress import ProgressBar
 from actors.commands.status import printable
@@ -40,19 +41,18 @@ from actors.contract.subjects import (
     split_suffix,
 )
 from actors.contract.table_token import TOKEN_MAX, as_token, find_token, split_token, table_name
-from actors.errors import ConfigError, Fatal, SinkUnavailable
+from actors.errors import ConfigError, Fatal
 from actors.mirror.source_stream import no_such_stream, streams_of_bridges
-from actors.process import most_telling
 from actors.settings.config import NatsConfig
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve_client
 from actors.settings.setting import OTHER
 from actors.snapshots.failures import SnapshotFailed, fix_of
+from actors.startup.other_bridges import may_have_stream
 from actors.telemetry.quantities import counted, listed
 from actors.wire.nats import encode_pub
 from actors.wire.sql_names import quoted
 
-T = TypeVar("T")
 LOOK_EVERY_S = 0.2
 WAITING_AFTER_S = 2.0
 PROGRESS_EVERY_S = 2.0
@@ -92,7 +92,7 @@ def snapshot(
 
 def show_snapshots(config: NatsConfig, stream: str, *, as_json: bool) -> int:
     """List a bridge's snapshots. Raises ConfigError without NATS."""
-    found = trio.run(_with_jetstream, config, partial(list_snapshots, stream=stream))
+    found = trio.run(over_jetstream, config, partial(list_snapshots, stream=stream))
     if as_json:
         print(json.dumps([asdict(one) for one in found]))
     else:
@@ -109,7 +109,7 @@ def ask_for_snapshot(
     that, as far as the bridges' records can be read, no bridge has.
     """
     ask = partial(_ask, table=table, stream=stream, suffix=suffix, wait=wait)
-    token, outcome, failure = trio.run(_with_jetstream, config, ask)
+    token, outcome, failure = trio.run(over_jetstream, config, ask)
     name = table_name(token)
     if as_json:
         print(json.dumps(outcome | ({"code": failure.code} if failure else {})))
@@ -128,19 +128,20 @@ def ask_for_snapshot(
 async def _failure(js: JetStream, token: str, outcome: Mapping[str, Any], stream: str) -> Fatal:
     """Return the error for a bridge's answer that there is no snapshot."""
     kind, said = str(outcome["error_type"]), str(outcome["error_message"])
-    why = await _why_not(js, token, stream, said) if kind == "unknown_table" else None
+    why = await _why_not(js, token, stream, await _record(js, stream), said) if kind == "unknown_table" else None
     if why is not None:
         return Fatal(why.code, why.what, said=why.said, fix=why.fix)
     fix = fix_of(SnapshotFailed(kind, said), ".".join(map(quoted, split_token(token))), token, stream)
     return Fatal("WB529", f"the snapshot of {table_name(token)} failed: {kind}", said=said, fix=fix)
 
 
-async def _why_not(js: JetStream, token: str, stream: str, what: str = "") -> ConfigError | None:
+async def _why_not(
+    js: JetStream, token: str, stream: str, own: BridgeRecord | None, what: str = ""
+) -> ConfigError | None:  # fmt: skip
     """Return the error for a table that, by the bridges' records, the bridge of `stream` does not publish; None if it may.
 
-    `what` is what the bridge itself has said of it.
+    `own` is that bridge's record, if it can be read, and `what` is what the bridge itself has said of the table.
     """
-    own = await _record(js, stream)
     if own is not None and token in own.tables:
         return None
     others = [(other, await _record(js, other)) for other in await streams_of_bridges(js) if other != stream]
@@ -152,7 +153,7 @@ async def _why_not(js: JetStream, token: str, stream: str, what: str = "") -> Co
             fix=f"walbridge snapshot {shlex.quote(name)} --stream {elsewhere[0]}",
         )  # fmt: skip
     if own is None:
-        return None if await _may_be_there(js, stream) else await no_such_stream(js, stream)
+        return None if await may_have_stream(js, stream) else await no_such_stream(js, stream)
     there = [table_name(one) for one in own.tables]
     close = difflib.get_close_matches(name, there, n=1)
     schema, dot, rest = name.partition(".")  # of an unknown table: a dot in its name is less likely than a schema
@@ -165,30 +166,12 @@ async def _why_not(js: JetStream, token: str, stream: str, what: str = "") -> Co
     )  # fmt: skip
 
 
-async def _may_be_there(js: JetStream, stream: str) -> bool:
-    """Whether a stream exists; true also for a user who may not know."""
-    try:
-        return await js.stream_info(stream) is not None
-    except SinkRefused:
-        return True
-
-
-async def _with_jetstream(config: NatsConfig, ask: Callable[[JetStream], Awaitable[T]]) -> T:
-    try:
-        async with open_nats(config, set()) as nats:
-            return await ask(JetStream(nats))
-    except* (SinkUnavailable, ConfigError) as group:
-        cause = most_telling(group)
-        assert isinstance(cause, SinkUnavailable | ConfigError)
-        raise ConfigError(cause.code, cause.what, said=cause.said, means=cause.means, fix=cause.fix) from None
-    raise AssertionError("the body returns or raises")
-
-
 async def _ask(
     js: JetStream, table: str, stream: str, suffix: str, wait: bool
 ) -> tuple[str, dict[str, Any], Fatal | None]:  # fmt: skip
-    token = await _token_of(js, table, stream)
-    if await _record(js, stream) is None and (why_not := await _why_not(js, token, stream)) is not None:
+    record = await _record(js, stream)  # who may only ask gives the token, or a name of schema public
+    token = find_token(table, record.tables if record is not None else ()) or as_token(table)
+    if record is None and (why_not := await _why_not(js, token, stream, record)) is not None:
         raise why_not
     info = await js.stream_info(INIT)
     since_seq = int(info["state"]["last_seq"]) if info is not None else 0
@@ -198,12 +181,6 @@ async def _ask(
         return token, {"table": token}, None
     outcome = await _follow(js, token + suffix, stream, since_seq)
     return token, outcome, await _failure(js, token, outcome, stream) if "error_type" in outcome else None
-
-
-async def _token_of(js: JetStream, table: str, stream: str) -> str:
-    """The token of a table by the names that the bridge publishes, or of a table that it does not know."""
-    record = await _record(js, stream)  # who may only ask gives the token, or a name of schema public
-    return find_token(table, record.tables if record is not None else ()) or as_token(table)
 
 
 async def _record(js: JetStream, stream: str) -> BridgeRecord | None:
@@ -232,7 +209,7 @@ async def _follow(js: JetStream, token: str, stream: str, since_seq: int) -> dic
         if not reported and trio.current_time() - started > WAITING_AFTER_S:
             reported = True
             has_begun = await _last(js, init_start(token), stream, since_seq)
-            why_not = None if has_begun else await _why_not(js, split_suffix(token)[0], stream)
+            why_not = None if has_begun else await _why_not(js, split_suffix(token)[0], stream, await _record(js, stream))
             if why_not is not None:
                 raise why_not
             words = "the snapshot has begun" if has_begun else carried(await _why_no_answer(js, stream))
@@ -250,7 +227,7 @@ async def _why_no_answer(js: JetStream, stream: str) -> str:
     record = await _record(js, stream)
     if record is not None and record.paused_at:
         return "the bridge is paused: the request is kept until somebody resumes it: walbridge resume"
-    if not await _may_be_there(js, stream):
+    if not await may_have_stream(js, stream):
         return f"the request is kept until a bridge of stream {stream} runs; none has run yet (another stream: --stream NAME)"
     return f"no answer yet: other snapshots may run first, or no bridge of stream {stream} runs; the request is kept"
 

@@ -20,7 +20,7 @@ async def read_other_bridges(js: JetStream, stream: str) -> dict[str, BridgeReco
     """
     found: dict[str, BridgeRecord] = {}
     for other in sorted(await js.keys_of(BRIDGES, BRIDGE_RECORDS)):
-        entry = None if other == stream or not await _has_stream(js, other) else await js.kv_get(BRIDGES, other)
+        entry = None if other == stream or not await may_have_stream(js, other) else await js.kv_get(BRIDGES, other)
         try:
             if entry is not None:
                 found[other] = BridgeRecord.decode(entry.data, other)
@@ -29,7 +29,7 @@ async def read_other_bridges(js: JetStream, stream: str) -> dict[str, BridgeReco
     return found
 
 
-async def _has_stream(js: JetStream, stream: str) -> bool:
+async def may_have_stream(js: JetStream, stream: str) -> bool:
     """Whether the stream exists, or the user may not know."""
     try:
         return await js.stream_info(stream) is not None
