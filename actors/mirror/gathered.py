@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actors.contract.records import RangesStart, SnapshotStart
+from actors.clients.nats.ordered_consumer import Delivered
+from actors.contract.decoding import decode_message
+from actors.contract.records import RangesStart, Record, SnapshotStart
 from actors.contract.subjects import split_suffix
+from actors.errors import MalformedMessage
 from actors.mirror.replica import Replica
+from actors.mirror.source_stream import SourceStream
 from actors.mirror.state import UNPUBLISHED, WAITING
 from actors.mirror.stores.dialect import Statement
 from actors.mirror.stores.shapes import TableShape
 from actors.mirror.track import NEEDED_AS_BEFORE, Told
+from actors.telemetry.log import get_logger
+from actors.wire.nats import decode_headers
+
+log = get_logger("mirror")
 
 
 class SnapshotUnusable(Exception):
@@ -80,3 +88,15 @@ async def staging_shape(replica: Replica, start: SnapshotStart | RangesStart) ->
     record = replica.tables[token]
     local, types = replica.dialect.staging_name(record.local, token), await replica.local_types(start.columns)
     return TableShape(token, start.schema, start.table, local, start.columns, types, start.relation_id, bool(record.keyed))
+
+
+async def decode_answer(source: SourceStream, message: Delivered) -> Record | None:
+    """Decode a message of INIT; None for one that cannot be read: foreign; had a bridge written it, a chunk will be missing."""
+    try:
+        body = await source.unpacked(message)
+        names = ("Snapshot-Id", "Chunk")  # not those of compression: the body is unpacked already
+        headers = {name: value for name, value in decode_headers(message.headers).items() if name in names}
+        return decode_message(message.subject, headers, body)[0]
+    except MalformedMessage as exc:
+        log.warning("skipping a message that cannot be read", subject=message.subject, seq=message.seq, reason=exc.what)
+        return None

@@ -11,7 +11,7 @@ import trio
 
 from actors.clients.nats.ordered_consumer import Delivered, open_consumer
 from actors.contract import subjects
-from actors.contract.decoding import array_rows, decode_message
+from actors.contract.decoding import array_rows
 from actors.contract.records import (
     AMBIGUOUS,
     ArrayChunk,
@@ -23,8 +23,8 @@ from actors.contract.records import (
     SnapshotStart,
 )
 from actors.contract.subjects import INIT
-from actors.errors import MalformedMessage, SinkUnavailable
-from actors.mirror.gathered import Gathered, SnapshotRefused, SnapshotUnusable, check_published, make_staging
+from actors.errors import SinkUnavailable
+from actors.mirror.gathered import Gathered, SnapshotRefused, SnapshotUnusable, check_published, decode_answer, make_staging
 from actors.mirror.replica import Replica
 from actors.mirror.rounds import RoundsRefused, gather_in_rounds, in_rounds
 from actors.mirror.snapshot_requests import ask_for_snapshot, find_usable_start, why_unusable
@@ -84,24 +84,12 @@ async def gather(replica: Replica, source: SourceStream, token: str) -> Gathered
             for message in messages:
                 if reader.passes_over(message):
                     continue
-                try:
-                    record = await _decode(source, message)
-                except MalformedMessage as exc:  # foreign; had a bridge written it, a chunk will be missing
-                    log.warning(
-                        "skipping a message that cannot be read", subject=message.subject, seq=message.seq, reason=exc.what
-                    )
+                record = await decode_answer(source, message)
+                if record is None:
                     continue
                 gathered = await reader.take(message, record)
                 if gathered is not None:
                     return gathered
-
-
-async def _decode(source: SourceStream, message: Delivered) -> Record:
-    body = await source.unpacked(message)
-    headers = decode_headers(message.headers)
-    # without the headers of compression: the body is unpacked already
-    of_chunk = {name: value for name, value in headers.items() if name in ("Snapshot-Id", "Chunk")}
-    return decode_message(message.subject, of_chunk, body)[0]
 
 
 class _SnapshotReader:

@@ -10,15 +10,13 @@ from typing import Any
 import msgpack
 import trio
 
-from actors.clients.nats.ordered_consumer import Delivered, OrderedConsumer, open_consumer
-from actors.contract.decoding import decode_message
-from actors.contract.records import RangesChunk, RangesStart, Record, SnapshotError, SnapshotMeta
+from actors.clients.nats.ordered_consumer import OrderedConsumer, open_consumer
+from actors.contract.records import RangesChunk, RangesStart, SnapshotError, SnapshotMeta
 from actors.contract.subjects import INIT, keys_suffix, request, snapshot_of_table
-from actors.errors import MalformedMessage
-from actors.mirror.gathered import SnapshotRefused
+from actors.mirror.gathered import SnapshotRefused, decode_answer
 from actors.mirror.source_stream import SourceStream
 from actors.telemetry.log import get_logger
-from actors.wire.nats import decode_headers, encode_pub
+from actors.wire.nats import encode_pub
 
 log = get_logger("mirror")
 
@@ -38,18 +36,6 @@ def request_body(keys: Sequence[Sequence[Any]]) -> bytes:
     pack: Any = msgpack.packb
     body: bytes = pack({"keys": [list(key) for key in keys]}, unicode_errors="surrogateescape")
     return body
-
-
-async def decode_answer(source: SourceStream, message: Delivered) -> Record | None:
-    """Decode a message of INIT; None for one that cannot be read."""
-    try:
-        body = await source.unpacked(message)
-        names = ("Snapshot-Id", "Chunk")
-        headers = {name: value for name, value in decode_headers(message.headers).items() if name in names}
-        return decode_message(message.subject, headers, body)[0]
-    except MalformedMessage as exc:
-        log.warning("skipping a message that cannot be read", subject=message.subject, seq=message.seq, reason=exc.what)
-        return None
 
 
 async def ask_by_key(

@@ -43,8 +43,16 @@ from actors.contract.subjects import (
 )
 from actors.errors import MalformedMessage
 from actors.mirror.boundaries import Boundaries
-from actors.mirror.gathered import Gathered, SnapshotRefused, SnapshotUnusable, check_published, make_staging, staging_shape
-from actors.mirror.named_rows import ASK_AGAIN_S, BODY_BYTES_MAX, KEYS_MAX, LOOK_S, ask_by_key, decode_answer, request_body
+from actors.mirror.gathered import (
+    Gathered,
+    SnapshotRefused,
+    SnapshotUnusable,
+    check_published,
+    decode_answer,
+    make_staging,
+    staging_shape,
+)
+from actors.mirror.named_rows import ASK_AGAIN_S, BODY_BYTES_MAX, KEYS_MAX, LOOK_S, ask_by_key, request_body
 from actors.mirror.replica import Replica
 from actors.mirror.source_stream import SourceStream
 from actors.mirror.stores.dialect import Dialect, Statement
