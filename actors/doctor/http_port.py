@@ -12,6 +12,7 @@ from typing import Any
 import trio
 from psycopg.conninfo import conninfo_to_dict
 
+from actors.clients.postgres.connection import address_of
 from actors.doctor.checking import Found
 from actors.settings.config import Config, HttpConfig
 from actors.web.serving import cannot_listen
@@ -32,8 +33,8 @@ async def check_port(config: Config) -> Found:
         if status is None:
             raise cannot_listen(http_config, exc) from None
         database = str(status.get("source") or "").rpartition("/")[2]
-        words = conninfo_to_dict(config.postgres.conninfo)
-        if status["slot"] != slot or database not in ("", words.get("dbname") or words.get("user")):
+        own = address_of(conninfo_to_dict(config.postgres.conninfo)).rpartition("/")[2]
+        if status["slot"] != slot or database not in ("", own):
             of = f" of database {database}" if database else ""
             raise cannot_listen(http_config, exc, f"the bridge of slot {status['slot']}{of} listens there") from None
         verdict = (status.get("verdict") or {}).get("text", "")

@@ -10,7 +10,7 @@ from psycopg import conninfo
 
 from actors.clients.nats.auth import servers_of
 from actors.clients.nats.connection import NatsConnection, open_nats
-from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.connection import PgConnection, address_of
 from actors.doctor.checking import check_alone, leave, make_checks
 from actors.doctor.connections import open_both, open_postgres
 from actors.doctor.http_port import check_port
@@ -69,11 +69,10 @@ async def _check_path(
 def setup_of(config: Config) -> dict[str, str]:
     """Return what is checked, in words without a secret."""
     words = conninfo.conninfo_to_dict(config.postgres.conninfo)
-    where = f"{words.get('host') or 'localhost'}:{words.get('port') or 5432}/{words.get('dbname') or words.get('user') or ''}"
     servers = servers_of(config.nats.urls, set())
     user = config.nats.user or next((server.user for server in servers if server.user), "")
     return {
-        "postgres": f"{where} as {words.get('user')}",
+        "postgres": f"{address_of(words)} as {words.get('user')}",
         "nats": ", ".join(map(str, servers)) + (f" as {user}" if user else ""),
         "slot": config.source.slot,
         "publication": config.source.publication,

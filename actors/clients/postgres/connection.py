@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -112,7 +112,7 @@ class PgConnection:
         words |= {"application_name": application_name, "client_encoding": "UTF8"}
         if replication:
             words["replication"] = "database"
-        address = _address(words)
+        address = address_of(words)
         if latest.password_command:
             words["password"] = await _password(latest.password_command, address)
         error: SourceUnavailable | None = None
@@ -373,7 +373,8 @@ async def _password(command: tuple[str, ...], address: str) -> str:
         ) from None  # fmt: skip
 
 
-def _address(words: dict[str, Any]) -> str:
+def address_of(words: Mapping[str, Any]) -> str:
+    """Where a connection goes, by libpq's keywords: `host:port/database`."""
     host, port = str(words.get("host") or "localhost"), str(words.get("port") or 5432)
     return f"{host}:{port}/{words.get('dbname') or words.get('user') or ''}"
 
