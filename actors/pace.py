@@ -6,7 +6,6 @@ import trio
 
 from actors.telemetry.telemetry import Telemetry
 
-RATE_MAX_MB_S = 100_000
 _MB = 1_000_000
 
 

@@ -98,12 +98,12 @@ class Trial:
         stage.wanted.append({"step": "start"})
         try:
             await self._act(None)
-            for number, act in enumerate(acts if not self.verdict.wrong else (), 1):
+            for number, act in enumerate(acts, 1):
+                if self.verdict.wrong:
+                    break
                 self.verdict.at = number
                 perform(act, stage)
                 await self._act(act)
-                if self.verdict.wrong:
-                    break
         except MalformedAnswer as exc:
             self.verdict.wrong = str(exc)
         return self.verdict

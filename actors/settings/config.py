@@ -159,6 +159,10 @@ class PublishConfig:
         return "json" if self.json else "msgpack"
 
 
+RATE_MAX_MB_S = 100_000
+"""The highest rate that snapshots can be limited to."""
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotConfig:
     """How whole tables are sent, and what is compressed."""
@@ -201,7 +205,7 @@ class SnapshotConfig:
         0, flag="--snapshot-rate-mb-s", value="N", variable="BRIDGE_SNAPSHOT_RATE_MB_S", group=SNAPSHOTS,
         words="megabytes per second of all snapshots; 0: no limit",
         details="megabytes that all snapshots together send per second, as sent; 0 for no limit",
-        read=number(0, 100_000, "a number of megabytes", "50"),
+        read=number(0, RATE_MAX_MB_S, "a number of megabytes", "50"),
     )  # fmt: skip
 
 

@@ -10,9 +10,9 @@ from quart_trio import QuartTrio
 from actors.contract.subjects import RANGES, cancel_suffix, split_suffix
 from actors.contract.table_token import TOKEN_MAX, as_token, find_token, split_token
 from actors.errors import SinkUnavailable
-from actors.pace import RATE_MAX_MB_S, Pace
+from actors.pace import Pace
 from actors.pause import Pause
-from actors.settings.config import Config
+from actors.settings.config import RATE_MAX_MB_S, Config
 from actors.telemetry.quantities import listed
 from actors.telemetry.telemetry import Telemetry
 

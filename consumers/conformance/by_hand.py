@@ -88,6 +88,10 @@ class Writing:
         """Note the rows of users as of now."""
         self.kept = self.source.live("users")
 
+    def stops(self, why: str) -> None:
+        """The consumer must end with an error, and keep the rows of users that were remembered."""
+        self.add({"step": "expect", "why": why, "tables": {"users": self.kept}, "asked": [], "stopped": True})
+
     def keeps(
         self,
         why: str,
@@ -904,15 +908,7 @@ def unreadable() -> History:
     w.remember()
     lsn = w.source.lsn + 0x100
     w.add(w.source.raw_message("CDC", "cdc.users.insert", {"Nats-Msg-Id": f"{lsn:x}-0-users-insert"}, b"\x85\xa7subject"))
-    w.add(
-        {
-            "step": "expect",
-            "why": "it stops before it, and keeps its rows",
-            "tables": {"users": w.kept},
-            "asked": [],
-            "stopped": True,
-        }
-    )
+    w.stops("it stops before it, and keeps its rows")
     return w.draft.done()
 
 
@@ -930,15 +926,7 @@ def another_id() -> History:
         t.insert("users", id=3, name="of another event")
     steps[0]["headers"] = {"Nats-Msg-Id": f"{lsn + 0x100:x}-0-users-insert"}
     w.add(*steps)
-    w.add(
-        {
-            "step": "expect",
-            "why": "it stops before it, and keeps its rows",
-            "tables": {"users": w.kept},
-            "asked": [],
-            "stopped": True,
-        }
-    )
+    w.stops("it stops before it, and keeps its rows")
     return w.draft.done()
 
 
@@ -1027,15 +1015,7 @@ def two_frames() -> History:
         t.insert("users", id=3, name="not exactly one frame")
     steps[0]["body"] = base64.b64encode(base64.b64decode(steps[0]["body"]) + b"more").decode()
     w.add(*steps)
-    w.add(
-        {
-            "step": "expect",
-            "why": "it refuses the message, and stops",
-            "tables": {"users": w.kept},
-            "asked": [],
-            "stopped": True,
-        }
-    )
+    w.stops("it refuses the message, and stops")
     return w.draft.done()
 
 
