@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 import traceback
 from typing import Any
@@ -135,6 +136,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
     default_parameter=Parameter(show_default=False),
     group_commands=Group("Other", sort_key=-1),
 )
@@ -152,7 +154,8 @@ for _command, _words in COMMANDS.items():
 
 
 def cli(arguments: list[str] | None = None) -> None:
-    """The installed command `walbridge`, and `python -m walbridge`. Exit 0 clean, 1 fault, 2 usage or configuration."""
+    """The installed command, and `python -m walbridge`. Exit 0 clean, 1 fault, 2 usage or settings, 130 by a signal."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # for commands that do not listen themselves
     sys.exit(main(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -179,7 +182,8 @@ def main(arguments: list[str]) -> int:
         print(f"walbridge: {'; '.join((exc.what, *fixes))}" if is_one_line else exc.explain(), file=sys.stderr)
         return exc.exit_code
     except KeyboardInterrupt:
-        return 1
+        print("walbridge: stopped by a signal", file=sys.stderr)
+        return 130  # as a shell says it: 1 would be a verdict of verify, doctor or health
     except Exception:  # our bug: everything that helps to find it
         traceback.print_exc()
         print(f"walbridge {__version__}: this is a bug; please report it with the lines above", file=sys.stderr)

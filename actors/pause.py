@@ -54,9 +54,8 @@ class Pause:
         """Say since when the bridge is paused, and what ends that."""
         if not self.is_on:
             return ""
-        since = datetime.fromtimestamp(self.since.value, UTC).strftime("%Y-%m-%d %H:%M:%S")
         kept = "" if self.is_recorded else "; not recorded in NATS yet, so a restart would stream again"
-        return f"paused since {since} UTC: walbridge resume ends that{kept}"
+        return f"{paused_words(self.since.value)}: walbridge resume ends that{kept}"
 
     def _set(self, since: float, *, is_recorded: bool) -> None:
         self.is_recorded = is_recorded
@@ -64,3 +63,8 @@ class Pause:
         if self._telemetry.state == "paused":
             self._telemetry.not_ready_reason = self.words()
         self.since.value = since
+
+
+def paused_words(since_unix_s: float) -> str:
+    """Say since when a bridge is paused."""
+    return f"paused since {datetime.fromtimestamp(since_unix_s, UTC):%Y-%m-%d %H:%M:%S} UTC"

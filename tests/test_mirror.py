@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,12 +17,14 @@ import pytest
 import trio
 
 from actors.embedded.nats import NatsServer
+from actors.embedded.process import free_port
 from actors.mirror.stores.open import open_store
 from actors.verification import hold_row
 from actors.verification.comparison import differences
+from tests.command_line import run_here
 from tests.conftest import MakeBridge, MakeMirror
 from tests.mirrors import MirrorProcess
-from tests.servers import HANG_S, Database, wait_until_drained, with_nats
+from tests.servers import HANG_S, ROOT, Database, wait_until_drained, with_nats
 
 
 def test_rows_from_before_and_after_the_snapshot_are_in_the_replica(
@@ -253,7 +259,7 @@ def test_a_verification_leaves_no_row_behind_whenever_it_ends(
     cut_off: bool, database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The mirror would stand still for it for half a minute, and answer no other one."""
+    """The mirror would stand still for it for a while, and answer no other one."""
     database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
     make_bridge(database, nats)
     mirror = make_mirror()
@@ -262,11 +268,11 @@ def test_a_verification_leaves_no_row_behind_whenever_it_ends(
 
     async def hold(seconds: float) -> None:
         store = await open_store(mirror.to, create=False)
-        row = hold_row.HoldRow(store, mirror.to, print)
+        row = hold_row.HoldRow(store, mirror.to, HANG_S, print)
         with trio.move_on_after(seconds if cut_off else HANG_S):
             async with row.present():
                 if cut_off:
-                    await row.wait("never", HANG_S)
+                    await row.wait_reached(HANG_S)
                 await trio.sleep(seconds)
         await store.close()
 
@@ -300,6 +306,53 @@ def test_verify_says_when_nobody_mirrors(
     assert found.returncode == 1
     assert "WB512" in found.stderr
     assert "waiting for the mirror to answer; 2 s at most" in found.stderr
+
+
+def test_a_verify_that_is_stopped_lets_the_mirror_go_on_and_a_killed_one_is_waited_for(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    bridge = make_bridge(database, nats)
+    mirror = make_mirror()
+    mirror.wait_live(1)
+    own = "_walbridge_verify" if mirror.to.startswith("sqlite") else "_walbridge.verify"
+    bridge.stop()  # so that no verification comes to its LSN
+    for number in (signal.SIGTERM, signal.SIGINT):
+        command = [sys.executable, "-m", "actors.main", "verify", "--to", mirror.to]
+        env = {**mirror.env, "DATABASE_URL": database.dsn}
+        with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as verifying:
+            mirror.wait_until(lambda: bool(mirror.query(f"SELECT 1 FROM {own} WHERE lsn > 0")))
+            verifying.send_signal(number)
+            assert verifying.wait(HANG_S) == 130
+            assert verifying.stderr is not None
+            assert verifying.stderr.read().endswith("walbridge: stopped by a signal\n")
+        assert mirror.query(f"SELECT count(*) FROM {own}") == [(0,)]
+    assert 'holding still for a verification" state=held' in mirror.log()
+    mirror.change(f"INSERT INTO {own} (id, state, lsn, alive) VALUES ('killed', 'asked', 0, 0)")
+    bridge.start()
+    waited = mirror.verify(database.dsn)
+    assert "another verification may hold the mirror; if it was killed, that ends within 15 s" in waited.stderr
+    assert waited.returncode == 0, waited.stderr
+
+
+def test_verify_beside_a_paused_bridge_says_so_at_once(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_mirror: MakeMirror
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    bridge = make_bridge(database, nats)
+    mirror = make_mirror()
+    mirror.wait_live(1)
+    assert bridge.post("/pause")[0] == 202
+    refused = mirror.verify(database.dsn)
+    assert refused.returncode == 1
+    assert "error WB514: the mirror cannot reach the source's LSN: the bridge is paused since 2" in refused.stderr
+    assert "fix:   walbridge resume   # then verify again" in refused.stderr
+    env = {"DATABASE_URL": database.dsn, "NATS_URL": nats.url, "BRIDGE_PORT": str(free_port())}
+    seen = run_here("doctor", "--json", "--only", "path", env=env)
+    (paused,) = [row for row in json.loads(seen.stdout)["checks"] if row["check"] == "paused"]
+    assert (paused["level"], paused["fix"]) == ("warn", "walbridge resume")
+    bridge.post("/resume")
+    mirror.assert_equal(database.dsn)
 
 
 def test_verify_refuses_another_database_than_the_streams(

@@ -233,7 +233,7 @@ class Producer:
             if isinstance(exc.__context__, KeyboardInterrupt):  # the second one, in the middle of something
                 raise exc.__context__ from None
             if not connected:
-                error = connect_error(exc, _address(words), password)
+                error = connect_error(exc, _address(words), password, self._postgres.names)
                 kind = ConfigError if isinstance(error, SourceRefused) else Fatal  # a command does not wait and try again
                 what = error.what.replace("the bridge", str(words.get("user") or "the role"))
                 raise kind(error.code, what, said=error.said, means=error.means, fix=error.fix) from exc

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -94,8 +93,6 @@ def run_tail(reading: Reading) -> int:
     """Print until there is enough, or until Ctrl-C or SIGTERM, which are no errors. Raises ConfigError."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    # as Ctrl-C: both must also end a write that blocks because the reader of a pipe has stopped
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         trio.run(follow, reading)
     except KeyboardInterrupt:
@@ -104,6 +101,4 @@ def run_tail(reading: Reading) -> int:
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves_of(group)):
             return 0
         raise most_telling(group) from group
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return 0

@@ -18,7 +18,6 @@ from actors.mirror.replica import Changed, LocalTransaction, Replica
 from actors.mirror.source_stream import OutOfDate, SourceStream
 from actors.mirror.stores.store import ApplyConflict
 from actors.mirror.track import CutOff, Stale, Track
-from actors.positions import format_lsn
 from actors.telemetry.log import get_logger
 
 log = get_logger("mirror")
@@ -236,6 +235,5 @@ class Follower:
         checkpoint = self._replica.checkpoint
         missed = hold.lsn and checkpoint is not None and checkpoint.cursor.position.lsn >= hold.lsn
         state = "missed" if missed else "reached" if hold.lsn else "held"
-        log.debug("holding for a verification", state=state, lsn=format_lsn(hold.lsn))
         self._replica.counts.is_behind = True
         await self._holds.stay(hold, state)

@@ -13,19 +13,20 @@ import trio
 
 from actors.mirror.replica import Replica
 from actors.mirror.stores.dialect import Statement
+from actors.positions import Lsn, format_lsn
 from actors.telemetry.log import get_logger
 
 log = get_logger("mirror")
 
 LOOK_EVERY_S = 0.25
-SILENCE_S = 30.0
+SILENCE_S = 15.0
 
 
 class Hold(NamedTuple):
     """A verification's row."""
 
     id: str
-    lsn: int
+    lsn: Lsn
     """0 until the verification has taken it."""
 
 
@@ -47,7 +48,7 @@ class Holds:
                 rows.sort(key=lambda row, id_=self.wanted.id: row[0] != id_)  # type: ignore[misc]
             wanted = None
             if rows:
-                id_, lsn, alive = str(rows[0][0]), int(str(rows[0][1])), int(str(rows[0][2]))
+                id_, lsn, alive = str(rows[0][0]), Lsn(int(str(rows[0][1]))), int(str(rows[0][2]))
                 now = trio.current_time()
                 if (id_, alive) != self._alive[:2]:
                     self._alive = id_, alive, now
@@ -65,6 +66,7 @@ class Holds:
 
     async def stay(self, hold: Hold, state: str) -> None:
         """Answer with `state`, and return when the verification wants something else."""
+        log.info("holding still for a verification", state=state, lsn=format_lsn(hold.lsn))
         dialect = self._replica.dialect
         sql = f"UPDATE {dialect.own('verify')} SET state = {dialect.parameter(1)} WHERE id = {dialect.parameter(2)}"
         await self._replica.run([Statement(sql, [(state, hold.id)])])

@@ -71,9 +71,9 @@ async def _run(config: MirrorConfig) -> int:
 async def _stop_on_signal(scope: trio.CancelScope) -> None:
     """Cancel everything at a signal: what is not committed is applied again at the next start."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
+        async for number in signals:
+            log.info("stopping", signal=signal.Signals(number).name)
             scope.cancel()
-            return
 
 
 async def _report(counts: MirrorCounts) -> None:

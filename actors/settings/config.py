@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from actors.errors import ConfigError
 from actors.settings.setting import (
@@ -271,6 +271,15 @@ class Renewable:
             return self  # perhaps it is being replaced
 
 
+class PostgresNames(NamedTuple):
+    """The settings that count, for a fix to name: advice to set PG_HOST is none where DATABASE_URL beats it."""
+
+    address: str = "PG_HOST and PG_PORT, or DATABASE_URL,"
+    database: str = "PG_DB, or DATABASE_URL,"
+    user: str = "POSTGRES_BRIDGE_USER, or DATABASE_URL,"
+    password: str = "POSTGRES_BRIDGE_PASSWORD, or DATABASE_URL,"
+
+
 @dataclass(frozen=True, slots=True)
 class PostgresConfig(Renewable):
     """How to reach PostgreSQL: a libpq connection string, URI or keywords, without a `replication` word."""
@@ -278,6 +287,7 @@ class PostgresConfig(Renewable):
     conninfo: str = field(repr=False)
     password_command: tuple[str, ...] = ()
     """Program and arguments; what it prints is the password. Empty for none."""
+    names: PostgresNames = field(default=PostgresNames(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from actors.settings.config import (
     OtlpConfig,
     PostgresAddress,
     PostgresConfig,
+    PostgresNames,
     PublishConfig,
     Renewable,
     SnapshotConfig,
@@ -94,7 +95,18 @@ def _postgres(sources: Sources) -> PostgresConfig:
 
     password = {"password": given.password} if given.password else {}
     words = {"host": given.host, "port": str(given.port), "dbname": given.database, "user": given.user, **password}
-    return PostgresConfig(make_conninfo("", **words), password_command=given.password_command or ())
+    names = PostgresNames(
+        sources.place("pg_host", "pg_port"),
+        sources.place("pg_db"),
+        sources.place("postgres_bridge_user"),
+        _password_place(sources),
+    )
+    return PostgresConfig(make_conninfo("", **words), password_command=given.password_command or (), names=names)
+
+
+def _password_place(sources: Sources) -> str:
+    by_command = sources.given("postgres_bridge_password_command")
+    return sources.place("postgres_bridge_password_command" if by_command else "postgres_bridge_password")
 
 
 def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
@@ -117,6 +129,7 @@ def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
     words.pop("replication", None)
     sources.overrule("database_url", "pg_host", "pg_port", "pg_db")
     command = given.password_command or ()
+    is_beside = {word: word not in words for word in ("user", "password")}
     if "user" in words:
         sources.overrule("database_url", "postgres_bridge_user")
     if "password" in words:
@@ -129,7 +142,12 @@ def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
     hidden = [word for word in words if words[word] and ("password" in word or "secret" in word)]
     sources.hide(*(str(words[word]) for word in hidden))
     sources.show("database_url", conninfo.make_conninfo("", **{**words, **dict.fromkeys(hidden, "********")}))
-    return PostgresConfig(conninfo.make_conninfo("", **words), password_command=command)
+    url = sources.place("database_url")
+    names = PostgresNames(
+        url, url, sources.place("postgres_bridge_user") if is_beside["user"] else url,
+        _password_place(sources) if is_beside["password"] else url,
+    )  # fmt: skip
+    return PostgresConfig(conninfo.make_conninfo("", **words), password_command=command, names=names)
 
 
 _NATS_WHERE = ("nats_url", "nats_host", "nats_port")

@@ -61,6 +61,12 @@ class Sources:
         self._origins[name] = "********" if setting.secret and text else text, origin
         return text, where
 
+    def place(self, *names: str) -> str:
+        """What to change to change these settings: their variables, and the env file if the first of them is in it."""
+        found = [self._find(SETTINGS[name]) for name in names]
+        in_file = found[0][2].startswith("env file")
+        return " and ".join(where for _, where, _ in found) + (" in the env file" if in_file else "")
+
     @property
     def origins(self) -> tuple[tuple[str, str, str], ...]:
         """(flag or variable, value as it may be shown, where it came from), in the order of SETTINGS."""

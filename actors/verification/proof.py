@@ -23,6 +23,7 @@ from actors.mirror.state import LIVE, REFUSED, STALE, UNPUBLISHED, WAITING, Tabl
 from actors.mirror.stores.open import open_store
 from actors.mirror.stores.store import Store
 from actors.mirror.table_choice import choose_tables
+from actors.pause import paused_words
 from actors.positions import Lsn, format_lsn
 from actors.settings.config import Config
 from actors.verification.comparison import LOOKED_AT_MAX, Rows, Side, TableReport, differences, differing_buckets
@@ -30,7 +31,6 @@ from actors.verification.hold_row import HoldRow, VerifyFailed
 from actors.verification.source import Source, open_source, write_to_wal
 from actors.wire.sql_names import quoted
 
-HELD_WITHIN_S = 20.0
 TELL_AFTER_S = 1.0
 """After this long, tell the user what verify is waiting for."""
 COPY_LOOK_EVERY_S = 1.0
@@ -78,6 +78,11 @@ async def verify(request: Request) -> Result:
         tables = await load_tables(store)
         if not tables and not request.tables:
             raise ConfigError("WB511", "the replica has no tables", fix="walbridge mirror --to URL   # creates them")
+        if record.paused_at:
+            raise VerifyFailed(
+                "WB514", f"the mirror cannot reach the source's LSN: the bridge is {paused_words(record.paused_at)}",
+                fix="walbridge resume   # then verify again",
+            )  # fmt: skip
         chosen = choose_tables(request.tables, record.tables, known=tables)
         keeps_all = await keeps_everything(store)
         async with open_source(request.config.postgres, record.publication) as source:
@@ -136,11 +141,10 @@ class _Verification:
         """Compare at one LSN. Unless `is_last`, return the tables that are being copied, without keeping the mirror still."""
         request, source = self._request, self._source
         postgres, at_most = request.config.postgres, f"{request.timeout_s:g} s at most"
-        hold = HoldRow(self._store, request.to, request.tell)
+        hold = HoldRow(self._store, request.to, request.timeout_s, request.tell)
         async with hold.present():
-            held_within_s = min(HELD_WITHIN_S, request.timeout_s)
-            async with self._told_when_long(f"waiting for the mirror to answer; {held_within_s:g} s at most"):
-                await hold.wait("held", held_within_s)
+            async with self._told_when_long(f"waiting for the mirror to answer; {hold.answer_within_s:g} s at most"):
+                await hold.wait_held()
             records = await hold.tables()
             if not is_last and (missing := self._being_copied(records)):
                 return missing
@@ -150,7 +154,7 @@ class _Verification:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(write_to_wal, postgres)
                 async with self._told_when_long(f"waiting for the mirror to come to LSN {format_lsn(lsn)}; {at_most}"):
-                    await hold.wait("reached", request.timeout_s)
+                    await hold.wait_reached(request.timeout_s)
                 nursery.cancel_scope.cancel()
             records = await hold.tables()
             if not is_last and (missing := self._being_copied(records)):

@@ -40,7 +40,6 @@ from actors.wire.sql_names import quoted
 KEYS_A_PASS = 256
 """Differing keys that one comparison lists: of all rows that may differ, so many parts are held in memory."""
 PASSES_MAX = 20
-HELD_WITHIN_S = 20.0
 ATTEMPTS_MAX = 3
 """How often rows are asked for whose answer is from before what the mirror has applied."""
 
@@ -121,14 +120,14 @@ class _Repair:
 
     async def _run(self, keys: Sequence[Mapping[str, Any]]) -> None:
         request, record = self._request, self._record
-        hold = HoldRow(self._store, request.to, request.tell)
+        hold = HoldRow(self._store, request.to, request.timeout_s, request.tell)
         async with hold.present():
-            await hold.wait("held", min(HELD_WITHIN_S, request.timeout_s))
+            await hold.wait_held()
             answer = await self._ask(keys)
             await hold.set_lsn(Lsn(answer.chunks[-1].snapshot_lsn))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(write_to_wal, request.config.postgres)
-                await hold.wait("reached", request.timeout_s)
+                await hold.wait_reached(request.timeout_s)
                 nursery.cancel_scope.cancel()
             now = (await hold.tables()).get(record.token)
             if now is None or now.state != LIVE or now.columns != record.columns:

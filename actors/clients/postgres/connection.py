@@ -18,7 +18,7 @@ from actors.clients.postgres.password_command import CommandFailed, read_passwor
 from actors.clients.postgres.pooling import loses_sessions
 from actors.clients.postgres.session import PATIENT_SENDER, session_settings, setting_statement
 from actors.errors import Fatal, SourceUnavailable
-from actors.settings.config import PostgresConfig
+from actors.settings.config import PostgresConfig, PostgresNames
 from actors.telemetry.log import mask
 from actors.wire.text_encoding import UTF8, TextEncoding, encoding_of
 
@@ -116,7 +116,7 @@ class PgConnection:
         if latest.password_command:
             words["password"] = await _password(latest.password_command, address)
         error: SourceUnavailable | None = None
-        for attempt in await _attempts(words, address):
+        for attempt in await _attempts(words, address, latest.names):
             try:
                 with trio.fail_after(CONNECT_TIMEOUT_S):
                     made = await drive_connect(connecting(conninfo.make_conninfo("", **attempt)))
@@ -127,7 +127,7 @@ class PgConnection:
                     fix="see that address and port are right, and that no firewall drops what is sent to them",
                 )  # fmt: skip
             except psycopg.OperationalError as exc:
-                error = connect_error(exc, address, str(words.get("password") or ""))
+                error = connect_error(exc, address, str(words.get("password") or ""), latest.names)
         assert error is not None, "there is always an attempt"
         raise error
 
@@ -327,7 +327,7 @@ async def _wait(sock: int, wanted: Wait) -> Ready:
     return Ready.RW
 
 
-async def _attempts(words: dict[str, Any], address: str) -> list[dict[str, Any]]:
+async def _attempts(words: dict[str, Any], address: str, names: PostgresNames) -> list[dict[str, Any]]:
     """Return one set of words per host address to try, in order: libpq itself would block while resolving names."""
     hosts = str(words.get("host") or "").split(",")
     ports = str(words.get("port") or "").split(",")
@@ -354,7 +354,7 @@ async def _attempts(words: dict[str, Any], address: str) -> list[dict[str, Any]]
     if not found:
         raise SourceUnavailable(
             "WB101", f"PostgreSQL at {address} cannot be found", said="; ".join(failures),
-            fix="set PG_HOST (or DATABASE_URL) to a name that this machine knows",
+            fix=f"set {names.address} to a name that this machine knows",
         )  # fmt: skip
     if words.get("load_balance_hosts") == "random":
         random.shuffle(found)
@@ -381,18 +381,18 @@ def address_of(words: Mapping[str, Any]) -> str:
 
 PEER = (
     "this line of pg_hba.conf takes only the system user of the role's name: connect over TCP with a password "
-    "(PG_HOST=127.0.0.1, or a host in DATABASE_URL), or map the user in pg_ident.conf"
+    "(127.0.0.1 for the host in {names.address}), or map the user in pg_ident.conf"
 )
-NO_DATABASE = "give a database that exists: at the end of DATABASE_URL (postgresql://host/NAME), or without that PG_DB"
+NO_DATABASE = "set {names.database} to a database that exists; in a URL it is the last word (postgresql://host/NAME)"
 _REFUSALS = (
-    ("password authentication failed", "set POSTGRES_BRIDGE_PASSWORD (or the one in DATABASE_URL) to the role's password"),
-    ("no password supplied", "set POSTGRES_BRIDGE_PASSWORD, or DATABASE_URL with a password"),
+    ("password authentication failed", "set {names.password} to the role's password"),
+    ("no password supplied", "set {names.password} to the role's password"),
     ("certificate authentication failed", "sslcert, sslkey: a certificate whose common name is the role's"),
     ("pg_hba.conf rejects", "change the reject line for this host, database and user in pg_hba.conf, or use TLS: sslmode"),
     ("no pg_hba.conf entry", "add a line for this host, database and user to pg_hba.conf, then SELECT pg_reload_conf()"),
     ("peer authentication failed", PEER),
     ("ident authentication failed", PEER),
-    ("does not exist", "set PG_DB and POSTGRES_BRIDGE_USER, or DATABASE_URL, to what exists"),
+    ("does not exist", "set {names.user} to a role that exists, and {names.database} to a database that does"),
     ("wal sender", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
     ("walsender", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
     ("replication role", "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role;"),
@@ -400,26 +400,26 @@ _REFUSALS = (
     ("startup parameter", "a connection pooler is in between: give PostgreSQL's own address and port, often 5432"),
 )
 _REFUSED_STATES = {
-    "28P01": "set POSTGRES_BRIDGE_PASSWORD (or the one in DATABASE_URL) to the role's password",
-    "28000": "set POSTGRES_BRIDGE_USER, or DATABASE_URL, to a role that exists and may log in; and add a line for this host, "
+    "28P01": "set {names.password} to the role's password",
+    "28000": "set {names.user} to a role that exists and may log in; and add a line for this host, "
     "database and user to pg_hba.conf",
     "42501": "ALTER ROLE the_role REPLICATION;  -- RDS: GRANT rds_replication TO the_role; or: GRANT CONNECT ON DATABASE",
 }
 """Fixes by SQLSTATE, for servers whose words are in another language."""
 
 
-def connect_error(exc: BaseException, address: str, password: str) -> SourceUnavailable:
-    """Return the error for what libpq said about a failed connection."""
+def connect_error(exc: BaseException, address: str, password: str, names: PostgresNames) -> SourceUnavailable:
+    """Return the error for what libpq said about a failed connection; `names` are the settings that its fix speaks of."""
     said = " ".join(str(exc).split())
     if password:
         said = said.replace(password, "********")
     sqlstate = sqlstate_of(str(exc))
     if sqlstate == "3D000" or re.search(r'database ".*" does not exist', said):
-        return _not_let_in(address, said, NO_DATABASE)
+        return _not_let_in(address, said, NO_DATABASE.format(names=names))
     if sqlstate or "FATAL" in said or "no password supplied" in said:
         for words, fix in _REFUSALS:
             if words in said.lower():
-                return _not_let_in(address, said, fix)
+                return _not_let_in(address, said, fix.format(names=names))
     if "does not support SSL" in said:
         return SourceRefused(
             "WB122", f"PostgreSQL at {address} has no TLS", said=said,
@@ -434,10 +434,10 @@ def connect_error(exc: BaseException, address: str, password: str) -> SourceUnav
             "sslcert and sslkey: the bridge's certificate, if the server asks for one",
         )  # fmt: skip
     if sqlstate in _REFUSED_STATES:
-        return _not_let_in(address, said, _REFUSED_STATES[sqlstate])
+        return _not_let_in(address, said, _REFUSED_STATES[sqlstate].format(names=names))
     return SourceUnavailable(
         "WB101", f"cannot connect to PostgreSQL at {address}", said=said,
-        fix="start it, or set PG_HOST and PG_PORT (or DATABASE_URL) to where it is",
+        fix=f"start it, or set {names.address} to where it is",
     )  # fmt: skip
 
 

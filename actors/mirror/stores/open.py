@@ -60,8 +60,17 @@ def _why_no_file(folder: str) -> str:
 
 
 def sqlite_path(url: str) -> str:
-    """The path in `sqlite:///file.db` (relative) or `sqlite:////file.db` (absolute). Raises ConfigError."""
-    parts = urlsplit(url)
-    if parts.netloc or len(parts.path) < 2:
-        raise ConfigError("WB500", f"--to: {url!r} names no file; give sqlite:///file.db, or sqlite:////folder/file.db")
-    return url.partition("://")[2][1:]
+    """The path in `sqlite:///file.db` (relative) or `sqlite:////file.db` (absolute). Raises ConfigError.
+
+    Whatever else stands there is refused: half a URL is read by SQLite as another file, or as a database in memory.
+    """
+    path = url.removeprefix("sqlite:///")
+    if path == url or not path.strip("/"):
+        meant = url.partition(":")[2].lstrip("/")
+        fix = f"give sqlite:///{meant}, or sqlite:////{meant} from the root" if meant else "give sqlite:///file.db"
+        raise ConfigError("WB500", f"--to: {url!r} names no file; {fix}")
+    if path.startswith(":"):
+        raise ConfigError(
+            "WB500", f"--to: {url!r} is no file, and a replica in memory ends with its mirror; give sqlite:///file.db"
+        )
+    return path
