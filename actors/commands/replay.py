@@ -17,7 +17,7 @@ from actors.commands.over_jetstream import over_jetstream
 from actors.commands.status import printable
 from actors.errors import ConfigError
 from actors.mirror.source_stream import SourceStream, bridge_position, no_such_stream, streams_of_bridges
-from actors.mirror.stream_places import Beginning, first_seq_from, parse_beginning
+from actors.mirror.stream_places import Beginning, first_seq_from, parse_place
 from actors.positions import format_lsn
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve_client
@@ -68,9 +68,7 @@ def replay(
     if not _NAME.fullmatch(consumer):
         raise ConfigError("WB002", f"--consumer: {consumer!r} is not a consumer's name; see: nats consumer ls")
     try:
-        beginning = parse_beginning(to, datetime.now(UTC))
-        if beginning.kind == "now":
-            raise ValueError("is no place before the present; give first, a sequence, a time or an LSN")
+        beginning = parse_place(to, datetime.now(UTC))
     except ValueError as exc:
         raise ConfigError("WB002", f"--to: {to!r} {exc}") from None
     client = resolve_client(flags, os.environ, env_file)
@@ -93,11 +91,13 @@ async def _set_back(js: JetStream, wanted: Replay) -> int:
     if why_not:
         raise ConfigError(
             "WB527", f"consumer {wanted.consumer} cannot be set back to {wanted.place}: {why_not}",
-            fix=f"walbridge tail --stream {wanted.stream} --from first --count 1   # the oldest change that the stream has",
+            fix=nearest(seq, reach) or "nothing is to be done: it gets all that the stream has and what comes",
         )  # fmt: skip
     if js.connection.version < RESET_SINCE:
         version = ".".join(map(str, js.connection.version))
         raise _by_hand(wanted, seq, f"nats-server {version} has no request for that, which came with 2.14")
+    if refused := why_no_reset(info["config"], seq):
+        raise _by_hand(wanted, seq, refused)
     await _show(js, wanted, seq, reach, info)
     if not wanted.is_agreed and not _confirmed(wanted.consumer):
         print("nothing was changed", file=sys.stderr)
@@ -112,13 +112,34 @@ async def _set_back(js: JetStream, wanted: Replay) -> int:
     return 0
 
 
+def why_no_reset(config: Mapping[str, Any], seq: int) -> str:
+    """Say why nats-server would not set a consumer of this configuration back to `seq`; empty if it would, or only it knows.
+
+    It resets to a sequence only what it began at one, at a time or at the first message, and never to before that.
+    """
+    policy, start = config.get("deliver_policy", "all"), int(config.get("opt_start_seq") or 0)
+    if policy not in ("all", "by_start_sequence", "by_start_time"):
+        return f"its deliver policy is {policy}: only all, by_start_sequence and by_start_time allow it"
+    if policy == "by_start_sequence" and seq < start:
+        return f"it was made to begin at message {start}"
+    return ""
+
+
+def nearest(seq: int, reach: Reach) -> str:
+    """Words for the place within reach that is nearest to a sequence out of it; empty if there is none."""
+    first, _, delivered = reach
+    if delivered < first:
+        return ""
+    return "--to first, where the stream begins" if seq <= first else f"--to {delivered}, the last message that it was given"
+
+
 def why_out_of_reach(beginning: Beginning, seq: int, reach: Reach) -> str:
     """Say why a consumer cannot get everything again from a place on, which is at `seq`; empty if it can."""
     first, last, delivered = reach
     if last < first:
         return "the stream is empty"
     if seq < first or (seq == first and first > 1 and beginning.kind in ("time", "lsn")):
-        return f"the stream's oldest message is {first}; older ones were removed; --to first begins there"
+        return f"the stream's oldest message is {first}; older ones were removed"
     if seq > last:
         return f"the stream ends before that, at message {last}"
     if seq > delivered:

@@ -11,7 +11,7 @@ from actors.mirror.source_stream import SourceStream
 from actors.positions import Lsn, parse_lsn
 
 ANY_SUBJECT = ">"
-FORMS = "now, first, a sequence such as 1842, a time such as 2026-11-21T07:05 (UTC) or 10m (ago), or an LSN such as 0/16B3748"
+FORMS = "first, a sequence such as 1842, a time such as 2026-11-21T07:05 (UTC) or 10m (ago), or an LSN such as 0/16B3748"
 _AGES = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -30,9 +30,14 @@ NOW = Beginning("now")
 
 
 def parse_beginning(text: str, now: datetime) -> Beginning:
-    """Read the value of `--from` or `--to`. Raises ValueError with what to do."""
-    if text in ("now", "first"):
-        return Beginning("now" if text == "now" else "first")
+    """Read the value of `--from`. Raises ValueError with what to do."""
+    return Beginning("now") if text == "now" else parse_place(text, now, f"now, {FORMS}")
+
+
+def parse_place(text: str, now: datetime, forms: str = FORMS) -> Beginning:
+    """Read a place before the present, such as the value of `--to`. Raises ValueError with `forms`."""
+    if text == "first":
+        return Beginning("first")
     if re.fullmatch(r"[0-9]{1,18}", text) and int(text):
         return Beginning("seq", seq=int(text))
     try:
@@ -45,7 +50,7 @@ def parse_beginning(text: str, now: datetime) -> Beginning:
             return Beginning("time", time=time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC))
     except (ValueError, OverflowError):
         pass
-    raise ValueError(f"is no place in the stream; give {FORMS}")
+    raise ValueError(f"is no place in the stream; give {forms}")
 
 
 async def first_seq_from(source: SourceStream, beginning: Beginning) -> int:
