@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -12,9 +13,10 @@ from typing import Any
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
 
 from actors import __version__
-from actors.commands.as_typed import carried, remember
+from actors.commands.as_typed import carried, remember, typed
 from actors.commands.run import run
 from actors.errors import ConfigError, Fatal
+from actors.settings.config import SETTINGS
 from actors.settings.env_file import unread_file
 
 EPILOGUE = """\
@@ -197,13 +199,20 @@ def _one_line(exc: CycloptsError) -> str:
     if isinstance(exc, UnusedCliTokensError) and exc.unused_tokens:
         found, kind = exc.unused_tokens[0], "no such command"
         wanted = [name for name in app if not name.startswith("-")]
+        if command:
+            return f"{found}: one word too many; {help_} shows what it takes"
+        if found in wanted:
+            others = [word for word in typed() if word != found]
+            return f"{found}: the command comes first: {shlex.join(['walbridge', found, *others])}"
     elif isinstance(exc, UnknownOptionError):
         found, kind = (exc.token.keyword or exc.token.value).partition("=")[0], "unknown option"
         wanted = [name for argument in exc.argument_collection for name in argument.names]
     elif isinstance(exc, MissingArgumentError) and exc.argument is not None:
         example = EXAMPLES.get(command, ("",))[0]
-        words = "needs a value" if exc.keyword else "missing"
-        return f"{exc.argument.name}: {words}; " + (f"e.g. {example}" if example else f"{help_} says what it is")
+        if exc.keyword:
+            shown = next((one.value for one in SETTINGS.values() if one.flag == exc.argument.name and one.value), "VALUE")
+            return f"{exc.argument.name}: needs a value: {exc.argument.name} {shown}; {help_} says what it is"
+        return f"{exc.argument.name}: missing; " + (f"e.g. {example}" if example else f"{help_} says what it is")
     else:
         return " ".join(str(exc).split())
     close = difflib.get_close_matches(found, wanted, n=1)

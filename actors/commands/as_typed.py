@@ -31,9 +31,14 @@ def remember(arguments: Sequence[str]) -> None:
     _typed.set(tuple(arguments))
 
 
+def typed() -> Sequence[str]:
+    """Return the words of this command."""
+    return _typed.get()
+
+
 def carried(text: str) -> str:
     """Return a message in which each command of ours has the flags that were typed, if it takes them and has not its own."""
-    arguments = _typed.get()
+    arguments = typed()
     source = arguments[0] if arguments and arguments[0] in COMMANDS else "run"
     if arguments and not arguments[0].startswith("-") and arguments[0] != source:
         return text  # of a command that has no bridge: init, demo

@@ -32,7 +32,8 @@ def check_health(host: str, port: int) -> int:
         print(f"not ready: what answers at {host}:{port} is not a bridge", file=sys.stderr)
         return 1
     except (OSError, ValueError) as exc:
-        print(f"not ready: nothing answers at {host}:{port} ({exc})", file=sys.stderr)
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+        print(carried(f"not ready: nothing answers at {host}:{port} ({reason}); start it: walbridge run"), file=sys.stderr)
         return 1
     finally:
         connection.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from actors.commands.as_typed import carried
 from actors.errors import ConfigError
 from actors.settings.env_file import unread_file
 from actors.settings.flags import Flags, option
@@ -32,7 +33,7 @@ class RunningBridge(NamedTuple):
     url: str
     token: str = ""
     hint: str = ""
-    """Where else its port may be written."""
+    """What to do where nothing answers: how to start it, and where else its port may be written."""
 
     def status(self) -> dict[str, Any]:
         """Return /status. Raises NoAnswer."""
@@ -61,8 +62,10 @@ class RunningBridge(NamedTuple):
         except HTTPException as exc:
             raise NoAnswer(f"what answers at {self.url} is not a bridge") from exc
         except (OSError, ValueError) as exc:
-            reason = getattr(exc, "reason", None) or exc
-            raise NoAnswer(f"no bridge answers at {self.url} ({reason})" + (f"; {self.hint}" if self.hint else "")) from exc
+            cause = getattr(exc, "reason", None) or exc
+            reason = getattr(cause, "strerror", None) or cause
+            words = [f"no bridge answers at {self.url} ({reason})", *filter(None, [self.hint])]
+            raise NoAnswer("; ".join(words)) from exc
 
 
 def find_bridge(flags: Flags, url: str, env_file: Path | None, *, with_token: bool = False) -> RunningBridge:
@@ -74,8 +77,8 @@ def find_bridge(flags: Flags, url: str, env_file: Path | None, *, with_token: bo
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError("WB002", f"--url: {url!r} is not an address; give e.g. http://127.0.0.1:9090")
-    hint = unread_file(bool(env_file or url or flags["port"]))
-    return RunningBridge(address, sources.read("bridge_http_token") if with_token else "", hint)
+    hints = [] if url else [carried("start it: walbridge run"), unread_file(bool(env_file or flags["port"]))]
+    return RunningBridge(address, sources.read("bridge_http_token") if with_token else "", "; ".join(filter(None, hints)))
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> str:

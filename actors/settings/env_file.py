@@ -38,7 +38,9 @@ def read_env_file(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not text"
-        raise ConfigError("WB003", f"--env-file: cannot read {str(path)!r}: {reason}") from exc
+        close = _like(path) if isinstance(exc, FileNotFoundError) else ""
+        meant = f"; did you mean {close}?" if close else ""
+        raise ConfigError("WB003", f"--env-file: cannot read {str(path)!r}: {reason}{meant}") from exc
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         stripped = line.strip().removeprefix("export ")
@@ -57,6 +59,15 @@ def unread_file(is_named: bool) -> str:
     if is_named or not Path(INIT_WRITES).is_file():
         return ""
     return f"{INIT_WRITES} lies here and was not read: add --env-file {INIT_WRITES}"
+
+
+def _like(path: Path) -> str:
+    """The env file beside a path that does not exist whose name is nearest to it; empty if there is none."""
+    try:
+        there = [file.name for file in path.parent.iterdir() if file.suffix == ".env"]
+    except OSError:
+        return ""
+    return next((str(path.parent / name) for name in difflib.get_close_matches(path.name, there, n=1)), "")
 
 
 def _unquoted(value: str, where: str) -> str:

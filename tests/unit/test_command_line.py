@@ -47,7 +47,11 @@ USER = {"POSTGRES_BRIDGE_USER": "bridge"}
         (["verify"], {}, ["--to: missing", "walbridge verify --to sqlite:///replica.db"]),
         (["snapshot"], {}, ["TABLE: missing", "walbridge snapshot users"]),
         (["demo", "--seconds", "-5"], {}, ["--seconds", "-5"]),
-        (["--slot"], {}, ["--slot: needs a value", "walbridge --help"]),
+        (["--slot"], {}, ["--slot: needs a value: --slot NAME", "walbridge --help"]),
+        (["verify", "--to"], {}, ["--to: needs a value: --to", "walbridge verify --help"]),
+        (["--env-file", "x.env", "status"], {}, ["status: the command comes first: walbridge status --env-file x.env"]),
+        (["help", "WB107", "more"], {}, ["more: one word too many", "walbridge help --help"]),
+        (["tail", "users"], {}, ["users: one word too many", "walbridge tail --help"]),
         (["status", "--prot", "1"], {}, ["--prot: unknown option", "did you mean --port?"]),
         (["status", "--nonsense"], {}, ["--nonsense: unknown option", "walbridge status --help"]),
         (["verify", "--to", "x", "--limit", "-1"], {}, ["--limit", "-1"]),
@@ -65,6 +69,16 @@ def test_what_is_wrong_is_one_line_naming_setting_value_and_fix_and_exit_2(
     assert line.startswith("walbridge: ")
     for word in words:
         assert word in line
+
+
+def test_a_bridge_that_does_not_answer_comes_with_the_command_that_starts_it(tmp_path: Path) -> None:
+    port, env_file = free_port(), tmp_path / "walbridge.env"
+    env_file.write_text(f"BRIDGE_PORT={port}\n")
+    for command in ("status", "health", "pause"):
+        done = run_here(command, "--env-file", str(env_file))
+        assert f"127.0.0.1:{port} (Connection refused); start it: walbridge run --env-file {env_file}\n" in done.stderr
+    missing = run_here("status", "--env-file", str(tmp_path / "walbrige.env"))
+    assert f"No such file or directory; did you mean {env_file}?" in missing.stderr
 
 
 def test_the_process_exits_with_the_code_of_the_command() -> None:
