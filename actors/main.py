@@ -17,7 +17,6 @@ from actors.commands.as_typed import carried, remember, typed
 from actors.commands.run import run
 from actors.errors import ConfigError, Fatal
 from actors.settings.config import SETTINGS
-from actors.settings.env_file import unread_file
 
 EPILOGUE = """\
 Environment: walbridge help env     An error by its code: walbridge help WB107
@@ -177,10 +176,12 @@ def main(arguments: list[str]) -> int:
     except Fatal as exc:
         # what is wrong with the command line or the environment fits one line; what a server has to say does not
         is_one_line = isinstance(exc, ConfigError) and exc.code < "WB100" and not exc.said
-        is_named = any(word.startswith("--env-file") for word in arguments)
-        unread = "" if is_one_line and exc.code != "WB004" else unread_file(is_named)
-        fixes = [words for words in (carried(exc.fix), unread) if words]
-        exc.fix = "\n".join(fixes)
+        exc.fix = carried(exc.fix)
+        if not is_one_line or exc.code == "WB004":
+            from actors.commands.env_file_hints import with_hint  # noqa: PLC0415
+
+            exc.fix = with_hint(exc.fix, exc.code, arguments)
+        fixes = exc.fix.splitlines()
         print(f"walbridge: {'; '.join((exc.what, *fixes))}" if is_one_line else exc.explain(), file=sys.stderr)
         return exc.exit_code
     except KeyboardInterrupt:

@@ -34,6 +34,7 @@ from actors.embedded.postgres import PostgresServer, find_postgres_bin_dir, reac
 from actors.embedded.process import Account, free_port, run_as, unprivileged_account
 from actors.embedded.servers import start_embedded
 from actors.errors import ConfigError, Fatal
+from tests.command_line import run_here
 from tests.conftest import MakeNats, MakePostgres
 from tests.servers import HANG_S, ROOT, read_stream
 
@@ -439,6 +440,8 @@ def test_the_lines_that_run_embedded_prints_work_when_pasted(directory: Path, tm
                 break
             assert bridge.poll() is None
             time.sleep(0.05)
+        env_file = str(directory / "walbridge.env")
+        assert run_here("health", "--env-file", env_file).stdout == "ready\n", "the file has the bridge's port"
         subprocess.run(printed["Change a row"], shell=True, check=True, stdout=subprocess.DEVNULL)
         assert any(re.search(r" INSERT +users +id=1 name=Ada email=ada@example.org ", line) for line in bridge.stdout)
 
@@ -476,6 +479,10 @@ def test_the_lines_that_run_embedded_prints_work_when_pasted(directory: Path, tm
         bridge.send_signal(signal.SIGINT)
         bridge.stdout.read()
         assert bridge.wait(HANG_S) == 0
+        starts = f"its servers are those of --embedded, which runs them: walbridge run --embedded {directory}\n"
+        for command in ("tail", "doctor"):
+            without = run_here(command, "--env-file", env_file)
+            assert starts in without.stdout + without.stderr
     finally:
         patience.cancel()
         for process in (*pasted, bridge):

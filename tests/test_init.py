@@ -58,9 +58,13 @@ def test_its_words_lead_to_a_bridge_that_is_ready(make_postgres: MakePostgres, n
     def shell(command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, shell=True, env=env, capture_output=True, text=True, check=False, timeout=HANG_S)
 
+    for command in (run, doctor):
+        early = shell(command)
+        assert f"if walbridge.sql was not run since it was written: {script}\n" in early.stdout + early.stderr
     first = shell(script)
     assert first.returncode == 0, first.stderr
     assert "restart PostgreSQL now" in first.stderr
+    assert "restart PostgreSQL: its configuration has another wal_level already" in shell(doctor).stdout
     database.close()
     server.settings.pop("wal_level")
     server.restart()
@@ -88,7 +92,7 @@ def test_it_asks_on_a_terminal_and_overwrites_nothing(tmp_path: Path) -> None:
         command, cwd=ROOT, env=CLEAN, stdin=secondary, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     os.close(secondary)
-    os.write(primary, b"db.example.org\npostgresql://db.example.org/app?sslmode=require\n\nusers\nhttp://x\n\nwriter\n")
+    os.write(primary, b"db.example.org\ndb.example.org/app?sslmode=require\n\nusers\nhttp://x\n\nwriter\n")
     out, asked = process.communicate(timeout=HANG_S)
     os.close(primary)
     assert process.returncode == 0, asked

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 import orjson
 import trio
 
-from actors.commands.as_typed import carried
+from actors.commands.as_typed import carried, typed
+from actors.commands.env_file_hints import NOT_LET_IN, NOT_THERE, with_hint
 from actors.doctor.forms import fix_script as fix_script_lines
 from actors.doctor.forms import nagios_line, prometheus_lines
 from actors.doctor.report import GROUPS, Group, Report
@@ -46,6 +47,11 @@ def doctor(
     set_up_logging("ERROR", config.log.format, config.secrets)  # the report has it all
     report = trio.run(lambda: examine(config, with_round_trip=round_trip, only=sides))
     report.rows = [replace(row, fix=carried(row.fix)) for row in report.rows]
+    if not fix_script:  # which files to use is for a person to see
+        report.rows = [
+            replace(row, fix=with_hint(row.fix, row.code, typed())) if row.code in NOT_LET_IN | NOT_THERE else row
+            for row in report.rows
+        ]
     print(_shown(report, "script" if fix_script else "json" if json else format))
     return report.exit_code
 

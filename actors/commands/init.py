@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from actors.commands.env_file_hints import script_command
 from actors.commands.export import make_setup, parse_tables, render
 from actors.errors import ConfigError
 from actors.settings.config import SETTINGS
-from actors.settings.env_file import INIT_WRITES, read_env_file
+from actors.settings.env_file import INIT_WRITES, INIT_WRITES_SQL, read_env_file
 from actors.settings.flags import Flags, option, takes_settings
 from actors.settings.resolve import resolve
 from actors.settings.setting import OTHER, PUBLISHING, SOURCE
 from actors.startup.wal_level import NEEDS_CHANGE
 
-ENV_FILE, SQL_FILE = INIT_WRITES, "walbridge.sql"
 _NAMES = ("slot", "pub", "stream", "port")
 POSTGRES, NATS, ROLE, KEEP_WAL = "postgresql://127.0.0.1:5432/postgres", "nats://127.0.0.1:4222", "walbridge", "100GB"
 
@@ -72,7 +72,7 @@ def init(
 
     What is wrong is said at once: of the flags before anything is asked, of an answer before the next question.
     """
-    paths = [dir / ENV_FILE, dir / SQL_FILE]
+    paths = [dir / INIT_WRITES, dir / INIT_WRITES_SQL]
     if not re.fullmatch(r"[0-9]{1,9} ?(MB|GB|TB)", keep_wal):
         raise ConfigError("WB002", f"--keep-wal: {keep_wal!r} is not a size; give e.g. {KEEP_WAL}")
     for path in paths:
@@ -89,6 +89,7 @@ def init(
         ), strict=True)
     )  # fmt: skip
 
+    postgres = _with_scheme(postgres)
     own = {setting.variable: str(flags[name]) for name in _NAMES if (setting := SETTINGS[name]) and flags.get(name)}
     env = {"DATABASE_URL": _with_user(postgres, role), "POSTGRES_BRIDGE_PASSWORD": secrets.token_urlsafe(24), "NATS_URL": nats}
     if nats_user:
@@ -101,7 +102,7 @@ def init(
     head, stop, rest = sql.partition("\\set ON_ERROR_STOP on\n")
     _write(paths[1], head + stop + _server_script(keep_wal) + rest + _RESTART)
 
-    for line in _next_steps(paths, postgres, nats_user):
+    for line in _next_steps(paths, nats_user):
         print(line)
     return 0
 
@@ -110,11 +111,12 @@ def _server_script(keep_wal: str) -> str:
     return _SERVER.replace("@needs_change@", NEEDS_CHANGE).replace("@keep_wal@", f"'{keep_wal}'")
 
 
-def _next_steps(paths: list[Path], postgres: str, nats_user: str) -> list[str]:
+def _next_steps(paths: list[Path], nats_user: str) -> list[str]:
     env_file, sql_file = (shlex.quote(str(path)) for path in paths)
     steps = [
-        ("let an administrator of PostgreSQL run the script in the database; it may be run again",
-         f"env $(grep ^POSTGRES_BRIDGE_PASSWORD= {env_file}) psql -U postgres -d {shlex.quote(postgres)} -f {sql_file}"),
+        ("let an administrator of PostgreSQL run the script in the database, and restart PostgreSQL if it says so; running it "
+         "again does no harm",
+         script_command(paths[0])),
     ]  # fmt: skip
     if nats_user:
         steps.append(
@@ -167,9 +169,9 @@ def _check_nats(url: str) -> None:
 
 
 def _with_user(url: str, role: str) -> str:
-    """The address with the role in it. Raises ConfigError if it is no URL, or has a user or a password."""
+    """The address with the role in it. Raises ConfigError if it is none, or has a user or a password."""
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(_with_scheme(url))
         is_address = parts.scheme in ("postgresql", "postgres") and parts.path.strip("/") and (parts.port or 1)
     except ValueError:
         is_address = False
@@ -180,6 +182,10 @@ def _with_user(url: str, role: str) -> str:
     if "@" in parts.netloc:
         raise ConfigError("WB002", "--postgres: leave out user and password: the script makes a role, whose name is --role")
     return urlunsplit(parts._replace(netloc=f"{quote(role, safe='')}@{parts.netloc}"))
+
+
+def _with_scheme(url: str) -> str:
+    return url if "://" in url else f"postgresql://{url}"
 
 
 def _quoted(value: str) -> str:

@@ -38,6 +38,9 @@ def run_embedded(directory: str, flags: Mapping[str, object], env_file: Path | N
         config = resolve(given, environ, env_file)
         if not given.get("port") and not os.environ.get("BRIDGE_PORT") and not port_is_free(config.http.port):
             config = resolve({**given, "port": free_port()}, environ, env_file)
+        servers.write_env_file({
+            "BRIDGE_SLOT": config.source.slot, "BRIDGE_STREAM": config.publish.stream, "BRIDGE_PORT": str(config.http.port)
+        })  # fmt: skip
         set_up_logging(config.log.level, config.log.format, config.secrets)
         page = page_url(config.http)
         print(f"{servers.describe()}\n{'Page:':<14}{page}\n{'Status:':<14}{page}status\n{'Stop:':<14}Ctrl-C", flush=True)

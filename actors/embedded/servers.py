@@ -12,7 +12,7 @@ import os
 import secrets
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ NATS_USER = "walbridge"
 NATS_PASSWORD = "nats.password"
 ENV_FILE = "walbridge.env"
 PGPASS = "pgpass"
+PORTS = "ports.json"
 PUBLICATION = "cdc_pub"
 
 # One transaction: where the publication is, everything is. Later DROPs and ALTERs of the user's are respected.
@@ -110,6 +111,11 @@ class EmbeddedServers:
         """The variables that lead the bridge to both servers."""
         return {"DATABASE_URL": self.database_url, "NATS_URL": self.nats_url, "NATS_BRIDGE_USER": self.nats_user,
                 "NATS_BRIDGE_PASSWORD": self.nats_password}  # fmt: skip
+
+    def write_env_file(self, bridge: Mapping[str, str] | None = None) -> None:
+        """Write the file for `--env-file`, with variables of the bridge that runs on these servers, if it does."""
+        lines = (f"{name}={value}\n" for name, value in {**self.environment, **(bridge or {})}.items())
+        _write_atomically(self.env_file, "".join(lines))
 
     def describe(self) -> str:
         """Describe for a terminal what runs where: aligned lines without secrets."""
@@ -193,8 +199,13 @@ def start_embedded(directory: Path | None = None) -> EmbeddedServers:
         nats.start()
         _make_sample_tables(postgres.dsn())
         servers = EmbeddedServers(directory, postgres, nats, starting.pop_all())
-        _write_atomically(servers.env_file, "".join(f"{name}={value}\n" for name, value in servers.environment.items()))
+        servers.write_env_file()
         return servers
+
+
+def is_embedded_folder(directory: Path) -> bool:
+    """Whether a folder holds servers of ours."""
+    return (directory / PORTS).is_file()
 
 
 def _make_folder(folder: Path, mode: int) -> None:
@@ -236,7 +247,7 @@ def _owned(directory: Path) -> Iterator[None]:
 
 def _choose_ports(directory: Path) -> dict[str, int]:
     """The ports of the last run, so that copied addresses keep working; new ports for those that are taken now."""
-    path = directory / "ports.json"
+    path = directory / PORTS
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -25,7 +25,7 @@ LIBPQ = {
 """libpq's names of what has a name of ours."""
 _OURS = re.compile(r"PG|POSTGRES|DATABASE|NATS|BRIDGE|LOG_|WALBRIDGE")
 """A name that begins like this is meant for us; a file for a container may well hold others."""
-INIT_WRITES = "walbridge.env"
+INIT_WRITES, INIT_WRITES_SQL = "walbridge.env", "walbridge.sql"
 _told: set[str] = set()
 
 

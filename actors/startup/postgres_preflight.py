@@ -62,8 +62,10 @@ async def _check_version(connection: PgConnection, _source: SourceConfig) -> Loo
 
 
 async def _check_wal_level(connection: PgConnection, _source: SourceConfig) -> Looked:
-    ((configured, effective),) = await connection.query(QUERY)
-    level = WalLevel(connection.server_version, configured or "", effective, is_standby=connection.is_standby)
+    ((configured, effective, awaits_restart),) = await connection.query(QUERY)
+    level = WalLevel(
+        connection.server_version, configured or "", effective, connection.is_standby, awaits_restart=awaits_restart == "t"
+    )
     if not level.suffices:
         raise ConfigError("WB111", level.refusal, means="changes cannot be decoded from this WAL", fix=level.fix)
     return Looked(level.words)

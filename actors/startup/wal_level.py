@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 RAISES_BY_ITSELF = 190000
 """The first version that raises its level for the first logical slot."""
-QUERY = "SELECT current_setting('wal_level'), current_setting('effective_wal_level', true)"
-"""The levels of a server; the second is NULL before version 19."""
+QUERY = """SELECT current_setting('wal_level'), current_setting('effective_wal_level', true),
+    coalesce((SELECT pending_restart FROM pg_catalog.pg_settings WHERE name = 'wal_level'), false)"""
+"""The levels of a server, the second NULL before version 19, and whether its configuration has another one."""
 NEEDS_CHANGE = (
     f"CASE WHEN current_setting('server_version_num')::int >= {RAISES_BY_ITSELF}"
     " THEN current_setting('wal_level') = 'minimal' ELSE current_setting('wal_level') <> 'logical' END"
@@ -29,6 +30,8 @@ class WalLevel:
     effective: str | None = None
     """None before PostgreSQL 19."""
     is_standby: bool = False
+    awaits_restart: bool = False
+    """The configuration has another level, which a restart brings."""
 
     @property
     def suffices(self) -> bool:
@@ -63,7 +66,9 @@ class WalLevel:
 
     @property
     def fix(self) -> str:
-        """The statement that makes it suffice."""
+        """What makes it suffice."""
+        if self.awaits_restart:
+            return "restart PostgreSQL: its configuration has another wal_level already; SHOW wal_level; must then say logical"
         if self.is_standby and self.server_version >= RAISES_BY_ITSELF:
             return "ALTER SYSTEM SET wal_level = 'logical';   -- on the primary, then restart it"
         return (

@@ -51,7 +51,7 @@ def test_a_standby_of_postgresql_19_has_the_level_of_its_primary(configured: str
 
 def test_the_script_decides_as_the_bridge_does(pg18: PostgresServer) -> None:
     with psycopg.connect(pg18.dsn()) as connection:
-        assert connection.execute(QUERY).fetchall() == [("logical", None)]
+        assert connection.execute(QUERY).fetchall() == [("logical", None, False)]
         for version in (*BEFORE, *SINCE):
             for level in LEVELS:
                 words = NEEDS_CHANGE.replace("current_setting('server_version_num')", f"'{version}'")
