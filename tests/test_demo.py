@@ -23,6 +23,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from actors.demo.run import _remove_left_over
 from actors.demo.screen import Proof, Seen, TableRows, _frame
 from tests.servers import HANG_S, ROOT
 
@@ -96,12 +97,26 @@ def test_it_survives_its_keys() -> None:
         os.close(primary)
 
 
+ADDRESS = "walbridge tail --env-file /var/tmp/walbridge-demo-abcdefgh/walbridge.env"
+
+
 def seen(**more: Any) -> Seen:
     tables = [TableRows("users", 12, 30, 12), TableRows("orders", 7, 9, None)]
-    return Seen("streaming", 39, 0.0, 1, 2.0, 9.0, tables, 'cdc.users.insert  {"name": "Jörg Müller"}', **more)
+    return Seen(
+        "streaming",
+        39,
+        0.0,
+        1,
+        2.0,
+        9.0,
+        tables,
+        'cdc.users.insert  {"name": "Jörg Müller"}',
+        addresses={"See changes": ADDRESS},
+        **more,
+    )
 
 
-@pytest.mark.parametrize("width", [20, 60, 110])
+@pytest.mark.parametrize("width", [20, 60, 80, 110])
 def test_a_frame_is_as_wide_as_the_terminal_whatever_is_in_it(width: int) -> None:
     """A line that wrapped would leave remains of earlier frames."""
     console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
@@ -111,9 +126,35 @@ def test_a_frame_is_as_wide_as_the_terminal_whatever_is_in_it(width: int) -> Non
     assert isinstance(file, StringIO)
     lines = [re.sub(r"\x1b\[[0-9;?]*[a-z]", "", line) for line in file.getvalue().splitlines()]
     assert {cell_len(line) for line in lines} == {width}
-    if width > 100:
-        for words in ("Jörg Müller", "0 lost, 0 doubled", "next in 7 s", "ends in 42 s", "[q]uit"):
-            assert words in "".join(lines), lines
+    text = "".join(line.strip("│ ") for line in lines)
+    if width >= 80:
+        for words in (
+            "Jörg Müller",
+            "0 lost, 0 doubled",
+            "next in 7 s",
+            "ends in 42 s",
+            "[q]uit",
+            "p99 9.0 ms",
+            "WAL held 0.0 MB",
+        ):
+            assert words in text, lines
+    if width >= 60:
+        assert len(lines) < 24
+        assert ADDRESS.replace(" ", "") in text.replace(" ", ""), "what is to be copied is whole"
+
+
+def test_what_a_killed_demo_left_is_removed_and_what_a_running_one_holds_is_not(tmp_path: Path) -> None:
+    killed, running, young = (tmp_path / f"walbridge-demo-{name}" for name in ("killed", "running", "young"))
+    for folder in killed, running, young:
+        folder.mkdir()
+        (folder / "lock").touch()
+    for folder in killed, running:
+        os.utime(folder / "lock", (0, 0))
+    with (running / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.utime(running / "lock", (0, 0))
+        _remove_left_over(tmp_path)
+        assert (killed.exists(), running.exists(), young.exists()) == (False, True, True)
 
 
 def test_ctrl_c_ends_it_in_order_and_what_was_asked_for_is_kept(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from actors.demo.keys import read_keys
 from actors.demo.screen import LOG_LINES, Proof, Screen, Seen, open_screen
 from actors.demo.watch import Watcher
 from actors.embedded.process import ServerProcess, free_port, unprivileged_account
-from actors.embedded.servers import EmbeddedServers, start_embedded
+from actors.embedded.servers import LOCK, EmbeddedServers, owned, start_embedded
 from actors.errors import Fatal
 from actors.sample.mixed_load import Counts, MixedLoad
 from actors.sample.rows import SampleRows
@@ -44,6 +44,8 @@ NATS_AWAY_S = 5.0
 SETTLE_S = 30.0
 PROVE_EVERY_S = 10.0
 TICK_S = 0.25
+PREFIX = "walbridge-demo-"
+LEFT_OVER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,23 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         return
     # PostgreSQL does not run as root: another user must get in
     base = Path("/var/tmp") if unprivileged_account() else None
-    path = Path(tempfile.mkdtemp(prefix="walbridge-demo-", dir=base))
+    base = base or Path(tempfile.gettempdir())
+    _remove_left_over(base)
+    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
     path.chmod(0o711)
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_left_over(base: Path) -> None:
+    """Remove the folders of demos that were killed: their servers ended with them, so nobody holds their locks."""
+    for lock in base.glob(f"{PREFIX}*/{LOCK}"):
+        with suppress(OSError, Fatal):
+            if time.time() - lock.stat().st_mtime > LEFT_OVER_S:  # a younger one may be about to be held
+                with owned(lock.parent):
+                    shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +152,6 @@ class Demo:
         """Start everything, show it until the end, and prove that both sides are equal."""
         began = self._began = time.monotonic()
         self._seconds = seconds
-        screen.say(self._addresses())
         with ThreadPoolExecutor() as threads, ExitStack() as ending:
             self._threads = threads
             self._start_bridge()
@@ -320,7 +332,7 @@ class Demo:
             seen, seconds=now, bridge_killed=self.bridge_killed, nats_stopped=self.nats_stopped, log=tuple(self._log),
             proof=self._proof, next_proof_s=None if ending or self._prove_at == math.inf else max(0.0, self._prove_at - now),
             left_s=None if self._seconds is None or ending else self._seconds - now,
-            page=f"http://127.0.0.1:{self._port}/", ending=ending,
+            addresses={} if ending else self._addresses(), ending=ending,
         )  # fmt: skip
         screen.show(seen)
         return seen
@@ -344,8 +356,8 @@ class Demo:
         elif self._verifying is None and may_begin and now >= self._prove_at:
             self._verifying = self._threads.submit(self._verify)
 
-    def _addresses(self) -> str:
-        rows = {
+    def _addresses(self) -> dict[str, str]:
+        return {
             "PostgreSQL": f"127.0.0.1:{self._servers.postgres.port}   user postgres, password in {self._folder / 'pgpass'}",
             "NATS": f"127.0.0.1:{self._servers.nats.port}",
             "Page": f"http://127.0.0.1:{self._port}/",
@@ -353,7 +365,6 @@ class Demo:
             "Replica": str(self._folder / "replica.db"),
             "Logs": f"{self._folder / 'bridge.log'}, mirror.log",
         }
-        return "\n".join(f"{label + ':':<13}{text}" for label, text in rows.items())
 
 
 def _last_words(outcome: Outcome, keep: Path | None) -> str:

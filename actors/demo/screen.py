@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, NamedTuple, Protocol
@@ -15,11 +15,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-KEYS = "[k]ill the bridge  [n] NATS down  [d]dl  [s]napshot  [+] [-] rate  [v]erify  [q]uit"
+KEYS = "[k]ill bridge  [n]o NATS  [d]dl  [s]napshot  [+][-] rate  [v]erify  [q]uit"
 STATES = {"streaming": "green", "down": "red", "stopped": "red"}
 BARS = "▁▂▃▄▅▆▇█"
 RATE_OVER_S = 2.0
 LOG_LINES = 5
+IN_FRAME = ("Page", "See changes")
+"""The addresses that fit into 24 lines."""
 
 
 class TableRows(NamedTuple):
@@ -66,7 +68,8 @@ class Seen:
     next_proof_s: float | None = None
     left_s: float | None = None
     """Until the demo ends; None if a key ends it."""
-    page: str = ""
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """What runs where, by label, for a reader who looks at it from another terminal."""
     ending: str = ""
     """What is being done at the end, when keys do nothing any more."""
 
@@ -158,7 +161,8 @@ def _frame(seen: Seen, rate: str) -> Panel:
     )
     lines: list[Text | Table] = [
         head,
-        Text.assemble((rate, "cyan"), "   ", "   ".join(_figures(seen))),
+        Text(rate, style="cyan"),
+        Text("   ".join(_figures(seen))),
         Text(""),
         table,
         Text(""),
@@ -171,9 +175,13 @@ def _frame(seen: Seen, rate: str) -> Panel:
     for line in lines:
         if isinstance(line, Text):
             line.no_wrap, line.overflow = True, "ellipsis"
-    return Panel(
-        Group(*lines), title="Walbridge demo", title_align="left", subtitle=seen.page, subtitle_align="right", expand=True
-    )
+    # these may be copied, so nothing of them is cut
+    lines += [
+        Text.assemble((f"{label:<12}", "dim"), text, overflow="fold")
+        for label, text in seen.addresses.items()
+        if label in IN_FRAME
+    ]
+    return Panel(Group(*lines), title="Walbridge demo", title_align="left", expand=True)
 
 
 def _left(seen: Seen) -> list[str]:
@@ -185,7 +193,7 @@ def _proof(seen: Seen) -> Text:
     if proof is None:
         return Text("proof     the first one follows the first copy", style="dim")
     verdict = ("0 lost, 0 doubled", "bold green") if proof.equal else ("NOT EQUAL: see below", "bold red")
-    rest = f"   row by row at LSN {proof.lsn}, {seen.seconds - proof.at:.0f} s ago; {proof.number} so far"
+    rest = f"   row by row, {seen.seconds - proof.at:.0f} s ago; {proof.number} so far"
     after = (
         "" if seen.next_proof_s is None else f", next in {seen.next_proof_s:.0f} s" if seen.next_proof_s >= 1 else ", one runs"
     )
@@ -197,12 +205,15 @@ class _Lines:
 
     def __init__(self, out: IO[str]) -> None:
         self._out, self._rate, self._last = out, _Rate(), 0.0
-        self._is_ending = False
+        self._is_begun = self._is_ending = False
 
     def say(self, text: str) -> None:
         print(text, file=self._out, flush=True)
 
     def show(self, seen: Seen) -> None:
+        if not self._is_begun:
+            self._is_begun = True
+            self.say("\n".join(f"{label + ':':<13}{text}" for label, text in seen.addresses.items()))
         rate = self._rate.add(seen.seconds, seen.events)
         if seen.ending and not self._is_ending:
             self._is_ending = True
@@ -222,7 +233,7 @@ class _Lines:
 def _figures(seen: Seen) -> list[str]:
     parts = []
     if seen.p50_ms is not None and seen.p99_ms is not None:
-        parts.append(f"commit to stored p50 {_short(seen.p50_ms)} ms p99 {_short(seen.p99_ms)} ms (last minute)")
+        parts.append(f"commit to stored p50 {_short(seen.p50_ms)} p99 {_short(seen.p99_ms)} ms (1 min)")
     if seen.lag_seconds is not None:
         parts.append(f"lag {seen.lag_seconds:.1f} s")
     if seen.wal_held_bytes is not None:

@@ -31,6 +31,7 @@ NATS_PASSWORD = "nats.password"
 ENV_FILE = "walbridge.env"
 PGPASS = "pgpass"
 PORTS = "ports.json"
+LOCK = "lock"
 PUBLICATION = "cdc_pub"
 
 # One transaction: where the publication is, everything is. Later DROPs and ALTERs of the user's are respected.
@@ -178,7 +179,7 @@ def start_embedded(directory: Path | None = None) -> EmbeddedServers:
     _make_folder(directory, 0o700 if account is None else 0o755)
     _check_reachable(directory, account)
     with ExitStack() as starting:
-        starting.enter_context(_owned(directory))
+        starting.enter_context(owned(directory))
         PostgresServer.stop_left_over(data_dir)
         NatsServer.stop_left_over(nats_dir)
         ports = _choose_ports(directory)
@@ -229,9 +230,9 @@ def _check_reachable(directory: Path, account: Account | None) -> None:
 
 
 @contextmanager
-def _owned(directory: Path) -> Iterator[None]:
+def owned(directory: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system releases however we end."""
-    with (directory / "lock").open("a+", encoding="utf-8") as lock:
+    with (directory / LOCK).open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
