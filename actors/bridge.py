@@ -51,6 +51,7 @@ from actors.telemetry.problems import ProblemBoard, gap_problem
 from actors.telemetry.telemetry import Problem, Telemetry
 from actors.wal_monitor import watch_slot
 from actors.web.serving import page_url
+from actors.wire.sql_names import quoted
 
 log = get_logger("bridge")
 
@@ -316,6 +317,7 @@ class Supervisor:
         stream = await open_replication_stream(
             self._config.postgres, slot=source.slot, publication=source.publication, start_lsn=plan.start.start_lsn,
             connection=plan.slot_connection,
+            tables=[f"{quoted(table.schema)}.{quoted(table.name)}" for table in self._publication.tables.values()],
         )  # fmt: skip
         live = self._live = LiveStream(stream, Feedback(plan.confirmed_lsn, is_held=self._config.publish.confirm_hold_s > 0))
         statuses.start_soon(live.run_status)

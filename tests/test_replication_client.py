@@ -51,7 +51,9 @@ async def made_slot(dsn: str) -> str:
 
 
 async def opened(dsn: str, slot: str, publication: str = "p", start_lsn: Lsn = NO_LSN) -> ReplicationStream:
-    return await open_replication_stream(PostgresConfig(dsn), slot=slot, publication=publication, start_lsn=start_lsn)
+    return await open_replication_stream(
+        PostgresConfig(dsn), slot=slot, publication=publication, start_lsn=start_lsn, tables=['"public"."t"']
+    )
 
 
 async def read_on(stream: ReplicationStream) -> None:
@@ -242,7 +244,8 @@ def test_a_publication_that_vanishes_ends_the_stream(server: str, request: pytes
                 with pytest.raises(Fatal) as caught:
                     await read_rows(stream, 2)  # the second row is never there
             assert caught.value.code == "WB106"
-            assert 'CREATE PUBLICATION "p"' in caught.value.fix
+            assert 'CREATE PUBLICATION "p" FOR TABLE "public"."t";' in caught.value.fix
+            assert f"SELECT pg_replication_slot_advance('{slot}', pg_current_wal_lsn());" in caught.value.fix
             with pytest.raises(Fatal):
                 await stream.read_block(500, 1 << 18)
             await stream.close()

@@ -119,6 +119,8 @@ def test_it_shows_each_kind_of_change_readably_and_chooses_by_table_key_and_plac
     assert [{name: one[name] for name in one if name != "stream_seq"} for one in objects] == [event.body for event in events]
     assert [one["stream_seq"] for one in objects] == [event.seq for event in events]
 
+    strange = tail(nats, "--tables", "users", "--key", "nr=2")
+    assert strange.stderr.count("--key nr=2: the key of users is id\n") == 1
     unknown = tail(nats, "--tables", "user")
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert "did you mean users?" in unknown.stderr

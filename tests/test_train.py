@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 import zstandard
+from psycopg.conninfo import make_conninfo
 
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.publications import published_tables, with_row_filter
@@ -222,6 +223,20 @@ def test_what_cannot_be_done_is_said_with_a_code(database: Database, tmp_path: P
         assert all(word in done.stderr for word in words), (arguments, done.stderr)  # type: ignore[operator]
         assert "Traceback" not in done.stderr
         assert done.stdout == ""
+
+
+def test_a_table_that_the_role_may_not_read_is_said_with_the_grant(database: Database, tmp_path: Path) -> None:
+    database.execute(USERS)
+    database.execute("CREATE ROLE reader_of_nothing LOGIN PASSWORD 'secret-of-the-role'")
+    try:
+        source = make_conninfo(database.dsn, user="reader_of_nothing", password="secret-of-the-role")
+        done = run_train(source, None, tmp_path, "--table", "users")
+        assert (done.returncode, "error WB117: role reader_of_nothing may not read public.users" in done.stderr) == (2, True), (
+            done.stderr
+        )
+        assert 'GRANT SELECT ON "public"."users" TO "reader_of_nothing";' in done.stderr
+    finally:
+        database.execute("DROP ROLE reader_of_nothing")
 
 
 def test_an_older_dictionary_is_replaced_whole_and_a_schemas_goes_into_a_folder(database: Database, tmp_path: Path) -> None:

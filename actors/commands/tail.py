@@ -65,6 +65,7 @@ class Printer:
         """`count_max`: changes after which there is enough; None for never."""
         self._choice, self._as_json, self._left = choice, as_json, count_max
         self._lines = LineMaker.for_stdout()
+        self._told: set[str] = set()
 
     def show(self, messages: Sequence[Read]) -> bool:
         """Print the changes of these messages; False when there is enough."""
@@ -80,6 +81,9 @@ class Printer:
                         else self._lines.line(read.message.seq, int(read.message.stored_at), event)
                     )
                     self._left = None if self._left is None else self._left - 1
+                elif (missed := self._choice.misses(event)) and missed not in self._told:
+                    self._told.add(missed)
+                    self.tell(missed)
         if lines:
             print("\n".join(lines), flush=True)
         return self._left != 0

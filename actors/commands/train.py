@@ -29,6 +29,7 @@ from actors.settings.config import Config
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
 from actors.settings.setting import OTHER, SNAPSHOTS, SOURCE
+from actors.startup.publication_problems import not_readable
 from actors.startup.streams import ensure_bucket
 from actors.telemetry.log import set_up_logging
 from actors.telemetry.quantities import listed
@@ -99,6 +100,12 @@ async def _sample(config: Config, table: str) -> TableSample:
     with closing(connection):
         publication = config.source.publication
         published = _find(await published_tables(connection, publication), table, publication)
+        if published.unreadable:
+            ((role,),) = await connection.query("SELECT current_user")
+            problem = not_readable([published], role or "")
+            assert problem is not None
+            means = "a dictionary is trained on the table's rows"
+            raise ConfigError(problem.code, problem.what, said=problem.said, means=means, fix=problem.fix)
         published = await with_row_filter(connection, publication, published)
         sample = await sample_table(connection, published, rows_max=ROWS_MAX, bytes_max=SAMPLE_BYTES_MAX)
     if len(sample.rows) < ROWS_MIN:

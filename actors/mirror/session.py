@@ -16,7 +16,7 @@ from actors.mirror.holding import Holds
 from actors.mirror.published_tables import PublishedTables
 from actors.mirror.replica import Replica
 from actors.mirror.snapshot_requests import watch_requests
-from actors.mirror.source_stream import SourceStream
+from actors.mirror.source_stream import SourceStream, streams_of_bridges
 from actors.mirror.state import LIVE, UNPUBLISHED, saved_choice
 from actors.mirror.stores.store import Store
 from actors.mirror.table_choice import KeptTables, leave_others, register_tables
@@ -51,7 +51,9 @@ async def wait_for_bridge(source: SourceStream, view: View, *, has_tables: bool)
         if has_stream:
             what, fix = "record which tables it publishes to stream", "and see that its publication has tables"
         else:
-            what, fix = "create stream", "or give the name of its stream with --stream"
+            others = [one for one in await streams_of_bridges(source.js) if one != source.name]
+            there = f", perhaps one that is there: {', '.join(others)}" if others else ""
+            what, fix = "create stream", f"or give the name of its stream with --stream{there}"
         view.reason = f"waiting for a bridge to {what} {source.name}"
         log.warning(view.reason, fix=f"start the bridge: walbridge run; {fix}")
         await trio.sleep(STREAM_EVERY_S)

@@ -34,7 +34,7 @@ async def find_usable_start(replica: Replica, source: SourceStream, token: str) 
     message = await newest_answer(source.js, init_start(token), source.name, used_seq)
     start = None if message is None else _start_in(message)
     if message is None or start is None:
-        return None, "there is none"
+        return None, "there is none since the last copy" if used_seq else "there is none"
     if await newest_answer(source.js, init_error(token), source.name, message.seq) is not None:
         return None, "the newest snapshot failed"
     if not await source.look() or message.time < source.created:

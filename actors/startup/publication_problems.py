@@ -23,7 +23,7 @@ def publication_problems(
         _list_under_full(publication, [t for t in refused if t.refusal == "list under FULL"]),
         _hidden_generated(publication, [t for t in refused if t.refusal == "generated"]),
         _filter_outside_identity([t for t in refused if t.refusal == "filter"]),
-        _not_readable([t for t in tables if t.unreadable], role),
+        not_readable([t for t in tables if t.unreadable], role),
         _holes([t for t in tables if t.is_filtered and facts.updates and t.toasted and t.not_full]),
         _children(publication, [t for t in tables if t.children]),
         _without_wal([t for t in tables if t.without_wal]),
@@ -103,7 +103,8 @@ def _filter_outside_identity(tables: Sequence[PublishedTable]) -> Problem | None
     )
 
 
-def _not_readable(tables: Sequence[PublishedTable], role: str) -> Problem | None:
+def not_readable(tables: Sequence[PublishedTable], role: str) -> Problem | None:
+    """Return the problem that the bridge's role may not read these tables; None without any."""
     if not tables:
         return None
     to = quoted(role)

@@ -159,6 +159,15 @@ class KeyChoice:
     def __init__(self, words: Iterable[str]) -> None:
         self._words = tuple(words)
 
+    def misses(self, event: Event) -> str:
+        """Say which word can be of no row of the event's table: it names a column outside of the key. Empty if none does."""
+        if not isinstance(event, Insert | Update | Delete):
+            return ""
+        names = {word: word.partition("=")[0] for word in self._words if "=" in word}
+        missed = next((word for word, name in names.items() if name not in event.key), None)
+        key = ", ".join(map(escaped, event.key))
+        return f"--key {missed}: the key of {table_name(event.table)} is {key or 'no column'}" if missed else ""
+
     def takes(self, event: Event) -> bool:
         """Whether an event may concern the row: events that are not of a row concern all."""
         if not self._words or not isinstance(event, Insert | Update | Delete):

@@ -32,6 +32,8 @@ log = get_logger("postgres")
 CLOSE_TIMEOUT_S = 2.0
 SLOT_FREE_TIMEOUT_S = 5.0
 RENEW_TIMEOUT_S = 10.0
+NAMED_MAX = 20
+"""Tables to name in a statement for a person."""
 HUGE_BYTES = 8 * 1024 * 1024
 """A message above this size leaves libpq with a buffer that is worth giving back (`renew`)."""
 _BULK_BYTES = 64 * 1024
@@ -81,8 +83,10 @@ class ReplicationStream:
     To hold PostgreSQL back, stop reading: the socket fills and the WAL is kept. Status must still be sent.
     """
 
-    def __init__(self, connection: PgConnection, slot: str, publication: str, server: Server | None = None) -> None:
-        self._slot, self._publication, self._server = slot, publication, server
+    def __init__(
+        self, connection: PgConnection, slot: str, publication: str, server: Server | None = None, tables: Sequence[str] = ()
+    ) -> None:  # fmt: skip
+        self._slot, self._publication, self._server, self._tables = slot, publication, server, tables
         self._detour: Detour | None
         self._has_large_buffer: bool
         self._use(connection)
@@ -314,8 +318,15 @@ class ReplicationStream:
                 connection = await PgConnection.connect(self._connection.config, application_name="walbridge")
                 try:
                     sql = "SELECT FROM pg_publication WHERE pubname = $1"
-                    if await connection.query(sql, (self._publication,)):
-                        return publication_too_new(self._publication, self._slot, fault.said, standby=connection.is_standby)
+                    is_there, standby = bool(await connection.query(sql, (self._publication,))), connection.is_standby
+                    if is_there:
+                        return publication_too_new(self._publication, self._slot, fault.said, standby=standby)
+                    missing = publication_missing(self._publication, fault.said, self._tables)
+                    missing.fix += (
+                        "\nthen start the bridge. If it ends with WB106 again, changes were made without the publication:\n"
+                        + advance(self._slot, standby=standby)
+                    )
+                    return missing
                 finally:
                     connection.close()
             except WalbridgeError as exc:
@@ -324,12 +335,14 @@ class ReplicationStream:
 
 
 async def open_replication_stream(
-    config: PostgresConfig, *, slot: str, publication: str, start_lsn: Lsn, connection: PgConnection | None = None
-) -> ReplicationStream:
+    config: PostgresConfig, *, slot: str, publication: str, start_lsn: Lsn, connection: PgConnection | None = None,
+    tables: Sequence[str] = (),
+) -> ReplicationStream:  # fmt: skip
     """Start reading a slot at `start_lsn` (0: at its confirmed LSN); end the stream with `close`.
 
-    The stream owns `connection`, which created a temporary slot; without one it opens its own. Raises SourceUnavailable when
-    the slot is in use, Fatal when the slot is lost or the publication is missing.
+    `tables` are the publication's, as SQL names, for the statement that makes it again. The stream owns `connection`, which
+    created a temporary slot; without one it opens its own. Raises SourceUnavailable when the slot is in use, Fatal when the
+    slot is lost or the publication is missing.
     """
     has_own_slot = connection is not None
     if connection is None:
@@ -340,7 +353,7 @@ async def open_replication_stream(
             await _start(connection, slot, publication, start_lsn)
         except PostgresError as exc:
             raise await _refusal(config, exc, slot, publication) from exc
-        return ReplicationStream(connection, slot, publication, server)
+        return ReplicationStream(connection, slot, publication, server, tables)
     except BaseException:
         connection.close()
         raise
@@ -429,8 +442,12 @@ def publication_missing(publication: str, said: str, tables: Sequence[str] = ())
         f"publication {publication} does not exist",
         said=said,
         means="without it PostgreSQL drops the changes instead of sending them; those made until it is created again are lost",
-        fix=f"CREATE PUBLICATION {quoted(publication)} FOR TABLE {', '.join(tables) or 'users, orders'};   -- your tables",
+        fix=f"CREATE PUBLICATION {quoted(publication)} FOR TABLE {_some(tables) or 'users, orders'};   -- your tables",
     )
+
+
+def _some(tables: Sequence[str]) -> str:
+    return ", ".join(tables[:NAMED_MAX]) + (", ..." if len(tables) > NAMED_MAX else "")
 
 
 def publication_too_new(publication: str, slot: str, said: str, *, standby: bool) -> Fatal:
