@@ -35,7 +35,7 @@ from actors.session import Session, open_session
 from actors.settings.config import Config
 from actors.snapshots.transaction_log import TransactionLog
 from actors.startup.batch_limit import BatchLimit
-from actors.startup.other_bridges import read_other_bridges, same_tables_elsewhere
+from actors.startup.other_bridges import check_slot_feeds_no_other, read_other_bridges, same_tables_elsewhere
 from actors.startup.pause_record import PauseRecord
 from actors.startup.postgres_preflight import check_postgres
 from actors.startup.remembered_ids import RememberedIds
@@ -258,6 +258,7 @@ class Supervisor:
                 await self._pause_record.agree(js)
                 if self._pause.is_on:
                     return
+                await check_slot_feeds_no_other(catalog, js, source.slot, publishing.stream)
                 setup = await prepare_streams(
                     js, stream=publishing.stream, mode=publishing.mode, replicas=config.nats.replicas,
                     fmt=config.snapshots.format, zstd=config.snapshots.zstd or config.snapshots.zstd_events,

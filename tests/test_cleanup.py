@@ -169,7 +169,7 @@ def test_a_stream_that_somebody_reads_goes_only_by_force(used: Bridge, database:
     with_nats(nats.url, subscribe)
     refused = cleanup(used, "--yes")
     assert refused.returncode == 2
-    assert "stream CDC has 1 consumer; add --force" in refused.stderr
+    assert "stream CDC has 1 consumer (replica); add --force" in refused.stderr
     assert database.execute(SLOTS) == [("cdc_slot",)], "not even the slot"
     assert cleanup(used, "--yes", "--force").returncode == 0
     assert streams(nats.url) == {}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import closing
 from typing import Any
 
 import pytest
+from nats.aio.client import Client
 from nats.js.api import StreamConfig, StreamSource
 
 from actors.embedded.nats import NatsServer
 from actors.positions import format_lsn
+from tests.command_line import run_here
 from tests.conftest import MakeBridge, MakeNats, MakePostgres
 from tests.load import Load, ledger
 from tests.oracle import WalOracle, assert_exact
@@ -131,6 +134,29 @@ def test_postgresql_15_streams_exactly(database15: Database, nats: NatsServer, m
             time.sleep(0.5)
         wait_until_drained(bridge, database15)
         assert_exact(read_stream(nats.url), oracle.expected())
+
+
+def test_a_slot_that_feeds_a_stream_is_not_taken_for_a_new_one_unless_that_is_given_up(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE t")
+    make_bridge(database, nats).stop()
+    database.execute("INSERT INTO t VALUES (1)")
+    astray = make_bridge(database, nats, "--stream", "CDC2", start=False)
+    astray.start(ready=False)
+    assert astray.wait() == 2
+    assert "error WB250: slot cdc_slot feeds stream CDC, and stream CDC2 is new" in astray.log()
+    env = {"DATABASE_URL": database.dsn, "NATS_URL": nats.url, "BRIDGE_PORT": str(astray.port)}
+    seen = json.loads(run_here("doctor", "--stream", "CDC2", "--json", "--only", "path", env=env).stdout)
+    assert "WB250" in {row["code"] for row in seen["checks"]}
+
+    async def streams(client: Client) -> list[str]:
+        return sorted(str(info.config.name) for info in await client.jetstream().streams_info())
+
+    assert "CDC2" not in with_nats(nats.url, streams), "a bridge that is refused makes nothing"
+    with_nats(nats.url, lambda client: client.jetstream().delete_stream("CDC"))
+    astray.start()
+    wait_for_events(nats.url, 1, "CDC2")
 
 
 def test_two_bridges_with_a_stream_each_and_one_consumer_of_both(

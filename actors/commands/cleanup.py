@@ -45,7 +45,7 @@ from actors.settings.config import Config
 from actors.settings.flags import EnvFile, Flags, option, takes_settings
 from actors.settings.resolve import resolve
 from actors.settings.setting import OTHER
-from actors.telemetry.quantities import counted, human_bytes
+from actors.telemetry.quantities import counted, human_bytes, listed
 from actors.wire.sql_names import quoted
 
 SHARED_STREAMS = (INIT, REQUESTS)
@@ -279,21 +279,30 @@ async def _plan_stream(js: JetStream, name: str, plan: Plan) -> None:
     if info is None:
         return
     state = info["state"]
-    consumers = await _readers(js, name, int(state.get("consumer_count", 0)))
+    readers = await _readers(js, name, int(state.get("consumer_count", 0)))
     words = f"{counted(state['messages'], 'message')}, {human_bytes(state['bytes'])}"
-    if consumers:
-        words += f", {counted(consumers, 'consumer')}"
-        plan.objections.append(f"stream {name} has {counted(consumers, 'consumer')}")
+    if readers:
+        consumers = (
+            f"{counted(len(readers), 'consumer')} ({listed(sorted(readers))})"
+            if all(readers)
+            else counted(len(readers), "consumer")
+        )
+        words += f", {consumers}"
+        plan.objections.append(f"stream {name} has {consumers}")
     plan.removals.append(Removal("stream", name, words))
 
 
-async def _readers(js: JetStream, stream: str, counted: int) -> int:
-    """Count durable consumers and those read at this moment; what `nats sub` left does not count."""
+async def _readers(js: JetStream, stream: str, count: int) -> list[str]:
+    """The names of durable consumers and of those read at this moment; what `nats sub` left does not count.
+
+    Empty names, one for each consumer, for a user who may not list them.
+    """
     try:
-        listed = await js.consumers(stream) if counted else []
-    except SinkRefused:  # a user who may not list them: count all
-        return counted
-    return sum(bool(c["config"].get("durable_name") or c.get("push_bound") or c.get("num_waiting")) for c in listed)
+        found = await js.consumers(stream) if count else []
+    except SinkRefused:
+        return [""] * count
+    is_read = (bool(c["config"].get("durable_name") or c.get("push_bound") or c.get("num_waiting")) for c in found)
+    return [str(c.get("name")) for c, counts in zip(found, is_read, strict=True) if counts]
 
 
 async def _plan_messages(js: JetStream, name: str, subject: str, plan: Plan) -> None:

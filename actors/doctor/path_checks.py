@@ -21,7 +21,7 @@ from actors.errors import SourceUnavailable
 from actors.pause import paused_words
 from actors.positions import format_lsn
 from actors.settings.config import Config
-from actors.startup.other_bridges import read_other_bridges, same_tables_elsewhere
+from actors.startup.other_bridges import check_slot_feeds_no_other, read_other_bridges, same_tables_elsewhere
 from actors.startup.start_plan import foresee_start
 from actors.telemetry.quantities import counted, human_bytes
 from actors.telemetry.telemetry import Problem
@@ -56,6 +56,7 @@ class PathSide:
             raise NotChecked("it is unknown which streams exist")
         if not self._postgres.has_slot:
             raise NotChecked(f"slot {config.source.slot} cannot be this bridge's")
+        await check_slot_feeds_no_other(sides.postgres, JetStream(sides.nats), config.source.slot, config.publish.stream)
         tables = {table.token: table.relation_oid for table in self._postgres.tables}
         start = await foresee_start(config, sides.postgres, JetStream(sides.nats), tables)
         if start is None:

@@ -12,12 +12,14 @@ def environment() -> Iterator[str]:
     """Each variable on a line, and what it is."""
     yield "Environment variables; a flag beats them, a URL beats its parts. Every secret also as NAME_FILE."
     yield ""
-    for setting in SETTINGS.values():
-        if setting.variable:
-            notes = [f"flag {setting.flag}"] if setting.flag else []
-            notes += [f"default {setting.default}"] if setting.default else []
-            notes += ["secret"] if setting.secret else []
-            yield f"  {setting.variable:<32} {', '.join(notes):<28} {setting.plain_words}".rstrip()
+    settings = [setting for setting in SETTINGS.values() if setting.variable]
+    flags, defaults = (
+        max(len(word) for word in words) for words in ([s.flag for s in settings], [s.default for s in settings])
+    )
+    yield f"  {'variable':<32} {'flag':<{flags}} {'default':<{defaults}}"
+    for setting in settings:
+        words = f"{setting.plain_words} (secret)" if setting.secret else setting.plain_words
+        yield f"  {setting.variable:<32} {setting.flag:<{flags}} {setting.default:<{defaults}} {words}".rstrip()
 
 
 def origins_table(origins: Sequence[tuple[str, str, str]]) -> Iterator[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from actors.clients.nats.connection import SinkRefused
-from actors.clients.nats.jetstream import JetStream
+from actors.clients.nats.jetstream import JetStream, where_it_exists
+from actors.clients.postgres.connection import PgConnection
+from actors.clients.postgres.slots import slot_state
 from actors.contract.bridge_record import BridgeRecord
 from actors.contract.subjects import BRIDGE_RECORDS, BRIDGES
 from actors.errors import ConfigError
@@ -55,6 +57,28 @@ def same_tables_elsewhere(own: BridgeRecord, others: Mapping[str, BridgeRecord])
             )
         )
     return problems
+
+
+async def check_slot_feeds_no_other(connection: PgConnection, js: JetStream, slot: str, stream: str) -> None:
+    """Raise ConfigError if the bridge would begin `stream` with a slot that feeds another stream.
+
+    The readers of the other one would get nothing more, and not know why. Nothing is changed.
+    """
+    if await where_it_exists(js.kv_get(BRIDGES, stream)) is not None:
+        return  # the stream's own owner is looked at in any case
+    others = await where_it_exists(read_other_bridges(js, stream)) or {}
+    feeding = {other: record for other, record in others.items() if record.slot == slot}
+    if not feeding or await slot_state(connection, slot) is None:
+        return
+    ((system_id,),) = await connection.query("SELECT system_identifier FROM pg_control_system()")
+    for other, record in feeding.items():
+        if record.system_id == system_id:
+            raise ConfigError(
+                "WB250", f"slot {slot} feeds stream {other}, and stream {stream} is new",
+                means=f"what the slot has not sent yet would go to {stream}, and the readers of {other} would get nothing more",
+                fix=f"walbridge run --stream {other}   # goes on there; or --slot NAME for a slot of its own; "
+                f"or, to give up that stream: nats stream rm {other}",
+            )  # fmt: skip
 
 
 def _one_database(one: BridgeRecord, other: BridgeRecord) -> bool:

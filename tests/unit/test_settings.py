@@ -37,7 +37,7 @@ def test_every_setting_with_a_flag_is_a_parameter_of_run_with_the_settings_words
 
 
 def test_help_env_has_every_variable_and_no_other() -> None:
-    named = [line.split()[0] for line in list(environment())[2:]]
+    named = [line.split()[0] for line in list(environment())[3:]]
     assert named == [setting.variable for setting in SETTINGS.values() if setting.variable]
 
 
