@@ -117,7 +117,9 @@ class SimulatedStream:
 
     is_renewable = True
 
-    def __init__(self, connection: SimulatedConnection, slot: str, publication: str, server: object = None) -> None:
+    def __init__(
+        self, connection: SimulatedConnection, slot: str, publication: str, server: object = None, _tables: Sequence[str] = ()
+    ) -> None:
         self._connection, self._slot, self._publication = connection, slot, publication
         self._link = connection.link
         self._arrived: deque[bytes] = connection.link.messages

@@ -261,7 +261,7 @@ _ANSWERS: Sequence[tuple[str, Answer]] = (
     ("SET lock_timeout", _nothing),
     ("SELECT current_user", _fixed("walbridge")),
     ("SELECT current_database()", _fixed("postgres")),
-    ("SELECT current_setting('wal_level')", _fixed("logical", None)),
+    ("SELECT current_setting('wal_level')", _fixed("logical", None, "f")),
     ("SELECT current_setting('max_slot_wal_keep_size')", _fixed("10GB")),
     ("SELECT rolname, rolsuper OR rolreplication", _fixed("walbridge", "t")),
     ("SELECT pg_backend_pid()", lambda s, _q, _p: [(str(s.pid),)]),
