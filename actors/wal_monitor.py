@@ -15,6 +15,7 @@ from actors.settings.config import PostgresConfig
 from actors.telemetry import figures
 from actors.telemetry.journal import Level
 from actors.telemetry.log import get_logger
+from actors.telemetry.quantities import human_bytes
 from actors.telemetry.telemetry import Problem, SlotHealth, Telemetry
 
 log = get_logger("wal_monitor")
@@ -85,13 +86,15 @@ def held_problem(slot: str, health: SlotHealth) -> Problem | None:
     if held < WARN_BYTES:
         return None
     level = "critical" if held >= CRITICAL_BYTES else "warning"
-    limit = "without limit" if not health.wal_limited else f"{health.safe_wal_bytes} bytes before it is lost"
+    room = human_bytes(max(0, health.safe_wal_bytes or 0))
+    limit = f"{room} more, and the slot is lost" if health.wal_limited else "without limit"
     return Problem(
         "WB160",
-        f"slot {slot} holds {held >> 20} MB of WAL ({level}; {limit})",
+        f"slot {slot} holds {human_bytes(held)} of WAL ({level}; {limit})",
         means="PostgreSQL's disk fills while the bridge, NATS or an open transaction holds the slot back",
-        fix="GET /status names the blocked stage; long transactions: "
-        "SELECT pid, xact_start, query FROM pg_stat_activity WHERE backend_xmin IS NOT NULL ORDER BY xact_start",
+        fix="walbridge status   # names the stage that waits\n"
+        "SELECT pid, xact_start, query FROM pg_stat_activity WHERE backend_xmin IS NOT NULL ORDER BY xact_start;"
+        "   -- transactions that are open for long",
     )
 
 
