@@ -144,7 +144,7 @@ class History:
                 sent_bytes=rates[5],
             )
         )
-        self._sample_stages(now_unix_s)
+        self.look(now_unix_s)
 
     def points_after(self, tick: int) -> list[Point]:
         """The points after this tick that are still kept."""
@@ -198,7 +198,8 @@ class History:
             )
         return found
 
-    def _sample_stages(self, now_unix_s: float) -> None:
+    def look(self, now_unix_s: float) -> None:
+        """Look at the stages, each second and whenever they are to be shown: an outage may have ended since."""
         t = self._telemetry
         received, decoded, published, durable, confirmed = self.stages
         # within one long transaction LSNs stay the same while messages move, so either counts as moving

@@ -39,7 +39,7 @@ class Finding(NamedTuple):
 
 
 def verdict(t: Telemetry, history: History, now_unix_s: float) -> Verdict:
-    """Join what there is to say. The worst finding sets the colour."""
+    """Join what there is to say; `history` has looked at the stages just now. The worst finding sets the colour."""
     found = [*_doing(t, history, now_unix_s), *_backlog(t, now_unix_s), *_held(t, now_unix_s), *_incomplete(t)]
     if t.problems:
         found.append(Finding("warn", ""))
@@ -63,9 +63,7 @@ def _doing(t: Telemetry, history: History, now: float) -> list[Finding]:
         found = [Finding("ok", "Streaming. No change has arrived yet")]
     else:
         found = [Finding("ok", f"Streaming. No changes now; the last was committed {age(now - t.last_commit_at)} ago")]
-    # the stages were looked at up to a second ago: one that is not behind was held up by an outage that is over
-    received = history.stages[0]
-    stuck = next((stage for stage in history.stages if stage.stuck and (stage.behind or stage is received)), None)
+    stuck = next((stage for stage in history.stages if stage.stuck), None)
     if stuck is not None and stuck.behind:
         stands_s = now - (stuck.stands_since or t.started_at)
         found.append(Finding("bad", f"Stage {stuck.name} has not moved for {age(stands_s)} although work is waiting"))

@@ -20,6 +20,7 @@ from actors.telemetry.verdict import verdict
 def status_document(config: Config, telemetry: Telemetry, history: History) -> dict[str, Any]:
     """The complete state now; numbers are plain JSON, infinite ones None. Whoever asks watches: see `Looking`."""
     t, now = telemetry, time.time()
+    history.look(now)
     lag_bytes = figures.held_bytes(t)
     return {
         "status": "connected" if t.connected else "disconnected",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
 from actors.contract.bridge_record import NOTED_GAPS_MAX, BridgeRecord
 from actors.messages import Gap
 from actors.positions import GAP_RANK, Lsn, Position
+from actors.settings.resolve import resolve
 from actors.stream_monitor import consumer_health
 from actors.telemetry.figures import is_at_risk, is_discarding, room_s
+from actors.telemetry.history import History
 from actors.telemetry.problems import shown_problems
 from actors.telemetry.telemetry import ConsumerHealth, Problem, SlotHealth, StreamHealth, Telemetry
+from actors.web.status import status_document
 
 NOW, DAY, GB = 1_700_000_000.0, 86400.0, 1 << 30
 
@@ -88,3 +92,15 @@ def test_a_gap_stays_in_the_record_and_one_that_is_decided_again_takes_its_place
     for n in range(20):
         record = BridgeRecord("s", "p", "1", 1, gaps=record.noting(gap(100 * n + 100, 100 * n + 120), n + 10, NOW))
     assert [noted.seq for noted in record.gaps] == list(range(30 - NOTED_GAPS_MAX, 30))
+
+
+def test_an_outage_of_postgresql_that_is_over_leaves_no_stage_red() -> None:
+    telemetry, now = Telemetry(), time.time()
+    telemetry.state, telemetry.last_received_at, telemetry.received_lsn = "waiting_postgres", now - 60, Lsn(16)
+    history = History(telemetry)
+    history.look(now)
+    assert history.stages[0].stuck
+    telemetry.state, telemetry.last_received_at = "streaming", now
+    status = status_document(resolve({}, {"POSTGRES_BRIDGE_USER": "x"}), telemetry, history)
+    assert not [stage["stage"] for stage in status["stages"] if stage["stuck"]]
+    assert "has not moved" not in status["verdict"]["text"]
