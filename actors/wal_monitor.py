@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import replace
+from typing import NamedTuple
 
 import trio
 
 from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.slots import slot_health
 from actors.errors import WalbridgeError
+from actors.positions import NO_LSN, Lsn
 from actors.settings.config import PostgresConfig
 from actors.telemetry import figures
 from actors.telemetry.journal import Level
@@ -27,27 +30,56 @@ BEHIND_S = 1.0
 WARN_BYTES = 512 * 1024 * 1024
 CRITICAL_BYTES = 1024 * 1024 * 1024
 RATE_OVER_S = 600.0
+STANDS_S = 60.0
+"""A restart_lsn that has not moved for so long is held. A healthy slot's moves a few times a minute: PostgreSQL logs every 15 s
+what it may move to, and the bridge confirms it."""
+TREND_FROM_S = 300.0
+
+
+class _Sample(NamedTuple):
+    at_s: float
+    safe_bytes: int
 
 
 class WalRate:
-    """Measures how fast the WAL that may still be written before the slot is lost shrinks. No I/O."""
+    """Measures how fast the WAL that may still be written before the slot is lost shrinks. No I/O.
+
+    Beside other writers that WAL is a sawtooth: it shrinks until restart_lsn moves, and is as large as before. So the rate is
+    taken since restart_lsn stands, if it stands for long, and else from tooth to tooth.
+    """
 
     def __init__(self) -> None:
-        self._safe: deque[tuple[float, int]] = deque()
+        self._samples: deque[_Sample] = deque()
+        self._restart_lsn = NO_LSN
+        self._moved = _Sample(0.0, 0)
+        """The first sample with this restart_lsn."""
 
-    def seconds_to_loss(self, now_s: float, safe_wal_bytes: int | None) -> float:
-        """Return the seconds left at the rate of the last ten minutes; infinite without a limit, or when nothing shrinks."""
+    def seconds_to_loss(self, now_s: float, safe_wal_bytes: int | None, restart_lsn: Lsn) -> float:
+        """Return the seconds left at this rate; infinite without a limit, when nothing shrinks, and until it is known."""
         if safe_wal_bytes is None:
-            self._safe.clear()
-            return float("inf")
-        self._safe.append((now_s, safe_wal_bytes))
-        while self._safe[0][0] < now_s - RATE_OVER_S:
-            self._safe.popleft()
-        then_s, then_bytes = self._safe[0]
-        lost = then_bytes - safe_wal_bytes
-        if lost <= 0 or now_s <= then_s:
-            return float("inf")
-        return safe_wal_bytes * (now_s - then_s) / lost
+            self._samples.clear()
+            return math.inf
+        sample = _Sample(now_s, safe_wal_bytes)
+        if restart_lsn != self._restart_lsn or not self._samples:
+            self._restart_lsn, self._moved = restart_lsn, sample
+        self._samples.append(sample)
+        while self._samples[0].at_s < now_s - RATE_OVER_S:
+            self._samples.popleft()
+        rate = self._rate(sample)
+        return safe_wal_bytes / rate if rate > 0 else math.inf
+
+    def _rate(self, now: _Sample) -> float:
+        """Bytes a second; 0 while it is not known."""
+        stood_s = now.at_s - self._moved.at_s
+        if stood_s >= STANDS_S:
+            return (self._moved.safe_bytes - now.safe_bytes) / stood_s
+        half_s = (now.at_s - self._samples[0].at_s) / 2
+        if 2 * half_s < TREND_FROM_S:
+            return 0.0
+        middle_s = now.at_s - half_s
+        before = max(sample.safe_bytes for sample in self._samples if sample.at_s <= middle_s)
+        since = max(sample.safe_bytes for sample in self._samples if sample.at_s >= middle_s)
+        return (before - since) / half_s
 
 
 async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) -> None:
@@ -65,7 +97,9 @@ async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) ->
                         _note_status(telemetry, slot, health)
                         health.looked_at = time.time()
                         telemetry.backlog.wal_ends(health.current_lsn, telemetry.received_lsn, health.looked_at)
-                        health.seconds_to_loss = rate.seconds_to_loss(time.monotonic(), health.safe_wal_bytes)
+                        health.seconds_to_loss = rate.seconds_to_loss(
+                            time.monotonic(), health.safe_wal_bytes, health.restart_lsn
+                        )
                         telemetry.slot = health
                         _warn(telemetry, slot, health)
                     else:
