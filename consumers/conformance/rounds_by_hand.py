@@ -141,6 +141,7 @@ def incomplete() -> History:
     with w.transaction() as t:
         t.delete("users", -7)
         t.update("users", -6, name="changed before the answer", unchanged=("note",))
+        t.update("users", 2, name="another row, changed before the answer")
     answer, place = Rounds(w, "snap-1-cc", mode="keys"), Round(w)
     answer.start()
     answer.chunk(place, place.where(lambda key: key in (-6, -7, -8)))
@@ -195,7 +196,104 @@ def no_key() -> History:
     return w.draft.done()
 
 
-WRITERS: tuple[Callable[[], History], ...] = (join, incomplete, filled_by_a_chunk, ended, no_key)
+def resumed() -> History:
+    w = _begin("The consumer is stopped between two rounds.", "rounds.resume", "rounds.join", name="rounds-resumed")
+    rounds = Rounds(w, "snap-1-ac")
+    rounds.start()
+    first = Round(w)
+    rounds.chunk(first, first.where(lambda key: key <= 4))
+    with w.transaction() as t:
+        t.update("users", 1, name="changed before the stop")
+        t.update("users", 2, id=20, name="goes to the other range")
+    second = Round(w)
+    rounds.chunk(second, second.where(lambda key: 4 < key <= 6))
+    w.expect("two chunks are taken", users=ABSENT)
+    w.draft.stop()
+    with w.transaction() as t:
+        t.update("users", 1, name="changed while it was away")
+        t.delete("users", 6)
+        t.update("users", 7, id=-7, name="comes from the other range")
+    third = Round(w)
+    rounds.chunk(third, third.where(lambda key: key > 6))
+    w.draft.start()
+    w.expect("it goes on where it was", users=ABSENT)
+    rounds.meta()
+    w.live("chunks and events of both times are the table")
+    return w.draft.done()
+
+
+def gap_between_rounds() -> History:
+    w = _begin("Changes are lost between two rounds.", "rounds.error", "gap.tables", name="rounds-gap")
+    rounds = Rounds(w, "snap-1-ad")
+    rounds.start()
+    first = Round(w)
+    rounds.chunk(first, first.where(lambda key: key <= 4))
+    w.source.tables["users"].lost = True
+    with w.transaction() as t:
+        t.update("users", 1, name="lost")
+        t.delete("users", 2)
+    w.add(w.source.gap("users"))
+    rounds.error("gap", "changes were lost between two rounds")
+    w.expect("it asks again", users=ABSENT, asked=("users+ranges",))
+    w.source.tables["users"].lost = False
+    again = Rounds(w, "snap-1-ae")
+    again.start()
+    whole = Round(w)
+    again.chunk(whole, whole.rows)
+    again.meta()
+    w.live("nothing of the first copy is left")
+    return w.draft.done()
+
+
+def unreadable() -> History:
+    w = _begin(
+        "A value is too large for any message: no answer can carry its row.", "rounds.incomplete", "rounds.unreadable",
+        name="rounds-unreadable",
+    )  # fmt: skip
+    rounds = Rounds(w, "snap-1-af")
+    rounds.start()
+    first = Round(w)
+    rounds.chunk(first, first.where(lambda key: key <= 4))
+    with w.transaction() as t:
+        t.update("users", 1, note="too large for a message", omitted=("note",))
+    second = Round(w)
+    rounds.chunk(second, second.where(lambda key: key > 4))
+    rounds.meta()
+    w.expect("it asks for the row that lacks a value", users=ABSENT, asked=(f"users+{ASKER}",))
+    Rounds(w, "", mode="keys").error("row_too_large", "a row does not fit into a message")
+    expected = w.source.live("users")
+    for row in expected["rows"]:
+        row[2] = None if row[0] == 1 else row[2]
+    w.expect("the value is unknown, which is null; the rest of the table is there", users=expected)
+    return w.draft.done()
+
+
+def published_differently() -> History:
+    w = _begin(
+        "The table is published differently between two rounds; another snapshot begins by itself.", "publication.changed",
+        "rounds.changed", name="rounds-changed",
+    )  # fmt: skip
+    rounds = Rounds(w, "snap-1-ag")
+    rounds.start()
+    first = Round(w)
+    rounds.chunk(first, first.where(lambda key: key <= 4))
+    rounds.error("table_changed", "its published version is another one")
+    again = Rounds(w, "snap-1-ah")
+    again.start()
+    with w.transaction() as t:
+        t.delete("users", 3)
+    one = Round(w)
+    again.chunk(one, one.where(lambda key: key <= 5))
+    other = Round(w)
+    again.chunk(other, other.where(lambda key: key > 5))
+    again.meta()
+    w.live("the snapshot that began by itself is the copy")
+    return w.draft.done()
+
+
+WRITERS: tuple[Callable[[], History], ...] = (
+    join, incomplete, filled_by_a_chunk, ended, no_key, resumed, gap_between_rounds, unreadable, published_differently,
+)  # fmt: skip
 
 
 def histories() -> Iterator[History]:

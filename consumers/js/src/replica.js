@@ -7,6 +7,7 @@ import { Ended, Lock, News, sleep } from "./mirror/tasks.js";
 import { NatsTransport } from "./source/nats_transport.js";
 
 const [RETRY_MS, RETRY_MS_MAX] = [200, 5_000];
+const ROUNDS_FROM_ROWS = 1_000_000;
 
 /**
  * @typedef {object} ReplicaOptions
@@ -17,6 +18,8 @@ const [RETRY_MS, RETRY_MS_MAX] = [200, 5_000];
  * @property {string[]} [again] Tables to copy again once.
  * @property {Record<string, unknown>} [nats] More options of the connection: `user` and `pass`, `token`, `authenticator`, `tls`.
  * @property {string} [domain] JetStream's domain, for a user of an account that imports the streams.
+ * @property {number} [roundsFromRows] Tables with so many rows are copied in rounds, each of which a restart keeps; 1,000,000 by
+ * default, 0 for none.
  * @property {string} [zstdUrl] Where a page keeps the file `zstd.wasm` of the zstd package, for compressed streams.
  * @property {(words: string) => void} [log] Takes sentences about what happens, for people.
  */
@@ -259,7 +262,7 @@ export class Replica {
 
   /** One connection and the session on it. @param {AbortSignal} signal */
   async #connected(signal) {
-    const { servers, nats: more, stream = "CDC", tables = [], again = [], domain, zstdUrl } = this.#options;
+    const { servers, nats: more, stream = "CDC", tables = [], again = [], domain, zstdUrl, roundsFromRows = ROUNDS_FROM_ROWS } = this.#options;
     // a session begins at the stored place: a connection that mends itself would have nothing to mend
     const nats = await this.#connect([servers].flat(), { timeout: 5_000, reconnect: false, pingInterval: 10_000, ...more });
     const ended = new AbortController();
@@ -274,7 +277,8 @@ export class Replica {
     try {
       if (signal.aborted) end();
       await runSession(
-        this.#store, new NatsTransport(nats, domain), { stream, tables, again, lock: this.#lock, zstdUrl }, this.#events, ended.signal,
+        this.#store, new NatsTransport(nats, domain), { stream, tables, again, lock: this.#lock, zstdUrl, roundsFromRows },
+        this.#events, ended.signal,
       );
     } catch (error) {
       throw gone ?? error;

@@ -14,6 +14,8 @@ export class MemoryNats {
   streams = new Map();
   /** Subjects on which somebody published. @type {string[]} */
   published = [];
+  /** The id in the last request that named rows by their keys. */
+  asker = "";
   news = new News();
   #time = Date.UTC(2026, 0, 1);
   /** Grows when connections are lost. */
@@ -150,5 +152,7 @@ export class MemoryTransport {
 
   publish(subject) {
     this.server.published.push(subject);
+    const asker = /\+([\w-]+)@/.exec(subject)?.[1];
+    if (asker !== undefined && asker !== "ranges") this.server.asker = asker;
   }
 }

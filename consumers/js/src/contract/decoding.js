@@ -5,7 +5,7 @@ import { decode } from "@msgpack/msgpack";
 import { ReplicaError } from "../errors.js";
 import { nestedOrNull } from "./exact_json.js";
 import { Raw } from "./records.js";
-import { BRIDGE_TOKEN, CDC, parseInit } from "./subjects.js";
+import { BRIDGE_TOKEN, CDC, parseInit, splitSuffix } from "./subjects.js";
 
 /** A message that no bridge wrote, or that was damaged. */
 export class MalformedMessage extends ReplicaError {}
@@ -148,6 +148,15 @@ export function decodeInit(subject, headers, body) {
   }
   map(raw, kind);
   const snapshotId = str(raw.snapshot_id ?? "", "snapshot_id");
+  const isOfRounds = splitSuffix(token)[1] !== "";
+  if (kind === "start" && isOfRounds) {
+    return {
+      kind: "ranges start", token, schema: str(raw.schema, "schema"), table: str(raw.table, "table"), snapshotId,
+      mode: str(raw.mode, "mode"), relationId: int(raw.relation_id, "relation_id"), schemaId: int(raw.schema_id, "schema_id"),
+      columns: columnsOf(raw.columns, "type"), key: texts(raw.key, "key"), stream: streamOf(raw), version: str(raw.version, "version"),
+      rowsExpected: int(raw.rows_expected, "rows_expected"),
+    };
+  }
   if (kind === "start" || kind === "array start") {
     return {
       kind: "start", token, schema: str(raw.schema ?? "", "schema"), table: str(raw.table, "table"), snapshotId,
@@ -160,12 +169,18 @@ export function decodeInit(subject, headers, body) {
     must(Array.isArray(raw.data), "data");
     const rows = raw.data.map((/** @type {unknown} */ row) => map(row, "row"));
     for (const [index, name] of raw.raw ?? []) mark(rows[index] ?? {}, [name]);
+    if (isOfRounds) {
+      return {
+        kind: "ranges chunk", token, snapshotId, chunk: int(raw.chunk, "chunk"), snapshotLsn: int(raw.snapshot_lsn, "snapshot_lsn"),
+        streamSeq: int(raw.stream_seq, "stream_seq"), rows,
+      };
+    }
     return { kind, token, snapshotId, chunk: int(raw.chunk, "chunk"), rows };
   }
   if (kind === "meta") {
     return {
       kind, token, snapshotId, batchCount: int(raw.batch_count, "batch_count"), rowCount: int(raw.row_count, "row_count"),
-      stream: streamOf(raw),
+      streamSeq: int(raw.stream_seq ?? 0, "stream_seq"), stream: streamOf(raw),
     };
   }
   if (kind === "error") {

@@ -48,8 +48,14 @@ export const nativeType = (column) => column.base || column.type;
 /** @typedef {{kind: "start", token: string, schema: string, table: string, snapshotId: string, snapshotLsn: number, streamSeq: number, relationId: number, columns: Column[], stream: string, version: string}} SnapshotStart */
 /** @typedef {{kind: "chunk", token: string, snapshotId: string, chunk: number, rows: Row[]}} SnapshotChunk */
 /** @typedef {{kind: "array chunk", token: string, snapshotId: string, chunk: number, rows: unknown[][], isJson: boolean}} ArrayChunk */
-/** @typedef {{kind: "meta", token: string, snapshotId: string, batchCount: number, rowCount: number, stream: string}} SnapshotMeta */
+/** @typedef {{kind: "meta", token: string, snapshotId: string, batchCount: number, rowCount: number, streamSeq: number, stream: string}} SnapshotMeta */
 /** @typedef {{kind: "error", token: string, snapshotId: string, errorType: string, errorMessage: string, stream: string}} SnapshotError */
-/** @typedef {SnapshotStart | SnapshotChunk | ArrayChunk | SnapshotMeta | SnapshotError} SnapshotRecord */
+/**
+ * The start of a snapshot in rounds, or of an answer that has rows named by their keys (`mode`: `ranges` or `keys`); `token` with its
+ * suffix. Each chunk has its own LSN, and comes right after the event `streamSeq`.
+ * @typedef {{kind: "ranges start", token: string, schema: string, table: string, snapshotId: string, mode: string, relationId: number, schemaId: number, columns: Column[], key: string[], stream: string, version: string, rowsExpected: number}} RangesStart
+ * @typedef {{kind: "ranges chunk", token: string, snapshotId: string, chunk: number, snapshotLsn: number, streamSeq: number, rows: Row[]}} RangesChunk
+ */
+/** @typedef {RangesStart | RangesChunk | SnapshotStart | SnapshotChunk | ArrayChunk | SnapshotMeta | SnapshotError} SnapshotRecord */
 
 export {};

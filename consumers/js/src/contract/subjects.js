@@ -21,6 +21,15 @@ export const initError = (token) => `init.error.${token}`;
 export const snapshotOfTable = (token) => [initStart(token), `init.snap.${token}.>`, `init.meta.${token}`, initError(token)];
 /** Subjects of a table's snapshots that only the array format has. @param {string} token */
 export const arraysOfTable = (token) => [`snapshot.init.${token}`, `snapshot.data.${token}`];
+/** After a table's token in requests and in INIT: the table in rounds. */
+export const RANGES = "+ranges";
+/** The same: rows that an asker names by their keys. @param {string} asker Letters, digits, `_` and `-`. */
+export const keysSuffix = (asker) => `+${asker}`;
+/** Split the token of a subject in INIT into the table's token and the suffix. @param {string} token @returns {[token: string, suffix: string]} */
+export function splitSuffix(token) {
+  const at = token.search(/[+~]/);
+  return at < 0 ? [token, ""] : [token.slice(0, at), token.slice(at)];
+}
 /** A request for a snapshot to the bridge of a stream. @param {string} token @param {string} stream */
 export const snapshotRequest = (token, stream) => `snapshot.request.${token}@${stream}`;
 /** @param {string} bucket */

@@ -2,7 +2,8 @@
 
 import { ApplyConflict, OutOfDate } from "../errors.js";
 import { NEEDED_NOTHING } from "../rules/track.js";
-import { CannotCopy, gather, NotPublished, SnapshotRefused, SnapshotUnusable } from "./gathering.js";
+import { CannotCopy, NotPublished, SnapshotRefused, SnapshotUnusable } from "./gathered.js";
+import { gather } from "./gathering.js";
 import { join } from "./joining.js";
 import { asDelayed, asRefused, asStale, asTakenUp, asTold } from "./state.js";
 import { Limit, sleep } from "./tasks.js";

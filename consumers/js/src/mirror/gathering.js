@@ -1,12 +1,14 @@
 /** Gathers a table's snapshot in a staging table beside the live one: one that INIT holds, or a new one. */
 
-import { arrayRows, decodeInit, MalformedMessage } from "../contract/decoding.js";
+import { arrayRows } from "../contract/decoding.js";
 import { arraysOfTable, covers, INIT, parseInit, snapshotOfTable } from "../contract/subjects.js";
 import { Transient } from "../errors.js";
-import { follow, NEEDED_AS_BEFORE } from "../rules/track.js";
+import { follow } from "../rules/track.js";
 import { clock } from "./clock.js";
+import { checkPublished, makeStaging, SnapshotRefused, SnapshotUnusable, tellProgress } from "./gathered.js";
+import { decodeAnswer } from "./named_rows.js";
+import { gatherInRounds, inRounds, RoundsRefused } from "./rounds.js";
 import { askForSnapshot, findUsableStart, whyUnusable } from "./snapshot_requests.js";
-import { localOf } from "./state.js";
 
 const ASK_AGAIN_MS = 30_000;
 const UNANSWERED_MS = 10_000;
@@ -15,44 +17,24 @@ const LOOK_MS = 2_000;
 /** Rows per local transaction. */
 const ROWS_MAX = 5_000;
 
-/** A snapshot does not lead to the live tables' checkpoint: another one is needed. */
-export class SnapshotUnusable extends Error {
-  /** @param {string} reason @param {{neededSeq?: number, initSeq?: number, told?: import("../rules/track.js").Told}} [more] `initSeq`: of a start that must not be read again. */
-  constructor(reason, { neededSeq = NEEDED_AS_BEFORE, initSeq = 0, told } = {}) {
-    super(reason);
-    this.neededSeq = neededSeq;
-    this.initSeq = initSeq;
-    this.told = told;
-  }
-}
-
-/** The bridge could not take the snapshot. */
-export class SnapshotRefused extends Error {}
-/** The bridge does not publish the table any more. */
-export class NotPublished extends Error {}
-/** The store cannot hold this table at all. */
-export class CannotCopy extends Error {}
-
-/**
- * A complete snapshot in its staging table; `created` is the stream's.
- * @typedef {{start: import("../contract/records.js").SnapshotStart, created: string, initSeq: number, staging: import("../stores/shapes.js").TableShape, rows: number}} Gathered
- */
-
-/** Throw NotPublished when any task has found that the table is no longer published. @param {import("./replica_state.js").ReplicaState} replica @param {string} token */
-export function checkPublished(replica, token) {
-  if (replica.table(token).state === "unpublished") throw new NotPublished(token);
-}
-
 /**
  * Read a snapshot that INIT holds, or ask for one.
  * @param {import("./replica_state.js").ReplicaState} replica @param {import("./source_stream.js").SourceStream} source
- * @param {string} token @param {AbortSignal} signal @returns {Promise<Gathered>}
+ * @param {string} token @param {AbortSignal} signal @returns {Promise<import("./gathered.js").Gathered>}
  */
 export async function gather(replica, source, token, signal) {
   checkPublished(replica, token);
   const info = await source.transport.streamInfo(INIT);
   if (info === null) throw new Transient(`stream ${INIT} is gone; waiting for a bridge`, { code: "WB215" });
   const { seq, reason } = await findUsableStart(replica, source, token);
+  if (seq === 0 && (await inRounds(replica, source, token))) {
+    try {
+      return await gatherInRounds(replica, source, token, signal);
+    } catch (error) {
+      if (!(error instanceof RoundsRefused)) throw error;
+      replica.events.log(`${token} cannot be copied in rounds, so a complete snapshot is asked for: ${error.message}`);
+    }
+  }
   if (seq === 0) {
     replica.events.log(`asking for a snapshot of ${token}: ${reason}`);
     askForSnapshot(source, token);
@@ -81,15 +63,7 @@ export async function gather(replica, source, token, signal) {
       }
       for (const message of messages) {
         if (reader.passesOver(message)) continue;
-        let record;
-        try {
-          record = decodeInit(message.subject, message.headers, await source.unpacked(message));
-        } catch (error) {
-          if (!(error instanceof MalformedMessage)) throw error;
-          // foreign; had a bridge written it, a chunk will be missing
-          replica.events.log(`skipping message ${message.seq} of ${INIT} on ${message.subject}: ${error.message}`);
-          continue;
-        }
+        const record = await decodeAnswer(source, message, replica.events.log);
         const gathered = record === null ? null : await reader.take(message, record);
         if (gathered !== null) return gathered;
       }
@@ -126,7 +100,7 @@ class SnapshotReader {
     return this.#start?.snapshotId !== (found.snapshotId || message.headers["Snapshot-Id"]);
   }
 
-  /** Take one record; return the snapshot when it is complete. @param {import("./source_stream.js").Message} message @param {import("../contract/records.js").SnapshotRecord} record @returns {Promise<Gathered | null>} */
+  /** Take one record; return the snapshot when it is complete. @param {import("./source_stream.js").Message} message @param {import("../contract/records.js").SnapshotRecord} record @returns {Promise<import("./gathered.js").Gathered | null>} */
   async take(message, record) {
     const start = this.#start;
     if ("stream" in record && record.stream !== this.source.name) return null; // of another bridge that publishes such a table
@@ -145,7 +119,7 @@ class SnapshotReader {
         throw new SnapshotUnusable(came, { initSeq: this.#initSeq });
       }
       return { start, created: this.#created, initSeq: this.#initSeq, staging: this.#table.shape, rows: this.#rows };
-    } else {
+    } else if (record.kind === "chunk" || record.kind === "array chunk") {
       await this.#chunk(record, start, this.#table);
     }
     return null;
@@ -165,8 +139,8 @@ class SnapshotReader {
     this.#initSeq = initSeq;
     this.#created = this.source.view.created;
     this.#chunks = this.#rows = 0;
-    this.#table = follow(this.replica.dialect, await this.#makeTable(start), start.snapshotLsn);
-    this.#tellProgress();
+    this.#table = follow(this.replica.dialect, await makeStaging(this.replica, start), start.snapshotLsn);
+    tellProgress(this.replica, this.token, this.#rows);
   }
 
   /** @param {import("../contract/records.js").SnapshotChunk | import("../contract/records.js").ArrayChunk} chunk @param {import("../contract/records.js").SnapshotStart} start @param {import("../rules/track.js").FollowedTable} table */
@@ -188,33 +162,6 @@ class SnapshotReader {
     this.#chunks += 1;
     this.#rows += rows.length;
     this.heardAt = clock.now();
-    this.#tellProgress();
-  }
-
-  #tellProgress() {
-    this.replica.gathered.set(this.token, this.#rows);
-    this.replica.events.tableChanged(this.replica.table(this.token));
-  }
-
-  /** Create the staging table. @param {import("../contract/records.js").SnapshotStart} start @returns {Promise<import("../stores/shapes.js").TableShape>} */
-  async #makeTable(start) {
-    const { replica } = this;
-    const { dialect, store } = replica;
-    const record = replica.table(start.token);
-    const obstacle = dialect.obstacle(start.columns.map(({ name }) => name));
-    if (obstacle) throw new CannotCopy(obstacle);
-    if (record.state === "waiting" && (await replica.lock.hold(() => store.exists(localOf(record))))) {
-      throw new CannotCopy(`there is a table ${dialect.table(localOf(record))} already, which is not this mirror's: drop or rename it`);
-    }
-    const local = dialect.stagingName(localOf(record), start.token);
-    const shape = {
-      token: start.token, schema: start.schema, table: start.table, local, columns: start.columns,
-      localTypes: await replica.lock.hold(() => store.localTypes(start.columns)), relationId: start.relationId,
-      keyed: record.keyed === 1,
-    };
-    const before = await replica.lock.hold(() => store.makeSchema(local));
-    const statements = [...before, dialect.dropTable(local), dialect.createTable(shape)];
-    await replica.run(statements.map((sql) => ({ sql, params: [[]], token: start.token })));
-    return shape;
+    tellProgress(this.replica, this.token, this.#rows);
   }
 }

@@ -8,7 +8,7 @@ import { CDC_NOTICES, cdcOfTable } from "../contract/subjects.js";
 import { CutOff, follow, Track } from "../rules/track.js";
 import { lacks } from "../stores/shapes.js";
 import { Boundaries, Incomplete } from "./boundaries.js";
-import { checkPublished, SnapshotUnusable } from "./gathering.js";
+import { checkPublished, SnapshotUnusable } from "./gathered.js";
 import { asLive, asTold, localOf } from "./state.js";
 
 /** Changes per local transaction, and the most for which the live tables may stand still. */
@@ -18,7 +18,7 @@ const LOOK_MS = 100;
 /**
  * Apply the events after the snapshot, and make the copy a live table at the live tables' checkpoint.
  * @param {import("./replica_state.js").ReplicaState} replica @param {import("./source_stream.js").SourceStream} source
- * @param {import("./following.js").Follower} follower @param {import("./gathering.js").Gathered} gathered
+ * @param {import("./following.js").Follower} follower @param {import("./gathered.js").Gathered} gathered
  */
 export async function join(replica, source, follower, gathered) {
   const { start } = gathered;
@@ -43,7 +43,7 @@ export async function join(replica, source, follower, gathered) {
 class Joiner {
   /**
    * @param {import("./replica_state.js").ReplicaState} replica @param {import("./source_stream.js").SourceStream} source
-   * @param {import("./following.js").Follower} follower @param {import("./gathering.js").Gathered} gathered
+   * @param {import("./following.js").Follower} follower @param {import("./gathered.js").Gathered} gathered
    * @param {import("../stores/shapes.js").TableShape} before The shape of the table that the copy replaces.
    * @param {Events} events
    */
@@ -161,7 +161,7 @@ class Events {
   /**
    * @param {import("./replica_state.js").ReplicaState} replica @param {import("./source_stream.js").SourceStream} source
    * @param {import("./source_stream.js").Consumer} consumer @param {readonly string[]} filters
-   * @param {import("./gathering.js").Gathered} gathered @param {AbortSignal} signal
+   * @param {import("./gathered.js").Gathered} gathered @param {AbortSignal} signal
    */
   constructor(replica, source, consumer, filters, gathered, signal) {
     const { start, staging, created } = gathered;

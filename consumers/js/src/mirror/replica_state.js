@@ -40,6 +40,8 @@ export class ReplicaState {
   toldOfOthers = new Map();
   /** Makes a new copy of a table; set by the session. @type {(token: string) => void} */
   needCopy = () => {};
+  /** Tables with so many rows are copied in rounds; 0 for none. */
+  roundsFromRows = 0;
   /** Rows of snapshots that are being gathered, by token. @type {Map<string, number>} */
   gathered = new Map();
   #session = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -30,14 +30,15 @@ const BRIDGE_EVERY_MS = 1_000;
 /**
  * Follow the tables until an error, or until the signal says to stop (then Ended).
  * @param {import("../stores/store.js").Store} store @param {import("./source_stream.js").Transport} transport
- * @param {{stream: string, tables: readonly string[], again: string[], lock: import("./tasks.js").Lock, zstdUrl?: string}} options
+ * @param {{stream: string, tables: readonly string[], again: string[], lock: import("./tasks.js").Lock, zstdUrl?: string, roundsFromRows: number}} options
  * `tables`: names or tokens, none for all. `again`: tables to copy again first; emptied.
- * `lock`: held while a local transaction is open.
+ * `lock`: held while a local transaction is open. `roundsFromRows`: tables with so many rows are copied in rounds; 0 for none.
  * @param {Events} events @param {AbortSignal} stop
  */
-export async function runSession(store, transport, { stream, tables, again, lock, zstdUrl }, events, stop) {
+export async function runSession(store, transport, { stream, tables, again, lock, zstdUrl, roundsFromRows }, events, stop) {
   const source = new SourceStream(transport, stream, { log: events.log, zstdUrl });
   const replica = new ReplicaState(store, stream, events, lock);
+  replica.roundsFromRows = roundsFromRows;
   await replica.load();
   if (replica.checkpoint !== null && replica.checkpoint.stream !== stream) {
     throw new Fatal(`the store has a copy of stream ${replica.checkpoint.stream}, not of ${stream}`, {

@@ -22,7 +22,7 @@ function isAnswerOf(message, stream) {
  * subject's last message; other bridges answer on the same subjects, so else ever larger ranges before it are read.
  * @param {import("./source_stream.js").SourceStream} source @param {string} subject @param {number} after
  */
-async function newestAnswer(source, subject, after) {
+export async function newestAnswer(source, subject, after) {
   const message = await source.transport.message(INIT, { last_by_subj: subject });
   if (message === null || message.seq <= after) return null;
   if (isAnswerOf(message, source.name)) return message;

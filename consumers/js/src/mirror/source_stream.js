@@ -20,10 +20,10 @@ import { Fatal, OutOfDate, Transient } from "../errors.js";
  * @property {(stream: string, deleted?: boolean) => Promise<any | null>} streamInfo The reply to STREAM.INFO; null when there is no stream.
  * @property {(stream: string, query: {seq?: number, next_by_subj?: string, last_by_subj?: string}) => Promise<Message | null>} message
  * @property {(stream: string, filters: readonly string[], startSeq: number) => Promise<Consumer>} consume
- * @property {(subject: string) => void} publish
+ * @property {(subject: string, body?: Uint8Array) => void} publish
  */
 
-/** The bridge's record, as far as readers need it. @typedef {{tables: string[], lastSeq: number, confirmedLsn: number}} BridgeRecord */
+/** The bridge's record, as far as readers need it; `large`: rows of large tables, by token. @typedef {{tables: string[], lastSeq: number, confirmedLsn: number, large: Map<string, number>}} BridgeRecord */
 
 /** One bridge's stream, as its readers see it. */
 export class SourceStream {
@@ -105,7 +105,7 @@ export class SourceStream {
       const raw = JSON.parse(new TextDecoder().decode(entry.data));
       const confirmed = Number(raw.confirmed_lsn);
       return {
-        tables: raw.tables.map(String), lastSeq: Number(raw.last_seq),
+        tables: raw.tables.map(String), lastSeq: Number(raw.last_seq), large: new Map(Object.entries(raw.large ?? {})),
         // versions before `pending_gap` put a gap's end there, an LSN of the timeline that was left
         confirmedLsn: raw.pending_gap === undefined && Number(raw.rank) === -1 ? Math.min(confirmed, Number(raw.lsn)) : confirmed,
       };

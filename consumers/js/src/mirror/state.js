@@ -110,7 +110,7 @@ export async function loadTables(store) {
 
 /** The statements that remove what is stored about a table; its rows stay. @param {import("../stores/dialect.js").Dialect} dialect @param {string} token */
 export const forgetTable = (dialect, token) =>
-  ["tables", "verified"].map((name) => ({ sql: `DELETE FROM ${dialect.own(name)} WHERE token = ${dialect.parameter(1)}`, params: [[token]] }));
+  ["tables", "verified", "rounds"].map((name) => ({ sql: `DELETE FROM ${dialect.own(name)} WHERE token = ${dialect.parameter(1)}`, params: [[token]] }));
 
 /** Up to where the live tables are complete, and in which stream. @typedef {{stream: string, created: string, cursor: import("../rules/track.js").Cursor, lastMessage: import("../contract/stream_view.js").LastMessage}} Checkpoint */
 

@@ -89,9 +89,9 @@ export class NatsTransport {
     }
   }
 
-  /** @param {string} subject */
-  publish(subject) {
-    this.#nats.publish(subject);
+  /** @param {string} subject @param {Uint8Array} [body] */
+  publish(subject, body) {
+    this.#nats.publish(subject, body);
   }
 }
 

@@ -6,14 +6,15 @@ import { keyOf } from "./shapes.js";
 /**
  * One statement that is executed once for each of `params`. `counted`: each execution must change exactly one row. `token` is
  * the table whose rows it changes, empty for the replica's own tables. `isRow`: each execution is a change of the source.
- * @typedef {{sql: string, params: unknown[][], counted?: boolean, token?: string, isRow?: boolean}} Statement
+ * `isDistinct`: no two of `params` are of one key, so that an upsert of many rows at once meets none twice.
+ * @typedef {{sql: string, params: unknown[][], counted?: boolean, token?: string, isRow?: boolean, isDistinct?: boolean}} Statement
  * @typedef {readonly [schema: string, name: string]} Local
  */
 
 /** @param {string} name */
 export const quoted = (name) => `"${name.replaceAll('"', '""')}"`;
 /** @param {Iterable<string>} names */
-const columnList = (names) => Array.from(names, quoted).join(", ");
+export const columnList = (names) => Array.from(names, quoted).join(", ");
 
 /** Columns that replicas made by earlier versions get: table, column, type. */
 export const LATER_COLUMNS = [
@@ -83,6 +84,10 @@ export class Dialect {
       `CREATE TABLE IF NOT EXISTS ${this.own("owner")} (id int PRIMARY KEY, session text NOT NULL)`,
       `CREATE TABLE IF NOT EXISTS ${this.own("verified")} (token text PRIMARY KEY, checked_at bigint NOT NULL,` +
         " equal_at bigint NOT NULL DEFAULT 0, mismatched bigint NOT NULL)",
+      `CREATE TABLE IF NOT EXISTS ${this.own("rounds")} (token text PRIMARY KEY, snapshot_id text NOT NULL,` +
+        " created text NOT NULL, init_seq bigint NOT NULL, init_at bigint NOT NULL, chunks bigint NOT NULL," +
+        " rows_done bigint NOT NULL, stream_seq bigint NOT NULL, lsn bigint NOT NULL, seq bigint NOT NULL," +
+        " snapshot_lsn bigint NOT NULL, touched int NOT NULL)",
     ];
   }
 
@@ -130,6 +135,11 @@ export class Dialect {
       `INSERT INTO ${live} (${columns}) SELECT ${columns} FROM ${this.table(staging)}`,
       this.dropTable(staging),
     ];
+  }
+
+  /** A column of a key as a value that can be bound again and that the bridge reads. @param {string} name */
+  keyValue(name) {
+    return quoted(name);
   }
 
   /** Insert or replace a row of one of the replica's own tables. @param {string} table @param {string} key @param {Record<string, unknown>} values @returns {Statement} */
@@ -198,6 +208,11 @@ export class PostgresDialect extends Dialect {
 
   rowId() {
     return "ctid";
+  }
+
+  /** @param {string} name */
+  keyValue(name) {
+    return `${quoted(name)}::text`;
   }
 
   /** @param {Local} local */

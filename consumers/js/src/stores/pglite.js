@@ -10,6 +10,8 @@ const UNIQUE_VIOLATION = "23505";
 /** New rows of a table in one statement. */
 const ROWS_PER_INSERT = 500;
 const PARAMETERS_MAX = 32_000;
+/** What follows the values of an upsert. */
+const UPSERT = / ON CONFLICT \((?:"(?:[^"]|"")*"(?:, )?)+\) DO .*$/s;
 /** OIDs of types for which PGlite wants values of JavaScript, where the store has PostgreSQL's own text: boolean, bytea, json, jsonb. */
 const TEXTS = [16, 17, 114, 3802];
 const AS_TEXT = { serializers: Object.fromEntries(TEXTS.map((oid) => [oid, (/** @type {string} */ text) => text])) };
@@ -61,8 +63,9 @@ class PgliteStore {
   }
 
   /** @param {import("./dialect.js").Statement} statement @param {string} token */
-  async #execute({ sql, params, counted }, token) {
-    if (params.length > 1 && /^INSERT INTO .* VALUES \(\$1/s.test(sql)) return this.#insert(sql, params);
+  async #execute({ sql, params, counted, isDistinct }, token) {
+    const isMany = params.length > 1 && /^INSERT INTO .* VALUES \(\$1/s.test(sql);
+    if (isMany && (isDistinct || !UPSERT.test(sql))) return this.#insert(sql, params);
     if (params.length === 1 && params[0].length === 0) {
       await this.#db.exec(sql);
       return;
@@ -78,12 +81,13 @@ class PgliteStore {
   /** Many rows at once: a statement's cost here is mostly not that of its rows. @param {string} sql @param {readonly (readonly unknown[])[]} rows */
   async #insert(sql, rows) {
     const head = sql.slice(0, sql.lastIndexOf(" VALUES ($1") + 8);
+    const tail = UPSERT.exec(sql)?.[0] ?? "";
     const width = rows[0].length;
     const step = Math.max(1, Math.min(ROWS_PER_INSERT, Math.floor(PARAMETERS_MAX / width)));
     for (let first = 0; first < rows.length; first += step) {
       const some = rows.slice(first, first + step);
       const marks = some.map((_, row) => `(${Array.from({ length: width }, (_, i) => `$${row * width + i + 1}`).join(", ")})`);
-      await this.#db.query(head + marks.join(", "), some.flat().map(asText), AS_TEXT);
+      await this.#db.query(head + marks.join(", ") + tail, some.flat().map(asText), AS_TEXT);
     }
   }
 
