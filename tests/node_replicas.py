@@ -83,7 +83,7 @@ class NodeReplica(MirrorProcess):
     def start(self) -> None:
         given = dict(zip(self._flags[::2], self._flags[1::2], strict=True))
         tables = given.pop("--tables", "")
-        names = {"--stream": "STREAM", "--again": "AGAIN"}
+        names = {"--stream": "STREAM", "--again": "AGAIN", "--rounds-from": "ROUNDS_FROM"}
         env = {**os.environ, **self.env, **{names[flag]: value for flag, value in given.items()}}
         if "NATS_USER" in self.env:
             env["NATS_URL"] = self.env["NATS_URL"]

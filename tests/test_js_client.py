@@ -10,7 +10,9 @@ import pytest
 
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge
+from tests.large_table import ITEMS, writing_items
 from tests.node_replicas import NodeReplica, client
+from tests.rounds import rounds
 from tests.servers import Database
 
 MakeReplica = Callable[..., NodeReplica]
@@ -44,6 +46,27 @@ def test_a_replica_in_node_equals_its_source(
     replica.wait_for("SELECT id, name FROM users WHERE id IN (1, 2, 30000) ORDER BY id", [(1, "Ada"), (30000, "Grace")])
     replica.assert_equal(database.dsn)
     assert replica.stop() == 0
+
+
+def test_a_large_table_is_copied_in_rounds_and_continued_after_kills(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge, make_replica: MakeReplica
+) -> None:
+    database.execute(ITEMS)
+    bridge = make_bridge(database, nats, "--snapshot-round-s", "1", "--snapshot-rate-mb-s", "1")
+    with writing_items(database):
+        replica = make_replica("--rounds-from", "60000")
+        replica.wait_until(lambda: replica.query(f"SELECT chunks > 1 FROM {replica.own('rounds')}") == [(1,)])
+        replica.kill()
+        bridge.kill()
+        bridge.start()
+        replica.start()
+        replica.wait_live(1)
+    (snapshot,) = rounds(nats.url, "items+ranges")
+    assert snapshot.meta is not None
+    assert len(snapshot.places) > 2
+    assert "the copy of items continues after" in replica.log()
+    replica.assert_equal(database.dsn)
+    assert replica.query(f"SELECT count(*) FROM {replica.own('rounds')}") == [(0,)]
 
 
 def test_the_clients_own_tests_pass() -> None:

@@ -2,57 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from random import Random
-
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeMirror
+from tests.large_table import ITEMS, ROWS, writing_items
 from tests.rounds import rounds
-from tests.servers import HANG_S, Database, wait_for
-
-ROWS = 70_000
-ITEMS = f"""
-CREATE TABLE items (id bigint PRIMARY KEY, v int, big text);
-ALTER TABLE items ALTER COLUMN big SET STORAGE EXTERNAL;
-INSERT INTO items SELECT g, 0, CASE WHEN g % 200 = 0 THEN repeat('x', 3000) ELSE 'small' END FROM generate_series(1, {ROWS}) g;
-CREATE PUBLICATION cdc_pub FOR TABLE items WHERE (id > 0);
-ANALYZE items;
-"""
-
-
-@contextmanager
-def writer(database: Database) -> Iterator[None]:
-    """Rows come, go, change their keys and large values, and move into the row filter and out of it."""
-    done, chance = threading.Event(), Random(1)
-
-    def write() -> None:
-        fresh = 10_000_000
-        with database.connect() as connection:
-            while not done.is_set():
-                fresh, some = fresh + 1, 200 * chance.randint(1, ROWS // 200) - chance.choice((0, 0, 1))
-                connection.execute(
-                    chance.choice(
-                        [
-                            "INSERT INTO items VALUES (%(fresh)s, 1, 'new')",
-                            "UPDATE items SET v = v + 1 WHERE id = %(some)s",
-                            "UPDATE items SET id = -id WHERE id IN (%(some)s, -%(some)s)",
-                            "UPDATE items SET id = -id WHERE id < 0",
-                            "UPDATE items SET id = %(fresh)s WHERE id = %(some)s",
-                            "DELETE FROM items WHERE id = %(some)s - 7",
-                        ]
-                    ),
-                    {"fresh": fresh, "some": some},
-                )
-
-    thread = threading.Thread(target=write, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(HANG_S)
+from tests.servers import Database, wait_for
 
 
 def test_a_large_table_is_copied_in_rounds_and_continued_after_kills(
@@ -61,7 +15,7 @@ def test_a_large_table_is_copied_in_rounds_and_continued_after_kills(
     database.execute(ITEMS)
     bridge = make_bridge(database, nats, "--snapshot-round-s", "1", "--snapshot-rate-mb-s", "1")
     mirror = make_mirror("--rounds-from", "60000", start=False)
-    with writer(database):
+    with writing_items(database):
         mirror.start()
         wait_for(lambda: any(len(one.chunks) > 1 for one in rounds(nats.url, "items+ranges")))
         mirror.wait_until(lambda: mirror.query(f"SELECT chunks > 0 FROM {mirror.own('rounds')}")[0][0] in (1, True))

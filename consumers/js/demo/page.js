@@ -59,11 +59,11 @@ replica.onStatus((status) => {
   $("state").textContent = words[status.state] ?? status.state;
   $("reason").textContent = status.reason;
   $("position").textContent = number.format(status.position);
-  $("tables").replaceChildren(...status.tables.map(({ table, state, rowsCopied, reason }) => {
+  $("tables").replaceChildren(...status.tables.map(({ table, state, rowsCopied, rowsExpected, reason }) => {
     const row = document.createElement("button");
     row.className = `table ${state}`;
     row.title = reason;
-    const says = state === "live" ? "" : rowsCopied === null ? state : `${number.format(rowsCopied)} rows`;
+    const says = state === "live" ? "" : rowsCopied === null ? state : `${number.format(rowsCopied)}${rowsExpected === null ? "" : ` of about ${number.format(rowsExpected)}`} rows`;
     row.innerHTML = `<b></b><i></i><span data-count="${table}"></span>`;
     row.querySelector("b").textContent = table;
     row.querySelector("i").textContent = says;

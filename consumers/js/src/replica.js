@@ -25,8 +25,8 @@ const ROUNDS_FROM_ROWS = 1_000_000;
  */
 
 /**
- * A table of the replica. `rowsCopied` while a copy of it is made.
- * @typedef {{table: string, token: string, state: import("./mirror/state.js").State, reason: string, rowsCopied: number | null}} TableStatus
+ * A table of the replica. `rowsCopied` while a copy of it is made, `rowsExpected` if that is in rounds and PostgreSQL has statistics.
+ * @typedef {{table: string, token: string, state: import("./mirror/state.js").State, reason: string, rowsCopied: number | null, rowsExpected: number | null}} TableStatus
  *
  * `connecting`: NATS is not reached. `waiting`: for a bridge. `copying`: some tables are not current yet. `live`: all are followed.
  * `paused`, `failed`, `closed`: nothing happens. `lagMs`: 0 when everything in the stream is applied; else how long ago that was so,
@@ -92,7 +92,8 @@ export class Replica {
     const records = [...(this.#replica?.tables.values() ?? [])];
     const gathered = this.#replica?.gathered;
     const tables = records.map(({ token, state, reason }) =>
-      ({ table: tableName(token), token, state, reason, rowsCopied: gathered?.get(token) ?? null }));
+      ({ table: tableName(token), token, state, reason, rowsCopied: gathered?.get(token)?.rows ?? null,
+        rowsExpected: gathered?.get(token)?.expected ?? null }));
     /** @type {Status["state"]} */
     let state = this.#phase;
     if (state === "live" && (tables.length === 0 || tables.some((one) => one.state === "waiting" || one.state === "stale"))) state = "copying";

@@ -62,8 +62,8 @@ export async function stagingShape(replica, start) {
   };
 }
 
-/** Say how many rows of a table's copy are there. @param {import("./replica_state.js").ReplicaState} replica @param {string} token @param {number} rows */
-export function tellProgress(replica, token, rows) {
-  replica.gathered.set(token, rows);
+/** Say how many rows of a table's copy are there, of about how many; null where that is not known. @param {import("./replica_state.js").ReplicaState} replica @param {string} token @param {number} rows @param {number | null} [expected] */
+export function tellProgress(replica, token, rows, expected = null) {
+  replica.gathered.set(token, { rows, expected });
   replica.events.tableChanged(replica.table(token));
 }

@@ -42,7 +42,7 @@ export class ReplicaState {
   needCopy = () => {};
   /** Tables with so many rows are copied in rounds; 0 for none. */
   roundsFromRows = 0;
-  /** Rows of snapshots that are being gathered, by token. @type {Map<string, number>} */
+  /** Rows of snapshots that are being gathered, and how many are expected, by token. @type {Map<string, {rows: number, expected: number | null}>} */
   gathered = new Map();
   #session = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 

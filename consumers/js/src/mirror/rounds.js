@@ -163,7 +163,7 @@ class RoundsReader {
         if (await replica.lock.hold(() => replica.store.exists(shape.local))) {
           this.#start = start;
           this.#place = place;
-          tellProgress(replica, token, place.rowsDone);
+          tellProgress(replica, token, place.rowsDone, start.rowsExpected || null);
           replica.events.log(`the copy of ${token} continues after ${place.rowsDone} rows`);
           return place.initAt + 1;
         }
@@ -238,7 +238,7 @@ class RoundsReader {
     this.#start = start;
     this.#place = place;
     await this.closeEvents();
-    tellProgress(replica, token, 0);
+    tellProgress(replica, token, 0, start.rowsExpected || null);
   }
 
   /** @param {RangesStart} start */
@@ -273,7 +273,7 @@ class RoundsReader {
     if (place.touched === 1 && (await this.#incomplete(1)).length > 0) rows.push(...joined(statements.filled(chunk.rows)));
     await replica.run([...rows, saved(replica.dialect, place)]);
     this.#place = place;
-    tellProgress(replica, this.token, place.rowsDone);
+    tellProgress(replica, this.token, place.rowsDone, start.rowsExpected || null);
   }
 
   /** Why the first chunk does not lead to the present. @param {RangesChunk} chunk @param {RangesStart} start */
