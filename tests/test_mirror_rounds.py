@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge, MakeMirror
-from tests.large_table import ITEMS, ROWS, writing_items
+from tests.large_table import ITEMS, ROWS, TO_THE_FRONT, writing_items
 from tests.rounds import rounds
 from tests.servers import Database, wait_for
 
@@ -20,6 +20,7 @@ def test_a_large_table_is_copied_in_rounds_and_continued_after_kills(
         wait_for(lambda: any(len(one.chunks) > 1 for one in rounds(nats.url, "items+ranges")))
         mirror.wait_until(lambda: mirror.query(f"SELECT chunks > 0 FROM {mirror.own('rounds')}")[0][0] in (1, True))
         mirror.kill()
+        database.execute(TO_THE_FRONT)
         bridge.kill()
         bridge.start()
         mirror.start()

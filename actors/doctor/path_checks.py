@@ -44,7 +44,7 @@ class PathSide:
     def checks(self, *, with_round_trip: bool) -> dict[str, Check[BothSides]]:
         """Return the checks by name."""
         found: dict[str, Check[BothSides]] = {
-            "resume": self._resume, "paused": self._paused, "record": self._record, "other bridges": self._other_bridges,
+            "resume": self._resume, "record": self._record, "other bridges": self._other_bridges,
             "widest row": self._widest, "clocks": self._clocks,
         }  # fmt: skip
         return {**found, "round trip": self._round_trip if with_round_trip else _not_tried}
@@ -71,22 +71,19 @@ class PathSide:
         where = "nothing is stored yet: from the slot's position on"
         if start.last_seq:
             where = f"after message {start.last_seq:,}, which is at {format_lsn(start.skip.lsn)}"
-        return Found(f"{where}; {start.warning}" if start.warning else where)
+        return warned(f"{where}; {start.warning}" if start.warning else where, await self._paused(sides))
 
-    async def _paused(self, sides: BothSides) -> Found:
-        """See whether somebody paused the bridge: everything else may be well, and nothing is stored."""
+    async def _paused(self, sides: BothSides) -> Problem | None:
+        """Return the problem that somebody has paused the bridge: everything else may be well, and nothing is stored."""
         stream = self._config.publish.stream
-        if not self._nats.is_known:
-            raise NotChecked("it is unknown which streams exist")
         entry = None
         if bucket_stream(BRIDGES) in self._nats.infos:
             entry = await JetStream(sides.nats).kv_get(BRIDGES, stream)
         since = 0.0 if entry is None else BridgeRecord.decode(entry.data, stream).paused_at
         if not since:
-            return Found("nobody has paused the bridge", level="note")
-        return warned("", Problem(
-            "", paused_words(since), means="nothing is stored meanwhile, and PostgreSQL keeps the WAL", fix="walbridge resume",
-        ))  # fmt: skip
+            return None
+        means = "nothing is stored meanwhile, and PostgreSQL keeps the WAL"
+        return Problem("", f"the bridge is {paused_words(since)}", means=means, fix="walbridge resume")
 
     async def _own_record(self, sides: BothSides) -> BridgeRecord:
         """Return what the bridge would write of itself, without a position."""

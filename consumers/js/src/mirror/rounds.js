@@ -403,6 +403,7 @@ class RoundsReader {
     for (let some = waiting.shift(); some !== undefined; some = waiting.shift()) {
       if (some.length === 0) continue;
       const body = this.#body(start, some);
+      this.replica.events.log(`asking for ${some.length} rows of ${this.token} that lack values`);
       const chunks = body.length <= BODY_BYTES_MAX || some.length === 1 ? await this.#answer(start, body) : null;
       if (chunks !== null) {
         await this.#replace(start, some, chunks);
