@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 # the containers are not this user
 mkdir -p secrets && chmod 700 secrets
 for name in postgres_password postgres_bridge_password postgres_monitor_password nats_bridge_password nats_mirror_password \
-    nats_consumer_password nats_admin_password nats_cluster_password bridge_http_token grafana_admin_password; do
+    nats_consumer_password nats_browser_password nats_admin_password nats_cluster_password bridge_http_token grafana_admin_password; do
   if [ ! -s "secrets/$name" ]; then
     # hexadecimal: nothing to escape, whatever reads it
     od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > "secrets/$name.new"

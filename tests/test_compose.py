@@ -53,6 +53,7 @@ from tests.servers import HANG_S, ROOT, Database, read_stream, wait_for_events
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 CLUSTER = read_compose(COMPOSE, "compose.cluster.yaml")
 LOGS = read_compose(COMPOSE, "compose.logs.yaml")
+WEBSOCKET = read_compose(COMPOSE, "compose.websocket.yaml")
 ALERTS = COMPOSE / "prometheus/walbridge-alerts.yml"
 DASHBOARD: dict[str, Any] = json.loads((COMPOSE / "grafana/dashboards/walbridge.json").read_text())
 
@@ -66,6 +67,13 @@ def test_the_compose_files_keep_to_the_compose_specification(name: str, tmp_path
     wrong = tmp_path / "compose.yaml"
     wrong.write_text((COMPOSE / name).read_text().replace("read_only", "read_onyl"))
     assert "read_onyl" in departure_from("vendor.compose-spec", wrong)
+
+
+def test_the_file_for_browsers_adds_one_port_with_tls_to_nats(tmp_path: Path) -> None:
+    assert departure_from("vendor.compose-spec", COMPOSE / "compose.websocket.yaml") == ""
+    assert WEBSOCKET["services"] == {
+        "nats": {"command": ["-c", "/etc/nats/websocket.conf"], "volumes": ["./tls:/etc/nats-tls:ro"], "ports": ["8443:8443"]}
+    }
 
 
 @pytest.mark.skipif(
@@ -490,9 +498,14 @@ def test_the_role_of_init_carries_a_whole_run_and_may_do_nothing_else(
 # -- NATS: nats/
 
 
-@pytest.mark.parametrize("name", ["nats.conf", "cluster.conf"])
+@pytest.mark.parametrize("name", ["nats.conf", "cluster.conf", "websocket.conf"])
 def test_nats_server_accepts_the_configuration(name: str, tmp_path: Path) -> None:
     folder = with_secrets(tmp_path)
+    tls = folder / "nats" / "websocket.conf"
+    tls.write_text(tls.read_text().replace("/etc/nats-tls", str(tmp_path)))
+    key, certificate = tmp_path / "privkey.pem", tmp_path / "fullchain.pem"
+    make = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=nats -keyout {key} -out {certificate}"
+    subprocess.run(make.split(), check=True, capture_output=True)
     config = folder / "nats" / "nats.conf"
     config.write_text(config.read_text().replace('"/data"', f'"{tmp_path}/data"'))
     env = {"PATH": f"{find_nats_server().parent}:{os.environ['PATH']}", "NATS_SERVER_NAME": "n1",
@@ -504,7 +517,7 @@ def test_nats_server_accepts_the_configuration(name: str, tmp_path: Path) -> Non
     assert subprocess.run(command, env=env, capture_output=True, check=False).returncode != 0
 
 
-USERS = ("bridge", "mirror", "consumer", "admin")
+USERS = ("bridge", "mirror", "consumer", "browser", "admin")
 
 
 @pytest.fixture
@@ -788,7 +801,14 @@ def test_a_consumer_reads_from_an_account_of_its_own_and_can_reach_nothing_else(
         return reached
 
     assert as_user(server, "consumer", attack) == []
+    assert as_user(server, "browser", attack) == []
     assert stored() == before
+    forbidden = [
+        "cdc.users.insert", "init.start.users", "$JS.ACK.x", "$JS.CDC.API.CONSUMER.CREATE.CDC.x", "$JS.CDC.API.CONSUMER.MSG.NEXT.CDC.x",
+        "$JS.CDC.API.DIRECT.GET.CDC", "$JS.CDC.API.STREAM.NAMES", "$JS.API.STREAM.INFO.CDC", "$KV.bridges.CDC", "_INBOX.somebody",
+    ]  # fmt: skip
+    assert refusals(server, "browser", forbidden) == forbidden
+    assert refusals(server, "browser", ["snapshot.request.users"]) == []
 
     async def prepare(client: Client, _: list[str]) -> None:
         await client.jetstream().add_consumer("CDC", ConsumerConfig(durable_name="reader", filter_subject="cdc.users.>"))

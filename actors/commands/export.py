@@ -87,7 +87,7 @@ PLACES: Mapping[str, Sequence[str]] = {
 }
 """File of `compose/` -> where names stand in it; filled with the default names, a place is the text of the file."""
 
-NOT_EXPORTED = ("secrets", ".env", "*.whl")
+NOT_EXPORTED = ("secrets", "tls", ".env", "*.whl")
 """What a user of the checkout's `compose/` makes there."""
 
 

@@ -3,7 +3,7 @@
 # configuration, where 1e5 would be a number.
 set -eu
 secrets=${SECRETS_DIR:-/run/secrets}
-for name in bridge mirror consumer admin cluster; do
+for name in bridge mirror consumer browser admin cluster; do
   file="$secrets/nats_${name}_password"
   if [ -r "$file" ]; then
     upper=$(echo "$name" | tr '[:lower:]' '[:upper:]')

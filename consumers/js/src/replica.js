@@ -18,6 +18,7 @@ const ROUNDS_FROM_ROWS = 1_000_000;
  * @property {string[]} [again] Tables to copy again once.
  * @property {Record<string, unknown>} [nats] More options of the connection: `user` and `pass`, `token`, `authenticator`, `tls`.
  * @property {string} [domain] JetStream's domain, for a user of an account that imports the streams.
+ * @property {boolean} [makesConsumers] false for a user who may make no consumers: stored messages are read by their sequences.
  * @property {number} [roundsFromRows] Tables with so many rows are copied in rounds, each of which a restart keeps; 1,000,000 by
  * default, 0 for none.
  * @property {string} [zstdUrl] Where a page keeps the file `zstd.wasm` of the zstd package, for compressed streams.
@@ -263,7 +264,7 @@ export class Replica {
 
   /** One connection and the session on it. @param {AbortSignal} signal */
   async #connected(signal) {
-    const { servers, nats: more, stream = "CDC", tables = [], again = [], domain, zstdUrl, roundsFromRows = ROUNDS_FROM_ROWS } = this.#options;
+    const { servers, nats: more, stream = "CDC", tables = [], again = [], domain, makesConsumers, zstdUrl, roundsFromRows = ROUNDS_FROM_ROWS } = this.#options;
     // a session begins at the stored place: a connection that mends itself would have nothing to mend
     const nats = await this.#connect([servers].flat(), { timeout: 5_000, reconnect: false, pingInterval: 10_000, ...more });
     const ended = new AbortController();
@@ -278,7 +279,7 @@ export class Replica {
     try {
       if (signal.aborted) end();
       await runSession(
-        this.#store, new NatsTransport(nats, domain), { stream, tables, again, lock: this.#lock, zstdUrl, roundsFromRows },
+        this.#store, new NatsTransport(nats, { domain, makesConsumers }), { stream, tables, again, lock: this.#lock, zstdUrl, roundsFromRows },
         this.#events, ended.signal,
       );
     } catch (error) {

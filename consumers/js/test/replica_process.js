@@ -11,6 +11,8 @@ const failed = (error) => {
 const replica = await openReplica({
   servers: process.env.NATS_URL ?? "nats://127.0.0.1:4222", stream: process.env.STREAM ?? "CDC", tables,
   roundsFromRows: process.env.ROUNDS_FROM === undefined ? undefined : Number(process.env.ROUNDS_FROM),
+  domain: process.env.DOMAIN, makesConsumers: process.env.MAKES_CONSUMERS !== "no",
+  nats: process.env.NATS_AS === undefined ? {} : { user: process.env.NATS_AS, pass: process.env.NATS_PASS },
   again: (process.env.AGAIN ?? "").split(",").filter(Boolean),
   store: await openStore(kind, path), log: (words) => console.log(words),
 }).catch(failed);

@@ -11,6 +11,8 @@ export const CDC_ALL = "cdc.>";
 /** What concerns several tables: gaps and changes of the publication. */
 export const CDC_NOTICES = `cdc.${BRIDGE_TOKEN}.>`;
 
+/** Prefix of each subject of a stream on the wire; INIT and the stream CDC have none, others remove it before they store. @param {string} stream */
+export const publishPrefix = (stream) => (stream === CDC || stream === INIT ? "" : `_${stream}.`);
 /** @param {string} token */
 export const cdcOfTable = (token) => `cdc.${token}.>`;
 /** @param {string} token */

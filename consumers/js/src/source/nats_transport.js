@@ -2,6 +2,7 @@
 
 import { Transient } from "../errors.js";
 import { PullConsumer } from "./pull_consumer.js";
+import { SequenceReader } from "./sequence_reader.js";
 
 const REQUEST_MS = 5_000;
 const INACTIVE_MS = 300_000;
@@ -21,10 +22,15 @@ export class NatsTransport {
   #nats;
   #prefix;
   #mayDelete = true;
+  #makesConsumers;
 
-  /** @param {import("@nats-io/nats-core").NatsConnection} nats @param {string} [domain] JetStream's, if it is in another account. */
-  constructor(nats, domain) {
+  /**
+   * `domain`: JetStream's, if it is in another account. `makesConsumers`: false for a user who may not.
+   * @param {import("@nats-io/nats-core").NatsConnection} nats @param {{domain?: string, makesConsumers?: boolean}} [more]
+   */
+  constructor(nats, { domain, makesConsumers = true } = {}) {
     this.#nats = nats;
+    this.#makesConsumers = makesConsumers;
     this.#prefix = domain ? `$JS.${domain}.API` : "$JS.API";
   }
 
@@ -67,6 +73,7 @@ export class NatsTransport {
 
   /** @param {string} stream @param {readonly string[]} filters @param {number} startSeq */
   async consume(stream, filters, startSeq) {
+    if (!this.#makesConsumers) return new SequenceReader(this.#nats, this, stream, filters, startSeq);
     const name = `walbridge-${crypto.randomUUID()}`;
     const config = {
       name, deliver_policy: "by_start_sequence", opt_start_seq: startSeq, ack_policy: "none", replay_policy: "instant",
