@@ -68,7 +68,7 @@ def test_it_copies_follows_and_goes_on_after_kills_and_is_equal(
     def write() -> None:
         with database.connect() as connection:
             for i in range(10_000_000):
-                if done.is_set():
+                if done.wait(0.004):
                     return
                 connection.execute("INSERT INTO others (v) SELECT 'x' FROM generate_series(1, %s)", [1 + 40 * (i % 3)])
                 connection.execute("UPDATE users SET name = 'at ' || %s WHERE id %% 500 = %s", [i, i % 500])

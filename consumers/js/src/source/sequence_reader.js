@@ -13,7 +13,7 @@ import { News } from "../mirror/tasks.js";
 /** Requests that are under way at the same time, at most. */
 const WINDOW_MAX = 256;
 /** A window of which fewer messages are wanted is too wide. */
-const DENSE = 1 / 8;
+const DENSE = 1 / 16;
 /** How often to look for news that nobody tells, and how often once somebody has told some. */
 const [LOOK_MS, LOOK_WHEN_TOLD_MS] = [500, 5_000];
 
@@ -25,6 +25,8 @@ export class SequenceReader {
   #at;
   #window = 1;
   #created = "";
+  /** The stream's last sequence as of the last look. */
+  #last = 0;
   #isAtEnd = false;
   #news = new News();
   /** Whether there may be more than at the last look. */
@@ -75,6 +77,14 @@ export class SequenceReader {
 
   /** Messages of the next sequences; none if none of them is wanted. */
   async #read() {
+    if (this.#at > this.#last) await this.#look();
+    /** @type {import("../mirror/source_stream.js").Message[]} */
+    const found = this.#at > this.#last ? [] : this.#window === 1 ? await this.#next(this.#last) : await this.#run(this.#last);
+    this.#isAtEnd = this.#at > this.#last;
+    return found;
+  }
+
+  async #look() {
     this.#isDue = false;
     this.#lookedAt = performance.now();
     const info = await this.#transport.streamInfo(this.#stream); // the leader's: what it has now is all there now
@@ -85,11 +95,7 @@ export class SequenceReader {
       throw new Transient(`stream ${this.#stream} is not what it was`, { code: "WB214" });
     }
     this.#created = created;
-    /** @type {import("../mirror/source_stream.js").Message[]} */
-    let found = [];
-    if (last >= this.#at) found = this.#window === 1 ? await this.#next(last) : await this.#run(last);
-    this.#isAtEnd = this.#at > last;
-    return found;
+    this.#last = last;
   }
 
   /** The next wanted message up to `last`. @param {number} last */
