@@ -48,6 +48,30 @@ export class Tasks {
 /** Wait so long. @param {number} ms @param {AbortSignal} signal @returns {Promise<void>} */
 export const sleep = (ms, signal) => new News().wait(signal, ms);
 
+/** @type {(() => void)[]} */
+const breathing = [];
+/** @type {MessageChannel | undefined} */
+let channel;
+
+/**
+ * Let what has arrived be taken in: wait until the tasks that are queued now have run. A timer would wait for milliseconds.
+ * @returns {Promise<void>}
+ */
+export function breath() {
+  return new Promise((resolve) => {
+    if (typeof setImmediate === "function") {
+      setImmediate(resolve);
+      return;
+    }
+    if (channel === undefined) {
+      channel = new MessageChannel();
+      channel.port1.onmessage = () => breathing.shift()?.();
+    }
+    breathing.push(resolve);
+    channel.port2.postMessage(0);
+  });
+}
+
 /** Something that happens again and again. */
 export class News {
   /** @type {Set<() => void>} */

@@ -6,7 +6,7 @@
  */
 
 import { Transient } from "../errors.js";
-import { News } from "../mirror/tasks.js";
+import { breath, News } from "../mirror/tasks.js";
 
 /** Messages requested at a time; at most twice as many wait here. */
 const BATCH = 1_000;
@@ -71,6 +71,11 @@ export class PullConsumer {
         await this.#news.wait(signal, left);
         if (this.#waiting.length === 0) this.#pull();
       }
+    }
+    // more may have arrived while the reader was busy: one local transaction for all of it, and not one each
+    for (let seen = 0; seen < this.#waiting.length && this.#waiting.length < BATCH; ) {
+      seen = this.#waiting.length;
+      await breath();
     }
     if (!this.#fault && this.#waiting.length === 0 && this.#asked > 0 && performance.now() - this.#heardAt > SILENCE_MS) {
       this.#fault = `no message and no heartbeat for ${SILENCE_MS / 1000} s`;
