@@ -52,7 +52,8 @@ def test_json_is_what_a_bridge_with_json_would_have_written(row: dict[str, Any])
     assert shown == {"stream_seq": 3, "operation": "INSERT", "data": plain(row)}
     for name, value in row.items():
         if name.isprintable() and isinstance(value, int | float) and not isinstance(value, bool):
-            assert shown["data"][name] == value or float(shown["data"][name]) == value or math.isnan(value)
+            written = shown["data"][name]  # a large integer is text, as what is no number is
+            assert written == value or type(value)(written) == value or math.isnan(value)
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.integers(0, 3) | st.sampled_from(["x", "a=1", "1"]), min_size=1))

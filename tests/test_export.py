@@ -60,7 +60,7 @@ def test_the_default_names_are_those_of_the_settings_and_every_place_of_a_name_i
         assert "ORDERS" in after[name] or name in ("prometheus/prometheus.yml", "init/02-walbridge-role.sql")
         assert not re.search(r"@[a-z_]+(?:\|[a-z]+)?@", after[name]), name
     left = [line for name in PLACES for line in after[name].splitlines() if "CDC" in line]
-    account = r"^#|^  CDC \{$|^      \{ service: \{ account: CDC, subject: "
+    account = r"^ *#|^  CDC \{$|^      \{ (service|stream): \{ account: CDC, subject: |^ +publish: .*\$JS\.CDC\.API"
     assert all(re.search(account, line) for line in left), "the account is called so whatever the stream's name"
 
 
