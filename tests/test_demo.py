@@ -155,6 +155,14 @@ def test_what_a_killed_demo_left_is_removed_and_what_a_running_one_holds_is_not(
         os.utime(running / "lock", (0, 0))
         _remove_left_over(tmp_path)
         assert (killed.exists(), running.exists(), young.exists()) == (False, True, True)
+    target = tmp_path / "somebody's file"
+    target.write_text("kept")
+    linked = tmp_path / "walbridge-demo-linked"
+    linked.mkdir()
+    (linked / "lock").symlink_to(target)
+    os.utime(target, (0, 0))
+    _remove_left_over(tmp_path)
+    assert target.read_text() == "kept", "a link is not followed"
 
 
 def test_ctrl_c_ends_it_in_order_and_what_was_asked_for_is_kept(tmp_path: Path) -> None:

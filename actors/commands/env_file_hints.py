@@ -35,7 +35,7 @@ def _beside(env_file: Path, code: str) -> str:
 
 def script_command(env_file: Path) -> str:
     """The shell line with which an administrator runs the script of `walbridge init`."""
-    parts = urlsplit(read_env_file(env_file)["DATABASE_URL"])
+    parts = urlsplit(read_env_file(env_file).get("DATABASE_URL", "the database"))  # somebody may have written its parts instead
     database = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     words = shlex.quote(str(env_file)), shlex.quote(database), shlex.quote(str(env_file.with_name(INIT_WRITES_SQL)))
     return "env $(grep ^POSTGRES_BRIDGE_PASSWORD= {}) psql -U postgres -d {} -f {}".format(*words)

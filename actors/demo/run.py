@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -101,10 +102,13 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 
 def _remove_left_over(base: Path) -> None:
-    """Remove the folders of demos that were killed: their servers ended with them, so nobody holds their locks."""
+    """Remove the folders of our demos that were killed: their servers ended with them, so nobody holds their locks."""
     for lock in base.glob(f"{PREFIX}*/{LOCK}"):
         with suppress(OSError, Fatal):
-            if time.time() - lock.stat().st_mtime > LEFT_OVER_S:  # a younger one may be about to be held
+            folder, file = lock.parent.lstat(), lock.lstat()
+            # another user's folder may hold a link to anything
+            is_ours = stat.S_ISDIR(folder.st_mode) and folder.st_uid == os.geteuid() and stat.S_ISREG(file.st_mode)
+            if is_ours and time.time() - file.st_mtime > LEFT_OVER_S:  # a younger one may be about to be held
                 with owned(lock.parent):
                     shutil.rmtree(lock.parent, ignore_errors=True)
 
