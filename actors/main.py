@@ -118,7 +118,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "walbridge export compose --dir ops",
     ),
     "cleanup": ("walbridge cleanup", "walbridge cleanup --slot-only --yes"),
-    "demo": ("walbridge demo", "walbridge demo --seconds 60 --rate 1000", "walbridge demo --keep demo-data"),
+    "demo": (
+        "walbridge demo",
+        "walbridge demo --seconds 60 --rate 1000",
+        "walbridge demo --keep demo-data",
+        "walbridge demo --browser",
+    ),
     "produce bulk": ("walbridge produce bulk 1000",),
     "help": ("walbridge help WB107", "walbridge help WalbridgeLag", "walbridge help tail", "walbridge help env"),
 }

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
+import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from actors.embedded.nats import NatsServer
+from tests.command_line import run_here
 from tests.conftest import MakeBridge
 from tests.large_table import ITEMS, TO_THE_FRONT, writing_items
 from tests.node_replicas import NodeReplica, client
 from tests.rounds import rounds
-from tests.servers import Database
+from tests.servers import HANG_S, ROOT, Database
 
 MakeReplica = Callable[..., NodeReplica]
 
@@ -69,6 +74,28 @@ def test_a_large_table_is_copied_in_rounds_and_continued_after_kills(
     assert "rows of items that lack values" in replica.log()
     replica.assert_equal(database.dsn)
     assert replica.query(f"SELECT count(*) FROM {replica.own('rounds')}") == [(0,)]
+
+
+def test_the_demo_in_a_browser_is_served_and_says_what_it_needs(tmp_path: Path) -> None:
+    without = run_here("demo", "--browser", env={"PATH": str(tmp_path)})
+    assert (without.returncode, "error WB411: --browser: there is no Node" in without.stderr) == (2, True), without.stderr
+    both = run_here("demo", "--browser", "--seconds", "3")
+    assert (both.returncode, "leave out --seconds" in both.stderr) == (2, True)
+    client()
+    command = [sys.executable, "-m", "actors.main", "demo", "--browser"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        patience = threading.Timer(HANG_S, process.kill)
+        patience.start()
+        try:
+            assert process.stdout is not None
+            address = next(line.split()[1] for line in process.stdout if line.startswith("open http://"))
+            with urllib.request.urlopen(address, timeout=HANG_S) as page:
+                assert b"<title>" in page.read()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(HANG_S) == 0
+        finally:
+            patience.cancel()
+            process.kill()
 
 
 def test_the_clients_own_tests_pass() -> None:
