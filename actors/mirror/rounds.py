@@ -32,6 +32,7 @@ from actors.contract.records import (
 )
 from actors.contract.rules import is_other_version, position_of
 from actors.contract.subjects import (
+    CDC_ALL,
     CDC_NOTICES,
     INIT,
     RANGES,
@@ -54,12 +55,13 @@ from actors.mirror.gathered import (
 )
 from actors.mirror.named_rows import ASK_AGAIN_S, BODY_BYTES_MAX, KEYS_MAX, LOOK_S, ask_by_key, request_body
 from actors.mirror.replica import Replica
-from actors.mirror.source_stream import SourceStream
+from actors.mirror.source_stream import SourceStream, bridge_position
 from actors.mirror.stores.dialect import Dialect, Statement
 from actors.mirror.stores.lenient_statements import LenientStatements, joined
 from actors.mirror.stores.row_statements import UnknownColumn
 from actors.mirror.stores.store import ApplyConflict
 from actors.mirror.track import NEEDED_AS_BEFORE, Told
+from actors.positions import GAP_RANK
 from actors.telemetry.log import get_logger
 from actors.wire.nats import encode_pub
 
@@ -292,8 +294,10 @@ class _RoundsReader:
                 reason = "the snapshot is from before the table was published as it is now"
             if reason:
                 raise SnapshotUnusable(reason, init_seq=place.init_seq)
+            await self._check_place(chunk, place)
             place = replace(place, stream_seq=chunk.stream_seq)
         else:
+            await self._check_place(chunk, place)
             place = await self._apply_until(chunk.stream_seq, start, place)
         place = replace(
             place, init_at=init_seq, chunks=chunk.chunk + 1, rows_done=place.rows_done + len(chunk.rows),
@@ -306,6 +310,23 @@ class _RoundsReader:
         await replica.run([*rows, place.saved(replica.dialect)])
         self._place = place
         replica.counts.snapshot_rows += len(chunk.rows)
+
+    async def _check_place(self, chunk: RangesChunk, place: RoundsPlace) -> None:
+        """Raise SnapshotUnusable unless the chunk comes between the messages at its place.
+
+        They are other ones if the stream was cut short and has grown again since the bridge looked.
+        """
+        if place.chunks and (chunk.stream_seq, chunk.snapshot_lsn) == (place.stream_seq, place.snapshot_lsn):
+            return  # of the same round as the chunk before
+        message = await self._source.message_of_a_bridge(chunk.stream_seq)
+        at = None if message is None else bridge_position(message.headers)
+        following = await self._source.next_of_a_bridge(chunk.stream_seq, CDC_ALL)
+        after = None if following is None else following[1]
+        # LSNs of gap and publication events are not in the order of the rows' events
+        is_late = at is not None and at.rank != GAP_RANK and at.lsn >= chunk.snapshot_lsn
+        is_early = after is not None and after.rank != GAP_RANK and after.lsn < chunk.snapshot_lsn
+        if is_late or is_early:
+            raise SnapshotUnusable("the stream has other messages at the snapshot's place", init_seq=place.init_seq)
 
     # -- events
 
@@ -452,6 +473,7 @@ class _RoundsReader:
         replica, statements = self._replica, self._statements
         assert statements is not None, "set with the start"
         assert self._place is not None, "set with the start"
+        await self._check_place(chunks[-1], self._place)
         place = await self._apply_until(chunks[-1].stream_seq, start, self._place)
         place = replace(place, stream_seq=chunks[-1].stream_seq, snapshot_lsn=chunks[-1].snapshot_lsn, touched=1)
         rows = [row for chunk in chunks for row in chunk.rows]

@@ -77,8 +77,8 @@ class Rounds:
         self._w.add(step)
 
 
-def _begin(about: str, *rules: str, name: str) -> Writing:
-    w = Writing(about, *rules, name=name, needs=("rounds",))
+def _begin(about: str, *rules: str, name: str, needs: tuple[str, ...] = ()) -> Writing:
+    w = Writing(about, *rules, name=name, needs=("rounds", *needs))
     w.source.large = {"users": 1}
     w.source.create("users", *USERS)
     w.add(*w.source.begin())
@@ -291,8 +291,121 @@ def published_differently() -> History:
     return w.draft.done()
 
 
+def parallel() -> History:
+    w = _begin(
+        "Ranges of a round are read at once, and their chunks come in any order.", "rounds.join", "rounds.lenient",
+        "rounds.key-change", name="rounds-parallel",
+    )  # fmt: skip
+    rounds = Rounds(w, "snap-1-ai")
+    rounds.start()
+    first = Round(w)
+    for key in (5, 1, 6):  # of two ranges, by turns
+        rounds.chunk(first, [row for row in first.rows if row["id"] == key])
+    with w.transaction() as t:
+        t.update("users", 2, id=-2, name="from a range that has not come")
+        t.update("users", 5, id=50, name="from a range that has")
+        t.delete("users", 7)
+        t.update("users", 8, name="not there yet")
+    second = Round(w)
+    with w.transaction() as t:
+        t.update("users", 8, name="after the second round")
+        t.delete("users", -2)
+    rounds.chunk(second, second.where(lambda key: key > 6))
+    rounds.chunk(second, second.where(lambda key: key < 5 and key != 1))
+    rounds.meta()
+    w.live("in whatever order its ranges came, it is the table")
+    return w.draft.done()
+
+
+def omitted() -> History:
+    w = _begin(
+        "Events leave out large columns of rows that are there and of a new one; one event has its value later.",
+        "rounds.incomplete", "rounds.by-key", name="rounds-omitted",
+    )  # fmt: skip
+    rounds = Rounds(w, "snap-1-aj")
+    rounds.start()
+    first = Round(w)
+    rounds.chunk(first, first.where(lambda key: key <= 4))
+    with w.transaction() as t:
+        t.update("users", 1, note="large", omitted=("note",))
+        t.insert("users", id=20, name="new", note="large too", omitted=("note",))
+        t.update("users", 2, note="large for a moment", omitted=("note",))
+        t.update("users", 6, note="a later chunk has it", omitted=("note",))
+    with w.transaction() as t:
+        t.update("users", 2, note="small again")
+    second = Round(w)
+    rounds.chunk(second, second.where(lambda key: 4 < key <= 8))
+    rounds.meta()
+    w.expect("it asks for the rows that lack values", users=ABSENT, asked=(f"users+{ASKER}",))
+    answer, place = Rounds(w, "snap-1-ak", mode="keys"), Round(w)
+    answer.start()
+    # row 2 too: a consumer may ask for more rows than it must
+    answer.chunk(place, place.where(lambda key: key in (1, 2, 20)))
+    answer.meta()
+    w.live("the answer has the values")
+    return w.draft.done()
+
+
+def _misplaced(name: str, about: str, needs: tuple[str, ...], spoil: Callable[[Writing, Round], None]) -> History:
+    w = _begin(about, "rounds.place", name=name, needs=needs)
+    rounds = Rounds(w, "snap-1-al")
+    rounds.start()
+    seen = Round(w)
+    spoil(w, seen)
+    rounds.chunk(seen, seen.rows)
+    rounds.meta()
+    w.expect("the chunk has no place in this stream: it asks again", users=ABSENT, asked=("users+ranges",))
+    again = Rounds(w, "snap-1-am")
+    again.start()
+    whole = Round(w)
+    again.chunk(whole, whole.rows)
+    again.meta()
+    w.live("the next snapshot is the copy")
+    return w.draft.done()
+
+
+def grown_again() -> History:
+    def cut(w: Writing, seen: Round) -> None:
+        w.source.last_seq["CDC"] -= 1
+        w.add({"step": "cut", "stream": "CDC", "last_seq": w.source.last_seq["CDC"]})
+        with w.transaction() as t:
+            t.update("users", 1, name="stored instead, after what the round has seen")
+
+    about = "The stream is cut short after a round's place was found, and grows again with a later transaction at that place."
+    return _misplaced("rounds-grown-again", about, ("cut",), cut)
+
+
+def too_early() -> History:
+    def before(_: Writing, seen: Round) -> None:
+        seen.stream_seq -= 1
+
+    about = "The message after a chunk's place has a lower LSN than the chunk, so that it is in the chunk already."
+    return _misplaced("rounds-too-early", about, (), before)
+
+
+def after_a_gap() -> History:
+    w = _begin(
+        "The last message before the first round is a gap event with LSNs of a cluster that is gone.", "rounds.place",
+        "gap.lower-lsns", name="rounds-after-a-gap",
+    )  # fmt: skip
+    w.add(w.source.gap("users", reason="another database cluster"))
+    w.source.lsn = 0x1000  # the new cluster's
+    rounds = Rounds(w, "snap-1-an")
+    rounds.start()
+    first = Round(w)
+    rounds.chunk(first, first.where(lambda key: key <= 4))
+    with w.transaction() as t:
+        t.update("users", 1, name="in the new cluster")
+    second = Round(w)
+    rounds.chunk(second, second.where(lambda key: key > 4))
+    rounds.meta()
+    w.live("a gap's LSN says nothing about a chunk's place")
+    return w.draft.done()
+
+
 WRITERS: tuple[Callable[[], History], ...] = (
     join, incomplete, filled_by_a_chunk, ended, no_key, resumed, gap_between_rounds, unreadable, published_differently,
+    parallel, omitted, grown_again, too_early, after_a_gap,
 )  # fmt: skip
 
 

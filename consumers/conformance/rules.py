@@ -53,6 +53,8 @@ RULES = {
     "snapshot.meta": "A snapshot without its meta does not count.",
     "rounds.join": "In rounds, a chunk comes right after the event `stream_seq`, and no event of the table beyond the newest chunk's is "
     "applied before the next chunk or the meta is there.",
+    "rounds.place": "If the message at a chunk's `stream_seq` has an LSN at or above its `snapshot_lsn`, or the next one a lower LSN, ask "
+    "again; gap and publication events are not compared.",
     "rounds.lenient": "Until the meta, an UPDATE or DELETE of a row that is not there is skipped; rows of chunks and of INSERTs overwrite.",
     "rounds.key-change": "Until the meta, an UPDATE that changes the key of a row that is not there writes the new row.",
     "rounds.incomplete": "A row that lacks values, because an event has them in `unchanged`, is incomplete until a chunk or an event has them.",

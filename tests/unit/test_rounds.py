@@ -18,6 +18,7 @@ from actors.clients.nats.ordered_consumer import Delivered
 from actors.contract.decoding import decode_message
 from actors.contract.records import RangesStart
 from actors.mirror import named_rows, rounds
+from actors.mirror.gathered import SnapshotUnusable
 from actors.mirror.replica import Replica
 from actors.mirror.rounds import RoundsPlace, _RoundsReader
 from actors.mirror.source_stream import SourceStream
@@ -37,16 +38,24 @@ def start(snapshot_id: str, *, stream: str = "CDC", mode: str = "keys") -> Messa
     }  # fmt: skip
 
 
-def chunk(snapshot_id: str, stream_seq: int, *rows: dict[str, Any]) -> Message:
+LSN_STEP = 16
+
+
+def lsn_after(stream_seq: int) -> int:
+    """An LSN between the events at a place and after it."""
+    return LSN_STEP * stream_seq + 1
+
+
+def chunk(snapshot_id: str, stream_seq: int, *rows: dict[str, Any], lsn: int = 0) -> Message:
     return f"snap.{snapshot_id}.0", {
-        "table": "t", "operation": "snapshot", "snapshot_id": snapshot_id, "chunk": 0, "snapshot_lsn": 1000,
+        "table": "t", "operation": "snapshot", "snapshot_id": snapshot_id, "chunk": 0, "snapshot_lsn": lsn or lsn_after(stream_seq),
         "stream_seq": stream_seq, "after": None, "through": None, "left": [], "row_count": len(rows), "data": list(rows),
     }  # fmt: skip
 
 
 def meta(snapshot_id: str, stream_seq: int, rows: int = 1) -> Message:
     return "meta", {
-        "stream": "CDC", "snapshot_id": snapshot_id, "table": "t", "snapshot_lsn": 1000, "stream_seq": stream_seq,
+        "stream": "CDC", "snapshot_id": snapshot_id, "table": "t", "snapshot_lsn": lsn_after(stream_seq), "stream_seq": stream_seq,
         "batch_count": 1, "row_count": rows,
     }  # fmt: skip
 
@@ -63,7 +72,7 @@ class Scripted(FakeJetStream):
     """A bridge that answers each request for rows with what comes next."""
 
     def __init__(self, answer: Callable[[list[int]], list[Message]]) -> None:
-        super().__init__({"INIT": [], "CDC": [event("other", 16 * n, 0, last=True) for n in range(1, 10)]})
+        super().__init__({"INIT": [], "CDC": [event("other", LSN_STEP * n, 0, last=True) for n in range(1, 10)]})
         self._answer, self._coming = answer, list[Delivered]()
         self.requests: list[list[int]] = []
 
@@ -143,6 +152,19 @@ def test_an_answer_from_before_the_copys_place_is_refused(tmp_path: Path, monkey
 
     rows, requests, place = fill(tmp_path, monkeypatch, answer)
     assert (rows, requests, place.stream_seq) == ([(1, "at 5")], [[1], [1]], 5)
+
+
+@pytest.mark.parametrize("lsn", [lsn_after(5), lsn_after(7)])
+def test_an_answer_that_does_not_stand_at_its_place_is_refused(
+    lsn: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream was cut short and has grown again: the message at 6 is not before it, or the one at 7 not after it."""
+
+    def answer(_: list[int]) -> list[Message]:
+        return [start("snap-2-a"), chunk("snap-2-a", 6, row(1), lsn=lsn), meta("snap-2-a", 6)]
+
+    with pytest.RaisesGroup(SnapshotUnusable, flatten_subgroups=True, allow_unwrapped=True):
+        fill(tmp_path, monkeypatch, answer)
 
 
 @pytest.mark.parametrize("kind", named_rows.PASSING)

@@ -4,7 +4,8 @@
  * as after a complete snapshot there, and joins in the same way. The rule is that of `rules/ranges.js`.
  */
 
-import { cdcOfTable, CDC_NOTICES, INIT, initError, initStart, RANGES, snapshotOfTable, snapshotRequest } from "../contract/subjects.js";
+import { bridgePosition, GAP_RANK } from "../contract/positions.js";
+import { CDC_ALL, cdcOfTable, CDC_NOTICES, INIT, initError, initStart, RANGES, snapshotOfTable, snapshotRequest } from "../contract/subjects.js";
 import { ApplyConflict } from "../errors.js";
 import { isOtherVersion, NamesNoRow } from "../rules/rows.js";
 import { joined, LenientStatements } from "../stores/lenient_statements.js";
@@ -260,8 +261,10 @@ class RoundsReader {
       await this.source.look();
       const reason = this.#whyUnusable(chunk, start);
       if (reason) throw new SnapshotUnusable(reason, { initSeq: place.initSeq });
+      await this.#checkPlace(chunk, place);
       place = { ...place, streamSeq: chunk.streamSeq };
     } else {
+      await this.#checkPlace(chunk, place);
       place = await this.#applyUntil(chunk.streamSeq, start, place);
     }
     place = {
@@ -282,6 +285,24 @@ class RoundsReader {
     if (!takes(record, start.version, chunk.streamSeq)) return "the snapshot is from before the table was published as it is now";
     if (chunk.streamSeq < record.neededSeq) return "the snapshot is from before the table had to be copied again";
     return this.source.whyOutOfDate(chunk.streamSeq);
+  }
+
+  /**
+   * Throw SnapshotUnusable unless the chunk comes between the messages at its place. They are other ones if the stream was cut short
+   * and has grown again since the bridge looked.
+   * @param {RangesChunk} chunk @param {Place} place
+   */
+  async #checkPlace({ streamSeq, snapshotLsn }, place) {
+    if (place.chunks > 0 && streamSeq === place.streamSeq && snapshotLsn === place.snapshotLsn) return; // of the same round
+    const message = await this.source.messageOfABridge(streamSeq);
+    const at = message === null ? null : bridgePosition(message.headers);
+    const after = (await this.source.nextOfABridge(streamSeq, CDC_ALL))?.position ?? null;
+    // LSNs of gap and publication events are not in the order of the rows' events
+    const isLate = at !== null && at[2] !== GAP_RANK && at[0] >= snapshotLsn;
+    const isEarly = after !== null && after[2] !== GAP_RANK && after[0] < snapshotLsn;
+    if (isLate || isEarly) {
+      throw new SnapshotUnusable("the stream has other messages at the snapshot's place", { initSeq: place.initSeq });
+    }
   }
 
   // -- events
@@ -451,6 +472,7 @@ class RoundsReader {
   async #replace(start, keys, chunks) {
     const { replica } = this;
     const newest = chunks[chunks.length - 1];
+    await this.#checkPlace(newest, this.#begun);
     const before = await this.#applyUntil(newest.streamSeq, start, this.#begun);
     const place = { ...before, streamSeq: newest.streamSeq, snapshotLsn: newest.snapshotLsn, touched: 1 };
     const filled = joined(this.#made.chunk(chunks.flatMap(({ rows }) => rows), true));
