@@ -299,4 +299,4 @@ def test_peer_authentication_is_a_refusal_with_its_own_fix(make_postgres: MakePo
     server.restart()
     error = refusal(f"host={sockets} port={server.port} user=somebody_else dbname=postgres")
     assert (error.code, type(error)) == ("WB103", SourceRefused)
-    assert "PG_HOST=127.0.0.1" in error.fix
+    assert "127.0.0.1 for the host in PG_HOST" in error.fix
