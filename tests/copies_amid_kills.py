@@ -30,6 +30,7 @@ import psycopg
 from actors.embedded.nats import NatsServer, find_nats_server
 from actors.embedded.postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
 from actors.embedded.process import free_port, unprivileged_account
+from tests.beside import beside
 from tests.mirrors import MirrorProcess
 from tests.row_writers import Hand, Written, writers
 from tests.servers import Bridge, Database, with_nats
@@ -198,10 +199,10 @@ class Run:
     @contextmanager
     def _truncating(self) -> Iterator[None]:
         """In a third of the runs, empty the table and fill it again, once or twice, while others write."""
-        done, dice = threading.Event(), random.Random(f"truncate {self._seed}")
+        dice = random.Random(f"truncate {self._seed}")
         times = dice.choice((0, 0, 1, 2))
 
-        def truncate() -> None:
+        def truncate(done: threading.Event) -> None:
             for number in range(1, times + 1):
                 done.wait(dice.uniform(2, 15))
                 while not done.is_set():
@@ -213,13 +214,8 @@ class Run:
                         self.truncated += 1
                         break
 
-        thread = threading.Thread(target=truncate, daemon=True)
-        thread.start()
-        try:
+        with beside(truncate):
             yield
-        finally:
-            done.set()
-            thread.join(60)
 
     def close(self, *, keep: bool) -> None:
         """End all processes; `keep` the folder with the logs."""

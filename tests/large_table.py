@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
 
-from tests.servers import HANG_S, Database
+from tests.beside import beside
+from tests.rounds import rounds
+from tests.servers import Database
 
 ROWS = 70_000
 ITEMS = f"""
@@ -19,19 +21,12 @@ ANALYZE items;
 """
 
 
-TO_THE_FRONT = "DELETE FROM items WHERE id < 8;" + "".join(
-    f"UPDATE items SET id = {i} WHERE id = (SELECT max(id) FROM items WHERE id <= {ROWS * i // 7} AND id % 200 = 0);"
-    for i in range(1, 8)
-)
-"""Rows go from ranges that come later to where the first chunk was, without their large values: they have to be asked for."""
-
-
 @contextmanager
 def writing_items(database: Database) -> Iterator[None]:
     """Rows come, go, change their keys and large values, and move into the row filter and out of it."""
-    done, chance = threading.Event(), Random(1)
+    chance = Random(1)
 
-    def write() -> None:
+    def write(done: threading.Event) -> None:
         fresh = 10_000_000
         with database.connect() as connection:
             while not done.is_set():
@@ -50,10 +45,27 @@ def writing_items(database: Database) -> Iterator[None]:
                     {"fresh": fresh, "some": some},
                 )
 
-    thread = threading.Thread(target=write, daemon=True)
-    thread.start()
-    try:
+    with beside(write):
         yield
-    finally:
-        done.set()
-        thread.join(HANG_S)
+
+
+def move_into_what_is_copied(database: Database, nats_url: str) -> None:
+    """Move a row from a range that has not come to a key that no chunk will have, without its large value.
+
+    So a copy has to ask for it. The bridge must be down: it reads nothing more meanwhile.
+    """
+    left = rounds(nats_url, "items+ranges")[-1].chunks[-1].left
+
+    def is_left(key: int) -> bool:
+        return any(
+            (one.after is None or key > int(one.after[0])) and (one.through is None or key <= int(one.through[0]))
+            for one in left
+        )
+
+    # the writer leaves this key alone, and may take any of the others first
+    free = next(key for key in range(3, ROWS, 200) if not is_left(key))
+    database.execute("DELETE FROM items WHERE id = %s", [free])
+    for (key,) in database.execute("SELECT id FROM items WHERE id > 0 AND length(big) = 3000"):
+        if is_left(key) and database.execute("UPDATE items SET id = %s WHERE id = %s RETURNING id", [free, key]):
+            return
+    raise AssertionError("no row waits any more: the copy was complete too soon")

@@ -27,6 +27,7 @@ import psutil
 from actors.embedded.nats import NatsServer, find_nats_server
 from actors.embedded.postgres import PostgresServer, find_postgres_bin_dir, reachable_bin_dir
 from actors.embedded.process import free_port, unprivileged_account
+from tests.beside import beside
 from tests.servers import Bridge, Database
 from tests.tabs import KINDS, SCHEMA, build_page, chromium, count_in, is_equal, opened, served
 
@@ -73,9 +74,9 @@ class Tab:
 @contextmanager
 def changing(database: Database, rate: int) -> Iterator[None]:
     """Transactions of one change each, so many a second."""
-    done, dice = threading.Event(), random.Random(1)
+    dice = random.Random(1)
 
-    def write() -> None:
+    def write(done: threading.Event) -> None:
         began, made = time.monotonic(), 0
         with database.connect() as connection:
             while not done.is_set():
@@ -90,13 +91,8 @@ def changing(database: Database, rate: int) -> Iterator[None]:
                 made += 1
                 time.sleep(max(0.0, began + made / rate - time.monotonic()))
 
-    thread = threading.Thread(target=write, daemon=True)
-    thread.start()
-    try:
+    with beside(write):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def until_equal(tab: Tab, database: Database) -> bool:

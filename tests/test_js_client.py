@@ -15,7 +15,7 @@ import pytest
 from actors.embedded.nats import NatsServer
 from tests.command_line import run_here
 from tests.conftest import MakeBridge
-from tests.large_table import ITEMS, TO_THE_FRONT, writing_items
+from tests.large_table import ITEMS, move_into_what_is_copied, writing_items
 from tests.node_replicas import NodeReplica, client
 from tests.rounds import rounds
 from tests.servers import HANG_S, ROOT, Database
@@ -62,8 +62,8 @@ def test_a_large_table_is_copied_in_rounds_and_continued_after_kills(
         replica = make_replica("--rounds-from", "60000")
         replica.wait_until(lambda: replica.query(f"SELECT chunks > 1 FROM {replica.own('rounds')}") == [(1,)])
         replica.kill()
-        database.execute(TO_THE_FRONT)
         bridge.kill()
+        move_into_what_is_copied(database, nats.url)
         bridge.start()
         replica.start()
         replica.wait_live(1)
@@ -71,6 +71,7 @@ def test_a_large_table_is_copied_in_rounds_and_continued_after_kills(
     assert snapshot.meta is not None
     assert len(snapshot.places) > 2
     assert "the copy of items continues after" in replica.log()
+    assert "rows of items that lack values" in replica.log()
     replica.assert_equal(database.dsn)
     assert replica.query(f"SELECT count(*) FROM {replica.own('rounds')}") == [(0,)]
 

@@ -10,9 +10,10 @@ import pytest
 
 from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
+from tests.beside import beside
 from tests.conftest import MakeBridge, MakeNats
 from tests.node_replicas import NodeReplica
-from tests.servers import HANG_S, ROOT, Database
+from tests.servers import ROOT, Database
 
 PERMISSIONS = ROOT / "compose/nats/nats-permissions.conf"
 USERS = ("bridge", "mirror", "consumer", "browser", "admin")
@@ -63,9 +64,8 @@ def test_it_copies_follows_and_goes_on_after_kills_and_is_equal(
     bridge = make_bridge(database, url_of(guarded, "bridge"))
     page.start()
     page.wait_live(2)
-    done = threading.Event()
 
-    def write() -> None:
+    def write(done: threading.Event) -> None:
         with database.connect() as connection:
             for i in range(10_000_000):
                 if done.wait(0.004):
@@ -75,9 +75,7 @@ def test_it_copies_follows_and_goes_on_after_kills_and_is_equal(
                 if i % 5 == 0:
                     connection.execute("INSERT INTO notes VALUES (%s, 'note')", [i])
 
-    writer = threading.Thread(target=write, daemon=True)
-    writer.start()
-    try:
+    with beside(write):
         page.wait_until(lambda: page.query("SELECT count(*) > 20 FROM notes") == [(1,)])
         page.kill()
         bridge.kill()
@@ -87,9 +85,6 @@ def test_it_copies_follows_and_goes_on_after_kills_and_is_equal(
         page.start()
         seen = page.query("SELECT count(*) FROM notes")[0][0]
         page.wait_until(lambda: page.query("SELECT count(*) FROM notes")[0][0] > seen + 20)
-    finally:
-        done.set()
-        writer.join(HANG_S)
     page.assert_equal(database.dsn)
     assert "refused" not in page.log()
     assert "ermission" not in page.log()

@@ -19,6 +19,7 @@ from actors.embedded.nats import NatsServer
 from actors.embedded.postgres import PostgresServer
 from actors.errors import SourceUnavailable
 from actors.settings.config import PostgresConfig
+from tests.beside import beside
 from tests.command_line import run_here
 from tests.conftest import MakeBridge, MakePostgres
 from tests.mirrors import MirrorProcess
@@ -40,20 +41,14 @@ def standby_of(primary: PostgresServer) -> Iterator[PostgresServer]:
 @contextmanager
 def not_idle(primary: PostgresServer) -> Iterator[None]:
     """While a primary has something to do it notes its transactions every 15 s; here more often."""
-    done = threading.Event()
 
-    def note() -> None:
+    def note(done: threading.Event) -> None:
         with psycopg.connect(primary.dsn(), autocommit=True) as connection:
             while not done.wait(0.2):
                 connection.execute("SELECT pg_log_standby_snapshot()")
 
-    thread = threading.Thread(target=note)
-    thread.start()
-    try:
+    with beside(note):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def test_a_bridge_on_a_standby_streams_takes_snapshots_and_is_verified(
