@@ -19,6 +19,20 @@ from tests.servers import ROOT
 COMPOSE = ROOT / "compose"
 
 
+NATS_USERS = ("bridge", "mirror", "consumer", "browser", "admin")
+
+
+def config_of_nats_users() -> str:
+    """nats-permissions.conf with its users' passwords: each is its name, as nats-server would read 1e5."""
+    variables = "\n".join(f'NATS_{user.upper()}_PASSWORD: "1e5{user}"' for user in NATS_USERS)
+    return f"{variables}\n{(COMPOSE / 'nats/nats-permissions.conf').read_text()}"
+
+
+def as_nats_user(url: str, user: str) -> str:
+    """The address of a server with that configuration, for one of its users."""
+    return url.replace("//", f"//{user}:1e5{user}@")
+
+
 def read_compose(folder: Path, name: str = "compose.yaml") -> dict[str, Any]:
     """A compose file of `folder`, with the names of its `.env` or, without one, with the defaults."""
     env = folder / ".env"

@@ -44,7 +44,17 @@ from actors.telemetry.log import metrics_line
 from actors.telemetry.metrics import Metrics
 from actors.telemetry.telemetry import Telemetry
 from tests.command_line import run_here
-from tests.compose_files import COMPOSE, MAIN, healthy, read_compose, run_init_scripts, with_secrets
+from tests.compose_files import (
+    COMPOSE,
+    MAIN,
+    NATS_USERS,
+    as_nats_user,
+    config_of_nats_users,
+    healthy,
+    read_compose,
+    run_init_scripts,
+    with_secrets,
+)
 from tests.conftest import PASSWORD, MakeBridge, MakeNats, MakePostgres
 from tests.documents import section
 from tests.schemas import departure_from
@@ -517,14 +527,10 @@ def test_nats_server_accepts_the_configuration(name: str, tmp_path: Path) -> Non
     assert subprocess.run(command, env=env, capture_output=True, check=False).returncode != 0
 
 
-USERS = ("bridge", "mirror", "consumer", "browser", "admin")
-
-
 @pytest.fixture
 def nats_of_compose(make_nats: MakeNats) -> NatsServer:
-    """A server with the users of nats-permissions.conf; a user's password is its name, as nats-server would read 1e5."""
-    variables = "\n".join(f'NATS_{user.upper()}_PASSWORD: "1e5{user}"' for user in USERS)
-    return make_nats(extra_config=f"{variables}\n{(COMPOSE / 'nats/nats-permissions.conf').read_text()}")
+    """A server with the users of nats-permissions.conf."""
+    return make_nats(extra_config=config_of_nats_users())
 
 
 def test_three_servers_of_the_cluster_file_carry_a_bridge_with_three_copies(
@@ -559,7 +565,7 @@ def test_three_servers_of_the_cluster_file_carry_a_bridge_with_three_copies(
             while not healthy(monitor):
                 assert time.monotonic() < deadline, (tmp_path / name / "log").read_text()[-3000:]
                 time.sleep(0.1)
-        passwords = {user: (secrets / f"nats_{user}_password").read_text() for user in USERS}
+        passwords = {user: (secrets / f"nats_{user}_password").read_text() for user in NATS_USERS}
         urls = [f"nats://127.0.0.1:{port}" for port, *_ in nodes.values()]
         bridge_urls = ",".join(url.replace("//", f"//bridge:{passwords['bridge']}@") for url in urls)
         bridge = make_bridge(
@@ -585,7 +591,7 @@ def test_three_servers_of_the_cluster_file_carry_a_bridge_with_three_copies(
 
 
 def url_of(server: NatsServer, user: str) -> str:
-    return server.url.replace("//", f"//{user}:1e5{user}@")
+    return as_nats_user(server.url, user)
 
 
 def as_user(server: NatsServer, user: str, action: Callable[[Client, list[str]], Awaitable[Any]]) -> Any:

@@ -11,32 +11,25 @@ import pytest
 from actors.embedded.nats import NatsServer
 from actors.embedded.process import free_port
 from tests.beside import beside
+from tests.compose_files import as_nats_user, config_of_nats_users
 from tests.conftest import MakeBridge, MakeNats
 from tests.node_replicas import NodeReplica
-from tests.servers import ROOT, Database
-
-PERMISSIONS = ROOT / "compose/nats/nats-permissions.conf"
-USERS = ("bridge", "mirror", "consumer", "browser", "admin")
+from tests.servers import Database
 
 
 @pytest.fixture
 def guarded(make_nats: MakeNats) -> NatsServer:
-    """A server with the users of nats-permissions.conf; a user's password is its name."""
-    variables = "\n".join(f'NATS_{user.upper()}_PASSWORD: "{user}"' for user in USERS)
-    return make_nats(extra_config=f"{variables}\n{PERMISSIONS.read_text()}", websocket_port=free_port())
-
-
-def url_of(server: NatsServer, user: str) -> str:
-    return server.url.replace("//", f"//{user}:{user}@")
+    """A server with the users of nats-permissions.conf."""
+    return make_nats(extra_config=config_of_nats_users(), websocket_port=free_port())
 
 
 class PageReplica(NodeReplica):
     """A replica as a page has it, in Node."""
 
     def __init__(self, nats: NatsServer, to: str, folder: Path, *flags: str) -> None:
-        super().__init__(url_of(nats, "mirror"), to, folder, *flags)  # `verify` runs as a user that may read records
+        super().__init__(as_nats_user(nats.url, "mirror"), to, folder, *flags)  # `verify` runs as a user that may read records
         self._page = {
-            "NATS_URL": nats.websocket_url, "NATS_AS": "browser", "NATS_PASS": "browser", "DOMAIN": "CDC", "MAKES_CONSUMERS": "no"
+            "NATS_URL": nats.websocket_url, "NATS_AS": "browser", "NATS_PASS": "1e5browser", "DOMAIN": "CDC", "MAKES_CONSUMERS": "no"
         }  # fmt: skip
 
     def start(self) -> None:
@@ -61,7 +54,7 @@ def test_it_copies_follows_and_goes_on_after_kills_and_is_equal(
         "CREATE TABLE others (id bigserial PRIMARY KEY, v text); CREATE PUBLICATION cdc_pub FOR TABLE users, notes, others"
     )
     database.execute("INSERT INTO users SELECT g, 'user ' || g FROM generate_series(1, 3000) g")
-    bridge = make_bridge(database, url_of(guarded, "bridge"))
+    bridge = make_bridge(database, as_nats_user(guarded.url, "bridge"))
     page.start()
     page.wait_live(2)
 

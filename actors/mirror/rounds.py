@@ -294,10 +294,8 @@ class _RoundsReader:
                 reason = "the snapshot is from before the table was published as it is now"
             if reason:
                 raise SnapshotUnusable(reason, init_seq=place.init_seq)
-            await self._check_place(chunk, place)
-            place = replace(place, stream_seq=chunk.stream_seq)
-        else:
-            await self._check_place(chunk, place)
+        await self._check_place(chunk, place)
+        if place.chunks:
             place = await self._apply_until(chunk.stream_seq, start, place)
         place = replace(
             place, init_at=init_seq, chunks=chunk.chunk + 1, rows_done=place.rows_done + len(chunk.rows),

@@ -88,6 +88,22 @@ def _begin(about: str, *rules: str, name: str, needs: tuple[str, ...] = ()) -> W
     return w
 
 
+def _first_round(w: Writing, snapshot_id: str) -> Rounds:
+    """A snapshot of which the first round has come: the lower half of the table."""
+    rounds, first = Rounds(w, snapshot_id), Round(w)
+    rounds.start()
+    rounds.chunk(first, first.where(lambda key: key <= 4))
+    return rounds
+
+
+def _whole(w: Writing, snapshot_id: str) -> None:
+    """A snapshot whose only round has the complete table."""
+    rounds, whole = Rounds(w, snapshot_id), Round(w)
+    rounds.start()
+    rounds.chunk(whole, whole.rows)
+    rounds.meta()
+
+
 def join() -> History:
     w = _begin(
         "Two rounds, between which rows change, move into the other range, come and go.", "rounds.join", "rounds.lenient",
@@ -126,10 +142,7 @@ def incomplete() -> History:
         "A row comes from the other range without its large value; it is asked for by its key.", "rounds.incomplete",
         "rounds.by-key", name="rounds-incomplete",
     )  # fmt: skip
-    rounds = Rounds(w, "snap-1-bb")
-    rounds.start()
-    first = Round(w)
-    rounds.chunk(first, first.where(lambda key: key <= 4))
+    rounds = _first_round(w, "snap-1-bb")
     with w.transaction() as t:
         t.update("users", 6, id=-6, unchanged=("note",))
         t.update("users", 7, id=-7, unchanged=("note",))
@@ -154,10 +167,7 @@ def incomplete() -> History:
 
 def filled_by_a_chunk() -> History:
     w = _begin("A row that lacks a value gets it from a later chunk.", "rounds.incomplete", "truncate", name="rounds-filled")
-    rounds = Rounds(w, "snap-1-dd")
-    rounds.start()
-    first = Round(w)
-    rounds.chunk(first, first.where(lambda key: key <= 4))
+    rounds = _first_round(w, "snap-1-dd")
     with w.transaction() as t:
         t.truncate("users")
         t.insert("users", id=100, name="after TRUNCATE", note="large", unchanged=("note",))
@@ -170,19 +180,12 @@ def filled_by_a_chunk() -> History:
 
 def ended() -> History:
     w = _begin("A snapshot ends with an error between two rounds.", "rounds.error", name="rounds-ended")
-    rounds = Rounds(w, "snap-1-ee")
-    rounds.start()
-    first = Round(w)
-    rounds.chunk(first, first.where(lambda key: key <= 4))
+    rounds = _first_round(w, "snap-1-ee")
     rounds.error("gap", "changes were lost between two rounds")
     w.expect("it asks again", users=ABSENT, asked=("users+ranges",))
     with w.transaction() as t:
         t.delete("users", 1)
-    again = Rounds(w, "snap-1-ff")
-    again.start()
-    whole = Round(w)
-    again.chunk(whole, whole.rows)
-    again.meta()
+    _whole(w, "snap-1-ff")
     w.live("of the snapshot that ended nothing is left")
     return w.draft.done()
 
@@ -198,10 +201,7 @@ def no_key() -> History:
 
 def resumed() -> History:
     w = _begin("The consumer is stopped between two rounds.", "rounds.resume", "rounds.join", name="rounds-resumed")
-    rounds = Rounds(w, "snap-1-ac")
-    rounds.start()
-    first = Round(w)
-    rounds.chunk(first, first.where(lambda key: key <= 4))
+    rounds = _first_round(w, "snap-1-ac")
     with w.transaction() as t:
         t.update("users", 1, name="changed before the stop")
         t.update("users", 2, id=20, name="goes to the other range")
@@ -224,10 +224,7 @@ def resumed() -> History:
 
 def gap_between_rounds() -> History:
     w = _begin("Changes are lost between two rounds.", "rounds.error", "gap.tables", name="rounds-gap")
-    rounds = Rounds(w, "snap-1-ad")
-    rounds.start()
-    first = Round(w)
-    rounds.chunk(first, first.where(lambda key: key <= 4))
+    rounds = _first_round(w, "snap-1-ad")
     w.source.tables["users"].lost = True
     with w.transaction() as t:
         t.update("users", 1, name="lost")
@@ -236,11 +233,7 @@ def gap_between_rounds() -> History:
     rounds.error("gap", "changes were lost between two rounds")
     w.expect("it asks again", users=ABSENT, asked=("users+ranges",))
     w.source.tables["users"].lost = False
-    again = Rounds(w, "snap-1-ae")
-    again.start()
-    whole = Round(w)
-    again.chunk(whole, whole.rows)
-    again.meta()
+    _whole(w, "snap-1-ae")
     w.live("nothing of the first copy is left")
     return w.draft.done()
 
@@ -250,10 +243,7 @@ def unreadable() -> History:
         "A value is too large for any message: no answer can carry its row.", "rounds.incomplete", "rounds.unreadable",
         name="rounds-unreadable",
     )  # fmt: skip
-    rounds = Rounds(w, "snap-1-af")
-    rounds.start()
-    first = Round(w)
-    rounds.chunk(first, first.where(lambda key: key <= 4))
+    rounds = _first_round(w, "snap-1-af")
     with w.transaction() as t:
         t.update("users", 1, note="too large for a message", omitted=("note",))
     second = Round(w)
@@ -273,10 +263,7 @@ def published_differently() -> History:
         "The table is published differently between two rounds; another snapshot begins by itself.", "publication.changed",
         "rounds.changed", name="rounds-changed",
     )  # fmt: skip
-    rounds = Rounds(w, "snap-1-ag")
-    rounds.start()
-    first = Round(w)
-    rounds.chunk(first, first.where(lambda key: key <= 4))
+    rounds = _first_round(w, "snap-1-ag")
     rounds.error("table_changed", "its published version is another one")
     again = Rounds(w, "snap-1-ah")
     again.start()
@@ -322,10 +309,7 @@ def omitted() -> History:
         "Events leave out large columns of rows that are there and of a new one; one event has its value later.",
         "rounds.incomplete", "rounds.by-key", name="rounds-omitted",
     )  # fmt: skip
-    rounds = Rounds(w, "snap-1-aj")
-    rounds.start()
-    first = Round(w)
-    rounds.chunk(first, first.where(lambda key: key <= 4))
+    rounds = _first_round(w, "snap-1-aj")
     with w.transaction() as t:
         t.update("users", 1, note="large", omitted=("note",))
         t.insert("users", id=20, name="new", note="large too", omitted=("note",))
@@ -355,11 +339,7 @@ def _misplaced(name: str, about: str, needs: tuple[str, ...], spoil: Callable[[W
     rounds.chunk(seen, seen.rows)
     rounds.meta()
     w.expect("the chunk has no place in this stream: it asks again", users=ABSENT, asked=("users+ranges",))
-    again = Rounds(w, "snap-1-am")
-    again.start()
-    whole = Round(w)
-    again.chunk(whole, whole.rows)
-    again.meta()
+    _whole(w, "snap-1-am")
     w.live("the next snapshot is the copy")
     return w.draft.done()
 
@@ -390,10 +370,7 @@ def after_a_gap() -> History:
     )  # fmt: skip
     w.add(w.source.gap("users", reason="another database cluster"))
     w.source.lsn = 0x1000  # the new cluster's
-    rounds = Rounds(w, "snap-1-an")
-    rounds.start()
-    first = Round(w)
-    rounds.chunk(first, first.where(lambda key: key <= 4))
+    rounds = _first_round(w, "snap-1-an")
     with w.transaction() as t:
         t.update("users", 1, name="in the new cluster")
     second = Round(w)

@@ -10,7 +10,7 @@ import { clock } from "./clock.js";
 import { News, sleep } from "./tasks.js";
 
 const LOOK_EVERY_MS = 250;
-const SILENCE_MS = 30_000;
+const SILENCE_MS = 15_000;
 
 /** A verification's row; lsn 0 until it has taken one. @typedef {{id: string, lsn: number}} Hold */
 

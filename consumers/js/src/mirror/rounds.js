@@ -261,12 +261,9 @@ class RoundsReader {
       await this.source.look();
       const reason = this.#whyUnusable(chunk, start);
       if (reason) throw new SnapshotUnusable(reason, { initSeq: place.initSeq });
-      await this.#checkPlace(chunk, place);
-      place = { ...place, streamSeq: chunk.streamSeq };
-    } else {
-      await this.#checkPlace(chunk, place);
-      place = await this.#applyUntil(chunk.streamSeq, start, place);
     }
+    await this.#checkPlace(chunk, place);
+    if (place.chunks > 0) place = await this.#applyUntil(chunk.streamSeq, start, place);
     place = {
       ...place, initAt: initSeq, chunks: chunk.chunk + 1, rowsDone: place.rowsDone + chunk.rows.length, streamSeq: chunk.streamSeq,
       snapshotLsn: chunk.snapshotLsn,

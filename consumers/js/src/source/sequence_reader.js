@@ -63,15 +63,13 @@ export class SequenceReader {
   async receive(ms, signal) {
     const until = performance.now() + ms;
     for (;;) {
-      const dueIn = this.#isDue || !this.#isAtEnd ? 0 : this.#lookedAt + this.#lookMs - performance.now();
-      if (dueIn <= 0) {
+      if (!this.#isAtEnd || this.#isDue || performance.now() >= this.#lookedAt + this.#lookMs) {
         const messages = await this.#read();
         if (messages.length > 0) return messages;
-        if (!this.#isAtEnd && performance.now() < until) continue;
       }
-      const left = until - performance.now();
-      if (left <= 0) return [];
-      await this.#news.wait(signal, Math.min(left, Math.max(1, this.#isAtEnd ? dueIn || this.#lookMs : 0)));
+      const now = performance.now();
+      if (now >= until) return [];
+      if (this.#isAtEnd && !this.#isDue) await this.#news.wait(signal, Math.min(until, this.#lookedAt + this.#lookMs) - now);
     }
   }
 
