@@ -38,7 +38,7 @@ class Transient(WalbridgeError):
 
 
 TRANSIENT_CODES = (
-    "WB101", "WB102", "WB103", "WB104", "WB108", "WB118", "WB119", "WB122", "WB124", "WB139", "WB151",
+    "WB101", "WB102", "WB103", "WB104", "WB108", "WB118", "WB119", "WB122", "WB124", "WB139", "WB140", "WB141", "WB151",
     "WB200", "WB201", "WB202", "WB203", "WB204", "WB205", "WB206", "WB208",
     "WB210", "WB211", "WB212", "WB220", "WB221", "WB222", "WB223", "WB225", "WB226",
     "WB311", "WB312", "WB320",

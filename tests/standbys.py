@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from actors.embedded.postgres import PostgresServer
@@ -28,3 +31,14 @@ def start_standby(primary: PostgresServer, data_dir: Path, *, slot: str = "", po
     standby = PostgresServer(primary.bin_dir, data_dir, port=free_port(), settings=settings, password=primary.password)
     standby.start()
     return standby
+
+
+@contextmanager
+def standby_of(primary: PostgresServer) -> Iterator[PostgresServer]:
+    """A running standby that follows a server."""
+    standby = start_standby(primary, primary.data_dir.with_name(primary.data_dir.name + "-standby"))
+    try:
+        yield standby
+    finally:
+        standby.stop("immediate")
+        shutil.rmtree(standby.data_dir)

@@ -32,7 +32,7 @@ def test_a_search_goes_on_from_window_to_window_and_finds_the_last_row(database:
         connection.close()
         search, took = LargeRowSearch(1 << 20, is_compressed=False), list[float]()
         while True:
-            opening = open_table(config.postgres, "cdc_pub", published, lambda _: ("v", 0), payload_max=1 << 20)
+            opening = open_table(config, published, lambda _: ("v", 0), payload_max=1 << 20)
             async with opening as table:
                 begun_at = trio.current_time()
                 try:

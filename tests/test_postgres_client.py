@@ -157,6 +157,8 @@ def test_a_silent_host_does_not_keep_us_from_the_next(database: Database, monkey
             dsn = psycopg.conninfo.make_conninfo(database.dsn, **both, target_session_attrs="read-write")
             with closing(await connected(dsn)) as connection:
                 assert await connection.query("SELECT current_database()") == [(database.name,)]
+                led = psycopg.conninfo.conninfo_to_dict(connection.config.conninfo)
+                assert (led["host"], str(led["port"])) == ("localhost", str(words["port"])), "one more leads to the same server"
 
     trio.run(check)
 

@@ -14,6 +14,7 @@ from tests.rounds import Rounds, ask, copy_of, rounds, take_rounds, wait_for_rou
 from tests.row_writers import moving_rows, writers
 from tests.servers import HANG_S, ROOT, Bridge, Database, read_messages, wait_for
 from tests.snapshots import snapshots, take, wait_for_snapshots
+from tests.standbys import standby_of
 
 ITEMS = """
 CREATE TABLE items (id bigint PRIMARY KEY, v int, filler text);
@@ -64,6 +65,27 @@ def test_rounds_under_load_join_the_events_exactly(
             assert_exact(snapshot, database, nats.url)
         assert taken[0].start.key == ("id",)
         assert bridge.get("/ready")[0] == 200
+
+
+def test_rounds_that_read_a_standby_under_load_join_the_events_exactly(
+    make_postgres: MakePostgres, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    primary = make_postgres()
+    with closing(Database(primary, "exact")) as database, standby_of(primary) as standby:
+        # no superuser, who alone may call pg_log_standby_snapshot()
+        database.execute(f"{ITEMS}; CREATE ROLE reader LOGIN REPLICATION PASSWORD 'secret'; GRANT SELECT ON items TO reader")
+        login = f"postgresql://reader:secret@127.0.0.1:{primary.port}/exact"
+        env = {"SNAPSHOT_DATABASE_URL": f"postgresql://127.0.0.1:{standby.port}"}
+        bridge = make_bridge(login, nats, *SHORT, *JSON, "--snapshot-rate-mb-s", "1", env=env)
+        with writers(database, moving_rows, open_s=[0.03] * 4):
+            ask(nats.url, "items+ranges")
+            wait_for(lambda: any(one.chunks for one in rounds(nats.url, "items+ranges")))
+            bridge.kill()
+            bridge.start()
+            (snapshot,) = wait_for_rounds(nats.url, "items+ranges", 1)
+        settle(database, nats.url)
+        assert len(snapshot.places) > 1, "several rounds"
+        assert_exact(snapshot, database, nats.url)
 
 
 def test_a_transaction_that_stays_open_stops_no_round(database: Database, nats: NatsServer, make_bridge: MakeBridge) -> None:

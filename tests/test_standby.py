@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -24,18 +23,7 @@ from tests.command_line import run_here
 from tests.conftest import MakeBridge, MakePostgres
 from tests.mirrors import MirrorProcess
 from tests.servers import Database, wait_for, wait_for_events
-from tests.standbys import start_standby
-
-
-@contextmanager
-def standby_of(primary: PostgresServer) -> Iterator[PostgresServer]:
-    """A running standby that follows a server."""
-    standby = start_standby(primary, primary.data_dir.with_name(primary.data_dir.name + "-standby"))
-    try:
-        yield standby
-    finally:
-        standby.stop("immediate")
-        shutil.rmtree(standby.data_dir)
+from tests.standbys import standby_of
 
 
 @contextmanager

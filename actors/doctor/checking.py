@@ -37,7 +37,7 @@ class Found(NamedTuple):
     """Of a row without problems."""
 
 
-def warned(words: str, *problems: Problem | None) -> Found:
+def warned(words: str, *problems: Problem | WalbridgeError | None) -> Found:
     """Return a check's finding with these problems, those that there are, as warnings."""
     return Found(words, [("warn", problem) for problem in problems if problem is not None])
 

@@ -18,6 +18,7 @@ from actors.doctor.nats_checks import NatsSide
 from actors.doctor.path_checks import PathSide
 from actors.doctor.postgres_checks import PostgresSide
 from actors.doctor.report import GROUPS, Group, Report
+from actors.doctor.standby_check import standby_check
 from actors.settings.config import Config
 
 
@@ -44,7 +45,10 @@ async def examine(config: Config, *, with_round_trip: bool, only: Collection[Gro
             yield connection
 
     source = PostgresSide(config.postgres, config.source, accept_gap=config.accept_gap)
-    has_postgres = await make_checks(report, "PostgreSQL", source.checks(), postgres)
+    checks = source.checks()
+    if config.standby is not None:
+        checks["snapshots' standby"] = standby_check(config.standby, config.source)
+    has_postgres = await make_checks(report, "PostgreSQL", checks, postgres)
     if set(only) == {"PostgreSQL"}:
         return report
     sink = NatsSide(config, [table.token for table in source.tables])

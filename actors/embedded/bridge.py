@@ -24,7 +24,7 @@ HANG_S = 60.0
 
 def clean_environment() -> dict[str, str]:
     """This process's environment without what configures a bridge, a mirror or a client of PostgreSQL."""
-    ours = ("PG", "NATS_", "POSTGRES_", "DATABASE_URL", "BRIDGE_", "LOG_")
+    ours = ("SNAPSHOT_", "PG", "NATS_", "POSTGRES_", "DATABASE_URL", "BRIDGE_", "LOG_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 

@@ -207,6 +207,12 @@ class SnapshotConfig:
         details="megabytes that all snapshots together send per second, as sent; 0 for no limit",
         read=number(0, RATE_MAX_MB_S, "a number of megabytes", "50"),
     )  # fmt: skip
+    database_url: str = setting(
+        "", variable="SNAPSHOT_DATABASE_URL", secret=True, words="a standby from which snapshots read rows",
+        details="libpq URI or keywords of [a standby from which snapshots read rows]"
+        "(docs/operations.md#snapshots-from-a-standby), PostgreSQL 16 or later; role, password and database are those of the "
+        "primary unless it says otherwise",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +401,8 @@ class Config:
     http: HttpConfig
     log: LogConfig
     otlp: OtlpConfig
+    standby: PostgresConfig | None = None
+    """From which snapshots read rows, if not from `postgres` itself."""
     accept_gap: bool = setting(
         False, flag="--accept-gap", group=SOURCE, words="after changes were permanently lost: store the gap event and go on",
         details="after changes were permanently lost (slot lost or dropped, another server): store the gap event and go on",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from actors.errors import ConfigError
@@ -51,6 +51,7 @@ def resolve(flags: Mapping[str, object], environ: Mapping[str, str], env_file: P
         log=sources.group(LogConfig),
         otlp=sources.group(OtlpConfig),
         postgres=_renewable(_postgres, sources),
+        standby=_renewable(_standby, sources) if sources.given("snapshot_database_url") else None,
         nats=_renewable(partial(_nats, environ=environ), sources),
     )
     return replace(config, secrets=sources.secrets, origins=sources.origins)
@@ -111,22 +112,9 @@ def _password_place(sources: Sources) -> str:
 
 def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
     """What DATABASE_URL says counts; user and password may stand beside it."""
-    from psycopg import ProgrammingError, conninfo  # noqa: PLC0415
+    from psycopg import conninfo  # noqa: PLC0415
 
-    _, where = sources.text("database_url")
-    try:
-        words = conninfo.conninfo_to_dict(given.url)
-    except ProgrammingError as exc:
-        raise bad_value(
-            where,
-            "",
-            "is not a libpq connection string; give e.g. postgresql://user@host:5432/db, with %25 for %",
-        ) from exc
-    if not re.fullmatch(r"[\d,]*", str(words.get("port") or "")):  # libpq would look at it only when it connects
-        raise bad_value(where, "", "its port is no number; escape what is special in a password, e.g. %40 for @")
-    if "@" in str(words.get("host") or "")[1:]:  # before an @ may be a part of the password: show nothing
-        raise bad_value(where, "", "its host has an @; escape what is special in a password, e.g. %40 for @")
-    words.pop("replication", None)
+    words, where = _words_of(sources, "database_url")
     sources.overrule("database_url", "pg_host", "pg_port", "pg_db")
     command = given.password_command or ()
     is_beside = {word: word not in words for word in ("user", "password")}
@@ -139,15 +127,60 @@ def _from_url(sources: Sources, given: PostgresAddress) -> PostgresConfig:
     words.setdefault("password", given.password or None)
     if not words["user"]:
         raise ConfigError("WB004", f"{where} names no user: add one (postgresql://user@...) or set POSTGRES_BRIDGE_USER")
-    hidden = [word for word in words if words[word] and ("password" in word or "secret" in word)]
-    sources.hide(*(str(words[word]) for word in hidden))
-    sources.show("database_url", conninfo.make_conninfo("", **{**words, **dict.fromkeys(hidden, "********")}))
+    _show_without_secrets(sources, "database_url", words)
     url = sources.place("database_url")
     names = PostgresNames(
         url, url, sources.place("postgres_bridge_user") if is_beside["user"] else url,
         _password_place(sources) if is_beside["password"] else url,
     )  # fmt: skip
     return PostgresConfig(conninfo.make_conninfo("", **words), password_command=command, names=names)
+
+
+def _standby(sources: Sources) -> PostgresConfig:
+    """What SNAPSHOT_DATABASE_URL says; who we are there and which database is the primary's, unless it says so itself."""
+    from psycopg import conninfo  # noqa: PLC0415
+
+    primary = _postgres(sources)
+    of_primary = conninfo.conninfo_to_dict(primary.conninfo)
+    words, where = _words_of(sources, "snapshot_database_url")
+    database = str(of_primary.get("dbname") or of_primary.get("user") or "")
+    if words.setdefault("dbname", database) != database:
+        raise bad_value(where, "", f"names another database than the bridge reads; leave it out, or give {database}")
+    command = () if words.get("password") else primary.password_command
+    for word in ("user", "password"):
+        words[word] = words.get(word) or of_primary.get(word)
+    _show_without_secrets(sources, "snapshot_database_url", words)
+    names = PostgresNames(where, where, where, where)
+    return PostgresConfig(conninfo.make_conninfo("", **words), password_command=command, names=names)
+
+
+def _words_of(sources: Sources, name: str) -> tuple[dict[str, Any], str]:
+    """The words of a connection string, and where it was given."""
+    from psycopg import ProgrammingError, conninfo  # noqa: PLC0415
+
+    text, where = sources.text(name)
+    try:
+        words: dict[str, Any] = conninfo.conninfo_to_dict(text)
+    except ProgrammingError as exc:
+        raise bad_value(
+            where,
+            "",
+            "is not a libpq connection string; give e.g. postgresql://user@host:5432/db, with %25 for %",
+        ) from exc
+    if not re.fullmatch(r"[\d,]*", str(words.get("port") or "")):  # libpq would look at it only when it connects
+        raise bad_value(where, "", "its port is no number; escape what is special in a password, e.g. %40 for @")
+    if "@" in str(words.get("host") or "")[1:]:  # before an @ may be a part of the password: show nothing
+        raise bad_value(where, "", "its host has an @; escape what is special in a password, e.g. %40 for @")
+    words.pop("replication", None)
+    return words, where
+
+
+def _show_without_secrets(sources: Sources, name: str, words: Mapping[str, Any]) -> None:
+    from psycopg import conninfo  # noqa: PLC0415
+
+    hidden = [word for word in words if words[word] and ("password" in word or "secret" in word)]
+    sources.hide(*(str(words[word]) for word in hidden))
+    sources.show(name, conninfo.make_conninfo("", **{**words, **dict.fromkeys(hidden, "********")}))
 
 
 _NATS_WHERE = ("nats_url", "nats_host", "nats_port")

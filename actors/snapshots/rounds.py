@@ -50,11 +50,9 @@ async def open_round(
     Raises what `open_table` raises; SnapshotFailed when the table cannot be read by its key, or when changes were lost since
     the place before; SinkUnavailable when NATS is away.
     """
-    config, stream = setup.config, setup.stream
+    stream = setup.stream
     async with AsyncExitStack() as stack:
-        opening = open_table(
-            config.postgres, config.source.publication, published, setup.version_of, payload_max=stream.init_payload_max
-        )
+        opening = open_table(setup.config, published, setup.version_of, payload_max=stream.init_payload_max)
         table = await stack.enter_async_context(opening)
         key = await read_row_key(table.connection, table.published)
         await table.connection.query(BY_INDEX)
@@ -68,7 +66,7 @@ async def open_round(
                     connections.append(await stack.enter_async_context(opening_one))
             except (PostgresError, SourceUnavailable) as exc:
                 log.info("a round is read with fewer connections", table=published.token, reason=str(exc))
-        await stream_reaches(setup, lsn, table.connection)
+        await stream_reaches(setup, lsn)
         if after is not None:
             await check_gaps(js, stream.stream, published.token, after)
         place = await place_of(js, stream.stream, lsn, after)

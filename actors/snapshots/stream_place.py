@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import closing
 
 import trio
 
@@ -15,6 +16,7 @@ from actors.contract.round_encoder import ChunkPlace
 from actors.contract.subjects import CDC_GAP
 from actors.errors import MalformedMessage, SourceUnavailable
 from actors.positions import Lsn
+from actors.settings.config import PostgresConfig
 from actors.snapshots.failures import SnapshotFailed
 from actors.snapshots.setup import SnapshotSetup
 from actors.snapshots.watermark import STREAM_CATCHES_UP_S, Stored, sequence_before
@@ -24,18 +26,18 @@ NUDGE_AFTER_S = 0.5
 """PostgreSQL tells of idle WAL only when more of it is written: after this long the bridge writes some."""
 
 
-async def stream_reaches(setup: SnapshotSetup, lsn: Lsn, connection: PgConnection) -> None:
-    """Wait until the stream has every event below `lsn`. Raises SourceUnavailable if that takes 20 s.
+async def stream_reaches(setup: SnapshotSetup, lsn: Lsn) -> None:
+    """Wait until the stream has every event below `lsn`, and write to the WAL when nobody else does.
 
-    `connection` may be in a transaction; something is written to the WAL on another one when nothing else is.
+    Raises SourceUnavailable if that takes 20 s.
     """
     nudge_at = trio.current_time() + NUDGE_AFTER_S
     with trio.move_on_after(STREAM_CATCHES_UP_S) as deadline:
         while setup.stored_lsn() < lsn:
             await trio.sleep(LOOK_EVERY_S)
-            if trio.current_time() >= nudge_at and not connection.is_standby:
+            if trio.current_time() >= nudge_at:
                 nudge_at += STREAM_CATCHES_UP_S
-                await _write_wal(connection)
+                await _write_wal(setup.config.postgres)
     if deadline.cancelled_caught:
         raise SourceUnavailable(
             "WB320", "cannot choose a snapshot's place in the stream while the bridge is catching up",
@@ -43,12 +45,11 @@ async def stream_reaches(setup: SnapshotSetup, lsn: Lsn, connection: PgConnectio
         )  # fmt: skip
 
 
-async def _write_wal(connection: PgConnection) -> None:
-    other = await PgConnection.connect(connection.config, application_name="walbridge snapshot")
-    try:
-        await other.query("SELECT pg_logical_emit_message(false, 'walbridge', 'snapshot')")
-    finally:
-        other.close()
+async def _write_wal(config: PostgresConfig) -> None:
+    connection = await PgConnection.connect(config, application_name="walbridge snapshot")
+    with closing(connection):
+        if not connection.is_standby:
+            await connection.query("SELECT pg_logical_emit_message(false, 'walbridge', 'snapshot')")
 
 
 async def place_of(js: JetStream, stream: str, lsn: Lsn, after: int | None) -> ChunkPlace:

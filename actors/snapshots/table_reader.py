@@ -15,8 +15,9 @@ from actors.clients.postgres.publications import PublishedTable, published_table
 from actors.contract.publication import TableFacts
 from actors.contract.table_schema import Description
 from actors.errors import SourceUnavailable
-from actors.settings.config import PostgresConfig
+from actors.settings.config import Config
 from actors.snapshots.failures import TableChanged
+from actors.snapshots.standby import caught_up, standby_watermark
 from actors.snapshots.watermark import Watermark, check_horizon, take_watermark
 from actors.wire.pgoutput import Relation
 from actors.wire.sql_names import quoted
@@ -91,9 +92,11 @@ VersionOf = Callable[[TableFacts], tuple[str, int] | None]
 
 @asynccontextmanager
 async def open_table(
-    config: PostgresConfig, publication: str, published: PublishedTable, version_of: VersionOf, *, payload_max: int
+    config: Config, published: PublishedTable, version_of: VersionOf, *, payload_max: int
 ) -> AsyncGenerator[OpenTable]:
     """Lock a table against changes of its shape, take the watermark and open the table for reading; clean up afterwards.
+
+    On the standby that snapshots are to be read from, if there is one.
 
     The order matters: after a rewriting ALTER TABLE between watermark and lock the table would look empty, and a description
     older than the snapshot could describe another shape. What is published is read as of the snapshot, too.
@@ -102,18 +105,24 @@ async def open_table(
     while a transaction is open that began to write before the table was published as it is; PostgresError when the role may not
     read the table or the table is gone; SourceUnavailable when PostgreSQL is away or the lock is not granted.
     """
-    connection = await PgConnection.connect(config, application_name="walbridge snapshot")
+    connection = await PgConnection.connect(config.standby or config.postgres, application_name="walbridge snapshot")
     finished, holder = False, None
     try:
         # libpq's buffer keeps the size of the largest message so far; a larger buffer makes fewer, larger reads
         await connection.query("SELECT repeat('x', 1000000)")
+        if config.standby is not None:
+            await caught_up(config.postgres, connection)
         try:
             holder = await begin_locked(connection, [published], timeout_s=LOCK_TIMEOUT_S)
         except PostgresError as exc:
             if exc.sqlstate in ("42P01", "3F000", "42703"):  # no such table, schema or column since the look
                 raise TableChanged from exc
             raise
-        watermark = await take_watermark(config, connection)
+        if config.standby is None:
+            watermark = await take_watermark(connection)
+        else:
+            watermark = await standby_watermark(config.postgres, connection)
+        publication = config.source.publication
         found = await published_table(connection, publication, published.relation_oid)
         known = version_of(found.facts) if found is not None and found.token == published.token else None
         if found is None or known is None:

@@ -50,9 +50,8 @@ class SnapshotTaker:
         config, js, stream = self._setup.config, self._js, self._setup.stream
         info = await js.stream_info(stream.stream)
         stream_seq = int(info["state"]["last_seq"]) if info is not None else 0
-        publication, payload_max = config.source.publication, stream.init_payload_max
-        version_of = self._setup.version_of
-        async with open_table(config.postgres, publication, published, version_of, payload_max=payload_max) as table:
+        payload_max = stream.init_payload_max
+        async with open_table(config, published, self._setup.version_of, payload_max=payload_max) as table:
             lsn = await wait_for_lsn(table.watermark, self._setup.transactions)
             if table.watermark.lsn is None:
                 log.info("watermark found without a slot: writing transactions delay slots", snapshot_lsn=format_lsn(lsn))

@@ -65,20 +65,20 @@ class Watermark(NamedTuple):
     timeline: int = 0
 
 
-async def take_watermark(config: PostgresConfig, connection: PgConnection) -> Watermark:
+async def take_watermark(connection: PgConnection) -> Watermark:
     """Set the snapshot of the transaction that is open on `connection`; return its watermark.
 
     Raises PostgresError, and SourceUnavailable when PostgreSQL is away.
     """
-    replication = await PgConnection.connect(config, replication=True, application_name="walbridge snapshot")
+    replication = await PgConnection.connect(connection.config, replication=True, application_name="walbridge snapshot")
     try:
         ((system_id, timeline, *_),) = await replication.query("IDENTIFY_SYSTEM")
         lsn, snapshot = await export_snapshot(replication, f"snap_{secrets.token_hex(6)}", timeout_s=SLOT_TIMEOUT_S)
         await connection.query(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         return Watermark(lsn, system_id=system_id or "", timeline=int(timeline or 0))
     except (PostgresError, SourceUnavailable) as exc:
-        if isinstance(exc, SourceUnavailable) and exc.code == "WB124":
-            raise  # nothing else would do: a standby cannot say where its WAL ends, nor write to it
+        if connection.is_standby:
+            raise  # nothing else would do: it cannot say where its WAL ends, nor write to it
         # 53400 and 53300: no slot or sender is free; a timeout: a writing transaction is still open
         if isinstance(exc, PostgresError) and exc.sqlstate not in ("53400", "53300"):
             raise
@@ -86,7 +86,7 @@ async def take_watermark(config: PostgresConfig, connection: PgConnection) -> Wa
         replication.close()
     # the first query takes the snapshot; the end of the WAL and the waiting commits are read after it
     ((xids, insert_lsn),) = await connection.query("SELECT pg_current_snapshot(), pg_current_wal_insert_lsn()")
-    stalled = await _stalled_commits(config)
+    stalled = await _stalled_commits(connection.config)
     return Watermark(
         None, parse_snapshot(xids or ""), parse_lsn(insert_lsn or "0/0"), stalled, system_id or "", int(timeline or 0)
     )

@@ -233,3 +233,22 @@ def test_secrets_of_every_kind_come_from_files_too(tmp_path: Path) -> None:
     assert "s3cret!" not in repr(config)
     with pytest.raises(ConfigError):
         resolve({}, USER | {"NATS_TOKEN_FILE": str(tmp_path)})
+
+
+def test_a_standby_takes_from_the_primary_what_its_url_does_not_say(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("hunter2")
+    environ = {"DATABASE_URL": "postgresql://u@a/app", "POSTGRES_BRIDGE_PASSWORD_FILE": str(tmp_path / "password")}
+    assert resolve({}, environ).standby is None
+    config = resolve({}, {**environ, "SNAPSHOT_DATABASE_URL": "postgresql://b:5433?sslmode=require"})
+    assert config.standby is not None
+    said = {"host": "b", "port": "5433", "sslmode": "require", "user": "u", "password": "hunter2", "dbname": "app"}
+    assert conninfo_to_dict(config.standby.conninfo) == said
+    (tmp_path / "password").write_text("hunter3")
+    assert conninfo_to_dict(config.standby.latest().conninfo)["password"] == "hunter3"
+    shown = {name: value for name, value, _ in config.origins}
+    assert "hunter" not in shown["SNAPSHOT_DATABASE_URL"]
+    own = resolve({}, {**environ, "SNAPSHOT_DATABASE_URL": "postgresql://r:own@b"})
+    assert own.standby is not None
+    assert conninfo_to_dict(own.standby.conninfo) == {"host": "b", "user": "r", "password": "own", "dbname": "app"}
+    with pytest.raises(ConfigError, match="SNAPSHOT_DATABASE_URL: names another database"):
+        resolve({}, {**environ, "SNAPSHOT_DATABASE_URL": "postgresql://b/other"})

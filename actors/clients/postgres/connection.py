@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -79,6 +80,7 @@ class PgConnection:
         self.encoding = encoding
         self.address = address
         self.config = config
+        """Leads to this server again."""
         self.notices: list[Notice] = []
         self.socket = connection.socket
         self._closed = False
@@ -120,7 +122,7 @@ class PgConnection:
             try:
                 with trio.fail_after(CONNECT_TIMEOUT_S):
                     made = await drive_connect(connecting(conninfo.make_conninfo("", **attempt)))
-                    return cls(made, address, config)
+                    return cls(made, address, _to_the_same(made, config))
             except trio.TooSlowError:
                 error = SourceUnavailable(
                     "WB101", f"PostgreSQL at {address} does not answer within {CONNECT_TIMEOUT_S:g} s",
@@ -359,6 +361,21 @@ async def _attempts(words: dict[str, Any], address: str, names: PostgresNames) -
     if words.get("load_balance_hosts") == "random":
         random.shuffle(found)
     return [{**attempt, "target_session_attrs": "standby"} for attempt in found] + found if prefer_standby else found
+
+
+def _to_the_same(made: pq.abc.PGconn, config: PostgresConfig) -> PostgresConfig:
+    """Return what leads to the server that has answered: of several hosts, and of a name's several addresses, to that one."""
+    words: dict[str, str | None] = {
+        "host": made.host.decode(), "hostaddr": made.hostaddr.decode() or None, "port": made.port.decode(),
+        "target_session_attrs": None, "load_balance_hosts": None,
+    }  # fmt: skip
+
+    def led(given: PostgresConfig) -> PostgresConfig:
+        kept = {**conninfo.conninfo_to_dict(given.conninfo), **words}
+        return replace(given, conninfo=conninfo.make_conninfo("", **kept))
+
+    found = led(config)
+    return replace(found, renew=lambda: led(config.latest())) if config.renew is not None else found
 
 
 async def _password(command: tuple[str, ...], address: str) -> str:
