@@ -81,7 +81,7 @@ def test_a_terminal_has_a_bar_and_a_file_has_lines() -> None:
         bar.end()
     last = terminal.getvalue().split("\r")[-1]
     assert last.startswith("items: [###################     ] 800 rows of about 1,000 (80 %)")
-    assert ", 10 s left, 20 rows/s, 2 rounds seen, snap-1-ab" in last
+    assert ", 10 s left, 20 rows/s, VACUUM held back for about 19 s, 2 rounds seen, snap-1-ab" in last
     assert terminal.getvalue().count("\n") == 1
     assert file.getvalue().count("\n") == 41
     assert "#" not in file.getvalue()

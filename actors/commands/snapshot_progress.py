@@ -21,6 +21,8 @@ class ProgressBar:
         self.is_drawn_over = out.isatty()
         self._seen: deque[tuple[float, int]] = deque()
         self._snapshot_id, self._places = "", set[int]()
+        self._round_since_s = 0.0
+        """When a chunk of the present round was first seen."""
         self._drawn = 0
 
     def show(self, name: str, chunk: RangesChunk, expected: int, now_s: float) -> None:
@@ -28,7 +30,9 @@ class ProgressBar:
         if chunk.snapshot_id != self._snapshot_id:
             self._snapshot_id, self._places = chunk.snapshot_id, set()
             self._seen.clear()
-        self._places.add(chunk.snapshot_lsn)
+        if chunk.snapshot_lsn not in self._places:
+            self._places.add(chunk.snapshot_lsn)
+            self._round_since_s = now_s
         self._seen.append((now_s, chunk.row_count))
         while len(self._seen) > 2 and now_s - self._seen[1][0] >= RATE_OVER_S:
             self._seen.popleft()
@@ -57,4 +61,6 @@ class ProgressBar:
             words = f"{bar}{words} of about {expected:,} ({int(100 * share)} %)"
             words += f", {(expected - done) / rate:.0f} s left" if rate >= 1 else ""
         words += f", {rate:,.0f} rows/s" if rate else ""
+        held_s = last_s - self._round_since_s
+        words += f", VACUUM held back for about {held_s:.0f} s" if held_s >= 1 else ""
         return f"{words}, {counted(len(self._places), 'round')} seen, {chunk.snapshot_id}"
