@@ -1,4 +1,7 @@
-"""`walbridge mirror` as a consumer that `walbridge certify` can try: runs it, and answers with the rows of its replica."""
+"""`walbridge mirror`, or another keeper of such a SQLite file, as a consumer that `walbridge certify` can try.
+
+`python certified_process.py [COMMAND ...]`: runs it, with the file and the tables as its last arguments, and answers with the rows.
+"""
 
 import asyncio
 import json
@@ -32,8 +35,8 @@ def held() -> dict:
 
 
 async def main() -> None:
-    flags = ("--tables", ",".join(TABLES), "--to", f"sqlite:///{REPLICA}")
-    mirror = await asyncio.create_subprocess_exec(sys.executable, "-m", "walbridge", "mirror", *flags)
+    mirror = [sys.executable, "-m", "walbridge", "mirror", "--tables", ",".join(TABLES), "--to", f"sqlite:///{REPLICA}"]
+    keeper = await asyncio.create_subprocess_exec(*([*sys.argv[1:], str(REPLICA), *TABLES] if sys.argv[1:] else mirror))
     client = await nats.connect(os.environ["NATS_URL"], max_reconnect_attempts=-1, reconnect_time_wait=0.05)
 
     async def answer(request) -> None:
@@ -44,7 +47,7 @@ async def main() -> None:
         await request.respond(json.dumps(body).encode())
 
     await client.subscribe("walbridge.certify", cb=answer)
-    sys.exit(await mirror.wait())
+    sys.exit(await keeper.wait())
 
 
 asyncio.run(main())

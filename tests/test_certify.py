@@ -21,6 +21,7 @@ from actors.certify.trial import Setting
 from actors.main import main
 from tests.documents import section
 from tests.examples import examples
+from tests.node_replicas import CLIENT, node_with_sqlite
 from tests.servers import ROOT
 
 pytestmark = pytest.mark.servers
@@ -58,6 +59,13 @@ def test_a_right_consumer_is_exact() -> None:
 def test_the_mirror_is_exact() -> None:
     """With two tables, so that one transaction's changes of both must be joined."""
     setting = Setting((sys.executable, MIRROR), ("users", "orders"), 2, False, ("restart", "forget", "cut"), 60)
+    result = trio.run(lambda: run_certify(setting, 8, shrinks=False, tell=print))
+    assert result.is_exact, (result.verdict.wrong, result.printed)
+
+
+def test_the_javascript_client_is_exact() -> None:
+    keeper = (node_with_sqlite(), "--no-warnings", str(CLIENT / "test" / "replica_process.js"), "node-sqlite")
+    setting = Setting((sys.executable, MIRROR, *keeper), ("users", "orders"), 3, False, (*SLOW, "forget"), 60)
     result = trio.run(lambda: run_certify(setting, 8, shrinks=False, tell=print))
     assert result.is_exact, (result.verdict.wrong, result.printed)
 

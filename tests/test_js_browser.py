@@ -79,3 +79,28 @@ def test_a_tab_keeps_its_tables(
             page.goto(f"{url}/?store={kind}")
             wait_for(lambda: is_equal(page, database))
         assert not [line for line in log if "asking for a snapshot" in line], "it resumes where it was"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tab_without_room_says_so_keeps_whole_transactions_and_goes_on(
+    kind: str, playwright: Playwright, built: Path, database: Database, web_nats: NatsServer, make_bridge: MakeBridge,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    database.execute(SCHEMA)
+    database.execute("SET timezone = 'UTC'; ALTER ROLE CURRENT_USER SET timezone = 'UTC'")
+    database.execute("INSERT INTO users SELECT g, 'user ' || g, g FROM generate_series(1, 100) g")
+    make_bridge(database, web_nats)
+    with served(built, {"servers": web_nats.websocket_url}) as url, chromium(playwright, tmp_path / "profile") as context:
+        page = opened(context, url, kind)
+        wait_for(lambda: is_equal(page, database))
+        used = int(page.evaluate("navigator.storage.estimate().then(({ usage }) => usage)"))
+        browser = context.new_cdp_session(page)
+        browser.send("Storage.overrideQuotaForOrigin", {"origin": url, "quotaSize": used + 1_000_000})
+        database.execute("INSERT INTO users SELECT g, repeat('x', 1000), g FROM generate_series(1000, 9999) g")
+        wait_for(
+            lambda: "WB503" in page.evaluate("JSON.stringify(window.replica.status)"),
+            lambda: page.evaluate("JSON.stringify(window.replica.status)"),
+        )
+        assert count_in(page) == 100
+        browser.send("Storage.overrideQuotaForOrigin", {"origin": url})
+        wait_for(lambda: is_equal(page, database))

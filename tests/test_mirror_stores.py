@@ -21,7 +21,10 @@ from actors.contract.records import Column, Delete, Insert, Raw, Row, Update
 from actors.contract.rules import identity_of, written_columns
 from actors.contract.stream_view import LastMessage
 from actors.errors import ConfigError
+from actors.mirror.mirror_counts import MirrorCounts
+from actors.mirror.replica import Replica
 from actors.mirror.state import (
+    FORMAT,
     LIVE,
     STALE,
     Checkpoint,
@@ -38,7 +41,7 @@ from actors.mirror.stores.dialect import LATER_COLUMNS, Statement
 from actors.mirror.stores.open import open_store
 from actors.mirror.stores.row_statements import RowStatements, UnknownColumn
 from actors.mirror.stores.shapes import TableShape, encode_columns
-from actors.mirror.stores.store import ApplyConflict, ReplicaRefused, Store
+from actors.mirror.stores.store import ApplyConflict, ReplicaRefused, ReplicaUnavailable, Store
 from actors.mirror.track import NEEDED_NOTHING, Cursor
 from actors.positions import Lsn, Position
 from actors.values.canonical import canonical_for
@@ -449,6 +452,35 @@ def test_a_replica_of_an_earlier_version_keeps_its_checkpoint(url: str) -> None:
 
     for step in (body, later, later):
         with_store(url, step)
+
+
+@pytest.mark.parametrize("sqlstate", ["53100", "53400", "58030", "XX000", "57014"])
+def test_what_is_wrong_with_the_server_is_no_conflict_of_rows(database: Database, sqlstate: str) -> None:
+    async def body(store: Store) -> None:
+        raises = f"DO $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '{sqlstate}'; END $$"
+        with pytest.raises(ReplicaUnavailable) as told:
+            await store.run([Statement(raises, [()], token="t")], commit=True)
+        assert (told.value.code, sqlstate in told.value.said) == ("WB503", True)
+
+    with_store(database.dsn, body)
+
+
+def test_a_replica_of_a_later_version_is_refused_and_left_as_it_is(url: str) -> None:
+    async def body(store: Store) -> None:
+        await store.claim(BRIDGE)
+        replica = Replica(store, "CDC", MirrorCounts())
+        await replica.load()
+        owner = store.dialect.own("owner")
+        before = await store.query(f"SELECT * FROM {owner}")
+        assert before, "the replica has an owner"
+        await store.run([Statement(f"UPDATE {owner} SET format = {FORMAT + 1}", [()])], commit=True)
+        with pytest.raises(ReplicaRefused) as refused:
+            await Replica(store, "CDC", MirrorCounts()).load()
+        assert refused.value.code == "WB516"
+        await store.run([Statement(f"UPDATE {owner} SET format = {FORMAT}", [()])], commit=True)
+        assert await store.query(f"SELECT * FROM {owner}") == before
+
+    with_store(url, body)
 
 
 def test_a_replica_that_refuses_the_role_says_how_a_password_is_given(

@@ -17,6 +17,7 @@ from actors.mirror.state import (
     UNPUBLISHED,
     Checkpoint,
     TableRecord,
+    check_format,
     forget_checkpoint,
     forget_table,
     load_checkpoint,
@@ -69,7 +70,11 @@ class Replica:
         self._session = secrets.token_hex(8)
 
     async def load(self) -> None:
-        """Read the durable state and become the replica's owner: a mirror that owned it before can no longer write."""
+        """Read the durable state and become the replica's owner: a mirror that owned it before can no longer write.
+
+        Raises ReplicaRefused for a replica that a later version has made.
+        """
+        await check_format(self.store)
         owner = self.dialect.save("owner", "id", {"id": 1, "session": self._session})
         await self.store.run([owner], commit=True)
         self.checkpoint = await load_checkpoint(self.store)

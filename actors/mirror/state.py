@@ -10,11 +10,13 @@ from actors.contract.rules import is_other_version
 from actors.contract.stream_view import UNKNOWN_MESSAGE, LastMessage, Place
 from actors.mirror.stores.dialect import Dialect, Statement
 from actors.mirror.stores.shapes import TableShape, decode_columns, encode_columns
-from actors.mirror.stores.store import Store
+from actors.mirror.stores.store import ReplicaRefused, Store
 from actors.mirror.track import NEEDED_NOTHING, Cursor, Told
 from actors.positions import Lsn, Position
 
 WAITING, LIVE, STALE, REFUSED, UNPUBLISHED = "waiting", "live", "stale", "refused", "unpublished"
+FORMAT = 1
+"""Of what a replica stores about itself, here and in consumers/js: what earlier versions would misread gets the next number."""
 STATES = (WAITING, LIVE, STALE, REFUSED, UNPUBLISHED)
 
 
@@ -224,6 +226,18 @@ def saved_choice(dialect: Dialect, *, everything: bool) -> Statement:
     """The statement that stores whether the mirror keeps all tables that the bridge publishes, or chosen ones."""
     sql = f"UPDATE {dialect.own('owner')} SET everything = {dialect.parameter(1)} WHERE id = 1"
     return Statement(sql, [(int(everything),)])
+
+
+async def check_format(store: Store) -> None:
+    """Raise ReplicaRefused if a later version has stored here what this one would misread."""
+    rows = await store.query(f"SELECT format FROM {store.dialect.own('owner')}")
+    found = int(str(rows[0][0])) if rows else FORMAT
+    if found > FORMAT:
+        raise ReplicaRefused(
+            "WB516", "the replica was made by a later version of Walbridge",
+            said=f"format {found}; this version knows {FORMAT}", means="nothing was changed",
+            fix="upgrade Walbridge here, or give --to a new replica, which is copied",
+        )  # fmt: skip
 
 
 async def keeps_everything(store: Store) -> bool:

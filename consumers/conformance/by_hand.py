@@ -1000,11 +1000,11 @@ def compressed() -> History:
     return w.draft.done()
 
 
-def two_frames() -> History:
+def _no_single_frame(name: str, about: str, damage: Callable[[bytes], bytes]) -> History:
     w = Writing(
-        "A compressed body has something after its frame.",
+        about,
         "message.one-frame",
-        name="more-than-one-frame",
+        name=name,
         needs=("zstd",),
         dictionaries={"users": b""},
     )
@@ -1013,10 +1013,20 @@ def two_frames() -> History:
     steps: list[Any] = []
     with w.source.transaction(steps.append) as t:
         t.insert("users", id=3, name="not exactly one frame")
-    steps[0]["body"] = base64.b64encode(base64.b64decode(steps[0]["body"]) + b"more").decode()
+    steps[0]["body"] = base64.b64encode(damage(base64.b64decode(steps[0]["body"]))).decode()
     w.add(*steps)
     w.stops("it refuses the message, and stops")
     return w.draft.done()
+
+
+def two_frames() -> History:
+    return _no_single_frame(
+        "more-than-one-frame", "A compressed body has something after its frame.", lambda body: body + b"more"
+    )
+
+
+def cut_off_frame() -> History:
+    return _no_single_frame("frame-cut-off", "A compressed body lacks its last byte.", lambda body: body[:-1])
 
 
 def late_dictionary() -> History:
@@ -1116,7 +1126,7 @@ WRITERS: tuple[Callable[[], History], ...] = (
     gap_to_lower_lsns, gap_cuts_off, suspended, published_differently, published_the_same, unpublished, snapshot_failed,
     snapshot_begun_again, chunk_missing, other_bridge, snapshot_too_old, empty_table, stored_snapshot, history_lost,
     history_at_the_edge, removed, removed_before, made_anew, cut_short, resumes, foreign, unreadable, another_id, own_ids, json_numbers, compressed,
-    two_frames, late_dictionary, other_tables, two_tables, every_table,
+    two_frames, cut_off_frame, late_dictionary, other_tables, two_tables, every_table,
 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ LATER_COLUMNS = (
     ("tables", "told_version", "text NOT NULL DEFAULT ''"),
     ("tables", "told_seq", "bigint NOT NULL DEFAULT 0"),
     ("owner", "everything", "int NOT NULL DEFAULT 0"),
+    ("owner", "format", "int NOT NULL DEFAULT 1"),
 )
 """Columns of the mirror's own tables (table, column, type) that replicas made by earlier versions get when they are claimed."""
 

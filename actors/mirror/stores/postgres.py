@@ -43,8 +43,8 @@ COPY_ROWS_MIN = 20
 """New rows of a table in a row from which COPY is used: it takes two round trips, and a tenth of the work per row."""
 _CHANGES_TABLES = ("ALTER", "CREATE", "DROP")
 _UNIQUE_VIOLATION = "23505"
-_PASSES = (*ENDING, *PASSING, "53")
-"""SQLSTATEs that pass by themselves; here configured limits of resources too, which belong to the replica's administrator."""
+_PASSES = (*ENDING, *PASSING, "53", "58", "XX")
+"""SQLSTATEs that are not about rows, so that no copy would help: also limits, I/O, and faults of PostgreSQL itself."""
 
 
 class PostgresStore:

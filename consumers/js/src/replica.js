@@ -1,7 +1,7 @@
 /** A live replica: sessions one after another until it is closed, and queries on its store. */
 
 import { tableName } from "./contract/table_token.js";
-import { Fatal } from "./errors.js";
+import { Fatal, ReplicaError } from "./errors.js";
 import { runSession } from "./mirror/session.js";
 import { Ended, Lock, News, sleep } from "./mirror/tasks.js";
 import { NatsTransport } from "./source/nats_transport.js";
@@ -45,6 +45,12 @@ const ROUNDS_FROM_ROWS = 1_000_000;
 /** @typedef {(servers: string[], options: Record<string, unknown>) => Promise<import("@nats-io/nats-core").NatsConnection>} Connect */
 
 /** A query that runs again. @typedef {{sql: string, params: readonly unknown[], callback: (rows: Record<string, unknown>[]) => void, onError: (error: unknown) => void, tables: Set<string> | null, isDue: boolean, isRunning: boolean, isStopped: boolean}} Live */
+
+/** An error's words, with its code. @param {unknown} error */
+function wordsOf(error) {
+  const words = error instanceof Error ? error.message : String(error);
+  return error instanceof ReplicaError && error.code ? `${error.code}: ${words}` : words;
+}
 
 /** A live copy of tables. Made by `openReplica`. */
 export class Replica {
@@ -243,10 +249,10 @@ export class Replica {
         if (this.#isPaused) continue;
         if (error instanceof Fatal) {
           this.#error = error;
-          this.#log(error.message);
-          return this.#enter("failed", error.message);
+          this.#log(wordsOf(error));
+          return this.#enter("failed", wordsOf(error));
         }
-        const words = error instanceof Error ? error.message : String(error);
+        const words = wordsOf(error);
         this.#log(`trying again: ${words}`);
         this.#enter("connecting", words);
         if (performance.now() - beganAt > RETRY_MS_MAX) retryMs = RETRY_MS;

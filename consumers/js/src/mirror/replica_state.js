@@ -4,8 +4,8 @@ import { Fatal } from "../errors.js";
 import { follow, NEEDED_NOTHING } from "../rules/track.js";
 import { decodeColumns, encodeColumns } from "../stores/shapes.js";
 import {
-  asStale, asTold, asUnpublished, firstCheckpoint, forgetCheckpoint, forgetTable, loadCheckpoint, loadTables, localOf,
-  movedCheckpoint, savedTable,
+  asStale, asTold, asUnpublished, checkFormat, firstCheckpoint, forgetCheckpoint, forgetTable, loadCheckpoint, loadTables,
+  localOf, movedCheckpoint, savedTable,
 } from "./state.js";
 import { News } from "./tasks.js";
 
@@ -59,8 +59,9 @@ export class ReplicaState {
     this.dialect = store.dialect;
   }
 
-  /** Read the durable state and become the store's owner: who owned it before can no longer write. */
+  /** Read the durable state and become the store's owner: who owned it before can no longer write. Throws Fatal for a later version's store. */
   async load() {
+    await checkFormat(this.store);
     const owner = this.dialect.save("owner", "id", { id: 1, session: this.#session });
     await this.store.run([owner], true);
     this.checkpoint = await loadCheckpoint(this.store);

@@ -1,6 +1,7 @@
 /** The state that a replica stores about itself, in tables of its own: the same tables as those of `walbridge mirror`. */
 
 import { UNKNOWN_MESSAGE } from "../contract/stream_view.js";
+import { Fatal } from "../errors.js";
 import { isOtherVersion } from "../rules/rows.js";
 import { NEEDED_NOTHING } from "../rules/track.js";
 import { encodeColumns } from "../stores/shapes.js";
@@ -153,6 +154,19 @@ export async function loadCheckpoint(store) {
     cursor: { streamSeq: Number(streamSeq), position: [Number(lsn), Number(seq), Number(place)] },
     lastMessage: messageSeq ? { seq: Number(messageSeq), id: String(id) } : UNKNOWN_MESSAGE,
   };
+}
+
+/** Of what a store holds about itself, here and in `walbridge mirror`: what earlier versions would misread gets the next number. */
+const FORMAT = 1;
+
+/** Throw Fatal if a later version has stored here what this one would misread. @param {import("../stores/store.js").Store} store */
+export async function checkFormat(store) {
+  const [row] = await store.query(`SELECT format FROM ${store.dialect.own("owner")}`);
+  if (row !== undefined && Number(row[0]) > FORMAT) {
+    throw new Fatal(`the store was made by a later version (format ${row[0]}; this version knows ${FORMAT}), and nothing was changed`, {
+      code: "WB516", fix: "install that version here, or open a new store, which is copied",
+    });
+  }
 }
 
 /** Stores whether the replica keeps all tables that the bridge publishes. @param {import("../stores/dialect.js").Dialect} dialect @param {boolean} everything */

@@ -24,6 +24,7 @@ export const LATER_COLUMNS = [
   ["tables", "told_version", "text NOT NULL DEFAULT ''"],
   ["tables", "told_seq", "bigint NOT NULL DEFAULT 0"],
   ["owner", "everything", "int NOT NULL DEFAULT 0"],
+  ["owner", "format", "int NOT NULL DEFAULT 1"],
 ];
 
 /** The SQL of one kind of database. */

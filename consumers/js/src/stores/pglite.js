@@ -4,8 +4,8 @@ import { ApplyConflict, Fatal, Transient } from "../errors.js";
 import { inUse } from "../mirror/replica_state.js";
 import { LATER_COLUMNS, PostgresDialect, quoted } from "./dialect.js";
 
-/** SQLSTATEs that pass by themselves: resources, I/O. */
-const PASSES = /^(53|58)/;
+/** SQLSTATEs that are not about rows: resources, I/O, and PostgreSQL's own faults, among them a browser without room. */
+const PASSES = /^(53|58|XX)/;
 const UNIQUE_VIOLATION = "23505";
 /** New rows of a table in one statement. */
 const ROWS_PER_INSERT = 500;
@@ -56,7 +56,7 @@ class PgliteStore {
       const code = /** @type {any} */ (error)?.code;
       if (typeof code !== "string" || error instanceof ApplyConflict || error instanceof Fatal) throw error;
       const said = `${code} ${/** @type {any} */ (error).message}`;
-      if (PASSES.test(code)) throw new Transient(`the store cannot be used now: ${said}`, { code: "WB503", cause: error });
+      if (PASSES.test(code)) throw new Transient(`the store cannot be used now: ${said}`, { code: "WB503", fix: "it needs room on the disk", cause: error });
       if (token) throw new ApplyConflict(token, said, code === UNIQUE_VIOLATION);
       throw new Fatal(`the store refuses a statement: ${said}`, { code: "WB504", cause: error });
     }

@@ -75,7 +75,11 @@ export class SqliteStore {
   async rollback() {
     if (!this.#isOpen) return;
     this.#isOpen = false;
-    this.#engine.exec("ROLLBACK");
+    try {
+      this.#engine.exec("ROLLBACK");
+    } catch (error) {
+      if (!words(error).includes("no transaction is active")) throw error; // SQLite has rolled back itself, as it does without room
+    }
   }
 
   /** @param {string} sql @param {readonly unknown[]} [params] */
@@ -127,7 +131,9 @@ export class SqliteStore {
   /** @param {unknown} error */
   #refused(error) {
     if (this.#engine.classify(error) === "passes") {
-      return new Transient(`the store cannot be used now: ${words(error)}`, { code: "WB503", cause: error });
+      return new Transient(`the store cannot be used now: ${words(error)}`, {
+        code: "WB503", fix: "it needs room on the disk, and no other program that holds it open for long", cause: error,
+      });
     }
     return new Fatal(`the store refuses a statement: ${words(error)}`, { code: "WB504", cause: error });
   }
