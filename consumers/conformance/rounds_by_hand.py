@@ -363,6 +363,31 @@ def too_early() -> History:
     return _misplaced("rounds-too-early", about, (), before)
 
 
+def answer_too_early() -> History:
+    w = _begin(
+        "The message after the place of an answer by key has a lower LSN than the answer.", "rounds.place", "rounds.by-key",
+        name="rounds-answer-too-early",
+    )  # fmt: skip
+    rounds = _first_round(w, "snap-1-ao")
+    with w.transaction() as t:
+        t.update("users", 6, id=-6, unchanged=("note",))
+    second = Round(w)
+    rounds.chunk(second, second.where(lambda key: key > 4))
+    rounds.meta()
+    w.expect("it asks for the row that lacks a value", users=ABSENT, asked=(f"users+{ASKER}",))
+    with w.transaction() as t:
+        t.update("users", -6, name="in the answer already", unchanged=("note",))
+    answer, place = Rounds(w, "snap-1-ap", mode="keys"), Round(w)
+    place.stream_seq -= 1
+    answer.start()
+    answer.chunk(place, place.where(lambda key: key == -6))
+    answer.meta()
+    w.expect("the answer has no place in this stream: it asks again", users=ABSENT, asked=("users+ranges",))
+    _whole(w, "snap-1-aq")
+    w.live("the next snapshot is the copy")
+    return w.draft.done()
+
+
 def after_a_gap() -> History:
     w = _begin(
         "The last message before the first round is a gap event with LSNs of a cluster that is gone.", "rounds.place",
@@ -382,7 +407,7 @@ def after_a_gap() -> History:
 
 WRITERS: tuple[Callable[[], History], ...] = (
     join, incomplete, filled_by_a_chunk, ended, no_key, resumed, gap_between_rounds, unreadable, published_differently,
-    parallel, omitted, grown_again, too_early, after_a_gap,
+    parallel, omitted, grown_again, too_early, answer_too_early, after_a_gap,
 )  # fmt: skip
 
 
