@@ -101,7 +101,14 @@ def test_the_demo_in_a_browser_is_served_and_says_what_it_needs(tmp_path: Path) 
 def test_the_clients_own_tests_pass() -> None:
     """Its types, and every history of consumers/conformance in every store that is here."""
     folder = client()
-    newer = (node_with_sqlite(), "--no-warnings", "--test", "--test-name-pattern", "^node-sqlite", "test/conformance_sqlite.test.js")
+    newer = (
+        node_with_sqlite(),
+        "--no-warnings",
+        "--test",
+        "--test-name-pattern",
+        "^node-sqlite",
+        "test/conformance_sqlite.test.js",
+    )
     for command in (("npm", "run", "--silent", "check"), ("npm", "run", "--silent", "test"), newer):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

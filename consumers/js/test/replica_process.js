@@ -16,6 +16,7 @@ const replica = await openReplica({
   again: (process.env.AGAIN ?? "").split(",").filter(Boolean),
   store: await openStore(kind, path), log: (words) => console.log(words),
 }).catch(failed);
+replica.ready().then(() => console.log("ready"), () => {}); // a failure is told below
 const seen = [];
 replica.onCommit(({ commitMs }) => commitMs && seen.push(Date.now() - commitMs));
 replica.onStatus(({ state }) => state === "failed" && failed(replica.error));
