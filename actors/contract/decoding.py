@@ -16,10 +16,8 @@ from actors.contract.records import (
     ArrayChunk,
     Body,
     Column,
-    Delete,
     Event,
     Gap,
-    Insert,
     Published,
     RangesChunk,
     RangesStart,
@@ -33,9 +31,8 @@ from actors.contract.records import (
     SnapshotError,
     SnapshotMeta,
     SnapshotStart,
-    Truncate,
-    Update,
 )
+from actors.contract.row_bodies import OPERATIONS, RowEvent, decode_row_events, row_event
 from actors.contract.subjects import BRIDGE_TOKEN, CDC, CDC_ALL, Kind, matches, parse, split_suffix
 from actors.errors import MalformedMessage
 from actors.values.json_values import json_converter, jsonb_converter
@@ -62,7 +59,9 @@ def decode_body(body: bytes) -> Any:
 def decode_event(body: Body) -> Event:
     """Read one event of the CDC stream. Raises MalformedMessage when a field is missing or wrong."""
     try:
-        event = _EVENTS[body["operation"]](body)
+        if body["operation"] in OPERATIONS:
+            return row_event(body)
+        event = _NOTICES[body["operation"]](body)
         if _IS_WHOLE[type(event)](event):
             return event
     except _WRONG_SHAPE as exc:
@@ -72,6 +71,8 @@ def decode_event(body: Body) -> Event:
 
 def decode_events(body: bytes) -> list[Event]:
     """Read the events of one message of the CDC stream. The body must be unpacked (see `Decompressors`)."""
+    if body[:1] not in (b"{", b"[") and (events := decode_row_events(body)) is not None:
+        return list(events)
     decoded = decode_body(body)
     if type(decoded) is list:
         return [decode_event(event) for event in decoded]
@@ -108,55 +109,6 @@ def decode_message(
     raise MalformedMessage(f"not a message of a snapshot: {subject} (a field of another type)")
 
 
-def _mark(row: Row, raw: list[str]) -> Row:
-    for name in raw:
-        if name in row:  # a column that was too large for the message is absent
-            row[name] = Raw(row[name])
-    return row
-
-
-def _token(body: Body, operation: str) -> str:
-    return str(body["subject"][4 : -1 - len(operation)])
-
-
-def _insert(body: Body) -> Insert:
-    row, raw = body["data"], body.get("raw")
-    return Insert(
-        _token(body, "insert"), body["schema"], body["table"], body["lsn"], body["seq"], body.get("last", False), body["xid"],
-        body["commit_ts"], tuple(body["key"]), _mark(row, raw) if raw else row, body.get("omitted", ()),
-        body.get("unchanged", ()),
-    )  # fmt: skip
-
-
-def _update(body: Body) -> Update:
-    row, old, raw, old_raw = body["data"], body.get("old"), body.get("raw"), body.get("old_raw")
-    if raw:
-        _mark(row, raw)
-    if old is not None and old_raw:
-        _mark(old, old_raw)
-    return Update(
-        _token(body, "update"), body["schema"], body["table"], body["lsn"], body["seq"], body.get("last", False), body["xid"],
-        body["commit_ts"], tuple(body["key"]), row, body.get("omitted", ()), old, body.get("unchanged", ()),
-    )  # fmt: skip
-
-
-def _delete(body: Body) -> Delete:
-    row, raw = body["data"], body.get("raw")
-    if len(row) != len(body["key"]):  # the nulls of the other columns are no values
-        row = {name: row[name] for name in body["key"] if name in row}
-    return Delete(
-        _token(body, "delete"), body["schema"], body["table"], body["lsn"], body["seq"], body.get("last", False), body["xid"],
-        body["commit_ts"], tuple(body["key"]), _mark(row, raw) if raw else row, body.get("omitted", ()),
-    )  # fmt: skip
-
-
-def _truncate(body: Body) -> Truncate:
-    return Truncate(
-        _token(body, "truncate"), body["schema"], body["table"], body["lsn"], body["seq"], body.get("last", False), body["xid"],
-        body["commit_ts"], body["cascade"], body["restart_identity"],
-    )  # fmt: skip
-
-
 def _columns(body: Body) -> tuple[Column, ...]:
     return tuple(Column(c["name"], c["data_type"], c["pk"], c.get("base_type", "")) for c in body["columns"])
 
@@ -190,11 +142,7 @@ def _published(body: Body) -> Published:
     return Published(body["lsn"], body["seq"], body["table"], body["change"], body["version"], body["reason"])
 
 
-_EVENTS: dict[str, Callable[[Body], Event]] = {
-    "INSERT": _insert,
-    "UPDATE": _update,
-    "DELETE": _delete,
-    "TRUNCATE": _truncate,
+_NOTICES: dict[str, Callable[[Body], Event]] = {
     "SCHEMA": _schema_change,
     "GAP": _gap,
     "PUBLISHED": _published,
@@ -272,7 +220,8 @@ _INIT: dict[Kind, Callable[[str, Any], Record]] = {
 }
 
 
-_IS_WHOLE = {kind: compile_check(kind) for kind in get_args(Record)}
+# events about rows are checked while they are read
+_IS_WHOLE = {kind: compile_check(kind) for kind in get_args(Record) if kind not in get_args(RowEvent)}
 
 
 def array_rows(chunk: ArrayChunk, columns: tuple[Column, ...]) -> list[Row]:

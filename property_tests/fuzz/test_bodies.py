@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import msgspec
 import orjson
 import trio
 import zstandard
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from actors.contract.compression import Decompressors
-from actors.contract.decoding import array_rows, decode_body, decode_message
+from actors.contract.decoding import array_rows, decode_body, decode_event, decode_message
 from actors.contract.records import ArrayChunk, Column, Delete, Event, Insert, Row, Truncate, Update
+from actors.contract.row_bodies import decode_row_events
 from actors.contract.subjects import parse
 from actors.errors import MalformedMessage, WalbridgeError
 from actors.mirror import IncompleteRow, NamesNoRow, apply_to
@@ -104,6 +106,31 @@ def test_a_copy_of_ones_own_takes_any_event_or_is_told(messages: list[bytes]) ->
                     apply_to(rows, found, ["id"])
                 except (KeyError, IncompleteRow, NamesNoRow):
                     pass
+
+
+@given(bodies(broken_documents(EVENTS)))
+def test_the_short_way_to_events_about_rows_gives_what_the_long_way_gives(body: bytes) -> None:
+    assume(body[:1] not in (b"{", b"["))
+    short = decode_row_events(body)
+    try:
+        document = decode_body(body)
+        long = [decode_event(one) for one in (document if isinstance(document, list) else [document])]
+    except MalformedMessage:
+        assert short is None
+        return
+    if short is None:  # something else, or a text that only the long way reads
+        assert not all(isinstance(one, (Insert, Update, Delete, Truncate)) for one in long) or not is_text_in(body)
+    else:
+        assert repr(short) == repr(long)
+
+
+def is_text_in(body: bytes) -> bool:
+    """Whether all text of a MessagePack body is UTF-8."""
+    try:
+        msgspec.msgpack.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 @cache

@@ -194,11 +194,12 @@ def test_an_env_file_that_lies_here_and_was_not_named_is_named(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     hint = "walbridge.env lies here and was not read: add --env-file walbridge.env"
     dead = f"nats://127.0.0.1:{free_port()}"
+    nowhere = {"NATS_URL": dead, "BRIDGE_PORT": str(free_port())}  # a bridge may run here at the usual port
     tried = (["run"], ["status"], ["tail"], ["replay", "--consumer", "x", "--to", "1"])
-    assert not any(hint in run_here(*words, env={"NATS_URL": dead}).stderr for words in tried)
-    (tmp_path / "walbridge.env").write_text(f"NATS_URL={dead}\n")
+    assert not any(hint in run_here(*words, env=nowhere).stderr for words in tried)
+    (tmp_path / "walbridge.env").write_text("".join(f"{name}={value}\n" for name, value in nowhere.items()))
     for words in tried:
-        assert hint in run_here(*words, env={"NATS_URL": dead}).stderr, words
+        assert hint in run_here(*words, env=nowhere).stderr, words
         named = run_here(*words, "--env-file", "walbridge.env")
         assert named.returncode
         assert hint not in named.stderr, words
