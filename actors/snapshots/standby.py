@@ -34,8 +34,9 @@ CATCHES_UP_S = 10.0
 LOOK_EVERY_S = 0.01
 NOTE_AFTER_S = 0.02
 NOTE_EVERY_S = 0.3
-WAL_END = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END"
-"""What a server has: replayed, on a standby."""
+WAL_END = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END"
+"""On a standby what it has replayed; on a primary what it may have sent. Where the next record goes may be beyond the header of
+a page, which no standby reaches before there is one."""
 
 
 async def caught_up(primary: PostgresConfig, connection: PgConnection) -> None:
@@ -92,7 +93,7 @@ async def same_server(primary: PgConnection, standby: PgConnection) -> SystemIde
 
 
 async def wal_end(connection: PgConnection) -> Lsn:
-    """Return up to where a server has WAL: where a primary writes, what a standby has replayed."""
+    """Return up to where a server has WAL (see `WAL_END`)."""
     ((lsn,),) = await connection.query(WAL_END)
     return parse_lsn(lsn or "0/0")
 
