@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import socket
 import time
 
 import pytest
@@ -13,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.embedded.nats import NatsServer
 from tests.conftest import MakeBridge
 from tests.http_api import SEED_METRICS, SEED_STATUS
-from tests.servers import Bridge, Database, wait_for, wait_for_events
+from tests.servers import Bridge, Database, wait_for, wait_for_events, wait_until_drained
 
 
 @pytest.fixture
@@ -153,3 +154,21 @@ def test_wrong_credentials_end_the_bridge_at_the_start(database: Database, make_
     assert wrong.wait() == 2, wrong.log()
     assert "WB103" in wrong.log()
     assert "hunter2-wrong" not in wrong.log()
+
+
+def test_answers_that_nobody_waits_for_disturb_neither_the_next_ones_nor_the_stream(
+    database: Database, nats: NatsServer, make_bridge: MakeBridge
+) -> None:
+    database.execute("CREATE TABLE users (id int PRIMARY KEY, note text); CREATE PUBLICATION cdc_pub FOR TABLE users")
+    bridge = make_bridge(database, nats)
+    database.execute("INSERT INTO users SELECT g, repeat('x', 1000) FROM generate_series(1, 3000) g")
+    wait_until_drained(bridge, database)
+    for number in range(30):
+        with socket.create_connection(("127.0.0.1", bridge.port)) as tab:
+            tab.sendall(b"GET /messages?table=users&key=id=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(0.001 * number)
+    status, body = bridge.get("/messages?limit=1")
+    assert (status, len(json.loads(body)["messages"])) == (200, 1), body
+    database.execute("INSERT INTO users VALUES (4000)")
+    wait_until_drained(bridge, database)
+    assert bridge.status()["nats_reconnect_count"] == 0

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nkeys
@@ -308,3 +309,22 @@ def test_the_seeds_own_streams_are_taken_as_they_are(make_nats: MakeNats) -> Non
 
     before, after = connect_and(NatsConfig((server.url,)), prepare)  # type: ignore[misc]
     assert before == after
+
+
+def test_a_request_that_is_given_up_at_any_moment_leaves_the_connection_in_use(make_nats: MakeNats) -> None:
+    """As a browser's tab that is closed gives up the page's questions: others ask over the same connection."""
+
+    async def give_up(connection: NatsConnection, after: int) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(connection.request, "$JS.API.INFO", timeout_s=5))
+            for _ in range(after):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert (await connection.request("$JS.API.INFO", timeout_s=5)).payload
+
+    async def at_any_moment(connection: NatsConnection) -> None:
+        for after in range(20):
+            for _ in range(5):
+                await give_up(connection, after)
+
+    connect_and(NatsConfig((make_nats().url,)), at_any_moment)

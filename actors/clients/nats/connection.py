@@ -86,7 +86,10 @@ class NatsConnection:
         return major, minor, patch
 
     async def send(self, frames: bytes) -> None:
-        """Send complete frames. Raises SinkUnavailable. A cancelled send may leave half a frame, so it ends the connection."""
+        """Send complete frames. Raises SinkUnavailable. A cancelled send may leave half a frame, so it ends the connection.
+
+        Who may be cancelled while others use the connection shields it: see `request`.
+        """
         async with self._sending:
             if self._broken:
                 raise SinkUnavailable("WB201", f"connection to NATS {self.server} lost", said=self._broken)
@@ -96,6 +99,10 @@ class NatsConnection:
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 self._broken = _reason(exc)
                 raise SinkUnavailable("WB201", f"connection to NATS {self.server} lost", said=self._broken) from exc
+            except trio.Cancelled:
+                with trio.CancelScope(shield=True):  # now, and not when somebody sends again
+                    await trio.aclose_forcefully(self._stream)
+                raise
             self._broken = ""
 
     async def subscribe(self, subject: str, callback: Callable[[Msg], None]) -> None:
@@ -113,18 +120,23 @@ class NatsConnection:
     async def request(
         self, subject: str, payload: bytes = b"", *, timeout_s: float, headers: Mapping[str, str] | None = None
     ) -> Msg:
-        """Publish and wait for one reply. Raises SinkUnavailable when none comes in time, SinkRefused without permission."""
-        if not self._reply_prefix:
-            self._reply_prefix = await self.inbox(self._on_reply)
+        """Publish and wait for one reply. Raises SinkUnavailable when none comes in time, SinkRefused without permission.
+
+        May be cancelled at any time, as the page's questions are when a tab is closed: the connection stays in use.
+        """
         self._requests += 1
-        target = b"%b.%d" % (self._reply_prefix, self._requests)
-        reply = self._replies[target] = _Reply(subject)
+        number, reply, target = self._requests, _Reply(subject), b""
         try:
-            with trio.move_on_after(timeout_s):  # includes the send: a server that reads nothing answers nothing
-                await self.send(encode_pub(checked_subject(subject), target, payload, headers))
+            with trio.move_on_after(timeout_s) as deadline:  # includes the send: a server that reads nothing answers nothing
+                with trio.CancelScope(shield=True, deadline=deadline.deadline):
+                    if not self._reply_prefix:
+                        self._reply_prefix = await self.inbox(self._on_reply)
+                    target = b"%b.%d" % (self._reply_prefix, number)
+                    self._replies[target] = reply
+                    await self.send(encode_pub(checked_subject(subject), target, payload, headers))
                 await reply.came.wait()
         finally:
-            del self._replies[target]
+            self._replies.pop(target, None)
         if reply.refused:
             raise SinkRefused(
                 "WB204", f"NATS user may not publish to {subject}", said=reply.refused,

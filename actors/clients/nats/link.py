@@ -18,6 +18,7 @@ from actors.wire.nats import checked_subject, encode_pub
 log = get_logger("nats")
 
 AGAIN_S = 2.0
+REQUESTED_WITHIN_S = 5.0
 
 
 class JetStreamLink:
@@ -55,7 +56,8 @@ class JetStreamLink:
     async def request_snapshot(self, token: str) -> None:
         """Publish a request for a table's snapshot, as any client may. Raises ValueError for what no token can be."""
         subject = checked_subject(request(token, self._stream))
-        await self.jetstream().connection.send(encode_pub(subject, b"", b""))
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + REQUESTED_WITHIN_S):  # the page may be closed
+            await self.jetstream().connection.send(encode_pub(subject, b"", b""))
 
     def jetstream(self) -> JetStream:
         """Return the open connection's JetStream, for further questions."""
