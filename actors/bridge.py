@@ -110,7 +110,7 @@ async def _run(config: Config, beside: Beside | None) -> int:
                 outer.start_soon(send_statsd, config, telemetry)
             if beside is not None:
                 outer.start_soon(beside, config)
-            outer.start_soon(watch_slot, config.postgres, config.source.slot, telemetry)
+            outer.start_soon(watch_slot, config.postgres, config.source, telemetry)
             outer.start_soon(link.run)
             outer.start_soon(watch_streams, link, roles_of(config), telemetry)
             code = await supervisor.run()

@@ -14,7 +14,7 @@ from actors.clients.postgres.connection import PgConnection
 from actors.clients.postgres.slots import slot_health
 from actors.errors import WalbridgeError
 from actors.positions import NO_LSN, Lsn
-from actors.settings.config import PostgresConfig
+from actors.settings.config import PostgresConfig, SourceConfig
 from actors.telemetry import figures
 from actors.telemetry.journal import Level
 from actors.telemetry.log import get_logger
@@ -82,11 +82,11 @@ class WalRate:
         return (before - since) / half_s
 
 
-async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) -> None:
+async def watch_slot(config: PostgresConfig, source: SourceConfig, telemetry: Telemetry) -> None:
     """Check the slot over a connection of its own, until cancelled: each second while somebody watches, every 2 s while changes
     wait, else every 30 s. Never ends the bridge.
     """
-    rate = WalRate()
+    rate, slot = WalRate(), source.slot
     while True:
         try:
             connection = await PgConnection.connect(config, application_name="walbridge wal_monitor")
@@ -102,8 +102,9 @@ async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) ->
                         )
                         telemetry.slot = health
                         _warn(telemetry, slot, health)
+                        telemetry.problems.pop("slot", None)
                     else:
-                        telemetry.slot = SlotHealth()
+                        _note_absence(telemetry, source)
                     is_behind = figures.lag_s(telemetry, time.time()) > BEHIND_S or not telemetry.slot.active
                     await telemetry.looking.pause(CHECK_BEHIND_EVERY_S if is_behind else CHECK_EVERY_S)
             finally:
@@ -112,6 +113,23 @@ async def watch_slot(config: PostgresConfig, slot: str, telemetry: Telemetry) ->
             telemetry.slot.active = False
             log.debug("cannot check the slot", error=str(exc))
             await trio.sleep(CHECK_BEHIND_EVERY_S)
+
+
+def _note_absence(telemetry: Telemetry, source: SourceConfig) -> None:
+    """Say that the slot is gone, unless the bridge has yet to make it. A bridge can only be paused once it had one."""
+    was_there = telemetry.slot.looked_at > 0 or telemetry.paused_at > 0
+    if not was_there or source.temporary:
+        telemetry.slot = SlotHealth()
+        return
+    if not telemetry.slot.is_gone:
+        telemetry.journal.note("slot", f"slot {source.slot} is gone", "bad")
+    telemetry.slot = SlotHealth(is_gone=True, looked_at=time.time())
+    if "slot" not in telemetry.problems:
+        telemetry.problems["slot"] = Problem(
+            "WB108", f"slot {source.slot} is gone: somebody dropped it, or another server answers",
+            means="nothing is kept for the bridge: what is changed until it has a slot again is lost",
+            fix="walbridge resume   # if it is paused; it then says what is lost, and how to go on",
+        )  # fmt: skip
 
 
 def held_problem(slot: str, health: SlotHealth) -> Problem | None:

@@ -135,6 +135,9 @@ def test_a_slot_that_is_lost_during_the_pause_is_told_as_ever(
     assert told("pause", bridge).returncode == 0
     table.execute("SELECT pg_drop_replication_slot('cdc_slot')")
     table.execute("INSERT INTO t VALUES (1)")
+    wait_for(lambda: "WB108" in [one["code"] for one in bridge.status()["problems"]])
+    assert bridge.status()["verdict"]["level"] == "bad"
+    assert "the slot is gone: changes do not wait, they are lost" in bridge.status()["verdict"]["text"]
     done = told("resume", bridge)
     assert done.returncode == 1
     assert bridge.wait() == 1

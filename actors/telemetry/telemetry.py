@@ -55,6 +55,8 @@ class SlotHealth:
     seconds_to_loss: float = float("inf")
     looked_at: float = 0.0
     """0: not yet."""
+    is_gone: bool = False
+    """It was there, or must have been, and is not any more."""
 
     @property
     def lag_bytes(self) -> int:
@@ -188,7 +190,7 @@ class Telemetry:
     | fields | written by |
     |---|---|
     | state, faults, connections, tables, `publish_mode` | the supervisor |
-    | `problems` | the supervisor (what preflight found, by its words), the wal_monitor (key `wal`) and the stream_monitor |
+    | `problems` | the supervisor (what preflight found, by its words), the wal_monitor (`wal`, `slot`) and the stream_monitor |
     | `channels`, `run_began_at`; the start of `sent_*`, `stored_*`, `backlog`, positions | the pipeline, per run: `begin_run` |
     | `received_*`, `wal_*`, `last_received_at` | the replication_reader |
     | `decoded_lsn`, `transactions`, `last_commit_at` and the like | the decoder |
@@ -229,7 +231,7 @@ class Telemetry:
     gap_problems: tuple[Problem, ...] = ()
     """Gap events that nobody has acknowledged, also those of earlier processes."""
     problems: dict[str, Problem] = field(default_factory=dict)
-    """By their `what`, or `wal`."""
+    """By their `what`, or `wal` and `slot`."""
     fault: Problem | None = None
     """Why the pipeline is not running now."""
     outage: set[str] = field(default_factory=set)

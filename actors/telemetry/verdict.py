@@ -49,7 +49,7 @@ def verdict(t: Telemetry, history: History, now_unix_s: float) -> Verdict:
 
 def _doing(t: Telemetry, history: History, now: float) -> list[Finding]:
     if t.paused_at:
-        return [Finding("warn", _paused(t, now))]
+        return [Finding("bad" if t.slot.is_gone else "warn", _paused(t, now))]
     if t.state != "streaming":
         return [Finding("bad" if t.state in ("waiting_postgres", "waiting_nats", "halted") else "warn", _DOING[t.state])]
     rate, p50 = history.events_per_second, history.latency_ms(0.5)
@@ -76,6 +76,8 @@ def _doing(t: Telemetry, history: History, now: float) -> list[Finding]:
 def _paused(t: Telemetry, now: float) -> str:
     if t.state != "paused":
         return "Pausing: storing what was read"
+    if t.slot.is_gone:
+        return f"Paused for {age(now - t.paused_at)}, and the slot is gone: changes do not wait, they are lost"
     kept = "" if t.pause_recorded else ". NATS does not have the pause yet: a restart would stream"
     return f"Paused for {age(now - t.paused_at)}: changes wait in PostgreSQL until walbridge resume{kept}"
 
