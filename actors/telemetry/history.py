@@ -106,8 +106,8 @@ class History:
         self._named: tuple[str, ...] = ()
         self._totals = self.operation_totals()
         self._bytes = (telemetry.wal_bytes_received, telemetry.published_bytes)
-        self._latency = list(telemetry.event_latency_s.counts)
-        self._ack = list(telemetry.ack_s.counts)
+        self._latency = list(telemetry.event_latency_s.fine_counts)
+        self._ack = list(telemetry.ack_s.fine_counts)
         self._latencies: deque[list[int]] = deque(maxlen=LATENCY_POINTS)
 
     def sample(self, now_unix_s: float) -> None:
@@ -121,12 +121,12 @@ class History:
         totals_before = self._totals if self.tick > 1 else totals  # events stored before the first sample are no rate
         moved = (t.wal_bytes_received, t.published_bytes)
         moved_before, self._bytes, self._totals = self._bytes, moved, totals
-        latency, self._latency = _since(t.event_latency_s.counts, self._latency)
-        ack, self._ack = _since(t.ack_s.counts, self._ack)
+        latency, self._latency = _since(t.event_latency_s.fine_counts, self._latency)
+        ack, self._ack = _since(t.ack_s.fine_counts, self._ack)
         self._latencies.append(latency)
         now, before = (*totals, *moved), (*totals_before, *moved_before)
         rates = [max(0, new - old) / elapsed_s for new, old in zip(now, before, strict=True)]
-        bounds = t.event_latency_s.bounds
+        bounds = t.event_latency_s.fine_bounds
         self.points.append(
             Point(
                 now_unix_s,
@@ -136,7 +136,7 @@ class History:
                 others=rates[3],
                 latency_p50_ms=_ms(percentile(bounds, latency, 0.5)),
                 latency_p99_ms=_ms(percentile(bounds, latency, 0.99)),
-                ack_p50_ms=_ms(percentile(t.ack_s.bounds, ack, 0.5)),
+                ack_p50_ms=_ms(percentile(t.ack_s.fine_bounds, ack, 0.5)),
                 lag_s=round(figures.lag_s(t, now_unix_s), 3),
                 wal_held_bytes=figures.held_bytes(t),
                 in_flight_messages=max(0, t.in_flight_messages),
@@ -164,7 +164,7 @@ class History:
     def latency_ms(self, share: float) -> float | None:
         """A percentile of the time from commit to stored, over the last minute's events."""
         counts = [sum(column) for column in zip(*self._latencies, strict=True)]
-        return _ms(percentile(self._telemetry.event_latency_s.bounds, counts, share))
+        return _ms(percentile(self._telemetry.event_latency_s.fine_bounds, counts, share))
 
     def operation_totals(self) -> tuple[int, int, int, int]:
         """Count the events of all tables, by OPERATIONS."""
@@ -250,4 +250,4 @@ def _since(counts: Sequence[int], before: Sequence[int]) -> tuple[list[int], lis
 
 
 def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 2)
+    return None if seconds is None else float(f"{seconds * 1000:.2g}")  # no more digits than the buckets know

@@ -6,6 +6,8 @@ import math
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from actors.contract.bridge_record import NOTED_GAPS_MAX, BridgeRecord
 from actors.messages import Gap
@@ -13,7 +15,7 @@ from actors.positions import GAP_RANK, Lsn, Position
 from actors.settings.resolve import resolve
 from actors.stream_monitor import consumer_health
 from actors.telemetry.figures import is_at_risk, is_discarding, room_s
-from actors.telemetry.history import History
+from actors.telemetry.history import History, percentile
 from actors.telemetry.problems import shown_problems
 from actors.telemetry.telemetry import ConsumerHealth, Problem, SlotHealth, StreamHealth, Telemetry
 from actors.web.status import status_document
@@ -104,3 +106,20 @@ def test_an_outage_of_postgresql_that_is_over_leaves_no_stage_red() -> None:
     status = status_document(resolve({}, {"POSTGRES_BRIDGE_USER": "x"}), telemetry, history)
     assert not [stage["stage"] for stage in status["stages"] if stage["stuck"]]
     assert "has not moved" not in status["verdict"]["text"]
+
+
+@given(st.lists(st.floats(0.0001, 250) | st.sampled_from(Telemetry().event_latency_s.bounds), min_size=1))
+def test_a_median_is_nearly_that_of_the_events_and_buckets_are_those_of_prometheus(latencies_s: list[float]) -> None:
+    histogram = Telemetry().event_latency_s
+    for one in latencies_s:
+        histogram.observe(one)
+    bounds = histogram.bounds
+    expected = [
+        sum(low < one <= high for one in latencies_s) for low, high in zip((-1.0, *bounds), (*bounds, math.inf), strict=True)
+    ]
+    assert histogram.counts == expected
+    found = percentile(histogram.fine_bounds, histogram.fine_counts, 0.5)
+    median = sorted(latencies_s)[(len(latencies_s) - 1) // 2]
+    assert found is not None
+    widest = max(high - low for low, high in zip((0.0, *bounds), bounds, strict=False) if low <= median) / histogram.PARTS
+    assert abs(found - median) <= widest
