@@ -169,6 +169,7 @@ def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code. Everything that is wrong is reported on stderr."""
     remember(arguments)
     try:
+        _check_command(arguments)
         result = app(_spelt_out(arguments), print_error=False, exit_on_error=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -223,6 +224,19 @@ def _one_line(exc: CycloptsError) -> str:
         return " ".join(str(exc).split())
     close = difflib.get_close_matches(found, wanted, n=1)
     return f"{found}: {kind}; " + (f"did you mean {close[0]}?" if close else f"{help_} shows what there is")
+
+
+def _check_command(arguments: list[str]) -> None:
+    """Raise ConfigError for a first word that is nearly a command, whose options would be taken for those of `run`; and for a
+    topic of `help` that is nearly one.
+    """
+    first = arguments[0] if arguments else "-"
+    topic = arguments[1] if first == "help" and len(arguments) == 2 else "-"
+    if topic not in app and (meant := difflib.get_close_matches(topic, list(app), n=1, cutoff=0.75)):
+        raise ConfigError("WB006", f"help {topic}: no such topic", fix=f"did you mean {meant[0]}?")
+    close = [] if first.startswith("-") or first in app else difflib.get_close_matches(first, list(app), n=1)
+    if close:
+        raise ConfigError("WB002", f"{first}: no such command; did you mean {close[0]}?")
 
 
 def _spelt_out(arguments: list[str]) -> list[str]:

@@ -291,3 +291,16 @@ def test_alerts_link_to_the_page_that_is_given() -> None:
         refused = run_here("export", "alerts", f"--runbooks={bad}")
         assert (refused.returncode, refused.stdout) == (2, "")
         assert "--runbooks" in refused.stderr
+
+
+def test_the_script_of_a_role_is_never_for_the_one_that_initdb_makes() -> None:
+    done = run_here("export", "sql-role", "--tables", "users", env={"DATABASE_URL": "postgresql://postgres@127.0.0.1/app"})
+    assert (done.returncode, "\\set role 'walbridge'" in done.stdout) == (0, True)
+
+
+def test_kubernetes_files_with_an_address_of_this_machine_say_so(tmp_path: Path) -> None:
+    env = {"DATABASE_URL": "postgresql://u@127.0.0.1/app", "NATS_URL": "nats://nats:4222"}
+    done = run_here("export", "kubernetes", "--dir", str(tmp_path / "one"), env=env)
+    assert "127.0.0.1 is each container's own address" in done.stderr
+    done = run_here("export", "kubernetes", "--dir", str(tmp_path / "two"), env=env | {"DATABASE_URL": "postgresql://u@db/app"})
+    assert "own address" not in done.stderr

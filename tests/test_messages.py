@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import zstandard
 
@@ -34,7 +34,9 @@ def test_messages_are_found_by_table_row_and_place_decoded_and_the_newest_first(
 ) -> None:
     database.execute("""
         CREATE TABLE users (id int PRIMARY KEY, name text, picture bytea); CREATE SCHEMA sales;
-        CREATE TABLE sales.lines (id bigint PRIMARY KEY); CREATE PUBLICATION cdc_pub FOR TABLE users, sales.lines""")
+        CREATE TABLE sales.lines (id bigint PRIMARY KEY); CREATE SCHEMA "Sales Dept";
+        CREATE TABLE "Sales Dept"."Order Lines.v2" (id int PRIMARY KEY);
+        CREATE PUBLICATION cdc_pub FOR TABLE users, sales.lines, "Sales Dept"."Order Lines.v2" """)
     samples = [json.dumps({"subject": "cdc.users.insert", "n": i, "m": i * 7919}).encode() for i in range(3000)]
     (tmp_path / "users.zstd.dict").write_bytes(zstandard.train_dictionary(4096, samples).as_bytes())
     bridge = make_bridge(database, nats, "--zstd-events", "--dictionaries", str(tmp_path))
@@ -53,6 +55,10 @@ def test_messages_are_found_by_table_row_and_place_decoded_and_the_newest_first(
     assert update["headers"]["Nats-Msg-Id"] == update["events"][0]["msg_id"]
     assert line["events"][0]["data"] == {"id": "9007199254740993"}, "a number that JavaScript would round"
     assert seqs(messages(bridge, limit="2", before="41")) == [40, 39]
+    for name in ("Sales Dept.Order Lines.v2", '"Sales Dept"."Order Lines.v2"', "Sales=20Dept/Order=20Lines=2Ev2"):
+        status, body = bridge.get(f"/schema/{quote(name)}")
+        assert (status, json.loads(body)["table"]) == (200, "Order Lines.v2"), (name, body)
+        assert messages(bridge, table=name)["messages"] == []
     of_users = messages(bridge, table="users", limit="200")
     assert seqs(of_users) == [42, *range(40, 0, -1)]
     assert of_users["more"] is None

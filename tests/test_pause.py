@@ -73,7 +73,7 @@ def test_what_was_read_is_stored_and_confirmed_before_the_slot_is_released_and_a
         assert database.execute("SELECT active FROM pg_replication_slots WHERE slot_name = 'cdc_slot'") == [(False,)]
         done = told("resume", bridge)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("slot cdc_slot: resumed. Streaming.")
+        assert done.stdout.startswith("slot cdc_slot: resumed. It reads on from where it stopped")
         assert "slot cdc_slot: it was not paused. Streaming." in told("resume", bridge).stdout
         assert told("resume", bridge).returncode == 0
         wait_until_drained(bridge, database)

@@ -114,6 +114,8 @@ class Setup:
     """The page that has a section for each alert."""
 
 
+SUPERUSER = "postgres"
+"""The role that `initdb` makes: a script for a role of the bridge's own is not for this one."""
 DEFAULT = Setup("cdc_slot", "cdc_pub", "CDC", 9090, "walbridge", "app", "bridge", (("public", "users"), ("public", "orders")))
 """The names that the files of `compose/` hold."""
 
@@ -147,6 +149,8 @@ def write(kind: str, folder: Path | None, setup: Setup) -> int:
     """
     if kind not in KINDS:
         raise ConfigError("WB002", f"export {kind}: {no_choice(kind, KINDS)}")
+    if kind == "sql-role" and setup.role == SUPERUSER:
+        setup = replace(setup, role=DEFAULT.role)
     made = render(cast(Kind, kind), setup)
     if folder is None:
         if len(made) > 1:
@@ -173,10 +177,21 @@ def write(kind: str, folder: Path | None, setup: Setup) -> int:
     except OSError as exc:
         where = exc.filename or str(folder)
         raise ConfigError("WB009", f"--dir: cannot write {str(where)!r}: {exc.strerror}") from exc
+    if kind == "kubernetes" and (own := _loopback(setup)):
+        print(
+            f"{own} is each container's own address: put where the servers are into the files before you apply them",
+            file=sys.stderr,
+        )
     if kind == "compose" and wheel is None:
         pip = ["pip", "wheel", "--no-deps", "--wheel-dir", str(folder / "wheel"), str(_compose_folder().parent)]
         print(f"walbridge runs from a checkout; make the wheel that the image installs: {shlex.join(pip)}", file=sys.stderr)
     return 0
+
+
+def _loopback(setup: Setup) -> str:
+    """The first address of a server that leads to the machine itself; empty if none does."""
+    hosts = [dict(setup.postgres).get("host", ""), *(urlsplit(url).hostname or "" for url in setup.nats_urls)]
+    return next((host for host in hosts if host.startswith("127.") or host in ("localhost", "::1")), "")
 
 
 def render(kind: Kind, setup: Setup) -> dict[str, str]:

@@ -26,9 +26,11 @@ def pause(flags: Flags, *, url: Url = "", env_file: EnvFile = None) -> int:
 
 def tell(
     bridge: RunningBridge, path: str, is_done: Callable[[Mapping[str, Any]], bool],
-    words: Callable[[Mapping[str, Any], Mapping[str, Any]], str],
+    words: Callable[[Mapping[str, Any], Mapping[str, Any]], str], *, meanwhile: str = "",
 ) -> int:  # fmt: skip
     """POST to a bridge and wait until its status says that it is done; print words of the answer and the status.
+
+    `meanwhile`: what holds even if that takes long.
 
     0, or 1 with the reason.
     """
@@ -37,8 +39,9 @@ def tell(
         deadline = time.monotonic() + WAIT_S
         while not is_done(status := bridge.status()):
             if time.monotonic() > deadline:
+                text = carried(printable(status["verdict"]["text"]))
                 print(
-                    f"walbridge: not yet after {WAIT_S:g} s: {carried(printable(status['verdict']['text']))}", file=sys.stderr
+                    f"walbridge: not yet after {WAIT_S:g} s: {text}" + (f" ({meanwhile})" if meanwhile else ""), file=sys.stderr
                 )
                 return 1
             time.sleep(LOOK_EVERY_S)

@@ -13,7 +13,8 @@ from actors.settings.flags import EnvFile, Flags, takes_settings
 @takes_settings(port="of the running bridge")
 def resume(flags: Flags, *, url: Url = "", env_file: EnvFile = None) -> int:
     """Resume a bridge."""
-    return tell(find_bridge(flags, url, env_file, with_token=True), "resume", _is_streaming, _words)
+    bridge = find_bridge(flags, url, env_file, with_token=True)
+    return tell(bridge, "resume", _is_streaming, _words, meanwhile="the pause has ended, and it streams once it can")
 
 
 def _is_streaming(status: Mapping[str, Any]) -> bool:
@@ -23,5 +24,6 @@ def _is_streaming(status: Mapping[str, Any]) -> bool:
 def _words(answer: Mapping[str, Any], status: Mapping[str, Any]) -> str:
     if status["paused"]:
         return "paused again by somebody else"
-    done = "resumed" if answer["status"] == "resuming" else "it was not paused"
-    return f"slot {status['slot']}: {done}. {status['verdict']['text']}"
+    if answer["status"] == "resuming":  # what it says of itself now is from before the first reply of PostgreSQL
+        return f"slot {status['slot']}: resumed. It reads on from where it stopped: walbridge status"
+    return f"slot {status['slot']}: it was not paused. {status['verdict']['text']}"

@@ -7,6 +7,7 @@ TOKEN_MAX = 600
 """No table's token is longer: PostgreSQL's names have at most 63 bytes, and each byte becomes at most three."""
 _ILLEGAL = re.compile(rb"[^A-Za-z0-9_-]")
 _ESCAPED = re.compile(r"=([0-9A-F]{2})")
+_IN_SQL = re.compile(r'(?:"((?:[^"]|"")+)"|([^".]+))(?:\.(?:"((?:[^"]|"")+)"|([^".]+)))?')
 
 
 def _escape(name: str) -> str:
@@ -48,10 +49,20 @@ def as_token(text: str) -> str:
 
 
 def find_token(name: str, tokens: Collection[str]) -> str | None:
-    """Return which of these tokens a table's name means: a token, `table` of schema public, or `schema.table`; None if none.
+    """Return which of these tokens a table's name means; None if none.
 
-    A table of schema public whose own name has a dot comes before one of another schema.
+    A token, `table` of schema public, `schema.table`, or either as SQL quotes it: `sales."Order Lines"`. A table of schema
+    public whose own name has a dot comes before one of another schema.
     """
+    in_sql = _IN_SQL.fullmatch(name)
+    if in_sql is not None and '"' in name:
+        parts = [
+            (quoted or "").replace('""', '"') or plain
+            for quoted, plain in zip(in_sql.group(1, 3), in_sql.group(2, 4), strict=True)
+        ]
+        token = table_token(*parts) if parts[1] else table_token("public", parts[0])
+        if token in tokens:
+            return token
     splits = [(name[:i], name[i + 1 :]) for i, letter in enumerate(name) if letter == "."]
     candidates = [name, table_token("public", name), *(table_token(*split) for split in splits)]
     return next((one for one in candidates if one in tokens), None)

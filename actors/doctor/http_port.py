@@ -13,8 +13,9 @@ import trio
 from psycopg.conninfo import conninfo_to_dict
 
 from actors.clients.postgres.connection import address_of
-from actors.doctor.checking import Found
+from actors.doctor.checking import Found, warned
 from actors.settings.config import Config, HttpConfig
+from actors.telemetry.telemetry import Problem
 from actors.web.serving import cannot_listen
 
 
@@ -37,8 +38,11 @@ async def check_port(config: Config) -> Found:
         if status["slot"] != slot or database not in ("", own):
             of = f" of database {database}" if database else ""
             raise cannot_listen(http_config, exc, f"the bridge of slot {status['slot']}{of} listens there") from None
-        verdict = (status.get("verdict") or {}).get("text", "")
-        return Found(f"the bridge of this slot runs on {http_config.port}: {verdict}")
+        verdict = status.get("verdict") or {}
+        words = f"the bridge of this slot runs on {http_config.port}: {verdict.get('text', '')}"
+        if verdict.get("level") != "bad":
+            return Found(words)
+        return warned("", Problem("", words, means="the bridge itself says that something is wrong", fix="walbridge status"))
     return Found(f"{http_config.bind}:{http_config.port} is free")
 
 

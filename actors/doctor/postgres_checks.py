@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +37,8 @@ EXPIRES_SOON_S = 30 * DAY_S
 CONNECTIONS = 8
 """How many a bridge has at the most, while it takes a snapshot."""
 HELD_MUCH_BYTES = 1 << 30
+LISTED_MAX = 20
+"""Tables that a command names."""
 ABOUT_TABLES: Mapping[str, tuple[str, ...]] = {
     "tables": ("WB116", "WB138"),
     "identities": ("WB115", "WB131", "WB134", "WB135", "WB136"),
@@ -100,6 +104,16 @@ class PostgresSide:
 
         return check
 
+    def _listed(self) -> str:
+        """The tables as `--tables` takes them."""
+        names = [
+            name if re.fullmatch("[a-z_][a-z0-9_]*", name) else quoted(name)
+            for table in self.tables
+            for name in (table.schema, table.name)
+        ]
+        pairs = [".".join(pair) for pair in zip(names[::2], names[1::2], strict=True)]
+        return shlex.quote(",".join(pairs)) if 0 < len(pairs) <= LISTED_MAX else "TABLES"
+
     def _counted(self) -> str:
         names = [f"{table.schema}.{table.name}" for table in self.tables]
         return f"{counted(len(names), 'table')}: {listed(names)}" if names else "no table"
@@ -118,7 +132,8 @@ class PostgresSide:
             return Found(f"{role} may do nothing that a bridge does not need")
         what = [*attributes, *([f"may write to {listed(written)}"] if written else [])]
         # an owner's rights cannot be revoked, and others may use this role
-        own = "a role of its own with what a bridge needs: walbridge export sql-role --tables TABLES"
+        export = f"walbridge export sql-role --tables {self._listed()}"
+        own = f"a role of its own with what a bridge needs: {export}"
         name, taken = quoted(role or ""), list[str]()
         if attributes:
             taken.append(f"ALTER ROLE {name} {' '.join(f'NO{attribute}' for attribute in attributes)};")
@@ -126,7 +141,7 @@ class PostgresSide:
             taken.append(f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {', '.join(written)} FROM {name};")
         fix = f"{' '.join(taken)}   -- or {own}"
         if made_by_initdb == "t":  # which PostgreSQL does not let anybody change
-            fix = f"walbridge export sql-role --tables TABLES   # prints a script for {own.partition(':')[0]}"
+            fix = f"{export}   # prints a script for {own.partition(':')[0]}; then set POSTGRES_BRIDGE_USER, or DATABASE_URL"
         return warned("", Problem(
             "WB126", f"role {role} may do more than a bridge needs: {', '.join(what)}",
             means="who gets hold of the bridge's password can do it too; a bridge only reads", fix=fix,

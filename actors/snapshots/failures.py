@@ -51,6 +51,9 @@ def start_lost(init: Mapping[str, Any] | None, sent_bytes: int) -> SnapshotFaile
 def fix_of(failure: SnapshotFailed, qualified: str, token: str, stream: str) -> str:
     """Return what to do about a failed snapshot of a table, which SQL calls `qualified`, for the bridge of `stream`."""
     again = snapshot_command(token, stream)
+    if failure.kind == "permission_denied" and "for schema" in str(failure):
+        schema = qualified.rpartition('."')[0]
+        return f"GRANT USAGE ON SCHEMA {schema} TO ...; GRANT SELECT ON {qualified} TO ...;   -- the bridge's role\n{again}"
     if failure.kind == "permission_denied":
         return f"GRANT SELECT ON {qualified} TO ...;   -- the bridge's role\n{again}"
     if failure.kind == "row_too_large":

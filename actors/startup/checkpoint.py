@@ -16,7 +16,7 @@ from actors.errors import ConfigError, Fatal
 from actors.messages import Gap, LastStored, Transaction
 from actors.positions import GAP_RANK, NO_LSN, ROW_RANK, START, Lsn, Position, format_lsn
 
-ACCEPT_GAP = "walbridge run --accept-gap   # stores cdc._bridge.gap and continues; replicas take new snapshots"
+ACCEPT_GAP = "walbridge run --accept-gap   # once: stores cdc._bridge.gap and continues; replicas take new snapshots"
 ACCEPT_UPGRADE = "walbridge run --accept-upgrade   # continues without a gap if slot and stream agree"
 RIGHT_SERVER = f"connect to the right server, or:\n{ACCEPT_GAP}"
 

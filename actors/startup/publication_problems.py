@@ -115,6 +115,8 @@ def not_readable(tables: Sequence[PublishedTable], role: str) -> Problem | None:
         return f"GRANT USAGE ON SCHEMA {quoted(table.schema)} TO {to}; GRANT SELECT ON {table.qualified} TO {to};"
 
     reasons = sorted({table.unreadable for table in tables if "may not SELECT" not in table.unreadable})
+    if reasons and len({table.unreadable for table in tables}) > 1:  # say whose each is
+        reasons = [f"{reason}: {listed([_name(t) for t in tables if t.unreadable == reason])}" for reason in reasons]
     return Problem(
         "WB117",
         f"role {role} may not read {listed([_name(t) for t in tables])}" + (f": it {', '.join(reasons)}" if reasons else ""),

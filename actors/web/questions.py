@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from actors.contract.table_token import TOKEN_MAX, as_token
+from actors.contract.table_token import TOKEN_MAX, as_token, find_token
 
 LIMIT, LIMIT_MAX = 50, 200
 """Messages of an answer, unless asked otherwise, and at most."""
@@ -38,11 +38,17 @@ class Lookup(Protocol):
         """Return a table's schema as KV `schemas` has it; None if it has none."""
 
 
-def read_question(table: str, keys: Sequence[str], place: str, before: str, limit: str) -> Question:
-    """Read the parameters of a request. Raises ValueError with what to do."""
-    token = as_token(table) if table else ""
+def token_of(table: str, tables: Collection[str]) -> str:
+    """Return the token of a table by its name or token; `tables` are those that are published. Raises ValueError."""
+    token = find_token(table, tables) or as_token(table)
     if len(token) > TOKEN_MAX:
         raise ValueError("no table of PostgreSQL has so long a name")
+    return token
+
+
+def read_question(table: str, keys: Sequence[str], place: str, before: str, limit: str, tables: Collection[str]) -> Question:
+    """Read the parameters of a request; `tables` are the tokens of those that are published. Raises ValueError."""
+    token = token_of(table, tables) if table else ""
     if len(keys) > KEYS_MAX or any(len(word) > WORD_MAX for word in (*keys, place)):
         raise ValueError(f"give at most {KEYS_MAX} keys, and a key or place of at most {WORD_MAX:,} characters")
     if before and place:

@@ -10,10 +10,10 @@ import orjson
 from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 
-from actors.contract.table_token import TOKEN_MAX, as_token, table_name
+from actors.contract.table_token import table_name
 from actors.errors import SinkUnavailable
 from actors.web.page import SAFE
-from actors.web.questions import Lookup, read_question
+from actors.web.questions import Lookup, read_question, token_of
 
 PRIVATE = frozenset({"messages", "schema"})
 """The endpoints for which `guard` wants the token."""
@@ -28,7 +28,7 @@ def add_row_routes(app: QuartTrio, lookup: Lookup, tables: Callable[[], Collecti
         try:
             question = read_question(
                 given.get("table", ""), given.getlist("key"), given.get("from", ""), given.get("before", ""),
-                given.get("limit", ""),
+                given.get("limit", ""), tables(),
             )  # fmt: skip
             found = await lookup.messages(question)
             if question.token and not found["messages"] and await lookup.schema(question.token) is None:
@@ -41,9 +41,10 @@ def add_row_routes(app: QuartTrio, lookup: Lookup, tables: Callable[[], Collecti
 
     @app.get("/schema/<path:table>")
     async def schema(table: str) -> Response | tuple[Response, int]:
-        token = as_token(table)
         try:
-            found = await lookup.schema(token) if len(token) <= TOKEN_MAX else None
+            found = await lookup.schema(token_of(table, tables()))
+        except ValueError as exc:
+            return jsonify({"error": str(exc)}), 404
         except SinkUnavailable as exc:
             return jsonify({"error": str(exc)}), 503
         return _private(found) if found is not None else (jsonify({"error": "no schema of this table is stored"}), 404)

@@ -60,3 +60,7 @@ def test_what_a_bridge_says_of_a_gap_and_a_snapshot_reaches_that_bridge() -> Non
     assert fix_of(SnapshotFailed("no_watermark", ""), "public.users", "users", "SHOP").startswith(
         "walbridge snapshot users --stream SHOP"
     )
+    denied = SnapshotFailed("permission_denied", "42501 permission denied for schema Sales Dept")
+    assert fix_of(denied, '"Sales Dept"."Lines.v2"', "t", "CDC").startswith(
+        'GRANT USAGE ON SCHEMA "Sales Dept" TO ...; GRANT SELECT'
+    )

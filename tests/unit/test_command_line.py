@@ -212,3 +212,11 @@ def test_a_file_of_variables_names_slot_stream_and_port(tmp_path: Path) -> None:
     shown = run_here("--print-config", "--env-file", str(file)).stdout
     for words in ("s2", "CDC2", "100", "env file BRIDGE_ZSTD"):
         assert words in shown, shown
+
+
+@pytest.mark.parametrize(("words", "meant"), [
+    (["tial", "--from", "first"], "tail"), (["statsu", "--watch"], "status"), (["tial"], "tail"), (["help", "snapsot"], "snapshot"),
+])  # fmt: skip
+def test_a_misspelt_command_is_what_is_wrong_and_not_its_options(words: list[str], meant: str) -> None:
+    done = run_here(*words)
+    assert (done.returncode, f"did you mean {meant}?" in done.stderr, "--" in done.stderr) == (2, True, False), done.stderr

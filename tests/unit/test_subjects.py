@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from actors.contract import subjects
 from actors.contract.subjects import OPERATIONS, Subject, matches, overlap, parse
-from actors.contract.table_token import table_token
+from actors.contract.table_token import find_token, table_token
 from actors.wire.nats import checked_subject
+from actors.wire.sql_names import quoted
 
 NAMES = st.one_of(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12),
@@ -193,3 +194,13 @@ ALL = [".".join(tokens) for length in range(1, 6) for tokens in product("abx", r
 @given(PATTERNS, PATTERNS)
 def test_two_patterns_overlap_if_some_subject_matches_both(one: str, other: str) -> None:
     assert overlap(one, other) == any(matches(one, subject) and matches(other, subject) for subject in ALL)
+
+
+@given(st.one_of(st.just("public"), NAMES), NAMES)
+def test_a_table_is_found_by_its_token_its_name_and_as_sql_quotes_it(schema: str, table: str) -> None:
+    token = table_token(schema, table)
+    quoted_both = f"{quoted(schema)}.{quoted(table)}"
+    assert find_token(token, {token}) == find_token(quoted_both, {token}) == find_token(f"{schema}.{table}", {token}) == token
+    if schema == "public":
+        assert find_token(table, {token}) == find_token(quoted(table), {token}) == token
+    assert find_token(quoted_both, {table_token(schema, table + "x")}) is None

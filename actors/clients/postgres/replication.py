@@ -405,7 +405,8 @@ def stream_error(  # noqa: PLR0911  (a return for each SQLSTATE)
         return SourceUnavailable(
             "WB104", f"slot {slot} is read by another process", said=error.said,
             means="another bridge runs, or PostgreSQL has not yet noticed that a bridge is gone: waiting",
-            fix="to see the reader: SELECT pid, application_name FROM pg_stat_replication",
+            fix="to see the reader: SELECT pid, application_name FROM pg_stat_replication\n"
+            "if both are to run: walbridge run --slot NAME --stream NAME   # a slot and a stream of its own",
         )  # fmt: skip
     if error.sqlstate == "42704":  # at the start the slot is missing, later the publication
         if streaming:

@@ -92,7 +92,7 @@ class Store(Protocol):
 
 def no_replica(where: str) -> ConfigError:
     """The error for a database that is no replica, when none may be created."""
-    return ConfigError("WB501", f"{where} is no replica of a mirror", fix="walbridge mirror --to URL   # creates one")
+    return ConfigError("WB501", f"{where} is no replica of a mirror", fix="walbridge mirror   # with the same --to: makes one")
 
 
 def in_use() -> ReplicaRefused:
