@@ -157,7 +157,9 @@ async def _show(js: JetStream, wanted: Replay, seq: int, reach: Reach, info: Map
     again = counted(reach.delivered_seq - seq + 1, "message")
     filters = info["config"].get("filter_subjects") or [one for one in (info["config"].get("filter_subject"),) if one]
     only = f", of which it gets those on {listed(list(map(str, filters)))}" if filters else ""
-    print(f"  again    {again} of the stream{printable(only)}; then it continues with new messages")
+    unread = reach.last_seq - reach.delivered_seq
+    rest = f"those that it has not had yet ({unread:,})" if unread else "new messages"
+    print(f"  again    {again} of the stream{printable(only)}; then it continues with {rest}")
     sys.stdout.flush()
 
 

@@ -77,7 +77,8 @@ def describe(status: Mapping[str, Any], now_unix_s: float, *, colour: bool = Fal
     yield f"  {'stage':<10} {'position':<18} moved"
     for stage in status["stages"]:
         moved = f"{age(now_unix_s - stage['moved_at'])} ago" if stage["moved_at"] else "not yet"
-        yield f"  {stage['stage']:<10} {stage['lsn']:<18} {moved}{'   STUCK' if stage['stuck'] else ''}"
+        more = ", keepalives included" if stage["stage"] == "received" and stage["moved_at"] else ""
+        yield f"  {stage['stage']:<10} {stage['lsn']:<18} {moved}{more}{'   STUCK' if stage['stuck'] else ''}"
     yield ""
     latency = status["latency_ms"]
     rows = [

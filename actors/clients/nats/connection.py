@@ -99,10 +99,6 @@ class NatsConnection:
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 self._broken = _reason(exc)
                 raise SinkUnavailable("WB201", f"connection to NATS {self.server} lost", said=self._broken) from exc
-            except trio.Cancelled:
-                with trio.CancelScope(shield=True):  # now, and not when somebody sends again
-                    await trio.aclose_forcefully(self._stream)
-                raise
             self._broken = ""
 
     async def subscribe(self, subject: str, callback: Callable[[Msg], None]) -> None:
