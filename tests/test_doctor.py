@@ -151,8 +151,8 @@ def test_beside_a_running_bridge_it_stores_and_removes_nothing(
 def test_what_is_wrong_with_tables_and_role_is_named_and_each_fix_mends_it(users: Database, nats: NatsServer) -> None:
     users.execute("""
         CREATE TABLE log (v text); CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE hidden (id int PRIMARY KEY);
-        CREATE TABLE tenants (id int PRIMARY KEY, doc text);
-        ALTER PUBLICATION cdc_pub ADD TABLE log, parent, hidden, tenants WHERE (id > 5); CREATE TABLE child () INHERITS (parent);
+        CREATE TABLE tenants (id int PRIMARY KEY, doc text); CREATE SCHEMA shut; CREATE TABLE shut.t (id int PRIMARY KEY);
+        ALTER PUBLICATION cdc_pub ADD TABLE log, parent, hidden, shut.t, tenants WHERE (id > 5); CREATE TABLE child () INHERITS (parent);
         ALTER TABLE child ADD PRIMARY KEY (id);
     """)
     grants = "GRANT SELECT ON users, log, parent, child, tenants TO {0}; GRANT INSERT ON users TO {0};"
@@ -163,6 +163,8 @@ def test_what_is_wrong_with_tables_and_role_is_named_and_each_fix_mends_it(users
         rows = doctor(dsn, nats.url)
         assert codes(rows, "fail") == {"WB115"}
         assert codes(rows, "warn") == {"WB117", "WB128", "WB130", "WB132"}
+        (denied,) = [row["what"] for row in rows if row["code"] == "WB117"]
+        assert denied.endswith("may not read public.hidden, shut.t: it has no USAGE on the schema: shut.t")
         assert [row["what"] for row in rows if row["code"] == "WB126"] == [
             f'role {users.name}_role may do more than a bridge needs: may write to "public"."users"'
         ]

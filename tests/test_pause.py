@@ -138,6 +138,9 @@ def test_a_slot_that_is_lost_during_the_pause_is_told_as_ever(
     wait_for(lambda: "WB108" in [one["code"] for one in bridge.status()["problems"]])
     assert bridge.status()["verdict"]["level"] == "bad"
     assert "the slot is gone: changes do not wait, they are lost" in bridge.status()["verdict"]["text"]
+    checks = json.loads(run_here("doctor", "--json", "--port", str(bridge.port), env=bridge.env).stdout)["checks"]
+    (port,) = [row for row in checks if row["check"] == "HTTP port"]
+    assert (port["level"], "the slot is gone" in port["what"]) == ("warn", True), port
     done = told("resume", bridge)
     assert done.returncode == 1
     assert bridge.wait() == 1
