@@ -378,7 +378,7 @@ def _last_words(outcome: Outcome, keep: Path | None) -> str:
         if number
     ]
     lines = [
-        f"{outcome.events:,} events of {outcome.transactions:,} transactions in {outcome.seconds:g} s"
+        f"{outcome.transactions:,} transactions, {outcome.events:,} events stored, in {outcome.seconds:g} s"
         + (f"; {' and '.join(harm)}" if harm else ""),
         "The replica is equal to the source: no change lost, none doubled."
         if outcome.equal
