@@ -375,7 +375,7 @@ def test_a_stop_does_not_wait_for_a_snapshot(database: Database, nats: NatsServe
     bridge = make_bridge(database, nats)
     ask(nats.url, "users")
     wait_for(lambda: is_running(bridge, "users"))
-    assert bridge.stop() == 0
+    assert bridge.stop() == 0, bridge.log()
     assert snapshots(nats.url, "users")[-1].meta is None
     assert no_leftovers(database)
 
