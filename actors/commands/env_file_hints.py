@@ -11,10 +11,14 @@ from actors.settings.env_file import INIT_WRITES_SQL, read_env_file, unread_file
 
 NOT_LET_IN = frozenset({"WB103"})
 NOT_THERE = frozenset({"WB101", "WB200"})
+OF_EMBEDDED = "WB40"
+"""How the codes of servers that the bridge itself runs begin: no file says where they are."""
 
 
 def with_hint(fix: str, code: str, arguments: Sequence[str]) -> str:
     """Return the fix of an error of a command with these arguments, and what the files say of it."""
+    if code.startswith(OF_EMBEDDED):
+        return fix
     env_file = _named(arguments)
     found = unread_file(is_named=False) if env_file is None else _beside(env_file, code)
     return "\n".join(filter(None, [fix, found]))
@@ -22,7 +26,8 @@ def with_hint(fix: str, code: str, arguments: Sequence[str]) -> str:
 
 def _beside(env_file: Path, code: str) -> str:
     folder = env_file.parent
-    if code in NOT_LET_IN and (folder / INIT_WRITES_SQL).is_file():
+    has_password = "POSTGRES_BRIDGE_PASSWORD" in read_env_file(env_file)  # else the script cannot have it from there
+    if code in NOT_LET_IN and has_password and (folder / INIT_WRITES_SQL).is_file():
         return f"if {INIT_WRITES_SQL} was not run since it was written: {script_command(env_file)}"
     if code in NOT_THERE:
         from actors.embedded.servers import is_embedded_folder  # noqa: PLC0415  (loads libpq)

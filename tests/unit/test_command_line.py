@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from actors.commands.env_file_hints import with_hint
 from actors.embedded.process import free_port
 from actors.main import app
+from actors.settings.env_file import INIT_WRITES_SQL
 from tests.command_line import run_here
 from tests.servers import CLEAN, ROOT
 
@@ -220,3 +222,15 @@ def test_a_file_of_variables_names_slot_stream_and_port(tmp_path: Path) -> None:
 def test_a_misspelt_command_is_what_is_wrong_and_not_its_options(words: list[str], meant: str) -> None:
     done = run_here(*words)
     assert (done.returncode, f"did you mean {meant}?" in done.stderr, "--" in done.stderr) == (2, True, False), done.stderr
+
+
+def test_a_file_is_only_hinted_at_where_it_could_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "walbridge.env").write_text("POSTGRES_BRIDGE_PASWORD=misspelt\n")
+    (tmp_path / INIT_WRITES_SQL).write_text("")
+    assert "walbridge.env lies here" in with_hint("fix it", "WB101", ["run"])
+    assert with_hint("fix it", "WB402", ["run", "--embedded"]) == "fix it", "these servers are the bridge's own"
+    named = ["run", "--env-file", "walbridge.env"]
+    assert with_hint("fix it", "WB103", named) == "fix it", "the script would find no password there"
+    (tmp_path / "walbridge.env").write_text("POSTGRES_BRIDGE_PASSWORD=right\n")
+    assert INIT_WRITES_SQL in with_hint("fix it", "WB103", named)
