@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import psycopg
 
@@ -24,12 +25,18 @@ def at(server: PostgresServer) -> dict[str, str]:
     return {"SNAPSHOT_DATABASE_URL": f"postgresql://127.0.0.1:{server.port}"}
 
 
+@contextmanager
+def users_and_standby(primary: PostgresServer) -> Iterator[tuple[Database, PostgresServer]]:
+    """A published table, and a standby of its server."""
+    with closing(Database(primary, "app")) as database, standby_of(primary) as standby:
+        database.execute(USERS)
+        yield database, standby
+
+
 def test_a_complete_snapshot_reads_the_standby_alone(
     make_postgres: MakePostgres, nats: NatsServer, make_bridge: MakeBridge
 ) -> None:
-    primary = make_postgres()
-    with closing(Database(primary, "app")) as database, standby_of(primary) as standby:
-        database.execute(USERS)
+    with users_and_standby(make_postgres()) as (database, standby):
         make_bridge(database, nats, env=at(standby))
         assert [row["id"] for row in take(nats.url, "users").rows] == [1]
         with psycopg.connect(standby.dsn("app"), autocommit=True) as there:
@@ -40,9 +47,7 @@ def test_a_complete_snapshot_reads_the_standby_alone(
 def test_a_snapshot_waits_for_a_standby_that_is_behind_and_has_what_was_committed_before_its_request(
     make_postgres: MakePostgres, nats: NatsServer, make_bridge: MakeBridge
 ) -> None:
-    primary = make_postgres()
-    with closing(Database(primary, "app")) as database, standby_of(primary) as standby:
-        database.execute(USERS)
+    with users_and_standby(make_postgres()) as (database, standby):
         bridge = make_bridge(database, nats, env=at(standby))
         with psycopg.connect(standby.dsn("app"), autocommit=True) as there:
             there.execute("SELECT pg_wal_replay_pause()")
@@ -61,9 +66,7 @@ def test_a_snapshot_waits_for_a_standby_that_is_behind_and_has_what_was_committe
 def test_a_promoted_standby_and_another_server_are_refused(
     make_postgres: MakePostgres, nats: NatsServer, make_bridge: MakeBridge
 ) -> None:
-    primary = make_postgres()
-    with closing(Database(primary, "app")) as database, standby_of(primary) as standby:
-        database.execute(USERS)
+    with users_and_standby(make_postgres()) as (database, standby):
         bridge = make_bridge(database, nats, env=at(standby))
         with psycopg.connect(standby.dsn("app"), autocommit=True) as there:
             there.execute("SELECT pg_promote()")
