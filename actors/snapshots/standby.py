@@ -10,7 +10,6 @@ https://www.postgresql.org/docs/18/logicaldecoding-explanation.html#LOGICALDECOD
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing
 
@@ -123,7 +122,7 @@ async def _export(primary: PgConnection, standby: PgConnection) -> tuple[Lsn, st
         if standby.is_standby and not primary.is_standby:
             nursery.start_soon(_note_transactions, primary.config)
         try:
-            exported = await export_snapshot(standby, _slot_name(), timeout_s=STANDBY_TIMEOUT_S)
+            exported = await export_snapshot(standby, timeout_s=STANDBY_TIMEOUT_S)
         except WalbridgeError as exc:  # raised in the nursery, the error would be wrapped in a group
             failure = exc
         nursery.cancel_scope.cancel()
@@ -140,11 +139,7 @@ async def _note_transactions(primary: PostgresConfig) -> None:
         try:
             connection = await PgConnection.connect(primary, application_name="walbridge snapshot", replication=True)
             with closing(connection):
-                await export_snapshot(connection, _slot_name(), timeout_s=STANDBY_TIMEOUT_S)
+                await export_snapshot(connection, timeout_s=STANDBY_TIMEOUT_S)
         except WalbridgeError as exc:  # no free slot, say: the primary notes its transactions every 15 s, too
             log.debug("the primary cannot be made to note its transactions", error=str(exc))
         await trio.sleep(NOTE_EVERY_S)
-
-
-def _slot_name() -> str:
-    return f"snap_{secrets.token_hex(6)}"

@@ -12,7 +12,6 @@ https://www.postgresql.org/docs/18/functions-info.html#FUNCTIONS-INFO-SNAPSHOT
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
@@ -73,7 +72,7 @@ async def take_watermark(connection: PgConnection) -> Watermark:
     replication = await PgConnection.connect(connection.config, replication=True, application_name="walbridge snapshot")
     try:
         ((system_id, timeline, *_),) = await replication.query("IDENTIFY_SYSTEM")
-        lsn, snapshot = await export_snapshot(replication, f"snap_{secrets.token_hex(6)}", timeout_s=SLOT_TIMEOUT_S)
+        lsn, snapshot = await export_snapshot(replication, timeout_s=SLOT_TIMEOUT_S)
         await connection.query(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         return Watermark(lsn, system_id=system_id or "", timeline=int(timeline or 0))
     except (PostgresError, SourceUnavailable) as exc:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -72,7 +71,7 @@ class Source:
         self._holder = await begin_locked(self._connection, chosen_tables, timeout_s=min(LOCK_TIMEOUT_S, timeout_s))
         replication = await PgConnection.connect(self._config, replication=True, application_name="walbridge verify")
         try:
-            lsn, snapshot = await export_snapshot(replication, f"snap_{secrets.token_hex(6)}", timeout_s=timeout_s)
+            lsn, snapshot = await export_snapshot(replication, timeout_s=timeout_s)
             await self._connection.query(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         finally:
             replication.close()

@@ -5,6 +5,7 @@ https://www.postgresql.org/docs/18/protocol-replication.html
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ async def slot_state(connection: PgConnection, slot: str) -> SlotState | None:
     )  # fmt: skip
 
 
-async def export_snapshot(connection: PgConnection, name: str, *, timeout_s: float) -> tuple[Lsn, str]:
+async def export_snapshot(connection: PgConnection, *, timeout_s: float) -> tuple[Lsn, str]:
     """Create a temporary slot and export the snapshot of its consistent point; return both.
 
     The snapshot contains exactly the transactions that commit below that LSN, whatever else happens meanwhile. The slot ends
@@ -66,6 +67,7 @@ async def export_snapshot(connection: PgConnection, name: str, *, timeout_s: flo
     are writing now. Raises PostgresError or SourceUnavailable when the slot cannot be created within `timeout_s`, on a standby
     within at least 60 s.
     """
+    name = f"snap_{secrets.token_hex(6)}"
     standby = connection.is_standby
     options = "(SNAPSHOT 'export')" if connection.server_version >= 150000 else "EXPORT_SNAPSHOT"
     try:
