@@ -26,8 +26,9 @@ def with_hint(fix: str, code: str, arguments: Sequence[str]) -> str:
 
 def _beside(env_file: Path, code: str) -> str:
     folder = env_file.parent
-    has_password = "POSTGRES_BRIDGE_PASSWORD" in read_env_file(env_file)  # else the script cannot have it from there
-    if code in NOT_LET_IN and has_password and (folder / INIT_WRITES_SQL).is_file():
+    if code in NOT_LET_IN and (folder / INIT_WRITES_SQL).is_file():
+        if "POSTGRES_BRIDGE_PASSWORD" not in read_env_file(env_file):  # the script has it from there
+            return ""
         return f"if {INIT_WRITES_SQL} was not run since it was written: {script_command(env_file)}"
     if code in NOT_THERE:
         from actors.embedded.servers import is_embedded_folder  # noqa: PLC0415  (loads libpq)

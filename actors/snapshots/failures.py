@@ -7,8 +7,10 @@ from typing import Any
 
 from actors.clients.postgres.connection import PostgresError
 from actors.contract.subjects import snapshot_command
+from actors.contract.table_token import split_token
 from actors.snapshots.chunks import RowTooLarge
 from actors.startup.stream_sizes import as_flag
+from actors.wire.sql_names import quoted
 
 _LARGER_BYTES = 64 << 20
 """The smallest limit of INIT that is suggested."""
@@ -52,7 +54,7 @@ def fix_of(failure: SnapshotFailed, qualified: str, token: str, stream: str) -> 
     """Return what to do about a failed snapshot of a table, which SQL calls `qualified`, for the bridge of `stream`."""
     again = snapshot_command(token, stream)
     if failure.kind == "permission_denied" and "for schema" in str(failure):
-        schema = qualified.rpartition('."')[0]
+        schema = quoted(split_token(token)[0])
         return f"GRANT USAGE ON SCHEMA {schema} TO ...; GRANT SELECT ON {qualified} TO ...;   -- the bridge's role\n{again}"
     if failure.kind == "permission_denied":
         return f"GRANT SELECT ON {qualified} TO ...;   -- the bridge's role\n{again}"

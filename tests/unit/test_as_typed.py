@@ -61,6 +61,6 @@ def test_what_a_bridge_says_of_a_gap_and_a_snapshot_reaches_that_bridge() -> Non
         "walbridge snapshot users --stream SHOP"
     )
     denied = SnapshotFailed("permission_denied", "42501 permission denied for schema Sales Dept")
-    assert fix_of(denied, '"Sales Dept"."Lines.v2"', "t", "CDC").startswith(
+    assert fix_of(denied, '"Sales Dept"."Lines.v2"', "Sales=20Dept/Lines=2Ev2", "CDC").startswith(
         'GRANT USAGE ON SCHEMA "Sales Dept" TO ...; GRANT SELECT'
     )

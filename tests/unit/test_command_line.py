@@ -234,3 +234,5 @@ def test_a_file_is_only_hinted_at_where_it_could_help(tmp_path: Path, monkeypatc
     assert with_hint("fix it", "WB103", named) == "fix it", "the script would find no password there"
     (tmp_path / "walbridge.env").write_text("POSTGRES_BRIDGE_PASSWORD=right\n")
     assert INIT_WRITES_SQL in with_hint("fix it", "WB103", named)
+    (tmp_path / "walbridge.env").unlink()
+    assert with_hint("fix it", "WB107", named) == "fix it", "a file that is gone by now is no fault beside the fault"
