@@ -106,12 +106,7 @@ class PostgresSide:
 
     def _listed(self) -> str:
         """The tables as `--tables` takes them."""
-        names = [
-            name if re.fullmatch("[a-z_][a-z0-9_]*", name) else quoted(name)
-            for table in self.tables
-            for name in (table.schema, table.name)
-        ]
-        pairs = [".".join(pair) for pair in zip(names[::2], names[1::2], strict=True)]
+        pairs = [f"{_plain_or_quoted(table.schema)}.{_plain_or_quoted(table.name)}" for table in self.tables]
         return shlex.quote(",".join(pairs)) if 0 < len(pairs) <= LISTED_MAX else "TABLES"
 
     def _counted(self) -> str:
@@ -273,6 +268,10 @@ class PostgresSide:
             means="a slot that is left over fills PostgreSQL's disk, whatever the bridge does",
             fix=f"SELECT pg_drop_replication_slot('{name}');   -- if nobody will come back for it",
         ))  # fmt: skip
+
+
+def _plain_or_quoted(name: str) -> str:
+    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) else quoted(name)
 
 
 def _found(looked: Looked) -> Found:
